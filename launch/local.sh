@@ -1,0 +1,211 @@
+#!/usr/bin/env bash
+# Train with several real processes on this machine: what a pod does, on one desk.
+# Only the environment of a multi-process run is made here; all training logic is in mtsft.train.
+set -euo pipefail
+
+usage() {
+  cat <<'EOF'
+usage: launch/local.sh [options] [--] ARGS...
+
+Runs N processes of `python -m mtsft.train ARGS...` on this machine, as one distributed run.
+The first word that is not an option of this script begins ARGS.
+
+  --processes N            how many processes (default 2)
+  --devices-per-process M  devices each process sees (default 1)
+  --platform cpu|gpu       cpu: M virtual devices each; gpu: a slice of M GPUs each (default cpu)
+  --port P                 the coordinator's port (default: a free one)
+  --logs DIR               log files of processes 1, 2, ... (default: a new temporary folder)
+  --dry-run                print the commands, one a process, and run nothing
+  --help                   print this
+
+Process 0 writes to the terminal. When a process fails, the others are ended and the exit status is
+that of the first to fail (0: all went well; 2: the input is wrong). Ctrl-C and SIGTERM are passed on
+as SIGTERM, on which the trainer saves and exits; a second one kills.
+
+environment:
+  PYTHON                the interpreter (default python3)
+  MTSFT_GRACE_SECONDS   time between TERM and KILL when a process has failed (default 30)
+
+example:
+  launch/local.sh --processes 2 --devices-per-process 4 -- --config=configs/quickstart.py --workdir=/tmp/run
+EOF
+}
+
+say() { printf 'local.sh: %s\n' "$*" >&2; }
+die() {
+  say "$*"
+  exit 2
+}
+
+# `wait -n -p`, which tells which process was the first to fail, came with bash 5.1.
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 501)) || die "needs bash 5.1 or newer, this is $BASH_VERSION"
+
+processes=2 devices_per_process=1 platform=cpu port='' logs='' dry_run=no
+while (($#)); do
+  case $1 in
+    --processes | --devices-per-process | --platform | --port | --logs)
+      (($# >= 2)) || die "$1 needs a value"
+      option=${1#--}
+      printf -v "${option//-/_}" %s "$2"
+      shift 2
+      ;;
+    --processes=* | --devices-per-process=* | --platform=* | --port=* | --logs=*)
+      set -- "${1%%=*}" "${1#*=}" "${@:2}"
+      ;;
+    --dry-run)
+      dry_run=yes
+      shift
+      ;;
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    --)
+      shift
+      break
+      ;;
+    *) break ;;
+  esac
+done
+train_args=("$@")
+
+python=${PYTHON:-python3}
+grace=${MTSFT_GRACE_SECONDS:-30}
+count='^[1-9][0-9]{0,3}$'
+[[ $processes =~ $count ]] || die "--processes must be a whole number above 0, not $(printf %q "$processes")"
+[[ $devices_per_process =~ $count ]] ||
+  die "--devices-per-process must be a whole number above 0, not $(printf %q "$devices_per_process")"
+[[ $platform == cpu || $platform == gpu ]] || die "--platform must be cpu or gpu, not $(printf %q "$platform")"
+[[ -z $port || ($port =~ ^[1-9][0-9]{0,4}$ && $port -le 65535) ]] ||
+  die "--port must be between 1 and 65535, not $(printf %q "$port")"
+[[ $grace =~ ^[0-9]+$ ]] || die "MTSFT_GRACE_SECONDS must be a whole number, not $(printf %q "$grace")"
+((${#train_args[@]})) || die "nothing to train: give at least --config=FILE --workdir=DIR"
+type -P -- "$python" >/dev/null || die "no interpreter $(printf %q "$python"): set PYTHON"
+
+# The GPUs to share out: those that CUDA_VISIBLE_DEVICES names, or 0, 1, 2, ...
+if [[ $platform == gpu ]]; then
+  wanted=$((processes * devices_per_process))
+  IFS=, read -r -a gpus <<<"${CUDA_VISIBLE_DEVICES-$(seq -s, 0 $((wanted - 1)))}"
+  ((${#gpus[@]} >= wanted)) ||
+    die "$processes processes of $devices_per_process GPUs need $wanted, CUDA_VISIBLE_DEVICES names ${#gpus[@]}"
+fi
+
+# Below the ports that the kernel gives to outgoing connections, so that none of those takes it first.
+free_port() {
+  local candidate
+  while :; do
+    candidate=$((20000 + RANDOM % 12000))
+    if ! (: <>"/dev/tcp/127.0.0.1/$candidate") 2>/dev/null; then
+      printf %s "$candidate"
+      return
+    fi
+  done
+}
+port=${port:-$(free_port)}
+
+# Sets `command`: what process $1 runs. --dry-run prints the very array that a run executes.
+command_of() {
+  local id=$1 mine
+  command=(env
+    "JAX_COORDINATOR_ADDRESS=127.0.0.1:$port"
+    "JAX_NUM_PROCESSES=$processes"
+    "JAX_PROCESS_ID=$id"
+    PYTHONUNBUFFERED=1)
+  if [[ $platform == cpu ]]; then
+    # Last, because the last of two settings of one XLA flag is the one that holds.
+    command+=(JAX_PLATFORMS=cpu
+      "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices_per_process")
+  else
+    # Named, because JAX that finds no GPU would otherwise train on the CPU without a word.
+    mine=$(IFS=, && echo "${gpus[*]:id * devices_per_process:devices_per_process}")
+    command+=(JAX_PLATFORMS=cuda "CUDA_VISIBLE_DEVICES=$mine")
+  fi
+  command+=("$python" -m mtsft.train "${train_args[@]}")
+}
+
+if [[ $dry_run == yes ]]; then
+  for ((id = 0; id < processes; id++)); do
+    command_of "$id"
+    line=$(printf '%q ' "${command[@]}")
+    printf '%s\n' "${line% }"
+  done
+  exit 0
+fi
+
+if [[ -z $logs ]]; then
+  logs=$(mktemp -d "${TMPDIR:-/tmp}/mtsft-local.XXXXXX")
+else
+  mkdir -p -- "$logs" 2>/dev/null || die "cannot make the folder for logs, $(printf %q "$logs")"
+fi
+say "$processes processes, coordinator at 127.0.0.1:$port; logs of processes 1, 2, ... in $logs"
+
+declare -A id_of=() # pid -> process id, of those still running
+pids=()
+asked_to_stop=no
+
+kill_groups() {
+  local pid
+  for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
+}
+
+# shellcheck disable=SC2317  # reached through the trap
+pass_on() {
+  if [[ $asked_to_stop == yes ]]; then
+    say "asked twice: killing"
+    kill_groups
+  else
+    asked_to_stop=yes
+    say "passing TERM on; waiting for ${#id_of[@]} processes to save and exit"
+    ((${#id_of[@]} == 0)) || kill -TERM "${!id_of[@]}" 2>/dev/null || true
+  fi
+}
+trap pass_on INT TERM HUP
+
+# When one has failed its peers wait for it in a collective, perhaps for ever.
+end_the_others() {
+  local deadline=$((SECONDS + grace))
+  if ((${#id_of[@]})); then
+    [[ $asked_to_stop == yes ]] || kill -TERM "${!id_of[@]}" 2>/dev/null || true
+    while ((SECONDS < deadline)) && kill -0 "${!id_of[@]}" 2>/dev/null; do sleep 0.1; done
+  fi
+  kill_groups
+}
+
+# Job control gives each process a group of its own: Ctrl-C reaches them only through us, once, as
+# TERM; and KILL takes a process's own children (data loaders) along.
+set -m
+for ((id = 0; id < processes; id++)); do
+  [[ $asked_to_stop == no ]] || break
+  command_of "$id"
+  if ((id == 0)); then
+    "${command[@]}" </dev/null &
+  else
+    "${command[@]}" </dev/null >"$logs/process-$id.log" 2>&1 &
+  fi
+  pids+=("$!")
+  id_of[$!]=$id
+done
+
+status=0
+failed=''
+while ((${#id_of[@]})); do
+  pid='' code=0
+  wait -n -p pid "${!id_of[@]}" || code=$?
+  [[ -n ${pid:-} ]] || continue # a signal came, and was passed on
+  id=${id_of[$pid]}
+  unset "id_of[$pid]"
+  if ((code != 0)) && [[ -z $failed ]]; then
+    failed=$id status=$code
+    end_the_others
+  fi
+done
+
+if [[ -n $failed ]]; then
+  if ((failed == 0)); then
+    say "process 0 failed with status $status; its output is above"
+  else
+    say "process $failed failed with status $status; read $logs/process-$failed.log, which ends:"
+    tail -n 20 -- "$logs/process-$failed.log" >&2
+  fi
+fi
+exit "$status"

@@ -1,0 +1,116 @@
+"""Every key of a run, its default and its meaning, in one place.
+
+A config file is Python with a `get_config()` that takes `default()` and changes what it wants; any key can then be
+changed again on the command line, as --config.train.steps=500.
+"""
+
+from ml_collections import ConfigDict
+
+from mtsft.errors import InputError
+
+
+def default() -> ConfigDict:
+    """The default of every key. Unknown keys are errors from here on."""
+    config = ConfigDict()
+
+    config.data = data = ConfigDict()
+    data.train = ""  # file of dialogues (JSON Lines), a glob pattern, or a tuple of them
+    data.eval = ""  # the same, held out from training
+    data.eval_fraction = 0.0  # share of data.train to hold out where data.eval is empty, chosen by content
+    data.corpus = ""  # "recall": the corpus built into the package, in place of data.train and data.eval
+    data.corpus_dialogues = 20_000  # of the built-in corpus, to train on
+    data.corpus_eval_dialogues = 500  # of the built-in corpus, held out
+    data.corpus_seed = 0
+    data.tokenizer = ""  # a SentencePiece .model file; "" trains one on the training dialogues
+    data.vocab_size = 8192  # of a tokenizer that is trained here, at most
+    data.template = "chatml"  # how messages become text: a built-in template
+    data.sequence_length = 2048  # slots of a row; dialogues are packed side by side into rows
+    data.over_length = "error"  # a dialogue longer than a row: "error", "drop", or "keep_first" (whole turns)
+    data.workers = 0  # tokenising processes; 0 for one a core
+    data.cache_dir = "~/.cache/mtsft"  # tokenised data, trained tokenizers and built-in corpora
+
+    config.model = model = ConfigDict()
+    model.hidden_size = 512
+    model.intermediate_size = 1376
+    model.num_hidden_layers = 8
+    model.num_attention_heads = 8
+    model.num_key_value_heads = 4
+    model.head_dim = 64
+    model.rope_theta = 10_000.0
+    model.rms_norm_eps = 1e-6
+    model.tie_word_embeddings = False
+    model.initializer_range = 0.02  # standard deviation of fresh weights
+    model.dtype = "float32"  # of the computation: "float32" or "bfloat16"; parameters are float32
+    model.scan_layers = True  # compile one layer and scan it; False unrolls (faster steps on CPU, longer compile)
+    model.remat = "none"  # activations kept for the backward pass: "none" keeps all, "dots", "dots_no_batch", "full"
+
+    config.objective = objective = ConfigDict()
+    objective.normalize = "dataset"  # divide gradient sums by the dataset's mean weight per batch, or the "batch"'s own
+    objective.chunk = 256  # supervised slots of a row that meet the vocabulary at a time
+
+    config.train = train = ConfigDict()
+    train.steps = 0  # optimizer steps; 0 leaves it to train.epochs
+    train.epochs = 1.0  # passes over the data, where train.steps is 0
+    train.batch_size = 8  # rows of a batch, over all devices and hosts
+    train.microbatches = 1  # parts that a batch is computed in, to save memory; changes no number
+    train.seed = 0
+    train.optimizer = "adamw"  # or "muon": Muon for the layers' matrices, AdamW for the rest
+    train.learning_rate = 3e-4  # at its peak
+    train.warmup_steps = 100
+    train.end_learning_rate = 0.1  # at the end of the cosine, as a share of the peak
+    train.weight_decay = 0.1  # of matrices
+    train.b1 = 0.9
+    train.b2 = 0.95
+    train.eps = 1e-8
+    train.clip_norm = 1.0  # global norm that gradients are clipped to; 0 for no clipping
+    train.max_bad_steps = 10  # stop after so many steps in a row whose loss or gradient is not finite
+    train.log_every = 10  # steps
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.every = 500  # steps between evaluations on held-out dialogues, and once at the end; 0 for never
+    evaluation.batch_size = 0  # rows; 0 for those of a micro-batch
+    evaluation.turns = 32  # turns told apart in the loss by turn; later ones are counted with the last
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every = 500  # steps between checkpoints, and once at the end
+    checkpoint.keep = 2  # latest checkpoints to keep, beside the best by held-out loss
+
+    config.parallel = parallel = ConfigDict()
+    parallel.mode = "jit"  # "jit" over a mesh, or "pmap" with replicated parameters
+    parallel.mesh = ""  # such as "data=2,fsdp=4,tensor=1"; -1 for what is left; "" puts all devices on data
+    parallel.compilation_cache = "~/.cache/mtsft/compiled"  # compiled programs, kept between runs; "" for none
+    return config.lock()
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises InputError for a value that no room below would name by its key."""
+    minima = {
+        "data.sequence_length": 2,
+        "data.vocab_size": 1,
+        "data.workers": 0,
+        "objective.chunk": 1,
+        "train.steps": 0,
+        "train.epochs": 0,
+        "train.warmup_steps": 0,
+        "train.log_every": 1,
+        "train.max_bad_steps": 1,
+        "train.clip_norm": 0,
+        "train.learning_rate": 0,
+        "eval.every": 0,
+        "eval.batch_size": 0,
+        "eval.turns": 1,
+        "checkpoint.every": 1,
+        "checkpoint.keep": 1,
+    }
+    for key, least in minima.items():
+        group, name = key.split(".")
+        if not config[group][name] >= least:
+            raise InputError(f"{key}={config[group][name]}: must be at least {least}")
+    if not 0 <= config.data.eval_fraction < 1:
+        raise InputError(f"data.eval_fraction={config.data.eval_fraction}: must be in [0, 1)")
+    if config.objective.normalize not in ("dataset", "batch"):
+        raise InputError(f"objective.normalize={config.objective.normalize!r}: use 'dataset' or 'batch'")
+    if not config.train.steps and not config.train.epochs:
+        raise InputError("train.steps and train.epochs are both 0: nothing to do; set one of them")
+    if config.data.corpus and config.data.train:
+        raise InputError("data.corpus and data.train are both set; set data.corpus='' to train on your own files")

@@ -1,0 +1,1 @@
+"""Many dialogues: from tokens to batches. Numpy only, no jax."""

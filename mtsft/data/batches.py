@@ -1,0 +1,112 @@
+"""(plan, step) to PackedBatch: a pure function of the step, read ahead by Grain.
+
+One row of 12 slots with two dialogues, the second one branching after its third token:
+
+    slot            0  1  2  3  4 | 5  6  7  8  9 10 |11
+    tokens          a  b  c  d  e | p  q  r  s  t  u | .
+    segment_ids     1  1  1  1  1 | 2  2  2  2  2  2 | 0      0 = padding, nothing attends to it
+    positions       0  1  2  3  4 | 0  1  2  3  4  3 | 0      depth in the tree: what RoPE sees
+    parents        -1  0  1  2  3 |-1  5  6  7  8  7 |-1      the slot whose hidden state predicts this token
+    subtree_ends    5  5  5  5  5 |11 11 11 10 10 11 | 0      exclusive
+    response_mask   0  0  1  1  1 | 0  0  0  1  1  1 | 0
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from mtsft.data.packing import Layout, Plan, deal
+from mtsft.data.store import Store
+from mtsft.dialogue.tree import TokenTree, positions, subtree_ends
+
+
+class PackedBatch(NamedTuple):
+    """B rows of L slots; every field has the shape (B, L), int32 but for response_mask, which is float32.
+
+    See the picture above. turn_ids: the index among its dialogue's assistant messages of the response that a slot
+    is, or first leads to; 0 in padding.
+    """
+
+    tokens: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
+    parents: np.ndarray
+    subtree_ends: np.ndarray
+    response_mask: np.ndarray
+    turn_ids: np.ndarray
+
+
+_DTYPES = PackedBatch(*[np.int32] * 5, np.float32, np.int32)
+
+
+def empty_batch(num_rows: int, row_length: int) -> PackedBatch:
+    """Rows of nothing but padding."""
+    batch = PackedBatch(*(np.zeros((num_rows, row_length), dtype) for dtype in _DTYPES))
+    batch.parents[:] = -1
+    return batch
+
+
+def pack_row(batch: PackedBatch, row: int, trees: Sequence[TokenTree]) -> None:
+    """Lays trees side by side in one row of `batch`, which must be empty and long enough."""
+    start = 0
+    for segment, tree in enumerate(trees, 1):
+        slots = slice(start, start + len(tree))
+        batch.tokens[row, slots] = tree.tokens_N
+        batch.segment_ids[row, slots] = segment
+        batch.positions[row, slots] = positions(tree.parents_N)
+        batch.parents[row, slots] = np.where(tree.parents_N < 0, -1, tree.parents_N + start)
+        batch.subtree_ends[row, slots] = subtree_ends(tree.parents_N) + start
+        batch.response_mask[row, slots] = tree.response_mask_N
+        batch.turn_ids[row, slots] = tree.turn_ids_N
+        start += len(tree)
+
+
+class BatchSource:
+    """Random access to the batches of a run: source[step] depends on nothing that happened before.
+
+    The rows of all epochs stand in one endless order, `batch_size` of them to a step. rows: which of a batch's rows
+    this process reads. epochs: after so many the rows are empty; 0 for no end.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        layout: Layout,
+        batch_size: int,
+        seed: int,
+        rows: Sequence[int] | None = None,
+        epochs: int = 0,
+        steps: int = 2**31 - 1,
+    ):
+        self.store, self.layout = store, layout
+        self.batch_size, self.seed, self.epochs, self.steps = batch_size, seed, epochs, steps
+        self.rows = list(range(batch_size)) if rows is None else list(rows)
+        self._plan = lru_cache(maxsize=2)(self._deal)  # a batch may reach into the next epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> PackedBatch:
+        """The rows of this process of the batch of `step`, in the order of `rows`."""
+        batch = empty_batch(len(self.rows), self.layout.row_length)
+        for i, row in enumerate(self.rows):
+            epoch, place = divmod(step * self.batch_size + row, self.layout.num_rows)
+            if self.epochs and epoch >= self.epochs:
+                continue
+            pack_row(batch, i, [self.store[d] for d in self._plan(epoch).row(place)])
+        return batch
+
+    def _deal(self, epoch: int) -> Plan:
+        return deal(self.layout, self.store.lengths_N, self.seed, epoch)
+
+    def __repr__(self) -> str:
+        return f"BatchSource({self.store.path.name}, batch_size={self.batch_size})"
+
+
+def read_ahead(source: BatchSource, start: int, threads: int = 2, ahead: int = 4) -> Iterator[PackedBatch]:
+    """The batches from step `start` to the source's last, in order, made ahead of need by Grain's threads."""
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    return iter(grain.MapDataset.source(source)[start:].to_iter_dataset(options))

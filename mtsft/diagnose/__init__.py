@@ -1,0 +1,1 @@
+"""What the doors view and evaluate compute and draw."""

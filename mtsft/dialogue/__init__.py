@@ -1,0 +1,1 @@
+"""One dialogue: from text to tokens. No jax here."""

@@ -1,0 +1,246 @@
+"""A corpus whose later turns can only be answered from earlier ones.
+
+A person introduces themselves with a few facts, asks for them later, corrects one, asks again (now the
+correction is right), and asks for two at once:
+
+    user       Hello! My name is Ada, I live in Rome and my dog is called Rex.
+    assistant  Nice to meet you, Ada.
+    user       So, where do I live?
+    assistant  You live in Rome.                              recall
+    user       Actually, I live in Oslo.
+    assistant  Noted, thanks.
+    user       Where is my home?
+    assistant  You live in Oslo.                              corrected
+    user       What is my dog called, and what is my name?
+    assistant  Your dog is called Rex and your name is Ada.   combined
+
+A model that trains on every assistant turn, each given its whole history, masters this; one that loses the
+history, or trains on the last turn's neighbour instead of on the turn, is left to guess among `len(kind.values)`
+words. So the fraction of such turns answered exactly says whether multi-turn training works.
+
+The replies are a function of the history: greedy decoding has one right answer. Values are single words, each
+belongs to one kind, and each always follows a space, so a word-level tokenizer gives a value one token, the
+same where it is stated and where it is recalled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DEPENDING = ("recall", "corrected", "combined")  # the asks whose answer lies in an earlier turn, word for word
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of fact: how it is stated and asked for (first person), and answered (second person)."""
+
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    answer: str
+    values: tuple[str, ...]
+
+
+NUMBERS = tuple(
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty".split()
+)
+TENS = tuple("thirty forty fifty sixty seventy eighty ninety".split())
+
+KINDS = {
+    "name": Kind(
+        ("my name is {}", "people call me {}"),
+        ("what is my name", "who am I"),
+        "your name is {}",
+        tuple(
+            "Ada Alan Barbara Carl Donald Edith Emmy Felix Grace Greta Hedy Hugo Irene Isaac Ivan Julia Katherine "
+            "Kurt Leo Linus Lise Marie Mina Niels Noor Oscar Paul Priya Rosalind Samuel Sofia Viktor".split()
+        ),
+    ),
+    "city": Kind(
+        ("I live in {}", "my home is in {}"),
+        ("where do I live", "where is my home", "which city do I live in"),
+        "you live in {}",
+        tuple(
+            "Athens Berlin Bogota Boston Cairo Chicago Delhi Denver Dublin Hanoi Havana Helsinki Jakarta Lagos Lima "
+            "Lisbon Madrid Manila Nairobi Oslo Paris Prague Quito Rome Seattle Seoul Sydney Tokyo Toronto Vienna "
+            "Warsaw Zurich".split()
+        ),
+    ),
+    "job": Kind(
+        ("I work as a {}", "my job is being a {}"),
+        ("what is my job", "what do I work as"),
+        "you work as a {}",
+        tuple(
+            "baker barber builder carpenter chemist dancer dentist detective doctor farmer gardener jeweler judge "
+            "lawyer librarian mechanic nurse painter photographer pilot plumber referee sailor singer surgeon tailor "
+            "teacher translator waiter watchmaker welder writer".split()
+        ),
+    ),
+    "dog": Kind(
+        ("my dog is called {}", "I have a dog named {}"),
+        ("what is my dog called", "what is the name of my dog"),
+        "your dog is called {}",
+        tuple(
+            "Bandit Bella Bruno Buddy Cooper Daisy Duke Fido Gizmo Jasper Koda Lola Lucky Luna Milo Molly Nacho Otis "
+            "Peanut Pepper Rex Rocky Rover Rusty Scout Shadow Snoopy Sparky Teddy Toby Waffles Ziggy".split()
+        ),
+    ),
+    "color": Kind(
+        ("my favorite color is {}", "I like the color {}"),
+        ("what is my favorite color", "which color do I like"),
+        "your favorite color is {}",
+        tuple(
+            "amber azure beige black blue bronze brown coral crimson cyan emerald gold gray green indigo ivory khaki "
+            "lavender magenta maroon navy pink purple red scarlet silver tan teal turquoise violet white "
+            "yellow".split()
+        ),
+    ),
+    "food": Kind(
+        ("my favorite food is {}", "I love to eat {}"),
+        ("what is my favorite food", "what do I love to eat"),
+        "your favorite food is {}",
+        tuple(
+            "burgers burritos chili couscous curry dumplings falafel gnocchi goulash hummus kebab lasagna lobster "
+            "noodles omelette paella pancakes pasta pho pizza porridge ramen risotto salad salmon sandwiches soup "
+            "steak stew sushi tacos tofu".split()
+        ),
+    ),
+    "instrument": Kind(
+        ("I play the {}", "I am learning the {}"),
+        ("which instrument do I play", "what do I play"),
+        "you play the {}",
+        tuple(
+            "accordion bagpipes banjo bassoon bugle cello clarinet cornet drums fiddle flute guitar harmonica harp "
+            "lute mandolin marimba oboe organ piano recorder saxophone sitar timpani trombone trumpet tuba ukulele "
+            "viola violin xylophone zither".split()
+        ),
+    ),
+    "books": Kind(
+        ("I own {} books", "there are {} books on my shelf"),
+        ("how many books do I own", "how many books are on my shelf"),
+        "you own {} books",
+        NUMBERS[1:] + TENS,
+    ),
+}
+
+SYSTEMS = (
+    "You are a helpful assistant with a good memory.",
+    "Answer briefly, and remember what the user says.",
+    "You are a friendly assistant.",
+)
+GREETINGS = ("", "Hello! ", "Hi! ")
+OPENERS = ("", "", "", "so, ", "again, ")
+CORRECTIONS = ("actually, {}.", "no, {}.", "sorry, {} now.", "wait, {}.")
+SMALL_TALK = (
+    ("Thank you!", "You are welcome."),
+    ("How are you today?", "I am well, thank you."),
+    ("You have a good memory.", "Thank you, I try my best."),
+    ("What can you do?", "I can remember what you tell me."),
+)
+NOTED = "Noted, thanks."
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+@dataclass
+class _Conversation:
+    """A dialogue being written: what has been said, and what is true by now."""
+
+    rng: random.Random
+    facts: dict[str, str] = field(default_factory=dict)
+    corrected: set[str] = field(default_factory=set)
+    messages: list[dict[str, str]] = field(default_factory=list)
+    asks: list[str] = field(default_factory=list)
+
+    def exchange(self, user: str, assistant: str, ask: str = "open") -> None:
+        self.messages.append({"role": "user", "content": _sentence(user)})
+        self.messages.append({"role": "assistant", "content": _sentence(assistant)})
+        self.asks.append(ask)
+
+    def state(self, kind: str) -> str:
+        return self.rng.choice(KINDS[kind].statements).format(self.facts[kind])
+
+    def introduce(self, kinds: list[str]) -> None:
+        self.facts = {kind: self.rng.choice(KINDS[kind].values) for kind in kinds}
+        *clauses, last = map(self.state, kinds)
+        reply = f"nice to meet you, {self.facts['name']}." if "name" in kinds else NOTED
+        self.exchange(f"{self.rng.choice(GREETINGS)}{_sentence(', '.join(clauses))} and {last}.", reply)
+
+    def correct(self, kind: str) -> None:
+        self.facts[kind] = self.rng.choice([value for value in KINDS[kind].values if value != self.facts[kind]])
+        self.corrected.add(kind)
+        self.exchange(self.rng.choice(CORRECTIONS).format(self.state(kind)), NOTED)
+
+    def ask(self, *kinds: str) -> None:
+        questions = ", and ".join(self.rng.choice(KINDS[kind].questions) for kind in kinds)
+        answers = " and ".join(KINDS[kind].answer.format(self.facts[kind]) for kind in kinds)
+        ask = "combined" if len(kinds) > 1 else "corrected" if kinds[0] in self.corrected else "recall"
+        self.exchange(f"{self.rng.choice(OPENERS)}{questions}?", f"{answers}.", ask)
+
+    def add_books(self) -> None:
+        """Asks for a sum; a count with no room below the next number word is left alone."""
+        now = self.facts["books"]
+        scale, step = (TENS, "ten") if now in TENS else (NUMBERS, "one")
+        more = 1 if now in TENS else self.rng.choice((1, 2, 3))
+        total = scale.index(now) + more
+        if total < len(scale):
+            more_word = step if now in TENS else NUMBERS[more - 1]
+            self.exchange(
+                f"if I buy {more_word} more, how many books will I own?", f"you will own {scale[total]} books.", "arithmetic"
+            )
+
+
+def _converse(rng: random.Random) -> _Conversation:
+    """One conversation: introduction, a recall, a correction (mostly), both single asks and a combined one."""
+    talk = _Conversation(rng)
+    if rng.random() < 0.25:
+        talk.messages.append({"role": "system", "content": rng.choice(SYSTEMS)})
+    kinds = rng.sample(list(KINDS), rng.choice((2, 3, 3)))
+    talk.introduce(kinds)
+    talk.ask(rng.choice(kinds))
+    if rng.random() < 0.75:
+        kind = rng.choice(kinds)
+        talk.correct(kind)
+        talk.ask(kind)
+    if rng.random() < 0.1:
+        talk.exchange(*rng.choice(SMALL_TALK))
+    talk.ask(*rng.sample(kinds, 2))
+    if "books" in kinds and rng.random() < 0.5:
+        talk.add_books()
+    return talk
+
+
+def dialogues(count: int, seed: int) -> Iterator[dict]:
+    """Yields `count` dialogues {"id", "messages": [{"role", "content"}], "asks"}, a function of `seed` alone.
+
+    `asks` has one entry an assistant message: "open" (its own user message suffices), "recall", "corrected",
+    "combined" (the answer is in earlier turns only) or "arithmetic" (a sum with a number from an earlier turn).
+
+    Other seeds give other dialogues: three or four facts in some order and a correction are more than 10^8
+    equally likely choices, and the wordings of statements and questions multiply them by more than 10^4. A hundred
+    thousand training dialogues and a thousand held-out ones, 10^8 pairs, then share a text with chance below 10^-4.
+    """
+    rng = random.Random(seed)
+    for number in range(1, count + 1):
+        talk = _converse(rng)
+        yield {"id": f"recall-{seed}-{number:06d}", "messages": talk.messages, "asks": talk.asks}
+
+
+def write(path: str | os.PathLike[str], count: int, seed: int) -> None:
+    """Writes `dialogues(count, seed)` to `path` as JSON lines; the file appears whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for dialogue in dialogues(count, seed):
+                file.write(json.dumps(dialogue, ensure_ascii=False) + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The decoder, its attention and how it speaks."""

@@ -1,0 +1,24 @@
+"""Train: python -m mtsft.train --config=configs/quickstart.py --workdir=DIR [--config.key=value ...].
+
+Run again, the same command goes on from the last checkpoint.
+"""
+
+from pathlib import Path
+
+from mtsft import cli
+
+_CONFIG = cli.define_config()
+_WORKDIR = cli.define_workdir()
+
+
+def main() -> None:
+    """Trains as the flags say."""
+    # Imported here: processes that tokenise import this file too, and have no use for JAX.
+    from mtsft.training import distributed, loop
+
+    distributed.initialize()
+    loop.train(_CONFIG.value, Path(_WORKDIR.value))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,98 @@
+"""What a run writes down: metrics.jsonl, eval.jsonl and TensorBoard events.
+
+After a resume the files hold what an uninterrupted run would have written: lines of steps after the checkpoint are
+cut off, to be written again.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+class JsonLines:
+    """A file of one JSON object a line, each with its step; on disk when `write` returns.
+
+    after: lines of later steps, and a last line that was cut off, are removed.
+    """
+
+    def __init__(self, path: Path, after: int):
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    break
+                if record["step"] <= after:
+                    kept.append(line + "\n")
+        part = path.with_suffix(".tmp")
+        part.write_text("".join(kept))
+        part.replace(path)
+        self._file = path.open("a")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends one object; numbers that are not finite become null, which JSON can say."""
+        print(json.dumps(_finite(record)), file=self._file, flush=True)
+
+    def sync(self) -> None:
+        """Waits until what was written would survive the machine."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class Log:
+    """The three places that metrics go to; `active` is False on all but one process, which write nothing."""
+
+    def __init__(self, workdir: Path, start: int, active: bool):
+        self._metrics = JsonLines(workdir / "metrics.jsonl", after=start) if active else None
+        self._evaluations = JsonLines(workdir / "eval.jsonl", after=start) if active else None
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1) if active else None
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._metrics:
+            self._metrics.close()
+            self._evaluations.close()
+            self._board.close()
+
+    def train(self, record: dict[str, Any]) -> None:
+        """Writes one logged step: scalars by name, `step` among them."""
+        if self._metrics:
+            self._metrics.write(record)
+            self._draw("train", record)
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """Writes one evaluation on held-out dialogues, as `diagnose.evaluate` gives it, with its step."""
+        if self._evaluations:
+            self._evaluations.write(record)
+            self._draw("eval", {name: value for name, value in record.items() if name != "by_turn"})
+            by_turn = {f"turn_{entry['turn']:02d}": entry["loss"] for entry in record["by_turn"]}
+            self._draw("eval_loss_by_turn", {"step": record["step"], **by_turn})
+
+    def sync(self) -> None:
+        """Makes what was written as durable as a checkpoint."""
+        if self._metrics:
+            self._metrics.sync()
+            self._evaluations.sync()
+
+    def _draw(self, group: str, record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            if name != "step":
+                self._board.add_scalar(f"{group}/{name}", value, record["step"])
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list) else value

@@ -1,0 +1,126 @@
+"""Where arrays lie: a mesh of data, fsdp and tensor axes, and ordered rules from parameter names to axes."""
+
+import re
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mtsft.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+
+# The first rule whose pattern is found in a parameter's path says how its axes are cut. The axis of scanned layers
+# stands before these and is never cut.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"embed/embedding$", P("tensor", "fsdp")),
+    (r"attention/(query|key|value)/kernel$", P("fsdp", "tensor")),
+    (r"attention/output/kernel$", P("tensor", "fsdp")),
+    (r"mlp/(gate|up)/kernel$", P("fsdp", "tensor")),
+    (r"mlp/down/kernel$", P("tensor", "fsdp")),
+    (r"head/kernel$", P("fsdp", "tensor")),
+    (r"norm/scale$", P()),
+)
+# Rules for parameters that some models do not have.
+_OPTIONAL = (r"head/kernel$",)
+
+BATCH = P(("data", "fsdp"))  # rows of a batch lie on both axes; every tensor shard reads the same rows
+
+
+def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh that `spec` describes, such as "data=2,fsdp=4,tensor=1"; "" puts all devices on data.
+
+    One axis may be -1: whatever devices are left. Raises InputError if the axes do not make up the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = dict.fromkeys(AXES, 1)
+    for part in (spec or "data=-1").split(","):
+        name, _, value = part.strip().partition("=")
+        if name not in AXES or not re.fullmatch(r"-1|[1-9]\d*", value):
+            raise InputError(f'parallel.mesh={spec!r}: write axes as in "data=2,fsdp=4,tensor=1" (or -1 for the rest)')
+        sizes[name] = int(value)
+    open_axes = [name for name, size in sizes.items() if size == -1]
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    if len(open_axes) == 1 and len(devices) % fixed == 0:
+        sizes[open_axes[0]] = len(devices) // fixed
+    elif open_axes or fixed != len(devices):
+        raise InputError(
+            f"parallel.mesh={spec!r} makes {fixed} devices, and there are {len(devices)}; "
+            "give axes whose product is that, or -1 for one of them"
+        )
+    # Auto axes: the compiler places activations; these rules place parameters and batches.
+    axis_types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=axis_types)
+
+
+def param_specs(params, rules: Sequence[tuple[str, P]] = RULES):
+    """The PartitionSpec of every parameter (a tree of arrays or shapes), by the first rule that fits its path.
+
+    Raises ValueError for a parameter that no rule fits, and for a rule that fits no parameter.
+    """
+    used = set()
+
+    def spec(path, leaf):
+        name = "/".join(str(getattr(entry, "key", entry)) for entry in path)
+        for pattern, axes in rules:
+            if re.search(pattern, name):
+                used.add(pattern)
+                stacked = name.startswith("layers/") and not re.match(r"layers/\d+/", name)
+                return P(None, *axes) if stacked else axes
+        raise ValueError(f"no sharding rule fits the parameter {name}")
+
+    specs = jax.tree_util.tree_map_with_path(spec, params)
+    if unused := [pattern for pattern, _ in rules if pattern not in used and pattern not in _OPTIONAL]:
+        raise ValueError(f"sharding rules that fit no parameter: {', '.join(unused)}")
+    return specs
+
+
+def param_shardings(params, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES):
+    """The NamedSharding of every parameter. Raises InputError where an axis does not divide a size."""
+
+    def sharding(path, leaf, spec):
+        for size, axis in zip(leaf.shape, spec):
+            if axis is not None and size % mesh.shape[axis]:
+                name = "/".join(str(getattr(entry, "key", entry)) for entry in path)
+                raise InputError(
+                    f"parallel.mesh: {name} has a size of {size}, which {axis}={mesh.shape[axis]} does not divide; "
+                    f"choose another {axis} or model size"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, params, param_specs(params, rules))
+
+
+def check_batch_size(batch_size: int, microbatches: int, num_shards: int) -> None:
+    """Raises InputError unless every device gets equally many rows of every micro-batch."""
+    for name, value in (("train.batch_size", batch_size), ("train.microbatches", microbatches)):
+        if value < 1:
+            raise InputError(f"{name}={value}: must be at least 1")
+    if batch_size % (num_shards * microbatches):
+        step = num_shards * microbatches
+        raise InputError(
+            f"train.batch_size={batch_size} does not divide over {num_shards} devices times {microbatches} "
+            f"micro-batches; use a multiple of {step}, such as {max(step, round(batch_size / step) * step)}"
+        )
+
+
+def rows_of_this_process(sharding: NamedSharding, batch_size: int) -> list[int]:
+    """Which rows of a global batch lie on this process's devices, ascending."""
+    indices = sharding.addressable_devices_indices_map((batch_size, 1)).values()
+    return sorted({row for rows, _ in indices for row in range(*rows.indices(batch_size))})
+
+
+def put_rows(batch, rows: Sequence[int], sharding: NamedSharding, batch_size: int):
+    """A tree of arrays holding this process's `rows` as global arrays of `batch_size` rows."""
+    place = {row: i for i, row in enumerate(rows)}
+
+    def put(local: np.ndarray) -> jax.Array:
+        def shard(index):
+            wanted = range(*index[0].indices(batch_size))
+            return local[place[wanted[0]] : place[wanted[0]] + len(wanted)]
+
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
+
+    return jax.tree.map(put, batch)

@@ -1,0 +1,195 @@
+"""One training step: a pure function with two doors, jit over a mesh and pmap, and one body."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mtsft.data.batches import PackedBatch
+from mtsft.errors import InputError
+from mtsft.model.transformer import Model, Params
+from mtsft.training.objective import LossSums, loss_sums, loss_sums_by_turn, token_nll
+from mtsft.training.sharding import BATCH, put_rows, rows_of_this_process
+from mtsft.training.state import TrainState
+
+DOORS = ("jit", "pmap")
+_PMAP_AXIS = "devices"
+
+Metrics = dict[str, jax.Array]
+
+
+def batch_nll(model: Model, params: Params, batch: PackedBatch, chunk: int, constrain=lambda x: x) -> jax.Array:
+    """-log Pr of every supervised token given its path, float32 (B, L)."""
+    hidden_BxLxD, projection_DxV = model.apply(
+        params, batch.tokens, batch.positions, batch.subtree_ends, constrain=constrain
+    )
+    return token_nll(hidden_BxLxD, projection_DxV, batch.tokens, batch.parents, batch.response_mask, chunk)
+
+
+def sum_gradients(
+    loss: Callable[[Params, PackedBatch], LossSums], params: Params, batch: PackedBatch, microbatches: int
+) -> tuple[LossSums, Params]:
+    """The loss sums of a batch and the gradient of its nll SUM, accumulated over micro-batches of equal rows.
+
+    loss: a function of parameters and rows. Sums, never means: the number of micro-batches changes nothing.
+    """
+
+    def sums_and_gradient(rows: PackedBatch):
+        def nll(params):
+            sums = loss(params, rows)
+            return sums.nll, sums
+
+        (_, sums), gradient = jax.value_and_grad(nll, has_aux=True)(params)
+        return sums, gradient
+
+    if microbatches == 1:
+        return sums_and_gradient(batch)
+
+    def strided(x_BxL):
+        # Micro-batch m takes the rows m, m + M, m + 2M ...: so many of each device's own, and none has to move.
+        return jnp.swapaxes(x_BxL.reshape(-1, microbatches, *x_BxL.shape[1:]), 0, 1)
+
+    def add(total, rows):
+        sums, gradient = sums_and_gradient(rows)
+        return (total[0] + sums, jax.tree.map(jnp.add, total[1], gradient)), None
+
+    zero = (LossSums(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(add, zero, jax.tree.map(strided, batch))[0]
+
+
+def train_step(
+    state: TrainState,
+    batch: PackedBatch,
+    *,
+    loss: Callable[[Params, PackedBatch], LossSums],
+    optimizer: optax.GradientTransformation,
+    schedule: Callable,
+    microbatches: int = 1,
+    weight_per_batch: float = 0.0,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """The next state, and the scalars a log wants.
+
+    loss: (params, rows) -> LossSums. optimizer: at learning rate 1. schedule: step -> learning rate.
+    weight_per_batch: what the gradient of the sum is divided by, once: the dataset's mean supervised weight per
+    batch, so that the gradient is an unbiased estimate of the dataset-level objective's; 0 for the weight of the
+    batch itself. axis_name: the mapped axis over which devices hold parts of the batch, if there is one.
+
+    A step whose loss or gradient is not finite changes nothing but the counters.
+    """
+    sums, gradient = sum_gradients(loss, state.params, batch, microbatches)
+    counts = jnp.stack([(batch.response_mask > 0).sum(), (batch.segment_ids > 0).sum()])
+    if axis_name is not None:
+        sums, gradient, counts = jax.lax.psum((sums, gradient, counts), axis_name)
+    divisor = weight_per_batch or jnp.where(sums.weight > 0, sums.weight, 1.0)
+    gradient = jax.tree.map(lambda g: g / divisor, gradient)
+    gradient_norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(sums.nll) & jnp.isfinite(gradient_norm)
+
+    learning_rate = schedule(state.step)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: p + learning_rate * u, state.params, updates)
+
+    def keep_if_finite(new, old):
+        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+    next_state = TrainState(
+        step=state.step + 1,
+        params=keep_if_finite(params, state.params),
+        opt_state=keep_if_finite(opt_state, state.opt_state),
+        skipped=state.skipped + ~finite,
+        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+    )
+    metrics = {
+        "loss": sums.mean,
+        "supervised_tokens": counts[0],
+        "tokens": counts[1],
+        "grad_norm": gradient_norm,
+        "learning_rate": learning_rate,
+        "skipped": next_state.skipped,
+        "skipped_in_a_row": next_state.skipped_in_a_row,
+    }
+    return next_state, metrics
+
+
+class Door:
+    """How a step, and an evaluation, meet the devices.
+
+    mode: "jit" or "pmap". state_shardings: where the state lies. Raises InputError for a mode or a mesh that is none.
+    """
+
+    def __init__(self, mode: str, mesh: Mesh, state_shardings: TrainState):
+        if mode not in DOORS:
+            raise InputError(f"parallel.mode={mode!r}: use one of {', '.join(DOORS)}")
+        if mode == "pmap" and mesh.shape["data"] != mesh.size:
+            raise InputError("parallel.mode='pmap' replicates parameters: leave parallel.mesh empty, or use 'jit'")
+        self.mode, self.mesh = mode, mesh
+        self.state_shardings = state_shardings
+        self.replicated = NamedSharding(mesh, P())
+        self.batch_sharding = NamedSharding(mesh, BATCH)
+        self.num_shards = int(np.prod([mesh.shape[axis] for axis in BATCH[0]]))
+
+    def constrain(self, x_BxLxD: jax.Array) -> jax.Array:
+        """Pins activations to the devices of their rows (under pmap they are there by construction)."""
+        if self.mode == "pmap":
+            return x_BxLxD
+        return jax.lax.with_sharding_constraint(x_BxLxD, NamedSharding(self.mesh, P(BATCH[0], None, None)))
+
+    def rows(self, batch_size: int) -> list[int]:
+        """Which rows of a batch this process reads."""
+        return rows_of_this_process(self.batch_sharding, batch_size)
+
+    def put(self, batch: PackedBatch, batch_size: int) -> PackedBatch:
+        """This process's rows (in the order of `rows`) as the global batch that the compiled functions take."""
+        rows = self.rows(batch_size)
+        if self.mode == "pmap":  # (devices, rows of each, L)
+            each = batch_size // self.num_shards
+            batch = jax.tree.map(lambda x_BxL: x_BxL.reshape(-1, each, *x_BxL.shape[1:]), batch)
+            rows, batch_size = [row // each for row in rows[::each]], self.num_shards
+        return put_rows(batch, rows, self.batch_sharding, batch_size)
+
+    def compile_step(self, model: Model, chunk: int, **arguments) -> Callable:
+        """`train_step` of a model on these devices: (state, batch) -> (state, metrics); the state is donated."""
+
+        def loss(params, rows):
+            return loss_sums(batch_nll(model, params, rows, chunk, self.constrain), rows.response_mask)
+
+        step = partial(train_step, loss=loss, **arguments)
+        if self.mode == "jit":
+            return jax.jit(
+                step,
+                in_shardings=(self.state_shardings, self.batch_sharding),
+                out_shardings=(self.state_shardings, self.replicated),
+                donate_argnums=0,
+            )
+        return self._pmap(partial(step, axis_name=_PMAP_AXIS), donate_argnums=0)
+
+    def compile_evaluation(self, model: Model, chunk: int, num_turns: int) -> Callable:
+        """(params, batch) -> LossSums by turn."""
+
+        def evaluate(params, batch):
+            nll_BxL = batch_nll(model, params, batch, chunk, self.constrain)
+            return loss_sums_by_turn(nll_BxL, batch.response_mask, batch.turn_ids, num_turns)
+
+        if self.mode == "jit":
+            return jax.jit(
+                evaluate,
+                in_shardings=(self.state_shardings.params, self.batch_sharding),
+                out_shardings=self.replicated,
+            )
+        return self._pmap(lambda params, batch: jax.lax.psum(evaluate(params, batch), _PMAP_AXIS))
+
+    def _pmap(self, function: Callable, donate_argnums=()) -> Callable:
+        return jax.pmap(
+            function,
+            axis_name=_PMAP_AXIS,
+            in_axes=(None, 0),
+            out_axes=None,
+            devices=list(self.mesh.devices.flat),
+            donate_argnums=donate_argnums,
+        )
