@@ -186,18 +186,34 @@ for ((id = 0; id < processes; id++)); do
   id_of[$!]=$id
 done
 
+set +m
+
 status=0
 failed=''
-while ((${#id_of[@]})); do
-  pid='' code=0
-  wait -n -p pid "${!id_of[@]}" || code=$?
-  [[ -n ${pid:-} ]] || continue # a signal came, and was passed on
-  id=${id_of[$pid]}
-  unset "id_of[$pid]"
-  if ((code != 0)) && [[ -z $failed ]]; then
-    failed=$id status=$code
+# ended PID STATUS: strike it off; the first to fail is the one to report, and the end of the others.
+ended() {
+  local id=${id_of[$1]}
+  unset "id_of[$1]"
+  if (($2 != 0)) && [[ -z $failed ]]; then
+    failed=$id status=$2
     end_the_others
   fi
+}
+while ((${#id_of[@]})); do
+  pid='' code=0
+  wait -n -p pid "${!id_of[@]}" 2>/dev/null || code=$?
+  if [[ -n ${pid:-} ]]; then
+    ended "$pid" "$code"
+    continue
+  fi
+  # A signal came and was passed on; or one ended while we were not looking, which `wait -n` does not see but
+  # `wait` remembers.
+  for pid in "${!id_of[@]}"; do
+    kill -0 "$pid" 2>/dev/null && continue
+    code=0
+    wait "$pid" || code=$?
+    ended "$pid" "$code"
+  done
 done
 
 if [[ -n $failed ]]; then

@@ -68,7 +68,7 @@ class BatchSource:
     """Random access to the batches of a run: source[step] depends on nothing that happened before.
 
     The rows of all epochs stand in one endless order, `batch_size` of them to a step. rows: which of a batch's rows
-    this process reads. epochs: after so many the rows are empty; 0 for no end.
+    this process reads. max_rows: after so many the rows are empty; 0 for no end. steps: batches there are.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class BatchSource:
         batch_size: int,
         seed: int,
         rows: Sequence[int] | None = None,
-        epochs: int = 0,
+        max_rows: int = 0,
         steps: int = 2**31 - 1,
     ):
         self.store, self.layout = store, layout
-        self.batch_size, self.seed, self.epochs, self.steps = batch_size, seed, epochs, steps
+        self.batch_size, self.seed, self.max_rows, self.steps = batch_size, seed, max_rows, steps
         self.rows = list(range(batch_size)) if rows is None else list(rows)
         self._plan = lru_cache(maxsize=2)(self._deal)  # a batch may reach into the next epoch
 
@@ -93,9 +93,10 @@ class BatchSource:
         """The rows of this process of the batch of `step`, in the order of `rows`."""
         batch = empty_batch(len(self.rows), self.layout.row_length)
         for i, row in enumerate(self.rows):
-            epoch, place = divmod(step * self.batch_size + row, self.layout.num_rows)
-            if self.epochs and epoch >= self.epochs:
+            number = step * self.batch_size + row
+            if self.max_rows and number >= self.max_rows:
                 continue
+            epoch, place = divmod(number, self.layout.num_rows)
             pack_row(batch, i, [self.store[d] for d in self._plan(epoch).row(place)])
         return batch
 

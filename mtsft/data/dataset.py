@@ -15,18 +15,20 @@ from mtsft.dialogue import tokenizer as tokenizers
 from mtsft.dialogue.encode import POLICIES
 from mtsft.errors import InputError
 
+_CORPUS = "recall"
 _TOKENIZER_BYTES = 100 << 20  # of text that a tokenizer is trained on at most
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a run reads. eval: None where nothing is held out."""
+    """What a run reads. eval: None where nothing is held out. corpus_eval: the built-in corpus's held-out file."""
 
     template: templates.ChatML
     tokenizer: tokenizers.Tokenizer
     train: Store
     eval: Store | None
     sequence_length: int
+    corpus_eval: Path | None = None
 
     @cached_property
     def train_layout(self) -> Layout:
@@ -99,6 +101,7 @@ def open_dataset(
         train=train_store,
         eval=eval_store if eval_store is not None and len(eval_store) else None,
         sequence_length=sequence_length,
+        corpus_eval=eval_files[0] if corpus else None,
     )
 
 
@@ -125,8 +128,8 @@ def _account(name: str, store: Store) -> str:
 
 def _write_corpus(name: str, train: int, held_out: int, seed: int, folder: Path) -> tuple[list[Path], list[Path]]:
     """Writes the built-in corpus, unless it is there, and returns its (train, held-out) files."""
-    if name != recall.NAME:
-        raise InputError(f"data.corpus={name!r}: use {recall.NAME!r}, or '' and data.train for files of your own")
+    if name != _CORPUS:
+        raise InputError(f"data.corpus={name!r}: use {_CORPUS!r}, or '' and data.train for files of your own")
     version = code_digest()[:16]
     files = []
     # Seeds 2n and 2n + 1: the held-out dialogues are drawn apart from every training corpus.
@@ -139,9 +142,7 @@ def _write_corpus(name: str, train: int, held_out: int, seed: int, folder: Path)
     return files[0], files[1]
 
 
-def _tokenizer_proto(
-    path: str, vocab_size: int, chat: templates.ChatML, files: Sequence[Path], folder: Path
-) -> bytes:
+def _tokenizer_proto(path: str, vocab_size: int, chat: templates.ChatML, files: Sequence[Path], folder: Path) -> bytes:
     """The serialised tokenizer: of the file named, or trained on `files` and kept in `folder`."""
     if path:
         return tokenizers.load(Path(path).expanduser(), chat.markers).proto

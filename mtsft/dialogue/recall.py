@@ -46,8 +46,8 @@ class Kind:
 
 
 NUMBERS = tuple(
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty".split()
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty".split()
 )
 TENS = tuple("thirty forty fifty sixty seventy eighty ninety".split())
 
@@ -57,8 +57,8 @@ KINDS = {
         ("what is my name", "who am I"),
         "your name is {}",
         tuple(
-            "Ada Alan Barbara Carl Donald Edith Emmy Felix Grace Greta Hedy Hugo Irene Isaac Ivan Julia Katherine "
-            "Kurt Leo Linus Lise Marie Mina Niels Noor Oscar Paul Priya Rosalind Samuel Sofia Viktor".split()
+            "Ada Alan Barbara Carl Donald Edith Emmy Grace Greta Hedy Hugo Irene Isaac Julia Katherine Kurt Linus "
+            "Marie Niels Noor Oscar Priya Rosalind Sofia".split()
         ),
     ),
     "city": Kind(
@@ -66,9 +66,8 @@ KINDS = {
         ("where do I live", "where is my home", "which city do I live in"),
         "you live in {}",
         tuple(
-            "Athens Berlin Bogota Boston Cairo Chicago Delhi Denver Dublin Hanoi Havana Helsinki Jakarta Lagos Lima "
-            "Lisbon Madrid Manila Nairobi Oslo Paris Prague Quito Rome Seattle Seoul Sydney Tokyo Toronto Vienna "
-            "Warsaw Zurich".split()
+            "Athens Berlin Boston Cairo Chicago Delhi Dublin Hanoi Havana Helsinki Lagos Lima Lisbon Madrid "
+            "Nairobi Oslo Paris Prague Quito Rome Seoul Sydney Tokyo Vienna".split()
         ),
     ),
     "job": Kind(
@@ -76,9 +75,8 @@ KINDS = {
         ("what is my job", "what do I work as"),
         "you work as a {}",
         tuple(
-            "baker barber builder carpenter chemist dancer dentist detective doctor farmer gardener jeweler judge "
-            "lawyer librarian mechanic nurse painter photographer pilot plumber referee sailor singer surgeon tailor "
-            "teacher translator waiter watchmaker welder writer".split()
+            "baker barber carpenter chemist dancer dentist farmer gardener jeweler judge lawyer librarian "
+            "mechanic nurse painter photographer pilot plumber sailor singer surgeon tailor teacher welder".split()
         ),
     ),
     "dog": Kind(
@@ -86,28 +84,17 @@ KINDS = {
         ("what is my dog called", "what is the name of my dog"),
         "your dog is called {}",
         tuple(
-            "Bandit Bella Bruno Buddy Cooper Daisy Duke Fido Gizmo Jasper Koda Lola Lucky Luna Milo Molly Nacho Otis "
-            "Peanut Pepper Rex Rocky Rover Rusty Scout Shadow Snoopy Sparky Teddy Toby Waffles Ziggy".split()
-        ),
-    ),
-    "color": Kind(
-        ("my favorite color is {}", "I like the color {}"),
-        ("what is my favorite color", "which color do I like"),
-        "your favorite color is {}",
-        tuple(
-            "amber azure beige black blue bronze brown coral crimson cyan emerald gold gray green indigo ivory khaki "
-            "lavender magenta maroon navy pink purple red scarlet silver tan teal turquoise violet white "
-            "yellow".split()
+            "Bandit Bella Bruno Buddy Cooper Daisy Duke Fido Gizmo Jasper Koda Lola Lucky Luna Milo Molly Otis "
+            "Rex Rocky Rover Scout Shadow Snoopy Toby".split()
         ),
     ),
     "food": Kind(
         ("my favorite food is {}", "I love to eat {}"),
         ("what is my favorite food", "what do I love to eat"),
-        "your favorite food is {}",
+        "you love to eat {}",
         tuple(
-            "burgers burritos chili couscous curry dumplings falafel gnocchi goulash hummus kebab lasagna lobster "
-            "noodles omelette paella pancakes pasta pho pizza porridge ramen risotto salad salmon sandwiches soup "
-            "steak stew sushi tacos tofu".split()
+            "burritos chili couscous curry dumplings falafel gnocchi goulash hummus kebab lasagna lobster noodles "
+            "paella pancakes pasta pizza porridge ramen risotto salad soup sushi tofu".split()
         ),
     ),
     "instrument": Kind(
@@ -115,9 +102,8 @@ KINDS = {
         ("which instrument do I play", "what do I play"),
         "you play the {}",
         tuple(
-            "accordion bagpipes banjo bassoon bugle cello clarinet cornet drums fiddle flute guitar harmonica harp "
-            "lute mandolin marimba oboe organ piano recorder saxophone sitar timpani trombone trumpet tuba ukulele "
-            "viola violin xylophone zither".split()
+            "accordion banjo bassoon bugle cello clarinet cornet drums fiddle flute guitar harmonica harp lute "
+            "mandolin oboe organ piano saxophone sitar trombone trumpet tuba violin".split()
         ),
     ),
     "books": Kind(
@@ -167,16 +153,22 @@ class _Conversation:
     def state(self, kind: str) -> str:
         return self.rng.choice(KINDS[kind].statements).format(self.facts[kind])
 
+    def answer(self, kind: str) -> str:
+        return KINDS[kind].answer.format(self.facts[kind])
+
     def introduce(self, kinds: list[str]) -> None:
         self.facts = {kind: self.rng.choice(KINDS[kind].values) for kind in kinds}
         *clauses, last = map(self.state, kinds)
-        reply = f"nice to meet you, {self.facts['name']}." if "name" in kinds else NOTED
-        self.exchange(f"{self.rng.choice(GREETINGS)}{_sentence(', '.join(clauses))} and {last}.", reply)
+        *echoes, last_echo = map(self.answer, kinds)
+        self.exchange(
+            f"{self.rng.choice(GREETINGS)}{_sentence(', '.join(clauses))} and {last}.",
+            f"noted: {', '.join(echoes)} and {last_echo}.",
+        )
 
     def correct(self, kind: str) -> None:
         self.facts[kind] = self.rng.choice([value for value in KINDS[kind].values if value != self.facts[kind]])
         self.corrected.add(kind)
-        self.exchange(self.rng.choice(CORRECTIONS).format(self.state(kind)), NOTED)
+        self.exchange(self.rng.choice(CORRECTIONS).format(self.state(kind)), f"noted: {self.answer(kind)}.")
 
     def ask(self, *kinds: str) -> None:
         questions = ", and ".join(self.rng.choice(KINDS[kind].questions) for kind in kinds)
@@ -193,7 +185,9 @@ class _Conversation:
         if total < len(scale):
             more_word = step if now in TENS else NUMBERS[more - 1]
             self.exchange(
-                f"if I buy {more_word} more, how many books will I own?", f"you will own {scale[total]} books.", "arithmetic"
+                f"if I buy {more_word} more, how many books will I own?",
+                f"you will own {scale[total]} books.",
+                "arithmetic",
             )
 
 

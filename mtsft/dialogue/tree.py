@@ -1,9 +1,9 @@
 """A dialogue as a tree of tokens: the union of its (context, response) paths, each shared prefix once.
 
-    tokens         p  q  r  s  t  u
-    parents       -1  0  1  2  3  2      the index of the token before it on its path
-    positions      0  1  2  3  4  3      depth in the tree
-    subtree_ends   6  6  6  5  5  6      exclusive: k sees into q exactly when k <= q < subtree_ends[k]
+tokens         p  q  r  s  t  u
+parents       -1  0  1  2  3  2      the index of the token before it on its path
+positions      0  1  2  3  4  3      depth in the tree
+subtree_ends   6  6  6  5  5  6      exclusive: k sees into q exactly when k <= q < subtree_ends[k]
 """
 
 from dataclasses import dataclass
@@ -53,6 +53,20 @@ def subtree_ends(parents_N: np.ndarray) -> np.ndarray:
     for start, _ in reversed(_runs(parents_N)):
         ends_N[parents_N[start] + 1 : start] = start
     return ends_N
+
+
+def paths(tree: TokenTree) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """(turn, context tokens, response tokens) of every response, in order: what the tree is the union of."""
+    found = []
+    supervised = np.flatnonzero(tree.response_mask_N > 0)
+    for turn in np.unique(tree.turn_ids_N[supervised]):
+        response = supervised[tree.turn_ids_N[supervised] == turn]
+        context, node = [], tree.parents_N[response[0]]
+        while node >= 0:
+            context.append(node)
+            node = tree.parents_N[node]
+        found.append((int(turn), tree.tokens_N[context[::-1]], tree.tokens_N[response]))
+    return found
 
 
 def _runs(parents_N: np.ndarray) -> list[tuple[int, int]]:

@@ -50,11 +50,9 @@ class Architecture:
     remat: str
 
     def __post_init__(self):
-        for name in (
-            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim"
-        ).split():
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name}={getattr(self, name)}: must be at least 1")
+        for name, value in vars(self).items():
+            if type(value) is int and value < 1:
+                raise InputError(f"model.{name}={value}: must be at least 1")
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(
                 f"model.num_attention_heads={self.num_attention_heads} is not a multiple of "
@@ -111,6 +109,7 @@ class MLP(nnx.Module):
         self.down = _linear(arch, arch.intermediate_size, arch.hidden_size, rngs)
 
     def __call__(self, x_BxLxD):
+        """(B, L, D) to (B, L, D)."""
         return self.down(jax.nn.silu(self.gate(x_BxLxD)) * self.up(x_BxLxD))
 
 
@@ -124,6 +123,7 @@ class Layer(nnx.Module):
         self.mlp = MLP(arch, rngs)
 
     def __call__(self, x_BxLxD, cos_sin, mask, cache=None):
+        """The stream after this layer, and its (key, value); arguments as those of Attention."""
         attended, key_value = self.attention(self.attention_norm(x_BxLxD), cos_sin, mask, cache)
         x_BxLxD = x_BxLxD + attended
         return x_BxLxD + self.mlp(self.mlp_norm(x_BxLxD)), key_value
@@ -147,6 +147,7 @@ class Transformer(nnx.Module):
             self.head = _linear(arch, arch.hidden_size, arch.vocab_size, rngs)
 
     def __call__(self, tokens_BxL, positions_BxL, mask, cache=None, slots_BxL=None, constrain=lambda x: x):
+        """Hidden states (B, L, D) after the last norm, and the cache if one was given."""
         x_BxLxD = constrain(self.embed(tokens_BxL))
         cos_sin = rotary(positions_BxL, self.arch.head_dim, self.arch.rope_theta)
 

@@ -7,6 +7,7 @@ cut off, to be written again.
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,46 @@ class Log:
         for name, value in record.items():
             if name != "step":
                 self._board.add_scalar(f"{group}/{name}", value, record["step"])
+
+
+class Meter:
+    """Turns the scalars of steps into the records of metrics.jsonl.
+
+    slots: tokens that a batch has room for. began: time.monotonic() when the run was started.
+    """
+
+    def __init__(self, slots: int, began: float):
+        self._slots, self._began = slots, began
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a new interval for the rates."""
+        self._since, self._tokens, self._supervised = time.monotonic(), 0, 0
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        """Counts a step's tokens into the interval."""
+        self._tokens += int(metrics["tokens"])
+        self._supervised += int(metrics["supervised_tokens"])
+
+    def record(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        """The record of one step, its own numbers exactly; the rates are those since the last record."""
+        now = time.monotonic()
+        elapsed = max(now - self._since, 1e-9)
+        rates = self._tokens / elapsed, self._supervised / elapsed
+        self.restart()
+        return {
+            "step": step,
+            "loss": float(metrics["loss"]),
+            "supervised_tokens": int(metrics["supervised_tokens"]),
+            "tokens": int(metrics["tokens"]),
+            "fill": int(metrics["tokens"]) / self._slots,
+            "grad_norm": float(metrics["grad_norm"]),
+            "learning_rate": float(metrics["learning_rate"]),
+            "skipped_steps": int(metrics["skipped"]),
+            "tokens_per_second": round(rates[0], 1),
+            "supervised_tokens_per_second": round(rates[1], 1),
+            "seconds": round(now - self._began, 3),
+        }
 
 
 def _finite(value: Any) -> Any:

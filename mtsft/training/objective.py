@@ -28,7 +28,7 @@ class LossSums(NamedTuple):
     @property
     def mean(self) -> jax.Array:
         """Mean negative log-likelihood per supervised token; 0 where there is none."""
-        return self.nll / jnp.where(self.weight > 0, self.weight, 1)
+        return self.nll / (self.weight + (self.weight == 0))
 
 
 def loss_sums(nll_BxL: jax.Array, response_mask_BxL: jax.Array) -> LossSums:
@@ -54,7 +54,7 @@ def token_nll(hidden_BxLxD, projection_DxV, tokens_BxL, parents_BxL, response_ma
     `chunk` at a time; chunks without any are skipped, and the logits of a chunk are formed again in the backward
     pass, never kept. So memory is (B, chunk, V).
     """
-    B, L, D = hidden_BxLxD.shape
+    B, L = tokens_BxL.shape
     chunk = min(chunk, L)
     supervised_BxL = response_mask_BxL > 0
     order_BxL = jnp.argsort(~supervised_BxL, axis=1, stable=True)

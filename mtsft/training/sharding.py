@@ -93,16 +93,16 @@ def param_shardings(params, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES):
     return jax.tree_util.tree_map_with_path(sharding, params, param_specs(params, rules))
 
 
-def check_batch_size(batch_size: int, microbatches: int, num_shards: int) -> None:
-    """Raises InputError unless every device gets equally many rows of every micro-batch."""
-    for name, value in (("train.batch_size", batch_size), ("train.microbatches", microbatches)):
+def check_batch_size(key: str, batch_size: int, num_shards: int, microbatches: int = 1) -> None:
+    """Raises InputError, naming the config key, unless every device gets equally many rows of every micro-batch."""
+    for name, value in ((key, batch_size), ("train.microbatches", microbatches)):
         if value < 1:
             raise InputError(f"{name}={value}: must be at least 1")
-    if batch_size % (num_shards * microbatches):
-        step = num_shards * microbatches
+    unit = num_shards * microbatches
+    if batch_size % unit:
         raise InputError(
-            f"train.batch_size={batch_size} does not divide over {num_shards} devices times {microbatches} "
-            f"micro-batches; use a multiple of {step}, such as {max(step, round(batch_size / step) * step)}"
+            f"{key}={batch_size} does not divide over {num_shards} devices times {microbatches} micro-batches; "
+            f"use a multiple of {unit}, such as {-(-batch_size // unit) * unit}"
         )
 
 
@@ -123,4 +123,5 @@ def put_rows(batch, rows: Sequence[int], sharding: NamedSharding, batch_size: in
 
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
 
-    return jax.tree.map(put, batch)
+    with jax.transfer_guard_host_to_device("allow"):  # the one transfer that a loop asks for
+        return jax.tree.map(put, batch)

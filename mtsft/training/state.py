@@ -47,15 +47,10 @@ def state_shardings(shapes: TrainState, optimizer: optax.GradientTransformation,
     return TrainState(replicated, params, opt_state, replicated, replicated)
 
 
-def create_state(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int):
-    """(state, shardings): shapes first, then shardings, then arrays, each made on the devices that hold it."""
-
-    def init(key):
-        return new_state(model.init(key), optimizer)
-
-    key = jax.random.key(seed)
-    shardings = state_shardings(jax.eval_shape(init, key), optimizer, mesh)
-    return jax.jit(init, out_shardings=shardings)(key), shardings
+def create_state(model: Model, optimizer: optax.GradientTransformation, shardings: TrainState, seed: int) -> TrainState:
+    """The state before the first step, each array made on the devices that hold it; the same on any devices."""
+    init = jax.jit(lambda key: new_state(model.init(key), optimizer), out_shardings=shardings)
+    return init(jax.random.key(seed))
 
 
 def to_saved(state: TrainState, model: Model) -> TrainState:

@@ -120,16 +120,15 @@ def train_step(
 class Door:
     """How a step, and an evaluation, meet the devices.
 
-    mode: "jit" or "pmap". state_shardings: where the state lies. Raises InputError for a mode or a mesh that is none.
+    mode: "jit" or "pmap", which keeps parameters whole on every device. Raises InputError for any other.
     """
 
-    def __init__(self, mode: str, mesh: Mesh, state_shardings: TrainState):
+    def __init__(self, mode: str, mesh: Mesh):
         if mode not in DOORS:
             raise InputError(f"parallel.mode={mode!r}: use one of {', '.join(DOORS)}")
         if mode == "pmap" and mesh.shape["data"] != mesh.size:
             raise InputError("parallel.mode='pmap' replicates parameters: leave parallel.mesh empty, or use 'jit'")
         self.mode, self.mesh = mode, mesh
-        self.state_shardings = state_shardings
         self.replicated = NamedSharding(mesh, P())
         self.batch_sharding = NamedSharding(mesh, BATCH)
         self.num_shards = int(np.prod([mesh.shape[axis] for axis in BATCH[0]]))
@@ -153,7 +152,7 @@ class Door:
             rows, batch_size = [row // each for row in rows[::each]], self.num_shards
         return put_rows(batch, rows, self.batch_sharding, batch_size)
 
-    def compile_step(self, model: Model, chunk: int, **arguments) -> Callable:
+    def compile_step(self, model: Model, chunk: int, shardings: TrainState, **arguments) -> Callable:
         """`train_step` of a model on these devices: (state, batch) -> (state, metrics); the state is donated."""
 
         def loss(params, rows):
@@ -163,23 +162,25 @@ class Door:
         if self.mode == "jit":
             return jax.jit(
                 step,
-                in_shardings=(self.state_shardings, self.batch_sharding),
-                out_shardings=(self.state_shardings, self.replicated),
+                in_shardings=(shardings, self.batch_sharding),
+                out_shardings=(shardings, self.replicated),
                 donate_argnums=0,
             )
         return self._pmap(partial(step, axis_name=_PMAP_AXIS), donate_argnums=0)
 
-    def compile_evaluation(self, model: Model, chunk: int, num_turns: int) -> Callable:
-        """(params, batch) -> LossSums by turn."""
+    def compile_evaluation(self, model: Model, chunk: int, shardings: Params, num_turns: int) -> Callable:
+        """(params, batch) -> (LossSums by turn, supervised tokens by turn)."""
 
         def evaluate(params, batch):
             nll_BxL = batch_nll(model, params, batch, chunk, self.constrain)
-            return loss_sums_by_turn(nll_BxL, batch.response_mask, batch.turn_ids, num_turns)
+            sums = loss_sums_by_turn(nll_BxL, batch.response_mask, batch.turn_ids, num_turns)
+            supervised_BxL = (batch.response_mask > 0).astype(jnp.int32)
+            return sums, loss_sums_by_turn(nll_BxL, supervised_BxL, batch.turn_ids, num_turns).weight
 
         if self.mode == "jit":
             return jax.jit(
                 evaluate,
-                in_shardings=(self.state_shardings.params, self.batch_sharding),
+                in_shardings=(shardings, self.batch_sharding),
                 out_shardings=self.replicated,
             )
         return self._pmap(lambda params, batch: jax.lax.psum(evaluate(params, batch), _PMAP_AXIS))

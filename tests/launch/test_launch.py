@@ -19,7 +19,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
-LIMIT_SECONDS = 60
+LIMIT_SECONDS = 30
 
 HOSTILE = [
     "--config.note=two words",
@@ -58,6 +58,33 @@ def script(name, *args, env=None, cwd=None):
         stdin=subprocess.DEVNULL,
         timeout=LIMIT_SECONDS,
     )
+
+
+def start(started, name, *args, env):
+    process = subprocess.Popen(
+        ["bash", str(name), *args],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=signals_as_usual,
+    )
+    started.append(process)
+    return process
+
+
+def clear_away(started, pids):
+    """Whatever a test that failed has left behind: the groups of its scripts and of the fake trainers."""
+    for pid in [*(process.pid for process in started if process.poll() is None), *pids]:
+        try:
+            if os.getpgid(pid) != os.getpgid(0):
+                os.killpg(os.getpgid(pid), signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    for process in started:
+        process.communicate(timeout=LIMIT_SECONDS)
 
 
 def wait_for(condition, process=None):
@@ -106,6 +133,7 @@ class Local:
 
     def __init__(self, folder):
         self.folder = folder
+        self.started = []
         self.python = write_program(folder / "fake python", FAKE_TRAINER.format(python=sys.executable))
         self.logs = folder / "the logs"
 
@@ -117,16 +145,7 @@ class Local:
         return script(LAUNCH / "local.sh", *args, env=self.environment(plan or {}, **extra))
 
     def start(self, *args, plan, **extra):
-        return subprocess.Popen(
-            ["bash", str(LAUNCH / "local.sh"), *args],
-            env=self.environment(plan, **extra),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=signals_as_usual,
-        )
+        return start(self.started, LAUNCH / "local.sh", *args, env=self.environment(plan, **extra))
 
     def records(self):
         return {int(path.suffix[1:]): json.loads(path.read_text()) for path in self.folder.glob("record.*")}
@@ -150,11 +169,7 @@ def process_exists(pid):
 def local(tmp_path):
     local = Local(tmp_path)
     yield local
-    for record in local.records().values():
-        try:
-            os.kill(record["pid"], signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+    clear_away(local.started, [record["pid"] for record in local.records().values()])
 
 
 def test_local_gives_every_process_its_environment_and_the_words_as_they_are(local):
@@ -225,6 +240,7 @@ def test_local_ends_the_others_when_one_fails_and_exits_with_its_status(local, f
     assert done.returncode == 7
     assert local.told() == [id for id in range(3) if id != failing]
     assert local.all_gone()
+    assert "no such job" not in done.stderr
     assert f"process {failing} failed with status 7" in done.stderr
     if failing == 0:
         assert "process 0 has hit a wall" in done.stdout
@@ -443,6 +459,7 @@ class Pod:
 
     def __init__(self, folder):
         self.folder = folder
+        self.started = []
         self.project = folder / "project"
         shutil.copytree(LAUNCH, self.project / "launch")
         write_program(self.project / "configs" / "pod.py", "")
@@ -486,16 +503,7 @@ class Pod:
         return script(self.project / "launch/tpu_pod.sh", *args, env=self.environment(**extra))
 
     def start(self, *args):
-        return subprocess.Popen(
-            ["bash", str(self.project / "launch/tpu_pod.sh"), *args],
-            env=self.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=signals_as_usual,
-        )
+        return start(self.started, self.project / "launch/tpu_pod.sh", *args, env=self.environment())
 
     def calls(self):
         path = self.folder / "calls"
@@ -516,19 +524,12 @@ class Pod:
         path = self.folder / f"runs.{worker}"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def supervisors(self):
-        return [int(path.read_text()) for path in self.folder.glob("worker*/mtsft/run.pid")]
-
 
 @pytest.fixture
 def pod(tmp_path):
     pod = Pod(tmp_path)
     yield pod
-    for pid in pod.supervisors():  # each leads the group of its own run
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+    clear_away(pod.started, [run["pid"] for worker in (0, 1) for run in pod.runs(worker)])
 
 
 NEW = ["scp", "install@all", "start@all", "follow@0", "result@0", "result@all"]
@@ -641,7 +642,6 @@ def test_pod_runs_the_same_again_on_a_new_slice_after_preemption(pod):
     ]  # fmt: skip
     first, second = pod.runs(0)
     assert first["argv"] == second["argv"]
-    os.kill(pod.runs(1)[0]["pid"], signal.SIGKILL)  # of the machine that is gone
 
 
 def test_pod_tells_a_preempted_run_from_a_finished_one_though_both_exit_with_0(pod):

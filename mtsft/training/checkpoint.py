@@ -1,0 +1,118 @@
+"""Checkpoints: Orbax, sharded and asynchronous, with what a run must not change kept beside them."""
+
+import errno
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
+
+from mtsft.errors import InputError, one_line
+from mtsft.model.transformer import Model
+from mtsft.training.state import TrainState, from_saved, to_saved
+
+_METRIC = "eval_loss"
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder`: the latest `keep`, and the best by held-out loss.
+
+    A checkpoint is written aside and renamed when it is whole, so a run that is killed leaves the one before it.
+    """
+
+    def __init__(self, folder: epath.Path, model: Model, keep: int):
+        self._model, self._folder = model, folder
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics[_METRIC], reverse=True, n=1, keep_checkpoints_without_metrics=False
+        )
+        self._manager = ocp.CheckpointManager(
+            folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._guard(self._manager.close)
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest whole checkpoint."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """The step of the checkpoint with the least held-out loss, or the newest if none was evaluated."""
+        scored = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        losses = {step: metrics[_METRIC] for step, metrics in scored.items() if metrics}
+        return min(losses, key=losses.get, default=self.latest)
+
+    def save(self, step: int, state: TrainState, eval_loss: float | None) -> None:
+        """Starts to save; returns as soon as the state may be changed again. Saving twice is saving once.
+
+        Raises InputError if an earlier save, or this one, found the disk full.
+        """
+        if step == self.latest:
+            return
+        metrics = None if eval_loss is None else {_METRIC: eval_loss}
+        saved = jax.jit(to_saved, static_argnums=1)(state, self._model)._asdict()
+        self._guard(self._manager.save, step, args=ocp.args.StandardSave(saved), metrics=metrics)
+
+    def wait(self) -> None:
+        """Waits for a save under way. Raises InputError if it found the disk full."""
+        self._guard(self._manager.wait_until_finished)
+
+    def restore(self, step: int, shapes: TrainState, shardings: Callable[[Any], Any]) -> TrainState:
+        """The state of a checkpoint, placed on this run's devices whatever devices it came from.
+
+        shapes: the state as this run holds it. shardings: from such shapes to where their arrays lie.
+        """
+        saved = jax.eval_shape(lambda s: to_saved(s, self._model), shapes)
+        target = jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+            saved,
+            shardings(saved),
+        )
+        restored = self._manager.restore(step, args=ocp.args.StandardRestore(target._asdict()))
+        placed = jax.jit(from_saved, static_argnums=1, out_shardings=shardings(shapes), donate_argnums=0)
+        return placed(TrainState(**restored), self._model)
+
+    def _guard(self, function: Callable, *args, **kwargs) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+                raise
+            raise InputError(
+                f"{self._folder}: the disk is full, so a checkpoint could not be saved; the last good one is at step "
+                f"{self.latest}; free some space and run the same command again"
+            ) from error
+
+
+def check_same_run(path: epath.Path, identity: dict[str, Any]) -> None:
+    """Writes down what makes a run this run, or checks it against what an earlier start wrote.
+
+    identity: by config key or other name, values of JSON. Raises InputError, naming the first that differs.
+    """
+    if not path.exists():
+        if jax.process_index() == 0:
+            part = path.parent / (path.name + ".tmp")
+            part.write_text(json.dumps(identity, indent=1))
+            part.rename(path)
+        return
+    earlier = json.loads(path.read_text())
+    for name in {**identity, **earlier}:
+        was, now = earlier.get(name), json.loads(json.dumps(identity.get(name)))
+        if was != now:
+            raise InputError(
+                f"{path.parent} holds a run with another {name} (it was {one_line(was, 60)}, now {one_line(now, 60)}); "
+                "restore it, or choose another --workdir"
+            )

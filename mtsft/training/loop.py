@@ -1,0 +1,157 @@
+"""The training loop: the one room where time passes and things are written."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from mtsft.data.batches import read_ahead
+from mtsft.diagnose import context
+from mtsft.dialogue.encode import Encoder
+from mtsft.errors import InputError
+from mtsft.training.checkpoint import Checkpoints, check_same_run
+from mtsft.training.interrupt import Interrupt
+from mtsft.training.metrics import Log, Meter
+from mtsft.training.run import Run
+from mtsft.training.state import TrainState
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Trains as `config` says, from the last checkpoint in `workdir` if there is one.
+
+    Returns what result.json then holds: {finished, steps, seconds, ...}. Raises InputError for anything wrong with
+    the config or the data, before a step is taken; and when the loss is not finite for too long.
+    """
+    began = time.monotonic()
+    workdir = epath.Path(workdir).expanduser()
+    run = Run.of(config, progress=_is_first())
+    _say(*run.dataset.summary())
+    run.check_hosts_agree()
+    _claim(workdir, run)
+    with Checkpoints(workdir / "checkpoints", run.model, config.checkpoint.keep) as checkpoints:
+        start = checkpoints.latest or 0
+        state = run.restore(checkpoints, start) if start else run.create()
+        _say(f"{'resuming after' if start else 'starting at'} step {start:,} of {run.steps:,}, {_describe(state)}")
+        state = _take_steps(run, state, start, checkpoints, workdir, began)
+        result = {"finished": int(state.step) >= run.steps, "steps": int(state.step)}
+    if not result["finished"]:
+        _say(f"stopped after step {result['steps']:,}, which is saved; the same command goes on from there")
+        return result
+    result |= {"seconds": round(time.monotonic() - began, 3)}
+    if run.dataset.corpus_eval is not None:
+        result |= _measure_context(run, state)
+    if _is_first():
+        (workdir / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _take_steps(
+    run: Run, state: TrainState, start: int, checkpoints: Checkpoints, workdir: epath.Path, began: float
+) -> TrainState:
+    """Every step from `start` on, until the last or until asked to stop; returns the state it ends with."""
+    config, steps = run.config, run.steps
+    train_step, batches = run.compile_step(), read_ahead(run.train_source(), start)
+    meter = Meter(config.train.batch_size * config.data.sequence_length, began)
+    with (
+        Interrupt() as interrupt,
+        Log(workdir, start, active=_is_first()) as log,
+        tqdm(total=steps, initial=start, desc="training", unit="step", disable=not _is_first()) as bar,
+        jax.transfer_guard("disallow"),  # the device never waits for a transfer that nobody asked for
+    ):
+
+        def report(step: int, metrics: dict[str, jax.Array]) -> bool:
+            """Writes down a step that was taken; returns whether it was a good one."""
+            metrics = jax.device_get(metrics)
+            meter.add(metrics)
+            if _due(step, config.train.log_every, steps):
+                log.train(record := meter.record(step, metrics))
+                bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s")
+            if metrics["skipped_in_a_row"] >= config.train.max_bad_steps:
+                raise InputError(
+                    f"step {step}: the loss or its gradient was not finite for {metrics['skipped_in_a_row']} steps "
+                    f"in a row; the last good checkpoint is at step {checkpoints.latest}; "
+                    "lower train.learning_rate, or look at the data of these steps"
+                )
+            return not metrics["skipped_in_a_row"]
+
+        pending = None  # metrics are fetched one step late, so that the device always has work
+        for step in range(start + 1, steps + 1):
+            state, metrics = train_step(state, run.put(next(batches)))
+            if pending:
+                report(*pending)
+            pending = (step, metrics)
+            bar.update()
+
+            stopping = interrupt.asked(step)
+            evaluating = run.dataset.eval is not None and _due(step, config.eval.every, steps)
+            saving = stopping or _due(step, config.checkpoint.every, steps)
+            if not (evaluating or saving or step == steps):
+                continue
+            good, pending = report(*pending), None
+            with jax.transfer_guard("allow"):
+                scores = run.evaluate(state.params) if evaluating else None
+                if evaluating:
+                    log.evaluation({"step": step, **scores})
+                    bar.write(f"step {step:,}: held-out loss {scores['loss']:.4f}", file=sys.stderr)
+                if saving and good:
+                    log.sync()  # what is logged is never older than the checkpoint it led to
+                    checkpoints.save(step, state, scores and scores["loss"])
+            meter.restart()  # rates are those of training
+            if stopping:
+                break
+    return state
+
+
+def _claim(workdir: epath.Path, run: Run) -> None:
+    """Makes the workdir this run's, or checks that it is; keeps the config and the tokenizer there."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    check_same_run(workdir / "fingerprint.json", run.identity())
+    if _is_first():
+        (workdir / "tokenizer").mkdir(exist_ok=True)
+        (workdir / "tokenizer" / "tokenizer.model").write_bytes(run.dataset.tokenizer.proto)
+        (workdir / "config.json").write_text(run.config.to_json(indent=1) + "\n")
+
+
+def _measure_context(run: Run, state: TrainState) -> dict[str, Any]:
+    """What the model makes of earlier turns, on the built-in corpus's held-out dialogues; printed and returned."""
+    params = state.params
+    if jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)
+    data = run.dataset
+    encoder = Encoder(data.template, data.tokenizer, data.sequence_length)
+    scores = context.measure(run.model, params, encoder, data.corpus_eval)
+    _say(
+        "",
+        "A held-out conversation, every turn answered by the model in the true history:",
+        context.converse(run.model, params, encoder, data.corpus_eval),
+        "",
+        f"exact answers, of {scores['turns']:,} that depend on earlier turns: {scores['context_accuracy']:.1%}",
+        f"the same with the history hidden: {scores['hidden_history_accuracy']:.1%}",
+        "by kind: " + ", ".join(f"{kind} {share:.1%}" for kind, share in scores["by_kind"].items()),
+    )
+    return scores
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return bool(every) and (step % every == 0 or step == last)
+
+
+def _describe(state: TrainState) -> str:
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return f"{count / 1e6:,.1f} M parameters on {jax.device_count()} {jax.devices()[0].platform} device(s)"
+
+
+def _is_first() -> bool:
+    return jax.process_index() == 0
+
+
+def _say(*lines: str) -> None:
+    if _is_first():
+        print(*lines, sep="\n", flush=True)
