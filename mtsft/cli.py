@@ -1,8 +1,11 @@
 """What every door shares: flags, one-line errors and the exit status."""
 
 import errno
+import os
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -32,31 +35,33 @@ def run(main: Callable[[], None]) -> None:
         if rest:
             raise InputError(f"{one_line(rest[0], 80)!r} is not a flag; write --name=value (see --help)")
         main()
-    except InputError as error:
+    except (InputError, flags.Error) as error:
         _fail(error)
-    except flags.Error as error:
-        _fail(error)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # What ml_collections raises for an override or a config file; anything else is a bug and keeps its trace.
-        if not _from_config(error):
-            raise
-        _fail(error.args[0] if error.args else error)
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        _fail(f"{error.filename or 'the disk'}: {error.strerror}; free some space and run the same command again")
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            _fail(f"{error.filename or 'the disk'}: {error.strerror}; free some space and run the same command again")
+        if _from_config(error):
+            _fail(error.args[0] if error.args else error)
+        traceback.print_exc()
+        _leave(1)
 
 
 def _from_config(error: Exception) -> bool:
-    """Whether the traceback ends in reading the config, not in our own code."""
-    trace = error.__traceback__
-    modules = set()
-    while trace:
-        modules.add(trace.tb_frame.f_globals.get("__name__", "").split(".")[0])
-        trace = trace.tb_next
-    return "ml_collections" in modules
+    """Whether it was raised while ml_collections read a config file or an override of it, not in a room of ours."""
+    modules = {frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return any(name.startswith("ml_collections") for name in modules)
 
 
 def _fail(error: object) -> None:
-    print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {one_line(error, 1000)}", file=sys.stderr)
-    sys.exit(2)
+    print(f"{Path(sys.argv[0]).stem}: {one_line(error, 1000)}", file=sys.stderr)
+    _leave(2)
+
+
+def _leave(status: int) -> None:
+    """Exits; at once where other processes of the run would be waited for, so that whoever started them notices."""
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,26 +1,26 @@
 """A corpus whose later turns can only be answered from earlier ones.
 
-A person introduces themselves with a few facts, asks for them later, corrects one, asks again (now the
-correction is right), and asks for two at once:
+A person introduces themselves with three facts, asks for one, corrects one, asks again (now the correction is
+right), and asks for two at once:
 
     user       Hello! My name is Ada, I live in Rome and my dog is called Rex.
-    assistant  Nice to meet you, Ada.
-    user       So, where do I live?
-    assistant  You live in Rome.                              recall
-    user       Actually, I live in Oslo.
-    assistant  Noted, thanks.
-    user       Where is my home?
-    assistant  You live in Oslo.                              corrected
-    user       What is my dog called, and what is my name?
-    assistant  Your dog is called Rex and your name is Ada.   combined
+    assistant  Noted: your name is Ada, you live in Rome and your dog is called Rex.     open
+    user       So, who am I?
+    assistant  Your name is Ada.                                                         recall
+    user       Actually, my home is in Oslo.
+    assistant  Noted: you live in Oslo.                                                  open
+    user       Where do I live?
+    assistant  You live in Oslo.                                                         corrected
+    user       What is my dog called, and who am I?
+    assistant  Your dog is called Rex and your name is Ada.                              combined
 
-A model that trains on every assistant turn, each given its whole history, masters this; one that loses the
-history, or trains on the last turn's neighbour instead of on the turn, is left to guess among `len(kind.values)`
-words. So the fraction of such turns answered exactly says whether multi-turn training works.
+A model trained on every assistant turn, each given its whole history, masters this. Without the history it can
+only guess among the values of a kind, two dozen of them. So the fraction of depending turns answered exactly says
+whether multi-turn training works.
 
-The replies are a function of the history: greedy decoding has one right answer. Values are single words, each
-belongs to one kind, and each always follows a space, so a word-level tokenizer gives a value one token, the
-same where it is stated and where it is recalled.
+Replies are a function of the history: greedy decoding has one right answer. A value is a single word, belongs to
+one kind alone and always follows a space, so a tokenizer that learns whole words gives it one token, the same
+where it is stated and where it is recalled.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-DEPENDING = ("recall", "corrected", "combined")  # the asks whose answer lies in an earlier turn, word for word
+DEPENDING = ("recall", "corrected", "combined")  # the asks whose answer stands, word for word, in earlier turns
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of fact: how it is stated and asked for (first person), and answered (second person)."""
+    """One kind of fact: the ways to state it and to ask for it, the one way to answer, and what it can be."""
 
     statements: tuple[str, ...]
     questions: tuple[str, ...]
@@ -45,11 +45,11 @@ class Kind:
     values: tuple[str, ...]
 
 
-NUMBERS = tuple(
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty".split()
-)
-TENS = tuple("thirty forty fifty sixty seventy eighty ninety".split())
+_UNITS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_UNITS += " seventeen eighteen nineteen twenty"
+_TENS = "thirty forty fifty sixty seventy eighty ninety"
+NUMBERS = {word: n for n, word in enumerate(_UNITS.split(), 1)} | {w: 10 * n for n, w in enumerate(_TENS.split(), 3)}
+NUMBER_WORDS = {number: word for word, number in NUMBERS.items()}
 
 KINDS = {
     "name": Kind(
@@ -110,7 +110,7 @@ KINDS = {
         ("I own {} books", "there are {} books on my shelf"),
         ("how many books do I own", "how many books are on my shelf"),
         "you own {} books",
-        NUMBERS[1:] + TENS,
+        tuple(NUMBERS)[1:],
     ),
 }
 
@@ -128,11 +128,14 @@ SMALL_TALK = (
     ("You have a good memory.", "Thank you, I try my best."),
     ("What can you do?", "I can remember what you tell me."),
 )
-NOTED = "Noted, thanks."
 
 
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
+
+
+def _join(clauses: list[str]) -> str:
+    return f"{', '.join(clauses[:-1])} and {clauses[-1]}"
 
 
 @dataclass
@@ -150,7 +153,7 @@ class _Conversation:
         self.messages.append({"role": "assistant", "content": _sentence(assistant)})
         self.asks.append(ask)
 
-    def state(self, kind: str) -> str:
+    def statement(self, kind: str) -> str:
         return self.rng.choice(KINDS[kind].statements).format(self.facts[kind])
 
     def answer(self, kind: str) -> str:
@@ -158,45 +161,35 @@ class _Conversation:
 
     def introduce(self, kinds: list[str]) -> None:
         self.facts = {kind: self.rng.choice(KINDS[kind].values) for kind in kinds}
-        *clauses, last = map(self.state, kinds)
-        *echoes, last_echo = map(self.answer, kinds)
-        self.exchange(
-            f"{self.rng.choice(GREETINGS)}{_sentence(', '.join(clauses))} and {last}.",
-            f"noted: {', '.join(echoes)} and {last_echo}.",
-        )
+        statements = _sentence(_join([self.statement(kind) for kind in kinds]))
+        answers = _join([self.answer(kind) for kind in kinds])
+        self.exchange(f"{self.rng.choice(GREETINGS)}{statements}.", f"noted: {answers}.")
 
     def correct(self, kind: str) -> None:
         self.facts[kind] = self.rng.choice([value for value in KINDS[kind].values if value != self.facts[kind]])
         self.corrected.add(kind)
-        self.exchange(self.rng.choice(CORRECTIONS).format(self.state(kind)), f"noted: {self.answer(kind)}.")
+        self.exchange(self.rng.choice(CORRECTIONS).format(self.statement(kind)), f"noted: {self.answer(kind)}.")
 
     def ask(self, *kinds: str) -> None:
         questions = ", and ".join(self.rng.choice(KINDS[kind].questions) for kind in kinds)
-        answers = " and ".join(KINDS[kind].answer.format(self.facts[kind]) for kind in kinds)
+        answers = " and ".join(self.answer(kind) for kind in kinds)
         ask = "combined" if len(kinds) > 1 else "corrected" if kinds[0] in self.corrected else "recall"
         self.exchange(f"{self.rng.choice(OPENERS)}{questions}?", f"{answers}.", ask)
 
-    def add_books(self) -> None:
-        """Asks for a sum; a count with no room below the next number word is left alone."""
-        now = self.facts["books"]
-        scale, step = (TENS, "ten") if now in TENS else (NUMBERS, "one")
-        more = 1 if now in TENS else self.rng.choice((1, 2, 3))
-        total = scale.index(now) + more
-        if total < len(scale):
-            more_word = step if now in TENS else NUMBERS[more - 1]
-            self.exchange(
-                f"if I buy {more_word} more, how many books will I own?",
-                f"you will own {scale[total]} books.",
-                "arithmetic",
-            )
+    def ask_sum(self) -> None:
+        """Asks how many books there would be with some more, if one word can say it."""
+        books = NUMBERS[self.facts["books"]]
+        more = 10 if books > 20 else self.rng.choice((1, 2, 3))
+        if total := NUMBER_WORDS.get(books + more):
+            question = f"if I buy {NUMBER_WORDS[more]} more, how many books will I own?"
+            self.exchange(question, f"you will own {total} books.", "arithmetic")
 
 
 def _converse(rng: random.Random) -> _Conversation:
-    """One conversation: introduction, a recall, a correction (mostly), both single asks and a combined one."""
     talk = _Conversation(rng)
     if rng.random() < 0.25:
         talk.messages.append({"role": "system", "content": rng.choice(SYSTEMS)})
-    kinds = rng.sample(list(KINDS), rng.choice((2, 3, 3)))
+    kinds = rng.sample(list(KINDS), 3)
     talk.introduce(kinds)
     talk.ask(rng.choice(kinds))
     if rng.random() < 0.75:
@@ -207,7 +200,7 @@ def _converse(rng: random.Random) -> _Conversation:
         talk.exchange(*rng.choice(SMALL_TALK))
     talk.ask(*rng.sample(kinds, 2))
     if "books" in kinds and rng.random() < 0.5:
-        talk.add_books()
+        talk.ask_sum()
     return talk
 
 
@@ -215,11 +208,12 @@ def dialogues(count: int, seed: int) -> Iterator[dict]:
     """Yields `count` dialogues {"id", "messages": [{"role", "content"}], "asks"}, a function of `seed` alone.
 
     `asks` has one entry an assistant message: "open" (its own user message suffices), "recall", "corrected",
-    "combined" (the answer is in earlier turns only) or "arithmetic" (a sum with a number from an earlier turn).
+    "combined" (the values stand in earlier turns only) or "arithmetic" (a sum with a number of an earlier turn).
 
-    Other seeds give other dialogues: three or four facts in some order and a correction are more than 10^8
-    equally likely choices, and the wordings of statements and questions multiply them by more than 10^4. A hundred
-    thousand training dialogues and a thousand held-out ones, 10^8 pairs, then share a text with chance below 10^-4.
+    Another seed gives other dialogues. Three facts of seven kinds, in order, are 2.9 * 10^6 equally likely
+    choices, and which are asked for, and in which words, multiplies them by more than 10^4; so two dialogues
+    have the same text with chance below 10^-10: about one in a thousand that any of 10^4 training and 10^3
+    held-out dialogues coincide.
     """
     rng = random.Random(seed)
     for number in range(1, count + 1):

@@ -10,8 +10,7 @@ def tree_mask(subtree_ends_BxL: jax.Array) -> jax.Array:
     For chains it is "causal within my segment". A padding slot (subtree end 0) is seen by nobody.
     """
     slots_L = jnp.arange(subtree_ends_BxL.shape[-1])
-    before = slots_L[None, None, :] <= slots_L[None, :, None]
-    return before & (slots_L[None, :, None] < subtree_ends_BxL[:, None, :])
+    return (slots_L[None, None, :] <= slots_L[None, :, None]) & (slots_L[None, :, None] < subtree_ends_BxL[:, None, :])
 
 
 def attend(query_BxLxHxK, key_BxSxGxK, value_BxSxGxK, mask_BxLxS) -> jax.Array:
@@ -35,7 +34,7 @@ def rotary(positions_BxL: jax.Array, head_dim: int, theta: float) -> tuple[jax.A
     RoFormer (Su et al. 2021, arXiv:2104.09864), equation 34, with frequencies theta^(-2i / head_dim).
     """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions_BxL[..., None, None].astype(jnp.float32) * frequencies
+    angles = positions_BxL[..., None, None].astype(jnp.float32) * frequencies[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -8,7 +8,10 @@ from jax.experimental import multihost_utils
 
 
 class Interrupt:
-    """Notices a request to stop, so that the loop can save first; a second one ends the process at once."""
+    """Notices a request to stop, so that the loop can save first. A second Ctrl-C ends the process at once.
+
+    SIGTERM may come more than once, from the machine and from whoever watches over the process: it stays one request.
+    """
 
     def __init__(self):
         self._asked = False
@@ -33,5 +36,4 @@ class Interrupt:
 
     def _ask(self, number, _) -> None:
         self._asked = True
-        for other, handler in self._previous.items():
-            signal.signal(other, handler)
+        signal.signal(signal.SIGINT, self._previous[signal.SIGINT])

@@ -78,7 +78,7 @@ def token_nll(hidden_BxLxD, projection_DxV, tokens_BxL, parents_BxL, response_ma
 
     def body(_, chunk_inputs):
         index, states_BxCxD, targets_BxC = chunk_inputs
-        valid_BxC = index * chunk + jnp.arange(chunk) < counts_B[:, None]
+        valid_BxC = (index * chunk + jnp.arange(chunk))[None, :] < counts_B[:, None]
         nll_BxC = jax.lax.cond(
             index * chunk < counts_B.max(),
             nll_of_chunk,

@@ -36,13 +36,18 @@ def state_shardings(shapes: TrainState, optimizer: optax.GradientTransformation,
     """A NamedSharding for every array of a state (given as shapes): moments lie where their parameters do."""
     replicated = NamedSharding(mesh, P())
     params = param_shardings(shapes.params, mesh)
-    # optax says which leaves of its state mirror the parameters.
+
+    def beside_parameter(leaf, sharding):
+        return leaf if isinstance(leaf, optax.MaskedNode) else sharding
+
+    # optax says which leaves of its state mirror the parameters; a masked node stands for one it does not touch.
     opt_state = optax.tree.map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        beside_parameter,
         shapes.opt_state,
         params,
         transform_non_params=lambda _: replicated,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     return TrainState(replicated, params, opt_state, replicated, replicated)
 

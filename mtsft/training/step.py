@@ -80,7 +80,7 @@ def train_step(
     batch, so that the gradient is an unbiased estimate of the dataset-level objective's; 0 for the weight of the
     batch itself. axis_name: the mapped axis over which devices hold parts of the batch, if there is one.
 
-    A step whose loss or gradient is not finite changes nothing but the counters.
+    A step whose loss, gradient or update is not finite changes nothing but the counters.
     """
     sums, gradient = sum_gradients(loss, state.params, batch, microbatches)
     counts = jnp.stack([(batch.response_mask > 0).sum(), (batch.segment_ids > 0).sum()])
@@ -89,11 +89,12 @@ def train_step(
     divisor = weight_per_batch or jnp.where(sums.weight > 0, sums.weight, 1.0)
     gradient = jax.tree.map(lambda g: g / divisor, gradient)
     gradient_norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(sums.nll) & jnp.isfinite(gradient_norm)
 
     learning_rate = schedule(state.step)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: p + learning_rate * u, state.params, updates)
+    updates = jax.tree.map(lambda u: learning_rate * u, updates)
+    params = optax.apply_updates(state.params, updates)
+    finite = jnp.isfinite(sums.nll) & jnp.isfinite(gradient_norm) & jnp.isfinite(optax.tree.norm(updates))
 
     def keep_if_finite(new, old):
         return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

@@ -23,7 +23,7 @@ LIMIT_SECONDS = 30
 
 HOSTILE = [
     "--config.note=two words",
-    "--config.quotes=it's \"quoted\"",
+    '--config.quotes=it\'s "quoted"',
     "--config.run=$(touch pwned); `touch pwned` && touch pwned | $HOME",
     "--config.glob=* ? [a] ~ \\ #! {a,b}",
     "--config.lines=one\ntwo",
@@ -57,6 +57,7 @@ def script(name, *args, env=None, cwd=None):
         text=True,
         stdin=subprocess.DEVNULL,
         timeout=LIMIT_SECONDS,
+        start_new_session=True,  # a fake trainer kills its own group: never let that be the group of the tests
     )
 
 
@@ -206,7 +207,8 @@ def test_local_process_0_speaks_on_the_terminal_and_the_others_in_their_logs(loc
 def test_local_names_the_temporary_folder_of_its_logs(local):
     done = local.run("--processes", "2", "--config=c.py", TMPDIR=local.folder)
     folders = list(local.folder.glob("mtsft-local.*"))
-    assert len(folders) == 1 and str(folders[0]) in done.stderr
+    assert len(folders) == 1
+    assert str(folders[0]) in done.stderr
     assert (folders[0] / "process-1.log").exists()
 
 
@@ -215,7 +217,8 @@ def test_local_picks_one_free_port_for_all(local):
     addresses = {record["env"]["JAX_COORDINATOR_ADDRESS"] for record in local.records().values()}
     assert len(addresses) == 1
     host, port = addresses.pop().split(":")
-    assert host == "127.0.0.1" and 1024 < int(port) < 32768
+    assert host == "127.0.0.1"
+    assert 1024 < int(port) < 32768
 
 
 def test_local_gives_each_process_a_slice_of_the_gpus(local):
@@ -223,14 +226,16 @@ def test_local_gives_each_process_a_slice_of_the_gpus(local):
     assert local.run(*options).returncode == 0
     env = {id: record["env"] for id, record in local.records().items()}
     assert [env[id]["CUDA_VISIBLE_DEVICES"] for id in (0, 1)] == ["0,1", "2,3"]
-    assert {e["JAX_PLATFORMS"] for e in env.values()} == {"cuda"} and "XLA_FLAGS" not in env[0]
+    assert {e["JAX_PLATFORMS"] for e in env.values()} == {"cuda"}
+    assert "XLA_FLAGS" not in env[0]
 
     assert local.run(*options, CUDA_VISIBLE_DEVICES="7,5,3,1").returncode == 0
     env = {id: record["env"] for id, record in local.records().items()}
     assert [env[id]["CUDA_VISIBLE_DEVICES"] for id in (0, 1)] == ["7,5", "3,1"]
 
     too_few = local.run(*options, CUDA_VISIBLE_DEVICES="0,1,2")
-    assert too_few.returncode == 2 and len(too_few.stderr.splitlines()) == 1
+    assert too_few.returncode == 2
+    assert len(too_few.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
@@ -264,7 +269,8 @@ def test_local_passes_a_signal_on_and_waits(local, number):
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 0, stderr
-    assert local.told() == [0, 1, 2] and local.all_gone()
+    assert local.told() == [0, 1, 2]
+    assert local.all_gone()
     assert "preempted: saved" in stdout
 
 
@@ -272,7 +278,7 @@ def test_local_ctrl_c_on_the_terminal_reaches_the_processes_as_one_term(local):
     process = local.start("--processes", "2", "--config=c.py", plan={"0": "wait", "1": "wait"})
     wait_for(lambda: len(local.records()) == 2, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
-    stdout, stderr = process.communicate(timeout=LIMIT_SECONDS)
+    _stdout, stderr = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 0, stderr
     assert local.told() == [0, 1]
     assert "KeyboardInterrupt" not in stderr
@@ -295,7 +301,8 @@ def test_local_dry_run_prints_the_commands_and_runs_nothing(local):
         "--processes", "2", "--devices-per-process", "2", "--port", "4321", "--dry-run", "--", *words,
         XLA_FLAGS="--xla_a=1",
     )  # fmt: skip
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0
+    assert done.stderr == ""
     assert local.records() == {}
     # Each line, given to a shell, is exactly these words. ($'..' is bash's own, so bash takes them apart.)
     for id, line in enumerate(done.stdout.splitlines()):
@@ -323,7 +330,7 @@ def shell_words(line):
 
 
 @pytest.mark.parametrize(
-    "args, told",
+    ("args", "told"),
     [
         ([], "nothing to train"),
         (["--"], "nothing to train"),
@@ -339,13 +346,16 @@ def shell_words(line):
 def test_local_refuses_bad_arguments_in_one_line(local, args, told):
     done = local.run(*args)
     assert done.returncode == 2
-    assert done.stdout == "" and len(done.stderr.splitlines()) == 1 and told in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert told in done.stderr
     assert local.records() == {}
 
 
 def test_local_refuses_an_interpreter_that_is_not_there(local):
     done = script(LAUNCH / "local.sh", "--config=c.py", env=clean_environment(PYTHON="/no/python"))
-    assert done.returncode == 2 and "/no/python" in done.stderr
+    assert done.returncode == 2
+    assert "/no/python" in done.stderr
 
 
 # -------------------------------------------------------------------------------------------- tpu_pod.sh
@@ -406,7 +416,8 @@ elif verb == "ssh":
         if home.name == "worker0" and " follow" in flags["command"] and (folder / "cut").exists():
             (folder / "cut").unlink()  # the connection breaks, once, just as the log is being read
             sys.exit(255)
-        env = dict(os.environ, HOME=str(home), HOSTNAME="t1v-" + home.name, PATH=f"{{folder}}/remote:" + os.environ["PATH"])
+        path = f"{{folder}}/remote:" + os.environ["PATH"]
+        env = dict(os.environ, HOME=str(home), HOSTNAME="t1v-" + home.name, PATH=path)
         worst = subprocess.run(["bash", "-c", flags["command"]], env=env, cwd=home).returncode or worst
     sys.exit(worst if reachable() else 255)
 """
@@ -419,7 +430,8 @@ plan_file = folder / ("plan." + home.name[-1])
 plan, *later = plan_file.read_text().split()
 plan_file.write_text(" ".join(later))
 with open(folder / ("runs." + home.name[-1]), "a") as runs:
-    files = sorted(str(path.relative_to(home / "mtsft/src")) for path in (home / "mtsft/src").rglob("*") if path.is_file())
+    src = home / "mtsft/src"
+    files = sorted(str(path.relative_to(src)) for path in src.rglob("*") if path.is_file())
     runs.write(json.dumps(dict(argv=sys.argv[1:], cwd=os.getcwd(), files=files, pid=os.getpid(),
                                distributed=os.environ.get("MTSFT_DISTRIBUTED"))) + "\\n")
 print("training on " + home.name + ": " + plan, flush=True)
@@ -554,7 +566,8 @@ def test_pod_creates_a_missing_slice_and_trains_on_all_workers(pod):
         log = (pod.folder / f"worker{worker}/mtsft/run.log").read_text()
         assert f"training on worker{worker}" in log
         assert (pod.folder / f"worker{worker}/mtsft/run.result").read_text() == "0\n"
-    assert "training on worker0" in done.stdout and "training on worker1" not in done.stdout
+    assert "training on worker0" in done.stdout
+    assert "training on worker1" not in done.stdout
     assert (pod.folder / "uv").read_text().splitlines()[:2] == [
         "venv --quiet --python 3.11 venv",
         "pip install --quiet --python venv/bin/python --editable ./src[tpu]",
@@ -677,7 +690,8 @@ def test_pod_ends_what_is_left_on_a_worker_before_it_starts_again(pod):
     left = pod.runs(1)[0]["pid"]
     assert process_exists(left)
     assert pod.run(*POD, "--", *RUN).returncode == 0
-    assert not process_exists(left) and (pod.folder / "told.1").exists()
+    assert not process_exists(left)
+    assert (pod.folder / "told.1").exists()
 
 
 @pytest.mark.parametrize("worker", [0, 1])
@@ -709,22 +723,25 @@ def test_pod_counts_a_slice_that_cannot_be_had_as_a_retry(pod):
 def test_pod_does_not_ask_again_for_what_was_refused(pod, refusal):
     (pod.folder / "refusals").write_text(refusal)
     done = pod.run(*POD, "--", *RUN)
-    assert done.returncode == 1 and refusal in done.stderr
+    assert done.returncode == 1
+    assert refusal in done.stderr
     assert pod.sequence() == ["describe", "create"]
 
 
 def test_pod_does_not_take_being_refused_for_a_missing_slice(pod):
     pod.slice("REFUSED")
     done = pod.run(*POD, "--delete-after", "--", *RUN)
-    assert done.returncode == 1 and "sign in first" in done.stderr
+    assert done.returncode == 1
+    assert "sign in first" in done.stderr
     assert pod.sequence() == ["describe"]
 
 
-@pytest.mark.parametrize("plan, status", [("0", 0), ("2", 2)])
+@pytest.mark.parametrize(("plan", "status"), [("0", 0), ("2", 2)])
 def test_pod_deletes_the_slice_afterwards_if_asked(pod, plan, status):
     pod.plan(plan)
     assert pod.run(*POD, "--delete-after", "--", *RUN).returncode == status
-    assert pod.sequence()[-1] == "delete" and pod.sequence().count("delete") == 1
+    assert pod.sequence()[-1] == "delete"
+    assert pod.sequence().count("delete") == 1
 
 
 def test_pod_follows_again_when_the_connection_breaks(pod):
@@ -742,7 +759,9 @@ def test_pod_follows_again_when_the_connection_breaks(pod):
 def test_pod_ctrl_c_ends_the_following_and_not_the_run(pod):
     pod.plan("wait")
     process = pod.start(*POD, "--delete-after", "--", *RUN)
-    wait_for(lambda: pod.runs(0) and pod.runs(1) and pod.sequence()[-1] == "follow@0", process)
+    while "training on worker0" not in process.stdout.readline():  # the log is being followed
+        assert process.poll() is None
+    wait_for(lambda: pod.runs(1), process)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 130
@@ -758,15 +777,18 @@ def test_pod_ctrl_c_ends_the_following_and_not_the_run(pod):
     # ... and how to stop it: every worker saves; the one who follows is told, and nothing is retried.
     subprocess.run(["bash", "-c", stop], env=pod.environment(), check=True, timeout=LIMIT_SECONDS)
     _, stderr = process.communicate(timeout=LIMIT_SECONDS)
-    assert process.returncode == 1 and "stopped by hand" in stderr
-    assert (pod.folder / "told.0").exists() and (pod.folder / "told.1").exists()
+    assert process.returncode == 1
+    assert "stopped by hand" in stderr
+    assert (pod.folder / "told.0").exists()
+    assert (pod.folder / "told.1").exists()
     assert not any(map(process_exists, trainers))
     assert len(pod.runs(0)) == 1
 
 
 def test_pod_dry_run_prints_every_command_and_runs_none(pod):
     done = pod.run(*POD, "--spot", "--delete-after", "--dry-run", "--", *RUN, *HOSTILE)
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0
+    assert done.stderr == ""
     assert pod.calls() == []
     lines = [shell_words(line) for line in done.stdout.splitlines()]
     where = "--zone=us-west4-a"
@@ -820,17 +842,20 @@ def test_pod_needs_gcloud_to_run_and_not_to_print(pod):
     path = minimal_path(pod.folder)
     assert pod.run(*POD, "--dry-run", "--", *RUN, PATH=path).returncode == 0
     done = pod.run(*POD, "--", *RUN, PATH=path)
-    assert done.returncode == 2 and "gcloud is not installed" in done.stderr
+    assert done.returncode == 2
+    assert "gcloud is not installed" in done.stderr
 
 
-@pytest.mark.parametrize("type, version", [("v4-32", "tpu-ubuntu2204-base"), ("v5p-8", "v2-alpha-tpuv5"), ("v6e-64", "v2-alpha-tpuv6e")])
+@pytest.mark.parametrize(
+    ("type", "version"), [("v4-32", "tpu-ubuntu2204-base"), ("v5p-8", "v2-alpha-tpuv5"), ("v6e-64", "v2-alpha-tpuv6e")]
+)
 def test_pod_knows_the_runtime_of_a_type(pod, type, version):
     options = ["--name=pod", "--zone=us-west4-a", f"--type={type}", "--dry-run", "--"]
     assert f"--version={version}" in pod.run(*options, *RUN).stdout.split()
 
 
 @pytest.mark.parametrize(
-    "args, told",
+    ("args", "told"),
     [
         ([], "--name is needed"),
         (["--zone", "us-west4-a", "--type", "v5p-8", "--", *RUN], "--name is needed"),
@@ -853,14 +878,18 @@ def test_pod_knows_the_runtime_of_a_type(pod, type, version):
 def test_pod_refuses_bad_arguments_in_one_line_before_anything_is_touched(pod, args, told):
     done = pod.run(*args)
     assert done.returncode == 2
-    assert done.stdout == "" and len(done.stderr.splitlines()) == 1 and told in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert told in done.stderr
     assert pod.calls() == []
 
 
 def test_pod_refuses_changes_that_are_not_committed(pod):
     (pod.project / "configs/pod.py").write_text("changed")
     done = pod.run(*POD, "--", *RUN)
-    assert done.returncode == 2 and "commit them" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2
+    assert "commit them" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert pod.calls() == []
 
 
@@ -874,8 +903,11 @@ def test_pod_refuses_a_backoff_that_is_no_number(pod):
 @pytest.mark.parametrize("name", ["local.sh", "tpu_pod.sh"])
 def test_help_says_the_options(name):
     done = script(LAUNCH / name, "--help")
-    assert done.returncode == 0 and done.stderr == ""
-    assert "usage:" in done.stdout and "--dry-run" in done.stdout and "environment:" in done.stdout
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "usage:" in done.stdout
+    assert "--dry-run" in done.stdout
+    assert "environment:" in done.stdout
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")

@@ -1,0 +1,74 @@
+"""Strict settings for every test: eight virtual CPU devices, warnings are errors, ranks never promote silently."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from mtsft.dialogue import template, tokenizer
+from mtsft.dialogue.encode import Encoder
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+REAL_DATA = Path(os.environ.get("MTSFT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+TEXTS = [
+    "Hello there, how are you today?",
+    "I am well, thank you. And you?",
+    "What is the capital of France? The capital of France is Paris.",
+    "The quick brown fox jumps over the lazy dog 0123456789.",
+    "def f(x):\n    return x + 1\n",
+]
+
+
+@pytest.fixture(scope="session")
+def chatml():
+    return template.load("chatml")
+
+
+@pytest.fixture(scope="session")
+def proto(chatml):
+    """A small trained tokenizer, serialised."""
+    return tokenizer.train(TEXTS * 20, 400, chatml.markers)
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer(proto, chatml):
+    return tokenizer.Tokenizer(proto, chatml.markers)
+
+
+@pytest.fixture
+def encoder(chatml, small_tokenizer):
+    return Encoder(chatml, small_tokenizer, max_length=512)
+
+
+@pytest.fixture
+def write_jsonl(tmp_path):
+    """Writes dialogues, given as lists of (role, content), to a file and returns its path."""
+
+    def write(dialogues, name="dialogues.jsonl"):
+        path = tmp_path / name
+        records = [{"messages": [{"role": role, "content": text} for role, text in turns]} for turns in dialogues]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def real_data():
+    """Finds a file of real dialogues, or skips the test, saying why."""
+
+    def find(name):
+        path = REAL_DATA / name
+        if not path.exists():
+            pytest.skip(f"needs the real dialogues {name}; set MTSFT_TEST_DATA to the folder that holds them")
+        return path
+
+    return find

@@ -1,0 +1,301 @@
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+
+from mtsft.data import store as stores
+from mtsft.data.store import Recipe, open_store
+from mtsft.dialogue import readers, template, tokenizer
+from mtsft.dialogue.encode import Counts, Encoder
+from mtsft.dialogue.tree import TokenTree
+from mtsft.errors import InputError
+
+
+def line(n, **more):
+    """A dialogue of its own, n of 0 .. 99."""
+    messages = [
+        {"role": "user", "content": f"what is {n}?"},
+        {"role": "assistant", "content": f"it is {n}" * (1 + n % 4)},
+    ]
+    return json.dumps({"messages": messages, **more}) + "\n"
+
+
+@pytest.fixture
+def recipe(proto):
+    return Recipe("chatml", proto, 512)
+
+
+@pytest.fixture
+def files(tmp_path):
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    first.write_text("".join(line(n) for n in range(10)))
+    second.write_text("\n" + line(10, id="ten é") + "\n" + line(11, id="") + line(12, id=7))
+    return [first, second]
+
+
+@pytest.fixture
+def open_quietly(tmp_path):
+    return partial(open_store, folder=tmp_path / "stores", workers=1, progress=False)
+
+
+@pytest.fixture
+def build_calls(monkeypatch):
+    """The stores that are built, not found."""
+    calls, build = [], stores._build
+    monkeypatch.setattr(stores, "_build", lambda *args: (calls.append(args), build(*args)))
+    return calls
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Lets small files be read in many pieces and encoded by several processes."""
+
+    def cut(size):
+        monkeypatch.setattr(stores, "_INLINE_BYTES", 0)
+        monkeypatch.setattr(stores.readers, "read_chunks", partial(readers.read_chunks, size=size))
+
+    return cut
+
+
+def tokens_of(store):
+    return sorted(tuple(store[i].tokens_N.tolist()) for i in range(len(store)))
+
+
+def left_behind(folder):
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+# What is kept
+
+
+def test_trees_ids_and_sources_come_back_as_they_were_encoded(files, recipe, open_quietly, encoder):
+    store = open_quietly(files, recipe)
+    assert len(store) == 13
+    places = [(files[0], n) for n in range(1, 11)] + [(files[1], n) for n in (2, 4, 5)]
+    for i, (path, number) in enumerate(places):
+        dialogue = readers.parse_line(path.read_bytes().split(b"\n")[number - 1], path, number)
+        tree = encoder(dialogue)
+        for name in TokenTree.__slots__:
+            kept = getattr(store[i], name)
+            np.testing.assert_array_equal(kept, getattr(tree, name), err_msg=name)
+            assert kept.dtype == getattr(tree, name).dtype
+        assert store.lengths_N[i] == len(tree)
+        assert store.weights_N[i] == tree.response_mask_N.sum()
+        assert store.id(i) == dialogue.id
+        assert store.source(i) == (path, number)
+    assert [store.id(i) for i in (0, 9, 10, 11, 12)] == ["first.jsonl:1", "first.jsonl:10", "ten é", "", "7"]
+    assert store.counts == encoder.counts
+
+
+def test_what_is_stored_cannot_be_written_to(files, recipe, open_quietly):
+    tree = open_quietly(files, recipe)[0]
+    with pytest.raises(ValueError, match="read-only"):
+        tree.tokens_N[0] = 1
+
+
+def test_files_without_a_response_make_a_store_of_none(tmp_path, recipe, open_quietly):
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n' * 3)
+    store = open_quietly([path], recipe)
+    assert len(store) == 0
+    assert store.lengths_N.tolist() == store.weights_N.tolist() == []
+    assert store.counts == Counts(dialogues=3, without_response=3)
+
+
+@pytest.mark.parametrize("over_length", ["drop", "keep_first"])
+def test_every_dialogue_read_is_accounted_for(tmp_path, proto, open_quietly, over_length):
+    path = tmp_path / "d.jsonl"
+    turns = [
+        [("user", "hi")],
+        [("user", "hi"), ("assistant", "x" * 500)],
+        [("assistant", "a"), ("assistant", "b" * 500)],
+    ]
+    records = [{"messages": [{"role": role, "content": text} for role, text in turn]} for turn in [*turns, *turns[:2]]]
+    path.write_text("".join(line(n) for n in range(9)) + "\n".join(map(json.dumps, records)))
+    store = open_quietly([path], Recipe("chatml", proto, 200, over_length))
+    c = store.counts
+    kept, dropped = {"drop": (9, 3), "keep_first": (10, 2)}[over_length]
+    assert (c.dialogues, c.kept, c.without_response, c.over_length_dropped) == (14, kept, 2, dropped)
+    assert c.dialogues == c.kept + c.without_response + c.over_length_dropped
+    assert (c.responses, c.over_length_responses) == (13, 13 - kept)
+    assert len(store) == c.kept
+    assert c.tokens == store.lengths_N.sum()
+    masks = [store[i].response_mask_N for i in range(len(store))]
+    assert c.supervised_tokens == sum((mask > 0).sum() for mask in masks)
+    assert c.supervised_weight == store.weights_N.sum() == sum(mask.sum() for mask in masks)
+
+
+# When it is built
+
+
+def test_a_second_opening_tokenises_nothing(files, recipe, open_quietly, monkeypatch):
+    first = open_quietly(files, recipe)
+    monkeypatch.setattr(stores, "_build", None)
+    second = open_quietly(files, recipe)
+    assert second.path == first.path
+    assert tokens_of(second) == tokens_of(first)
+
+
+def test_a_copy_of_the_files_elsewhere_is_the_same_store(files, recipe, open_quietly, build_calls, tmp_path):
+    open_quietly(files, recipe)
+    (tmp_path / "copy").mkdir()
+    copies = [(tmp_path / "copy" / path.name) for path in files]
+    for path, copy in zip(files, copies):
+        copy.write_bytes(path.read_bytes())
+    assert open_quietly(copies, recipe).source(0) == (copies[0], 1)
+    assert len(build_calls) == 1
+
+
+def test_one_changed_byte_of_a_file_is_another_store(files, recipe, open_quietly):
+    before = open_quietly(files, recipe)
+    files[1].write_text(files[1].read_text().replace("what", "What", 1))
+    after = open_quietly(files, recipe)
+    assert after.path != before.path
+    assert after.content != before.content
+    assert tokens_of(after) != tokens_of(before)
+
+
+@pytest.mark.parametrize("change", ["tokenizer", "max_length", "over_length", "split", "order of files"])
+def test_another_recipe_is_another_store(files, proto, recipe, chatml, open_quietly, build_calls, change):
+    options = {
+        "tokenizer": {"tokenizer": tokenizer.train(["it is what it is?"] * 9, 290, chatml.markers)},
+        "max_length": {"max_length": 511},
+        "over_length": {"over_length": "drop"},
+        "split": {"split": (0.0, 0.5)},
+    }
+    other = Recipe(**{"template": "chatml", "tokenizer": proto, "max_length": 512, **options.get(change, {})})
+    before = open_quietly(files, recipe)
+    after = open_quietly(files[::-1] if change == "order of files" else files, other)
+    assert after.path != before.path
+    assert len(build_calls) == 2
+
+
+def test_a_changed_template_is_another_store(files, recipe, open_quietly, build_calls, monkeypatch):
+    before = open_quietly(files, recipe)
+    header = template.Span("model\n")
+    prompt = [template.Span(template.ChatML.start, control=True), header]
+    monkeypatch.setattr(template.ChatML, "generation_prompt", lambda self: prompt)
+    assert open_quietly(files, recipe).path != before.path
+    assert len(build_calls) == 2
+
+
+def test_changed_code_is_another_store(files, recipe, open_quietly, build_calls, monkeypatch):
+    before = open_quietly(files, recipe)
+    monkeypatch.setattr(stores, "code_digest", lambda: "other")
+    assert open_quietly(files, recipe).path != before.path
+    assert len(build_calls) == 2
+
+
+def test_what_a_killed_build_left_is_built_anew(files, recipe, open_quietly, tmp_path):
+    whole = open_quietly(files, recipe)
+    content = {path.name: path.read_bytes() for path in whole.path.iterdir()}
+    half = whole.path.with_suffix(".tmp")
+    whole.path.rename(half)
+    (half / "tokens_N").write_bytes(b"half")
+    (half / "junk").write_bytes(b"left over")
+    again = open_quietly(files, recipe)
+    assert {path.name: path.read_bytes() for path in again.path.iterdir()} == content
+    assert left_behind(tmp_path / "stores") == [again.path.name]
+
+
+# By how many processes
+
+
+def test_the_content_does_not_depend_on_processes_or_pieces(files, recipe, tmp_path, small_pieces):
+    def build(name, workers):
+        store = open_store(files, recipe, tmp_path / name, workers, progress=False)
+        return store.content, {path.name: path.read_bytes() for path in store.path.iterdir()}
+
+    whole = build("whole", 1)
+    for size in (1, 200):
+        small_pieces(size)
+        assert build(f"one-{size}", 1) == whole
+    assert build("two", 2) == whole
+
+
+def test_the_content_changes_with_any_token_or_weight(tmp_path, recipe, open_quietly):
+    def content(*lines):
+        path = tmp_path / "d.jsonl"
+        path.write_text("".join(lines))
+        return open_quietly([path], recipe).content
+
+    weighted = json.loads(line(1))
+    weighted["messages"][1]["weight"] = 0.5
+    some = [content(line(1), line(2)), content(line(1), line(3)), content(line(2), line(1)), content(line(1))]
+    some.append(content(json.dumps(weighted) + "\n", line(2)))
+    assert len(set(some)) == 5
+    assert content(line(1, id="a"), "\n", line(2, id="b")) == some[0]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_names_its_line_and_leaves_nothing_behind(files, recipe, tmp_path, small_pieces, workers):
+    small_pieces(200)
+    with files[0].open("a") as file:
+        file.write("not JSON\n")
+    with pytest.raises(InputError, match=rf"^{files[0]}:11: not JSON"):
+        open_store(files, recipe, tmp_path / "stores", workers, progress=False)
+    assert left_behind(tmp_path / "stores") == []
+
+
+# Held out
+
+
+@pytest.fixture
+def split_files(tmp_path):
+    def write(lines):
+        path = tmp_path / "d.jsonl"
+        path.write_bytes(b"".join(lines))
+        return [path]
+
+    return write
+
+
+def open_split(open_quietly, files, proto, at):
+    return [open_quietly(files, Recipe("chatml", proto, 512, split=part)) for part in ((0.0, at), (at, 1.0))]
+
+
+def test_a_split_is_a_partition(split_files, proto, recipe, open_quietly):
+    files = split_files([line(n).encode() for n in range(100)])
+    held_out, train = open_split(open_quietly, files, proto, 0.3)
+    assert sorted(tokens_of(held_out) + tokens_of(train)) == tokens_of(open_quietly(files, recipe))
+    assert 15 <= len(held_out) <= 45
+    assert held_out.counts.dialogues + train.counts.dialogues == 100
+
+
+def test_a_split_does_not_depend_on_the_order_of_lines(split_files, proto, open_quietly):
+    lines = [line(n).encode() for n in range(30)]
+    first = tokens_of(open_split(open_quietly, split_files(lines), proto, 0.3)[0])
+    assert first == tokens_of(open_split(open_quietly, split_files(lines[::-1]), proto, 0.3)[0])
+
+
+def same_words(kind):
+    """Pairs of lines with the same messages, written differently."""
+    for n in range(40):
+        record = json.loads(line(n))
+        again = {
+            "repeated": record,
+            "another id": {"id": f"again-{n}", **record},
+            "another spelling": {"messages": [dict(reversed(m.items())) for m in record["messages"]]},
+        }[kind]
+        yield json.dumps(record).encode() + b"\n"
+        yield json.dumps(again).encode() + b" \r\n"
+
+
+@pytest.mark.parametrize("kind", ["repeated", "another id", "another spelling"])
+def test_equal_dialogues_are_on_one_side_of_a_split(split_files, proto, open_quietly, kind):
+    held_out, train = open_split(open_quietly, split_files(same_words(kind)), proto, 0.5)
+    assert len(held_out) + len(train) == 80
+    assert not set(tokens_of(held_out)) & set(tokens_of(train))
+
+
+def test_a_byte_order_mark_does_not_move_its_dialogue_across_a_split(split_files, proto, open_quietly):
+    for n in range(20):
+        files = split_files([b"\xef\xbb\xbf" + line(n).encode(), line(n).encode()])
+        assert sorted(map(len, open_split(open_quietly, files, proto, 0.5))) == [0, 2]
+
+
+def test_an_encoder_of_the_recipe_begins_at_zero(recipe):
+    encoder = recipe.encoder()
+    assert isinstance(encoder, Encoder)
+    assert (encoder.counts, encoder.max_length, encoder.over_length) == (Counts(), 512, "error")

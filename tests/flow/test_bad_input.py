@@ -1,0 +1,255 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mtsft
+
+CONFIG = """
+from mtsft.config import default
+
+def get_config():
+    config = default()
+    config.data.train = "d.jsonl"
+    config.data.vocab_size = 300
+    config.data.sequence_length = 128
+    config.data.cache_dir = "cache"
+    config.parallel.compilation_cache = ""
+    return config
+"""
+GOOD = '{"messages": [{"role": "user", "content": "Hello there!"}, {"role": "assistant", "content": "Hi you."}]}\n'
+NO_RESPONSE = '{"messages": [{"role": "user", "content": "Is anybody there?"}]}\n'
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG)
+    (tmp_path / "d.jsonl").write_text(GOOD * 3)
+    return tmp_path
+
+
+@pytest.fixture
+def door(folder):
+    """Runs a door in the folder, as a person would; (exit status, standard output, standard error)."""
+
+    def run(verb, *flags, devices=1):
+        env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder / "home"),
+            "PYTHONPATH": str(Path(mtsft.__file__).parents[1]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
+        command = [sys.executable, "-m", f"mtsft.{verb}", *flags]
+        end = subprocess.run(command, cwd=folder, env=env, capture_output=True, timeout=120)
+        return end.returncode, end.stdout.decode(), end.stderr.decode()
+
+    return run
+
+
+@pytest.fixture
+def refused(door, folder):
+    """Checks that a door refuses in one line that begins so, and leaves nothing half-done behind."""
+
+    def check(verb, *flags, says, devices=1):
+        status, _, error = door(verb, *flags, devices=devices)
+        assert status == 2, error
+        assert re.fullmatch(rf"{verb}: {says}.*\n", error), error
+        assert "\r" not in error
+        assert "Traceback" not in error
+        stores = folder / "cache" / "stores"
+        assert [path for path in stores.glob("*") if path.suffix != ".lock"] == []
+        assert list((folder / "cache").rglob("*.tmp")) == []
+        assert not (folder / "work").exists()
+        assert not (folder / "home").exists()
+
+    return check
+
+
+def prepare(refused, *flags, says):
+    refused("prepare", "--config=config.py", *flags, says=says)
+
+
+# Flags and config files
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--config=config.py", "stray"], "'stray' is not a flag; write --name=value"),
+        (["--config=config.py", "--confg=1"], "Unknown command line flag 'confg'. Did you mean: config"),
+        (["--config=config.py", "--config.train.steps=abc"], "flag --config.train.steps=abc: invalid literal for int"),
+        (["--config=config.py", "--config.train.steps=1.5"], "flag --config.train.steps=1.5: invalid literal for int"),
+        (["--config=config.py", "--config.data.trian=x"], r".*\bdata\.trian\b.*(did you mean|no such key|unknown)"),
+        (["--config=config.py", "--config.nothing.at.all=1"], r".*\bnothing\b.*(did you mean|no such key|unknown)"),
+        ([], r".*--config\b"),
+        (["--config=gone.py"], r".*gone\.py\b"),
+    ],
+    ids=["stray argument", "unknown flag", "no number", "no whole number", "unknown key", "unknown group", "no config",
+         "no such config"],
+)  # fmt: skip
+def test_wrong_flags(refused, flags, says):
+    refused("prepare", *flags, says=f"(?i:{says})")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (CONFIG.replace("config.data.train", "config.data.trian"), r".*trian.*Did you mean .?.train"),
+        (CONFIG.replace('"d.jsonl"', "3"), r".*(train|3).*(str|type)"),
+        ("def get_config(:\n", r".*config\.py"),
+        ("import no_such_module\n", r".*no_such_module"),
+        ("x = 1\n", r".*get_config"),
+        ("def get_config():\n    pass\n", r".*get_config"),
+    ],
+    ids=["unknown key", "wrong type", "syntax", "import", "no get_config", "returns nothing"],
+)
+def test_wrong_config_files(refused, folder, text, says):
+    (folder / "config.py").write_text(text)
+    prepare(refused, says=says)
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("data.sequence_length=1", "must be at least 2"),
+        ("data.eval_fraction=1.0", r"must be in \[0, 1\)"),
+        ("train.epochs=-1.0", "must be at least 0"),
+        ("train.seed=-1", "must be at least 0"),
+        ("train.learning_rate=nan", "must be at least 0"),
+        ("objective.normalize=token", "use 'dataset' or 'batch'"),
+        ("data.over_length=cut", "use one of error, drop, keep_first"),
+        ("data.template=gpt", "no such template; use one of chatml"),
+        ("data.vocab_size=200", "does not suit these texts .*; set it higher"),
+    ],
+)
+def test_values_out_of_range_are_named_by_their_key(refused, flag, says):
+    key, _, value = flag.partition("=")
+    prepare(refused, f"--config.{flag}", says=f"{re.escape(key)}='?{re.escape(value)}'?:? {says}")
+
+
+# Files of dialogues
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("not JSON", r"not JSON \(.*every line must be one object such as"),
+        ('{"messages": []}', "'messages' is an empty list; every dialogue needs a list of messages"),
+        ('{"messages": [{"role": "bot", "content": "x"}]}', 'message 1 has the unknown role "bot"; use one of'),
+        ('{"messages": [{"role": "user", "content": null}]}', r"message 1 \(user\) has content that is null; content"),
+        (
+            '{"messages": [{"role": "assistant", "content": "x", "weight": -1}]}',
+            r"message 1 \(assistant\) has weight -1; use a number >= 0",
+        ),
+        ('{"messages": [{"role": "user", "content": "\\udc00"}]}', r"message 1 \(user\) holds half a surrogate pair"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_file_and_number(refused, folder, line, says):
+    (folder / "d.jsonl").write_text(GOOD + "\n" + line + "\n" + GOOD)
+    prepare(refused, says=rf"d\.jsonl:3: {says}")
+
+
+def test_a_bad_line_is_named_when_the_tokenizer_is_there_already(door, refused, folder):
+    (folder / "good.jsonl").write_text(GOOD)
+    assert door("prepare", "--config=config.py", "--config.data.train=good.jsonl")[0] == 0
+    [model] = (folder / "cache" / "tokenizers").iterdir()
+    model.rename(folder / "t.model")
+    for path in sorted((folder / "cache").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (folder / "d.jsonl").write_text(GOOD * 4 + "{}\n")
+    prepare(refused, "--config.data.tokenizer=t.model", says=r"d\.jsonl:5: no 'messages'; every dialogue needs")
+
+
+def test_a_dialogue_longer_than_a_row_is_named(refused, folder):
+    (folder / "d.jsonl").write_text(GOOD + GOOD.replace("Hi you", "Hi you " * 50))
+    prepare(refused, says=r"d\.jsonl:2: \d+ tokens, more than data\.sequence_length=128; raise it, or set data.over")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--config.data.train=gone.jsonl"], r"gone\.jsonl: no such file; set data\.train to"),
+        (["--config.data.eval=gone.jsonl"], r"gone\.jsonl: no such file; set data\.eval to"),
+        (["--config.data.train=cache*"], r"cache\*: no such file; set data\.train to"),
+        (["--config.data.train=."], r"\.: is a folder; name its files"),
+        (["--config.data.train="], r"data\.train names no file; set it to"),
+        (["--config.data.train=empty.jsonl"], r"empty\.jsonl: is empty; it should hold one dialogue a line"),
+        (["--config.data.tokenizer=gone.model"], r"gone\.model: cannot be read .*; set data\.tokenizer to"),
+        (["--config.data.tokenizer=d.jsonl"], r"d\.jsonl: not a SentencePiece model"),
+        (["--config.data.corpus=recall"], r"data\.corpus and data\.train are both set; set data\.corpus=''"),
+        (["--config.data.corpus=x", "--config.data.train="], r"data\.corpus='x': use 'recall'"),
+    ],
+)
+def test_wrong_files(refused, folder, flags, says):
+    (folder / "empty.jsonl").touch()
+    prepare(refused, *flags, says=says)
+
+
+# Devices
+
+
+def train(refused, *flags, says):
+    refused("train", "--config=config.py", "--workdir=work", *flags, says=says, devices=4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (
+            ["--config.train.batch_size=6"],
+            r"train\.batch_size=6 does not divide over 4 devices.*; use a multiple of 4,",
+        ),
+        (
+            ["--config.train.batch_size=8", "--config.train.microbatches=3"],
+            r"train\.batch_size=8 does not divide over 4 devices times 3 micro-batches; use a multiple of 12,",
+        ),
+        (["--config.parallel.mesh=data=3"], r"parallel\.mesh='data=3' makes 3 devices, and there are 4; give axes"),
+    ],
+)
+def test_what_the_devices_cannot_do(refused, flags, says):
+    train(refused, *flags, says=says)
+
+
+def test_training_needs_a_workdir(refused):
+    refused("train", "--config=config.py", says=".*--workdir")
+
+
+def test_training_needs_a_config(refused):
+    refused("train", "--workdir=work", says=".*--config")
+
+
+def test_training_refuses_a_bad_line_before_it_makes_its_workdir(refused, folder):
+    (folder / "d.jsonl").write_text(GOOD + "{\n")
+    train(refused, says=r"d\.jsonl:2: not JSON")
+
+
+def test_nothing_to_train_on(door, folder):
+    # The store of no dialogues is whole, and stays.
+    (folder / "d.jsonl").write_text(NO_RESPONSE)
+    status, _, error = door("train", "--config=config.py", "--workdir=work")
+    assert status == 2, error
+    assert re.fullmatch(r"train: no dialogue is left to train on; .*data\.train and data\.over_length\n", error), error
+    assert not (folder / "work").exists()
+
+
+# And what is right
+
+
+def test_preparing_accounts_for_every_dialogue(door, folder):
+    long = json.dumps({"messages": [{"role": "assistant", "content": "Hi. " * 200}]}) + "\n"
+    (folder / "d.jsonl").write_text(GOOD + NO_RESPONSE + GOOD + long + NO_RESPONSE)
+    status, summary, error = door("prepare", "--config=config.py", "--config.data.over_length=drop")
+    assert (status, error) == (0, "")
+    assert re.fullmatch(
+        r"train: 2 of 5 dialogues, \d+ tokens, \d+ of them supervised; 2 without a response left out; "
+        r"over-length: 1 dropped, 0 cut, 1 responses \(\d+ supervised tokens\) lost; 1 rows of 128, fill 0\.\d{4}\n",
+        summary,
+    )
+    assert not (folder / "home").exists()
+    assert door("prepare", "--config=config.py", "--config.data.over_length=drop") == (0, summary, "")

@@ -1,0 +1,170 @@
+"""Invariant 4, and what a step does with what it cannot use."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import assert_trees_close, small_model, uneven_batch
+
+from mtsft.errors import InputError
+from mtsft.training.objective import LossSums, loss_sums
+from mtsft.training.optimizer import build_optimizer, learning_rate_schedule
+from mtsft.training.sharding import make_mesh
+from mtsft.training.state import create_state, new_state, state_shardings
+from mtsft.training.step import Door, batch_nll, sum_gradients, train_step
+
+ROWS, LENGTH = 32, 24
+
+
+def sgd():
+    """Updates that are the gradient itself, so that what reaches the parameters can be read off them."""
+    import optax
+
+    return optax.identity()
+
+
+def take_one_step(mode, mesh, microbatches, batch, devices=None, scan=True, weight_per_batch=300.0):
+    """(metrics, gradient) of one step; the gradient is what an optimizer that passes it on adds to the parameters."""
+    model, optimizer = small_model(scan_layers=scan), sgd()
+    door = Door(mode, make_mesh(mesh, devices))
+    shapes = jax.eval_shape(lambda key: new_state(model.init(key), optimizer), jax.random.key(0))
+    shardings = state_shardings(shapes, optimizer, door.mesh)
+    state = create_state(model, optimizer, shardings, seed=0)
+    before = jax.device_get(state.params)
+    step = door.compile_step(
+        model,
+        5,
+        shardings,
+        optimizer=optimizer,
+        schedule=lambda step: jnp.float32(1),
+        microbatches=microbatches,
+        weight_per_batch=weight_per_batch,
+    )
+    state, metrics = step(state, door.put(batch, ROWS))
+    after = jax.device_get(state.params)
+    return jax.device_get(metrics), jax.tree.map(np.subtract, after, before)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    batch = uneven_batch(ROWS, LENGTH)
+    per_device = (batch.response_mask > 0).reshape(8, -1).sum(1)
+    assert per_device.min() < per_device.max() / 4
+    return batch
+
+
+@pytest.fixture(scope="module", params=[300.0, 0.0], ids=["dataset", "batch"])
+def alone(request, batch):
+    """What one device does in one go."""
+    return request.param, take_one_step("jit", "", 1, batch, jax.devices()[:1], weight_per_batch=request.param)
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+@pytest.mark.parametrize(
+    ("mode", "mesh"),
+    [
+        ("jit", "data=8,fsdp=1"),
+        ("jit", "data=2,fsdp=4"),
+        ("jit", "data=1,fsdp=8"),
+        ("jit", "data=2,fsdp=2,tensor=2"),
+        ("pmap", ""),
+    ],
+)
+def test_one_device_is_n_devices(alone, batch, mode, mesh, microbatches):
+    divisor, (metrics, gradient) = alone
+    got, gradient_got = take_one_step(mode, mesh, microbatches, batch, weight_per_batch=divisor)
+    assert got["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
+    assert got["grad_norm"] == pytest.approx(metrics["grad_norm"], rel=1e-5)
+    assert got["supervised_tokens"] == metrics["supervised_tokens"] == (batch.response_mask > 0).sum()
+    assert got["tokens"] == metrics["tokens"] == (batch.segment_ids > 0).sum()
+    assert_trees_close(gradient, gradient_got, rtol=1e-5)
+
+
+def test_gradient_is_of_the_sum_divided_once(batch):
+    model = small_model()
+    params = model.init(jax.random.key(0))
+
+    def loss(params, rows):
+        return loss_sums(batch_nll(model, params, rows, 5), rows.response_mask)
+
+    sums, gradient = sum_gradients(loss, params, batch, microbatches=2)
+    expected = jax.grad(lambda p: loss(p, batch).nll)(params)
+    assert_trees_close(expected, gradient)
+    assert float(sums.weight) == pytest.approx(batch.response_mask.sum(), rel=1e-6)
+    for divisor, weight_per_batch in ((float(sums.weight), 0.0), (123.0, 123.0)):
+        _, got = take_one_step("jit", "", 1, batch, weight_per_batch=weight_per_batch)
+        assert_trees_close(jax.tree.map(lambda g, d=divisor: g / d, expected), got, rtol=2e-5)
+
+
+def test_evaluation_doors_agree(batch):
+    model, optimizer = small_model(), sgd()
+    results = []
+    for mode, mesh in (("jit", "data=2,fsdp=4"), ("pmap", "")):
+        door = Door(mode, make_mesh(mesh))
+        shapes = jax.eval_shape(lambda key: new_state(model.init(key), optimizer), jax.random.key(0))
+        shardings = state_shardings(shapes, optimizer, door.mesh)
+        params = create_state(model, optimizer, shardings, seed=0).params
+        evaluate = door.compile_evaluation(model, 5, shardings.params, num_turns=3)
+        results.append(jax.device_get(evaluate(params, door.put(batch, ROWS))))
+    for (sums, tokens), (sums_too, tokens_too) in [results]:
+        np.testing.assert_allclose(sums.nll, sums_too.nll, rtol=1e-5)
+        np.testing.assert_array_equal(tokens, tokens_too)
+        turns = np.minimum(batch.turn_ids, 2)[batch.response_mask > 0]
+        np.testing.assert_array_equal(tokens, np.bincount(turns, minlength=3))
+
+
+def quadratic_step(value, state=None, schedule=lambda step: jnp.float32(0.5)):
+    """A step on a loss whose value and gradient are set by hand."""
+    optimizer = build_optimizer("adamw", clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.95, eps=1e-8)
+    batch = uneven_batch(2, LENGTH)
+    if state is None:
+        state = new_state({"kernel": jnp.ones((2, 2))}, optimizer)
+
+    def loss(params, rows):
+        return LossSums(value * params["kernel"].sum(), jnp.float32(1))
+
+    return train_step(state, batch, loss=loss, optimizer=optimizer, schedule=schedule)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(bad):
+    good, _ = quadratic_step(1.0)
+    state, metrics = quadratic_step(bad, good)
+    for name in ("params", "opt_state"):
+        for a, b in zip(jax.tree.leaves(getattr(good, name)), jax.tree.leaves(getattr(state, name))):
+            np.testing.assert_array_equal(a, b)
+    state, metrics = quadratic_step(bad, state)
+    assert (int(state.step), int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (3, 2, 2)
+    state, metrics = quadratic_step(1.0, state)
+    assert (int(state.step), int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (4, 2, 0)
+    assert np.abs(state.params["kernel"] - good.params["kernel"]).min() > 0.01
+
+
+def test_parameters_that_would_not_be_finite_are_not_taken():
+    state, metrics = quadratic_step(1.0, schedule=lambda step: jnp.float32(np.inf))
+    np.testing.assert_array_equal(state.params["kernel"], np.ones((2, 2)))
+    assert int(metrics["skipped"]) == 1
+
+
+def test_learning_rate_follows_the_step_even_over_skipped_ones():
+    schedule = learning_rate_schedule(1.0, steps=10, warmup_steps=4, end_factor=0.0)
+    state = None
+    rates = []
+    for value in (1.0, np.nan, 1.0):
+        state, metrics = quadratic_step(value, state, schedule)
+        rates.append(float(metrics["learning_rate"]))
+    assert rates == pytest.approx([0.25, 0.5, 0.75])
+
+
+def test_no_supervised_token_is_no_change(batch):
+    empty = batch._replace(response_mask=np.zeros_like(batch.response_mask))
+    metrics, gradient = take_one_step("jit", "", 1, empty, weight_per_batch=0.0)
+    assert metrics["loss"] == 0
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) == 0
+
+
+def test_modes_and_meshes_that_cannot_be_are_named():
+    with pytest.raises(InputError, match=r"parallel.mode='vmap': use one of jit, pmap"):
+        Door("vmap", make_mesh(""))
+    with pytest.raises(InputError, match=r"parallel.mode='pmap' replicates parameters"):
+        Door("pmap", make_mesh("fsdp=8"))
