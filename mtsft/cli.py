@@ -31,6 +31,8 @@ def define_workdir(required: bool = True) -> flags.FlagHolder:
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main` and exits: 0 done, 2 the user's input is wrong, said in one line."""
     try:
+        if "config" in flags.FLAGS:
+            _check_config_file(sys.argv)
         rest = flags.FLAGS(sys.argv)[1:]
         if rest:
             raise InputError(f"{one_line(rest[0], 80)!r} is not a flag; write --name=value (see --help)")
@@ -41,9 +43,29 @@ def run(main: Callable[[], None]) -> None:
         if isinstance(error, OSError) and error.errno in _FULL:
             _fail(f"{error.filename or 'the disk'}: {error.strerror}; free some space and run the same command again")
         if _from_config(error):
-            _fail(error.args[0] if error.args else error)
+            _fail(_say_what_config_lacks(error))
         traceback.print_exc()
         _leave(1)
+
+
+def _check_config_file(argv: list[str]) -> None:
+    """Raises InputError if --config names no file, which ml_collections would say at length."""
+    for flag, value in zip(argv, [*argv[1:], ""]):
+        name, _, path = flag.lstrip("-").partition("=")
+        if flag.startswith("-") and name == "config":
+            path = (path or value).split(":")[0]
+            if not Path(path).is_file():
+                raise InputError(f"--config={path}: no such file; name a config such as configs/quickstart.py")
+            return
+    if not {"--help", "--helpfull", "-help"} & set(argv):
+        raise InputError("no --config; name one, such as --config=configs/quickstart.py")
+
+
+def _say_what_config_lacks(error: Exception) -> str:
+    text = str(error.args[0] if error.args else error)
+    if isinstance(error, AttributeError | KeyError):
+        return f"unknown config key: {text.replace(chr(39), '')}; mtsft/config.py lists every key"
+    return f"the config cannot be read: {type(error).__name__}: {text}"
 
 
 def _from_config(error: Exception) -> bool:

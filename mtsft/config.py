@@ -39,7 +39,9 @@ def default() -> ConfigDict:
     model.rope_theta = 10_000.0
     model.rms_norm_eps = 1e-6
     model.tie_word_embeddings = False
-    model.initializer_range = 0.02  # standard deviation of fresh weights
+    model.initializer_range = (
+        0.02  # standard deviation of a fresh embedding and head; layers' matrices go by their size
+    )
     model.dtype = "float32"  # of the computation: "float32" or "bfloat16"; parameters are float32
     model.scan_layers = True  # compile one layer and scan it; False unrolls (faster steps on CPU, longer compile)
     model.remat = "none"  # activations kept for the backward pass: "none" keeps all, "dots", "dots_no_batch", "full"

@@ -229,6 +229,6 @@ def write(path: str | os.PathLike[str], count: int, seed: int) -> None:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             for dialogue in dialogues(count, seed):
                 file.write(json.dumps(dialogue, ensure_ascii=False) + "\n")
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -65,9 +65,21 @@ class Architecture:
                 raise InputError(f"model.{name}={getattr(self, name)!r}: use one of {', '.join(table)}")
 
 
-def _linear(arch: Architecture, fan_in: int, fan_out: int, rngs: nnx.Rngs) -> nnx.Linear:
-    init = nnx.initializers.normal(arch.initializer_range)
+def _linear(
+    arch: Architecture, fan_in: int, fan_out: int, rngs: nnx.Rngs, deviation: float | None = None
+) -> nnx.Linear:
+    """A matrix (fan_in, fan_out); its entries deviate by 1 / sqrt(fan_in) unless told otherwise."""
+    init = nnx.initializers.normal(fan_in**-0.5 if deviation is None else deviation)
     return nnx.Linear(fan_in, fan_out, use_bias=False, kernel_init=init, dtype=DTYPES[arch.dtype], rngs=rngs)
+
+
+def _residual_linear(arch: Architecture, fan_in: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """A matrix onto the residual stream, scaled down so that the stream keeps its size over the layers.
+
+    Radford et al. 2019, Language models are unsupervised multitask learners, section 2.3.
+    """
+    deviation = (2 * arch.num_hidden_layers * fan_in) ** -0.5
+    return _linear(arch, fan_in, arch.hidden_size, rngs, deviation)
 
 
 def _norm(arch: Architecture, rngs: nnx.Rngs) -> nnx.RMSNorm:
@@ -83,7 +95,7 @@ class Attention(nnx.Module):
         self.query = _linear(arch, D, arch.num_attention_heads * K, rngs)
         self.key = _linear(arch, D, arch.num_key_value_heads * K, rngs)
         self.value = _linear(arch, D, arch.num_key_value_heads * K, rngs)
-        self.output = _linear(arch, arch.num_attention_heads * K, D, rngs)
+        self.output = _residual_linear(arch, arch.num_attention_heads * K, rngs)
 
     def __call__(self, x_BxLxD, cos_sin, mask, cache):
         """Attends within x, or, given a cache ((key, value), slots_BxL), over all that the cache then holds."""
@@ -106,7 +118,7 @@ class MLP(nnx.Module):
     def __init__(self, arch: Architecture, rngs: nnx.Rngs):
         self.gate = _linear(arch, arch.hidden_size, arch.intermediate_size, rngs)
         self.up = _linear(arch, arch.hidden_size, arch.intermediate_size, rngs)
-        self.down = _linear(arch, arch.intermediate_size, arch.hidden_size, rngs)
+        self.down = _residual_linear(arch, arch.intermediate_size, rngs)
 
     def __call__(self, x_BxLxD):
         """(B, L, D) to (B, L, D)."""
@@ -144,7 +156,7 @@ class Transformer(nnx.Module):
         self.layers = nnx.vmap(make_layer)(keys) if arch.scan_layers else nnx.List(map(make_layer, keys))
         self.norm = _norm(arch, rngs)
         if not arch.tie_word_embeddings:
-            self.head = _linear(arch, arch.hidden_size, arch.vocab_size, rngs)
+            self.head = _linear(arch, arch.hidden_size, arch.vocab_size, rngs, arch.initializer_range)
 
     def __call__(self, tokens_BxL, positions_BxL, mask, cache=None, slots_BxL=None, constrain=lambda x: x):
         """Hidden states (B, L, D) after the last norm, and the cache if one was given."""

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ from mtsft.training.run import Run
 from mtsft.training.state import TrainState
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: str | Path, watch: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
     """Trains as `config` says, from the last checkpoint in `workdir` if there is one.
 
+    watch: called with every record that is logged, such as one that draws a curve.
     Returns what result.json then holds: {finished, steps, seconds, ...}. Raises InputError for anything wrong with
     the config or the data, before a step is taken; and when the loss is not finite for too long.
     """
@@ -39,21 +43,27 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         start = checkpoints.latest or 0
         state = run.restore(checkpoints, start) if start else run.create()
         _say(f"{'resuming after' if start else 'starting at'} step {start:,} of {run.steps:,}, {_describe(state)}")
-        state = _take_steps(run, state, start, checkpoints, workdir, began)
+        state = _take_steps(run, state, start, checkpoints, workdir, began, watch)
         result = {"finished": int(state.step) >= run.steps, "steps": int(state.step)}
     if not result["finished"]:
         _say(f"stopped after step {result['steps']:,}, which is saved; the same command goes on from there")
         return result
-    result |= {"seconds": round(time.monotonic() - began, 3)}
     if run.dataset.corpus_eval is not None:
         result |= _measure_context(run, state)
+    result |= {"seconds": round(time.monotonic() - began, 3)}
     if _is_first():
         (workdir / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
 def _take_steps(
-    run: Run, state: TrainState, start: int, checkpoints: Checkpoints, workdir: epath.Path, began: float
+    run: Run,
+    state: TrainState,
+    start: int,
+    checkpoints: Checkpoints,
+    workdir: epath.Path,
+    began: float,
+    watch: Callable[[dict[str, Any]], None] | None,
 ) -> TrainState:
     """Every step from `start` on, until the last or until asked to stop; returns the state it ends with."""
     config, steps = run.config, run.steps
@@ -72,6 +82,8 @@ def _take_steps(
             meter.add(metrics)
             if _due(step, config.train.log_every, steps):
                 log.train(record := meter.record(step, metrics))
+                if watch:
+                    watch(record)
                 bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s")
             if metrics["skipped_in_a_row"] >= config.train.max_bad_steps:
                 raise InputError(

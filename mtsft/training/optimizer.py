@@ -37,9 +37,11 @@ def build_optimizer(
 ) -> optax.GradientTransformation:
     """A gradient transformation whose updates are to be scaled by the learning rate.
 
-    AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101. Muon, for the matrices of the layers, with AdamW for the
-    rest: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. Gradients are clipped to the global norm
-    `clip_norm` first (0 for no clipping). Weight decay applies to matrices alone. Raises InputError for another name.
+    AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101; its weight decay applies to matrices alone. Muon (Jordan et
+    al. 2024, https://kellerjordan.github.io/posts/muon) for the matrices of the layers, Adam for the rest; scaled to
+    the size of AdamW's updates, so that one learning rate serves both (Liu et al. 2025, arXiv:2502.16982, section
+    2.2); its weight decay applies to the matrices it moves. Gradients are clipped to the global norm `clip_norm`
+    first (0 for no clipping). Raises InputError for another name.
     """
     if name == "adamw":
         rule = optax.adamw(1.0, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask)
@@ -47,10 +49,9 @@ def build_optimizer(
         rule = optax.contrib.muon(
             1.0,
             weight_decay=weight_decay,
-            weight_decay_mask=decay_mask,
+            consistent_rms=0.2,
             adam_b1=b1,
             adam_b2=b2,
-            adam_weight_decay=weight_decay,
             muon_weight_dimension_numbers=_muon_dimensions,
         )
     else:
