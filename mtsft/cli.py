@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -30,6 +31,9 @@ def define_workdir(required: bool = True) -> flags.FlagHolder:
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main` and exits: 0 done, 2 the user's input is wrong, said in one line."""
+    if "--help" in sys.argv:
+        print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
+        return
     try:
         if "config" in flags.FLAGS:
             _check_config_file(sys.argv)
@@ -57,14 +61,14 @@ def _check_config_file(argv: list[str]) -> None:
             if not Path(path).is_file():
                 raise InputError(f"--config={path}: no such file; name a config such as configs/quickstart.py")
             return
-    if not {"--help", "--helpfull", "-help"} & set(argv):
-        raise InputError("no --config; name one, such as --config=configs/quickstart.py")
+    raise InputError("no --config; name one, such as --config=configs/quickstart.py")
 
 
 def _say_what_config_lacks(error: Exception) -> str:
     text = str(error.args[0] if error.args else error)
     if isinstance(error, AttributeError | KeyError):
-        return f"unknown config key: {text.replace(chr(39), '')}; mtsft/config.py lists every key"
+        words = re.findall(r"[\w.?\"]+", text.replace("\\n", " "))
+        return f"unknown config key: {' '.join(words)}; mtsft/config.py lists every key"
     return f"the config cannot be read: {type(error).__name__}: {text}"
 
 

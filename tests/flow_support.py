@@ -1,0 +1,90 @@
+"""Running the doors as a person does: as processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+CONFIG = """
+from mtsft.config import default
+
+def get_config():
+    config = default()
+    config.data.train = {train!r}
+    config.data.eval_fraction = 0.2
+    config.data.vocab_size = 400
+    config.data.sequence_length = 64
+    config.data.over_length = "keep_first"
+    config.data.cache_dir = {cache!r}
+    config.model.hidden_size = 32
+    config.model.intermediate_size = 64
+    config.model.num_hidden_layers = 2
+    config.model.num_attention_heads = 2
+    config.model.num_key_value_heads = 1
+    config.model.head_dim = 16
+    config.train.steps = 24
+    config.train.batch_size = 8
+    config.train.learning_rate = 0.01
+    config.train.warmup_steps = 4
+    config.train.log_every = 1
+    config.eval.every = 8
+    config.checkpoint.every = 4
+    config.parallel.compilation_cache = {compiled!r}
+    return config
+"""
+
+
+def write_dialogues(path, count=60):
+    """A small file of dialogues of unequal lengths."""
+    with path.open("w") as file:
+        for i in range(count):
+            messages = []
+            for turn in range(1 + i % 3):
+                messages.append({"role": "user", "content": f"What is {i} plus {turn}?"})
+                messages.append({"role": "assistant", "content": f"It is {i + turn}." + " Indeed." * (i % 4)})
+            file.write(json.dumps({"id": f"sum-{i}", "messages": messages}) + "\n")
+    return path
+
+
+def write_config(folder):
+    """A small config, its dialogues and caches, all in `folder`; returns the config's path."""
+    train = write_dialogues(folder / "sums.jsonl")
+    path = folder / "config.py"
+    path.write_text(CONFIG.format(train=str(train), cache=str(folder / "cache"), compiled=str(folder / "compiled")))
+    return path
+
+
+def environment(devices=1, **extra):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **extra}
+
+
+def start(door, *flags, devices=1):
+    """Starts a door; its output is read by whoever waits for it."""
+    command = [sys.executable, "-m", f"mtsft.{door}", *map(str, flags)]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(devices),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(door, *flags, devices=1, status=0):
+    """Runs a door to its end and asserts its exit status; returns (stdout, stderr)."""
+    process = start(door, *flags, devices=devices)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == status, f"exit status {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def read_lines(path: Path, without=("seconds", "tokens_per_second", "supervised_tokens_per_second")):
+    """The records of a file of JSON lines, less what a clock decides."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in without} for record in records]
