@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from mtsft.errors import InputError, one_line
@@ -31,6 +31,7 @@ def define_workdir(required: bool = True) -> flags.FlagHolder:
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main` and exits: 0 done, 2 the user's input is wrong, said in one line."""
+    logging.set_verbosity(logging.ERROR)  # absl's own warnings would stand beside the one line
     if "--help" in sys.argv:
         print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
         return
@@ -40,9 +41,15 @@ def run(main: Callable[[], None]) -> None:
         rest = flags.FLAGS(sys.argv)[1:]
         if rest:
             raise InputError(f"{one_line(rest[0], 80)!r} is not a flag; write --name=value (see --help)")
+        if "config" in flags.FLAGS and flags.FLAGS.config is None:
+            raise InputError("the config's get_config() returns nothing; it must return the config")
         main()
-    except (InputError, flags.Error) as error:
+    except InputError as error:
         _fail(error)
+    except flags.Error as error:
+        # ml_collections repeats whole tracebacks; the last line says what is wrong.
+        head, found, trace = str(error).partition("Traceback (most recent call last)")
+        _fail(f"{head} {trace.strip().splitlines()[-1]}" if found else error)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL:
             _fail(f"{error.filename or 'the disk'}: {error.strerror}; free some space and run the same command again")
@@ -69,6 +76,8 @@ def _say_what_config_lacks(error: Exception) -> str:
     if isinstance(error, AttributeError | KeyError):
         words = re.findall(r"[\w.?\"]+", text.replace("\\n", " "))
         return f"unknown config key: {' '.join(words)}; mtsft/config.py lists every key"
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {error.msg}; a config is a Python file"
     return f"the config cannot be read: {type(error).__name__}: {text}"
 
 

@@ -87,6 +87,8 @@ def default() -> ConfigDict:
 def validate(config: ConfigDict) -> None:
     """Raises InputError for a value that no room below would name by its key."""
     minima = {
+        "train.seed": 0,
+        "data.corpus_seed": 0,
         "data.sequence_length": 2,
         "data.vocab_size": 1,
         "data.workers": 0,

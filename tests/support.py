@@ -40,8 +40,8 @@ def tree(parents, mask, tokens=None, turns=None, seed=0) -> TokenTree:
         np.array(tokens, np.int32),
         np.array(parents, np.int32),
         np.array(mask, np.float32),
-        np.array(np.zeros(n) if turns is None else turns, np.int16),
-        np.full(n, -1, np.int16),
+        np.array(np.zeros(n) if turns is None else turns, np.int32),
+        np.full(n, -1, np.int32),
     )
 
 

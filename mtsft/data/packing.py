@@ -4,10 +4,11 @@ Best fit over the whole dataset, from its histogram of lengths. Every row begins
 left and is filled from the lengths left; a row found is used as often as the histogram allows. So the work is in
 distinct rows, not in dialogues, and dealing the dialogues out is O(N).
 
-Two ways to fill a row are tried, and the layout with fewer rows is taken. By subset-sum, as full as the lengths left
+Three ways to fill a row are tried, and the layout with fewest rows is taken. By subset-sum, as full as the lengths left
 allow ("minimum bin slack": Gupta and Ho 1999, A new heuristic algorithm for the one-dimensional bin-packing
-problem): best where several dialogues share a row. By taking the longest that fits, over and over (best fit
-decreasing): better where only two or three do, since it does not spend the short ones first.
+problem): best where many dialogues share a row. By taking the longest that fits, over and over (best fit
+decreasing): better where only two or three do, since it does not spend the short ones first. And by taking the longest
+until few more fit, and the rest by subset-sum.
 """
 
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def lay_out(lengths_N: np.ndarray, row_length: int) -> Layout:
     if longest > row_length or shortest < 1:
         raise InputError(f"lengths from {shortest} to {longest} do not fit rows of {row_length}; see data.over_length")
     counts = np.bincount(lengths_N, minlength=row_length + 1)
-    layouts = [_lay_out(counts.copy(), row_length, fill) for fill in (_fill_fully, _fill_greedily)]
+    layouts = [_lay_out(counts.copy(), row_length, fill) for fill in (_fill_fully, _fill_greedily, _fill_mixed)]
     return min(layouts, key=lambda layout: layout.num_rows)
 
 
@@ -109,6 +110,17 @@ def _fill_greedily(left: np.ndarray, distinct: np.ndarray, space: int) -> tuple[
         space -= copies * length
         end = min(end - 1, int(np.searchsorted(distinct, space, side="right")))
     return tuple(chosen)
+
+
+def _fill_mixed(left: np.ndarray, distinct: np.ndarray, space: int) -> tuple[int, ...]:
+    """Greedily until two or three more fit, then fully. Arguments as those of _fill_fully."""
+    mean = (left[distinct] @ distinct) / max(left[distinct].sum(), 1)
+    left, chosen = left.copy(), []
+    while space > 3 * mean and len(fitting := distinct[(distinct <= space) & (left[distinct] > 0)]):
+        chosen.append(int(fitting[-1]))
+        left[chosen[-1]] -= 1
+        space -= chosen[-1]
+    return (*chosen, *_fill_fully(left, distinct[left[distinct] > 0], space))
 
 
 def _fill_fully(left: np.ndarray, distinct: np.ndarray, space: int) -> tuple[int, ...]:

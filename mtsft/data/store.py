@@ -24,6 +24,7 @@ from tqdm import tqdm
 import mtsft.dialogue
 from mtsft.dialogue import readers, template, tokenizer
 from mtsft.dialogue.encode import Counts, Encoder
+from mtsft.dialogue.schema import Dialogue
 from mtsft.dialogue.tree import TokenTree
 
 # One file each: the columns of every TokenTree, one after the other, and per dialogue its place, source and id.
@@ -31,8 +32,8 @@ _COLUMNS = {
     "tokens_N": np.int32,
     "parents_N": np.int32,
     "response_mask_N": np.float32,
-    "turn_ids_N": np.int16,
-    "message_ids_N": np.int16,
+    "turn_ids_N": np.int32,
+    "message_ids_N": np.int32,
 }
 _TABLES = {"lengths": np.int64, "lines": np.int64, "files": np.int32, "weights": np.float64, "id_ends": np.int64}
 _INLINE_BYTES = 1 << 22  # files smaller than this are not worth starting processes for
@@ -180,7 +181,7 @@ def _encode_lines(path: Path, file_index: int, first: int, lines: list[bytes]) -
     trees, numbers, ids = [], [], []
     for number, raw in enumerate(lines, first):
         dialogue = readers.parse_line(raw, path, number)
-        if dialogue is None or not _split[0] <= _fraction(raw) < _split[1]:
+        if dialogue is None or not _split[0] <= _fraction(dialogue) < _split[1]:
             continue
         tree = _encoder(dialogue)
         if tree is not None:
@@ -201,9 +202,10 @@ def _encode_lines(path: Path, file_index: int, first: int, lines: list[bytes]) -
     )
 
 
-def _fraction(raw: bytes) -> float:
-    """Where in [0, 1) the content of a line hashes to."""
-    return int.from_bytes(hashlib.blake2b(raw.strip(), digest_size=8).digest()) / 2**64
+def _fraction(dialogue: Dialogue) -> float:
+    """Where in [0, 1) the words of a dialogue hash to, whatever its name and however its line is written."""
+    words = json.dumps([[message.role, message.content] for message in dialogue.messages])
+    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest()) / 2**64
 
 
 def _build(files: Sequence[Path], recipe: Recipe, path: Path, workers: int, progress: bool) -> None:
@@ -212,7 +214,8 @@ def _build(files: Sequence[Path], recipe: Recipe, path: Path, workers: int, prog
     counts, id_end = Counts(), 0
     outputs = {name: (path / name).open("wb") for name in [*_COLUMNS, *_TABLES, "ids"]}
     try:
-        with tqdm(total=total, unit="B", unit_scale=True, desc="tokenising", leave=False, disable=not progress) as bar:
+        hidden = None if progress else True  # None: shown where there is a terminal
+        with tqdm(total=total, unit="B", unit_scale=True, desc="tokenising", leave=False, disable=hidden) as bar:
             for encoded in _encode_all(tasks, recipe, workers if total > _INLINE_BYTES else 1):
                 for name, data in encoded.arrays.items():
                     outputs[name].write(data)

@@ -6,7 +6,7 @@ A message may carry `weight`, a number >= 0 (default 1): what its tokens count i
 
 import glob
 import json
-import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from mtsft.dialogue.schema import ROLES, Dialogue, Message
 from mtsft.errors import InputError, one_line
 
 _EXAMPLE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+_WEIGHTS = (1e-6, 1e6)  # least and greatest, 0 apart: sums of them stay exact enough in float32
 # What a message or a dialogue may carry that plain content does not say: refused, for it would be lost unseen.
 _NOT_TEXT = ("tool_calls", "function_call", "tools", "functions", "images", "audio", "videos")
 
@@ -24,9 +25,10 @@ def find_files(patterns: str | Sequence[str], key: str) -> list[Path]:
     Raises InputError, naming the config key, for a pattern that matches nothing.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    patterns = [pattern for pattern in patterns if pattern]
     files = []
     for pattern in patterns:
-        expanded = str(Path(pattern).expanduser())
+        expanded = os.path.expanduser(pattern)  # noqa: PTH111 (Path's raises for a user that is not there)
         # A file whose own name holds *, ? or [ is taken as it is.
         found = [expanded] if Path(expanded).is_file() else sorted(glob.glob(expanded, recursive=True))
         found = [Path(name) for name in found]
@@ -75,9 +77,9 @@ def parse_line(raw: bytes, path: Path, number: int) -> Dialogue | None:
         ) from None
     try:
         record = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         column = getattr(error, "colno", 1)
-        reason = getattr(error, "msg", "nested too deeply")
+        reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
         raise InputError(
             f"{where}: not JSON ({reason}, column {column}); every line must be one object such as {_EXAMPLE}"
         ) from None
@@ -93,7 +95,11 @@ def parse_record(record: object, where: str, default_id: str = "") -> Dialogue:
         problem = "no 'messages'" if messages is None else f"'messages' is {_kind(messages)}"
         raise InputError(f"{where}: {problem}; every dialogue needs a list of messages, such as {_EXAMPLE}")
     _refuse_what_is_not_text(record, where)
-    name = record.get("id", default_id)
+    name = default_id if record.get("id") is None else record["id"]
+    try:
+        str(name).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: 'id' holds half a surrogate pair; repair or remove it") from None
     return Dialogue(
         id=name if isinstance(name, str) else json.dumps(name),
         messages=tuple(_parse_message(m, f"{where}: message {i + 1}") for i, m in enumerate(messages)),
@@ -112,8 +118,12 @@ def _parse_message(record: object, where: str) -> Message:
         shown = "no content" if "content" not in record else f"content that is {_kind(content)}"
         raise InputError(f'{where} ({role}) has {shown}; content must be a string ("" for none)')
     _refuse_what_is_not_text(record, f"{where} ({role})")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise InputError(f"{where} ({role}) has weight {one_line(weight, 40)}; use a number >= 0, or leave it out")
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not is_number or not (weight == 0 or _WEIGHTS[0] <= weight <= _WEIGHTS[1]):
+        raise InputError(
+            f"{where} ({role}) has weight {one_line(weight, 40)}; use 0, a number from {_WEIGHTS[0]:g} to "
+            f"{_WEIGHTS[1]:g}, or leave it out"
+        )
     try:
         content.encode()
     except UnicodeEncodeError as error:

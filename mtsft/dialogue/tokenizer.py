@@ -137,6 +137,7 @@ def train(texts: Iterable[str], vocab_size: int, markers: Sequence[str]) -> byte
                 byte_fallback=True,
                 split_digits=True,
                 character_coverage=character_coverage,
+                required_chars=_SPACE,
                 user_defined_symbols=[*markers, "\n"],
                 unk_id=0,
                 bos_id=-1,

@@ -16,8 +16,8 @@ class TokenTree:
     """Tokens in depth-first order, N of them.
 
     tokens_N: int32 ids. parents_N: int32, the index of the token before it on its path, -1 at the root.
-    response_mask_N: float32, 0 for context, the weight for a response token. turn_ids_N: int16, the index among the
-    dialogue's assistant messages of the response that a token is, or first leads to. message_ids_N: int16, the
+    response_mask_N: float32, 0 for context, the weight for a response token. turn_ids_N: int32, the index among the
+    dialogue's assistant messages of the response that a token is, or first leads to. message_ids_N: int32, the
     index of the message whose words a token is part of, -1 for text of the template.
     """
 
@@ -115,5 +115,5 @@ class TreeBuilder:
 
     def build(self) -> TokenTree:
         """The tree grown so far."""
-        dtypes = (np.int32, np.int32, np.float32, np.int16, np.int16)
+        dtypes = (np.int32, np.int32, np.float32, np.int32, np.int32)
         return TokenTree(*(np.array(column, dtype) for column, dtype in zip(self._columns, dtypes)))

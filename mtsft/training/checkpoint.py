@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mtsft.errors import InputError, one_line
-from mtsft.model.transformer import Model
+from mtsft.model.transformer import Model, Params
 from mtsft.training.state import TrainState, from_saved, to_saved
 
 _METRIC = "eval_loss"
@@ -21,18 +22,19 @@ class Checkpoints:
     """The checkpoints of one run, in `folder`: the latest `keep`, and the best by held-out loss.
 
     A checkpoint is written aside and renamed when it is whole, so a run that is killed leaves the one before it.
+    keep: 0 to read alone, which leaves the folder as it is, even while a run writes to it.
     """
 
     def __init__(self, folder: epath.Path, model: Model, keep: int):
         self._model, self._folder = model, folder
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[_METRIC], reverse=True, n=1, keep_checkpoints_without_metrics=False
-        )
+        best = policies.BestN(get_metric_fn=_loss_of, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
-            folder,
+            folder if "://" in str(folder) else folder.absolute(),
             options=ocp.CheckpointManagerOptions(
+                best_fn=_loss_of,  # without one, metrics are not written down
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-                cleanup_tmp_directories=True,
+                create=keep > 0,
+                cleanup_tmp_directories=keep > 0,
                 enable_async_checkpointing=True,
             ),
         )
@@ -49,9 +51,14 @@ class Checkpoints:
         return self._manager.latest_step()
 
     @property
+    def steps(self) -> list[int]:
+        """The steps of all whole checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    @property
     def best(self) -> int | None:
         """The step of the checkpoint with the least held-out loss, or the newest if none was evaluated."""
-        scored = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        scored = {step: self._manager.metrics(step) for step in self.steps}
         losses = {step: metrics[_METRIC] for step, metrics in scored.items() if metrics}
         return min(losses, key=losses.get, default=self.latest)
 
@@ -62,7 +69,7 @@ class Checkpoints:
         """
         if step == self.latest:
             return
-        metrics = None if eval_loss is None else {_METRIC: eval_loss}
+        metrics = {} if eval_loss is None else {_METRIC: eval_loss}
         saved = jax.jit(to_saved, static_argnums=1)(state, self._model)._asdict()
         self._guard(self._manager.save, step, args=ocp.args.StandardSave(saved), metrics=metrics)
 
@@ -75,15 +82,30 @@ class Checkpoints:
 
         shapes: the state as this run holds it. shardings: from such shapes to where their arrays lie.
         """
+        target = self._target(shapes, shardings)
+        restored = self._manager.restore(step, args=ocp.args.StandardRestore(target._asdict()))
+        return self._place(TrainState(**restored), shardings(shapes))
+
+    def restore_params(self, step: int, shapes: Params, shardings: Callable[[Any], Any]) -> Params:
+        """The parameters alone of a checkpoint, whatever optimizer they were trained with; else as `restore`."""
+        target = {"params": self._target(shapes, shardings)}
+        wanted = ocp.checkpoint_utils.construct_restore_args(target)
+        arguments = ocp.args.PyTreeRestore(item=target, restore_args=wanted, partial_restore=True)
+        restored = self._manager.restore(step, args=arguments)
+        return self._place(restored["params"], shardings(shapes))
+
+    def _target(self, shapes: Any, shardings: Callable[[Any], Any]) -> Any:
+        """What a checkpoint holds of a state, or of parameters, and where it is to lie."""
         saved = jax.eval_shape(lambda s: to_saved(s, self._model), shapes)
-        target = jax.tree.map(
+        return jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
             saved,
             shardings(saved),
         )
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(target._asdict()))
-        placed = jax.jit(from_saved, static_argnums=1, out_shardings=shardings(shapes), donate_argnums=0)
-        return placed(TrainState(**restored), self._model)
+
+    def _place(self, saved: Any, shardings: Any) -> Any:
+        placed = jax.jit(from_saved, static_argnums=1, out_shardings=shardings, donate_argnums=0)
+        return placed(saved, self._model)
 
     def _guard(self, function: Callable, *args, **kwargs) -> Any:
         try:
@@ -95,6 +117,10 @@ class Checkpoints:
                 f"{self._folder}: the disk is full, so a checkpoint could not be saved; the last good one is at step "
                 f"{self.latest}; free some space and run the same command again"
             ) from error
+
+
+def _loss_of(metrics: dict[str, float]) -> float:
+    return metrics.get(_METRIC, math.inf)
 
 
 def check_same_run(path: epath.Path, identity: dict[str, Any]) -> None:

@@ -114,7 +114,7 @@ def _take_steps(
                     bar.write(f"step {step:,}: held-out loss {scores['loss']:.4f}", file=sys.stderr)
                 if saving and good:
                     log.sync()  # what is logged is never older than the checkpoint it led to
-                    checkpoints.save(step, state, scores and scores["loss"])
+                    checkpoints.save(step, run.door.as_global(state), scores and scores["loss"])
             meter.restart()  # rates are those of training
             if stopping:
                 break
@@ -135,7 +135,7 @@ def _measure_context(run: Run, state: TrainState) -> dict[str, Any]:
     """What the model makes of earlier turns, on the built-in corpus's held-out dialogues; printed and returned."""
     params = state.params
     if jax.process_count() > 1:
-        params = multihost_utils.process_allgather(params, tiled=True)
+        params = multihost_utils.process_allgather(run.door.as_global(params), tiled=True)
     data = run.dataset
     encoder = Encoder(data.template, data.tokenizer, data.sequence_length)
     scores = context.measure(run.model, params, encoder, data.corpus_eval)

@@ -61,7 +61,8 @@ class Run:
         model = Model(Architecture(**config.model, vocab_size=dataset.tokenizer.vocab_size))
         run = cls(config, dataset, model, optimizer, door)
         check_batch_size("eval.batch_size", run.eval_batch_size, door.num_shards)
-        run.shardings(run.shapes)  # a size that an axis does not divide is found here
+        # What cannot work is found here: a size that an axis does not divide, a dataset of which nothing is left.
+        run.shardings(run.shapes), run.steps
         return run
 
     @property

@@ -153,6 +153,17 @@ class Door:
             rows, batch_size = [row // each for row in rows[::each]], self.num_shards
         return put_rows(batch, rows, self.batch_sharding, batch_size)
 
+    def as_global(self, state):
+        """A state as arrays that span all processes; under pmap each process holds whole copies of its own."""
+        if self.mode == "jit" or jax.process_count() == 1:
+            return state
+
+        def join(x):
+            shards = [shard.data for shard in x.addressable_shards]
+            return jax.make_array_from_single_device_arrays(x.shape, self.replicated, shards)
+
+        return jax.tree.map(join, state)
+
     def compile_step(self, model: Model, chunk: int, shardings: TrainState, **arguments) -> Callable:
         """`train_step` of a model on these devices: (state, batch) -> (state, metrics); the state is donated."""
 

@@ -76,13 +76,6 @@ def test_spaces_that_a_tokenizer_was_never_shown_are_kept_all_the_same(text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@given(hostile_text)
-@settings(max_examples=100, deadline=None)
-def test_a_newline_is_a_piece_of_its_own(small_tokenizer, text):
-    pieces = [small_tokenizer.decode([i]) for i in small_tokenizer.encode(text)]
-    assert [piece for piece in pieces if "\n" in piece] == ["\n"] * text.count("\n")
-
-
 def test_no_piece_of_the_vocabulary_reaches_across_a_newline(small_tokenizer):
     pieces = [small_tokenizer.piece(i) for i in range(small_tokenizer.vocab_size)]
     assert [piece for piece in pieces if "\n" in piece] == ["\n"]

@@ -137,7 +137,7 @@ def test_a_response_is_grown_anew_beside_context_of_the_same_tokens():
 def test_the_columns_have_the_types_that_are_promised():
     tree = grow((0, [10, 11], 0, 1.0))
     dtypes = [getattr(tree, name).dtype for name in tree.__slots__]
-    assert dtypes == [np.int32, np.int32, np.float32, np.int16, np.int16]
+    assert dtypes == [np.int32, np.int32, np.float32, np.int32, np.int32]
 
 
 @given(st.data())
