@@ -3,8 +3,6 @@
 Run again, the same command goes on from the last checkpoint.
 """
 
-from pathlib import Path
-
 from mtsft import cli
 
 _CONFIG = cli.define_config()
@@ -17,7 +15,7 @@ def main() -> None:
     from mtsft.training import distributed, loop
 
     distributed.initialize()
-    loop.train(_CONFIG.value, Path(_WORKDIR.value))
+    loop.train(_CONFIG.value, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def train(
     the config or the data, before a step is taken; and when the loss is not finite for too long.
     """
     began = time.monotonic()
-    workdir = epath.Path(workdir).expanduser()
+    workdir = epath.Path(workdir).expanduser().resolve()
     run = Run.of(config, progress=_is_first())
     _say(*run.dataset.summary())
     run.check_hosts_agree()

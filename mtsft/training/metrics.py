@@ -8,50 +8,63 @@ import json
 import math
 import os
 import time
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 from tensorboardX import SummaryWriter
 
 
 class JsonLines:
-    """A file of one JSON object a line, each with its step; on disk when `write` returns.
+    """A file of one JSON object a line, each with its step.
 
-    after: lines of later steps, and a last line that was cut off, are removed.
+    On a file system every line is written at once; an object store (gs://) cannot append, so there the whole file is
+    written at every `sync`. after: lines of later steps, and a last line that was cut off, are removed.
     """
 
-    def __init__(self, path: Path, after: int):
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    break
-                if record["step"] <= after:
-                    kept.append(line + "\n")
-        part = path.with_suffix(".tmp")
-        part.write_text("".join(kept))
-        part.replace(path)
-        self._file = path.open("a")
+    def __init__(self, path: epath.Path, after: int):
+        self._path = path
+        self._lines = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if record["step"] <= after:
+                self._lines.append(line + "\n")
+        self._appends = "://" not in str(path)
+        if self._appends:
+            part = path.parent / (path.name + ".tmp")
+            part.write_text("".join(self._lines))
+            part.replace(path)
+            self._file = path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends one object; numbers that are not finite become null, which JSON can say."""
-        print(json.dumps(_finite(record)), file=self._file, flush=True)
+        line = json.dumps(_finite(record)) + "\n"
+        if self._appends:
+            self._file.write(line)
+            self._file.flush()
+        else:
+            self._lines.append(line)
 
     def sync(self) -> None:
         """Waits until what was written would survive the machine."""
-        os.fsync(self._file.fileno())
+        if self._appends:
+            os.fsync(self._file.fileno())
+        else:
+            self._path.write_text("".join(self._lines))
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file, everything in it."""
+        self.sync()
+        if self._appends:
+            self._file.close()
 
 
 class Log:
     """The three places that metrics go to; `active` is False on all but one process, which write nothing."""
 
-    def __init__(self, workdir: Path, start: int, active: bool):
+    def __init__(self, workdir: epath.Path, start: int, active: bool):
         self._metrics = JsonLines(workdir / "metrics.jsonl", after=start) if active else None
         self._evaluations = JsonLines(workdir / "eval.jsonl", after=start) if active else None
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1) if active else None
