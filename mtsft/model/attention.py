@@ -4,13 +4,38 @@ import jax
 import jax.numpy as jnp
 
 
-def tree_mask(subtree_ends_BxL: jax.Array) -> jax.Array:
-    """Which key slot each query slot sees, bool (B, L, L), indexed [b, q, k].
+# Queries that attention looks at together. A block's scores fit a cache, and no block looks past its own end.
+_BLOCK = 256
+
+
+def tree_mask(subtree_ends_BxL: jax.Array, first: int = 0) -> jax.Array:
+    """Which key slot each query slot from `first` on sees, bool (B, L - first, L), indexed [b, q - first, k].
 
     For chains it is "causal within my segment". A padding slot (subtree end 0) is seen by nobody.
     """
-    slots_L = jnp.arange(subtree_ends_BxL.shape[-1])
-    return (slots_L[None, None, :] <= slots_L[None, :, None]) & (slots_L[None, :, None] < subtree_ends_BxL[:, None, :])
+    keys_L = jnp.arange(subtree_ends_BxL.shape[-1])[None, None, :]
+    queries = jnp.arange(first, subtree_ends_BxL.shape[-1])[None, :, None]
+    return (keys_L <= queries) & (queries < subtree_ends_BxL[:, None, :])
+
+
+def tree_attend(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, subtree_ends_BxL: jax.Array) -> jax.Array:
+    """`attend` under `tree_mask`, a block of queries at a time, (B, L, H, K).
+
+    The scores of a block are formed again in the backward pass and never kept, so memory grows with L, not with its
+    square; and what lies behind a block's last query is not computed.
+    """
+    length = query_BxLxHxK.shape[1]
+
+    @jax.checkpoint
+    def attend_block(query, key, value, ends):
+        return attend(query, key, value, tree_mask(ends, first=key.shape[1] - query.shape[1]))
+
+    blocks = []
+    for first in range(0, length, _BLOCK):
+        end = min(first + _BLOCK, length)
+        seen = (x[:, :end] for x in (key_BxLxGxK, value_BxLxGxK, subtree_ends_BxL))
+        blocks.append(attend_block(query_BxLxHxK[:, first:end], *seen))
+    return jnp.concatenate(blocks, axis=1)
 
 
 def attend(query_BxLxHxK, key_BxSxGxK, value_BxSxGxK, mask_BxLxS) -> jax.Array:

@@ -8,7 +8,7 @@ Shapes: B batch, L length, S cache slots, D model, F intermediate, H heads, G ke
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtsft.errors import InputError
-from mtsft.model.attention import attend, rotary, rotate, tree_mask
+from mtsft.model.attention import attend, rotary, rotate, tree_attend
 
 Params = dict[str, Any]
 
@@ -97,8 +97,11 @@ class Attention(nnx.Module):
         self.value = _linear(arch, D, arch.num_key_value_heads * K, rngs)
         self.output = _residual_linear(arch, arch.num_attention_heads * K, rngs)
 
-    def __call__(self, x_BxLxD, cos_sin, mask, cache):
-        """Attends within x, or, given a cache ((key, value), slots_BxL), over all that the cache then holds."""
+    def __call__(self, x_BxLxD, cos_sin, attend, cache):
+        """Attends within x, or, given a cache ((key, value), slots_BxL), over all that the cache then holds.
+
+        attend: (query, key, value) -> the values attended to, under whatever mask there is.
+        """
         B, L, _ = x_BxLxD.shape
         query, key, value = (
             project(x_BxLxD).reshape(B, L, -1, self.head_dim) for project in (self.query, self.key, self.value)
@@ -109,7 +112,7 @@ class Attention(nnx.Module):
             rows = jnp.arange(B)[:, None]
             key = cached_key.at[rows, slots_BxL].set(key)
             value = cached_value.at[rows, slots_BxL].set(value)
-        return self.output(attend(query, key, value, mask).reshape(B, L, -1)), (key, value)
+        return self.output(attend(query, key, value).reshape(B, L, -1)), (key, value)
 
 
 class MLP(nnx.Module):
@@ -134,9 +137,9 @@ class Layer(nnx.Module):
         self.mlp_norm = _norm(arch, rngs)
         self.mlp = MLP(arch, rngs)
 
-    def __call__(self, x_BxLxD, cos_sin, mask, cache=None):
+    def __call__(self, x_BxLxD, cos_sin, attend, cache=None):
         """The stream after this layer, and its (key, value); arguments as those of Attention."""
-        attended, key_value = self.attention(self.attention_norm(x_BxLxD), cos_sin, mask, cache)
+        attended, key_value = self.attention(self.attention_norm(x_BxLxD), cos_sin, attend, cache)
         x_BxLxD = x_BxLxD + attended
         return x_BxLxD + self.mlp(self.mlp_norm(x_BxLxD)), key_value
 
@@ -158,7 +161,7 @@ class Transformer(nnx.Module):
         if not arch.tie_word_embeddings:
             self.head = _linear(arch, arch.hidden_size, arch.vocab_size, rngs, arch.initializer_range)
 
-    def __call__(self, tokens_BxL, positions_BxL, mask, cache=None, slots_BxL=None, constrain=lambda x: x):
+    def __call__(self, tokens_BxL, positions_BxL, attend, cache=None, slots_BxL=None, constrain=lambda x: x):
         """Hidden states (B, L, D) after the last norm, and the cache if one was given."""
         x_BxLxD = constrain(self.embed(tokens_BxL))
         cos_sin = rotary(positions_BxL, self.arch.head_dim, self.arch.rope_theta)
@@ -167,7 +170,7 @@ class Transformer(nnx.Module):
             def body(x_BxLxD, layer_and_cache):
                 params, layer_cache = layer_and_cache
                 layer = nnx.merge(graphdef, params)
-                x_BxLxD, key_value = layer(x_BxLxD, cos_sin, mask, layer_cache and (layer_cache, slots_BxL))
+                x_BxLxD, key_value = layer(x_BxLxD, cos_sin, attend, layer_cache and (layer_cache, slots_BxL))
                 # Without a cache nobody asks for keys and values: returning them would keep them all alive.
                 return constrain(x_BxLxD), key_value if layer_cache else None
 
@@ -223,7 +226,8 @@ class Model:
         constrain: what to do to activations (B, L, D) between layers, such as pinning their sharding.
         """
         model = self._merge(params)
-        hidden_BxLxD, _ = model(tokens_BxL, positions_BxL, tree_mask(subtree_ends_BxL), constrain=constrain)
+        within_tree = partial(tree_attend, subtree_ends_BxL=subtree_ends_BxL)
+        hidden_BxLxD, _ = model(tokens_BxL, positions_BxL, within_tree, constrain=constrain)
         return hidden_BxLxD, model.projection()
 
     def empty_cache(self, batch_size: int, num_slots: int) -> Any:
@@ -241,7 +245,8 @@ class Model:
         Slot numbers are positions too: a cached sequence is a chain. mask: which cache slots each token sees.
         """
         model = self._merge(params)
-        hidden_BxLxD, cache = model(tokens_BxL, slots_BxL, mask_BxLxS, cache=cache, slots_BxL=slots_BxL)
+        within_cache = partial(attend, mask_BxLxS=mask_BxLxS)
+        hidden_BxLxD, cache = model(tokens_BxL, slots_BxL, within_cache, cache=cache, slots_BxL=slots_BxL)
         return jnp.matmul(hidden_BxLxD, model.projection(), preferred_element_type=jnp.float32), cache
 
 

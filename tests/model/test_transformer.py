@@ -5,6 +5,7 @@ import pytest
 from support import SIZES, assert_trees_close, nll_and_gradient, pack, random_chain, small_model, uneven_batch
 
 from mtsft.errors import InputError
+from mtsft.model import attention
 from mtsft.model.attention import attend, rotary, rotate, tree_mask
 from mtsft.model.transformer import Architecture, stack_layers, unstack_layers
 
@@ -37,6 +38,36 @@ def test_attention_equals_its_definition_head_by_head():
         weights = np.exp(np.where(mask[0], scores, -np.inf))
         expected = weights / weights.sum(-1, keepdims=True) @ value[0, :, head // 2]
         np.testing.assert_allclose(out[0, :, head], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [1, 4, 5, 24, 100])
+def test_attention_in_blocks_is_attention(monkeypatch, batch, block):
+    monkeypatch.setattr(attention, "_BLOCK", block)
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(4, 24, heads, 8)).astype(np.float32) for heads in (4, 2, 2)]
+    ends = jnp.asarray(batch.subtree_ends)
+    seen = (batch.segment_ids > 0)[..., None, None]  # what padding sees is nobody's business
+
+    def whole(q, k, v):
+        return attend(q, k, v, tree_mask(ends)) * seen
+
+    def in_blocks(q, k, v):
+        return attention.tree_attend(q, k, v, ends) * seen
+
+    np.testing.assert_allclose(in_blocks(*arrays), whole(*arrays), rtol=1e-5, atol=1e-6)
+    expected = jax.grad(lambda *a: jnp.sin(whole(*a)).sum(), (0, 1, 2))(*arrays)
+    got = jax.grad(lambda *a: jnp.sin(in_blocks(*a)).sum(), (0, 1, 2))(*arrays)
+    assert_trees_close(expected, got)
+
+
+def test_attention_memory_does_not_grow_with_the_square_of_length():
+    def temporaries(length):
+        shapes = [jax.ShapeDtypeStruct((1, length, heads, 8), jnp.float32) for heads in (4, 2, 2)]
+        ends = jnp.full((1, length), length, jnp.int32)
+        loss = jax.grad(lambda q, k, v: attention.tree_attend(q, k, v, ends).sum(), (0, 1, 2))
+        return jax.jit(loss).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(4096) < 3 * temporaries(2048)
 
 
 def test_a_query_that_sees_nothing_stays_finite():
