@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-
 # Queries that attention looks at together. A block's scores fit a cache, and no block looks past its own end.
 _BLOCK = 256
 
@@ -21,8 +20,8 @@ def tree_mask(subtree_ends_BxL: jax.Array, first: int = 0) -> jax.Array:
 def tree_attend(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, subtree_ends_BxL: jax.Array) -> jax.Array:
     """`attend` under `tree_mask`, a block of queries at a time, (B, L, H, K).
 
-    The scores of a block are formed again in the backward pass and never kept, so memory grows with L, not with its
-    square; and what lies behind a block's last query is not computed.
+    What lies behind a block's last query is not computed, and its scores are formed again in the backward pass, not
+    kept.
     """
     length = query_BxLxHxK.shape[1]
 

@@ -60,14 +60,18 @@ def test_attention_in_blocks_is_attention(monkeypatch, batch, block):
     assert_trees_close(expected, got)
 
 
-def test_attention_memory_does_not_grow_with_the_square_of_length():
-    def temporaries(length):
-        shapes = [jax.ShapeDtypeStruct((1, length, heads, 8), jnp.float32) for heads in (4, 2, 2)]
-        ends = jnp.full((1, length), length, jnp.int32)
+def test_attention_in_blocks_needs_less_memory_and_less_work(monkeypatch):
+    def cost(block):
+        monkeypatch.setattr(attention, "_BLOCK", block)
+        shapes = [jax.ShapeDtypeStruct((1, 2048, heads, 8), jnp.float32) for heads in (4, 2, 2)]
+        ends = jnp.full((1, 2048), 2048, jnp.int32)
         loss = jax.grad(lambda q, k, v: attention.tree_attend(q, k, v, ends).sum(), (0, 1, 2))
-        return jax.jit(loss).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+        compiled = jax.jit(loss).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes, compiled.cost_analysis()["flops"]
 
-    assert temporaries(4096) < 3 * temporaries(2048)
+    memory, work = (in_blocks / whole for in_blocks, whole in zip(cost(256), cost(2048)))
+    assert memory < 0.75
+    assert work < 0.65
 
 
 def test_a_query_that_sees_nothing_stays_finite():
