@@ -2,6 +2,7 @@
 
 import io
 import time
+import uuid
 from typing import Any
 
 from mtsft.errors import InputError
@@ -29,7 +30,7 @@ class LiveCurve:
         self._records: list[dict[str, Any]] = []
         self._stale = False
         self._shown = False
-        self._id = f"mtsft-curve-{id(self)}"
+        self._id = uuid.uuid4().hex
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Takes one record of metrics.jsonl; draws, unless it has just drawn."""

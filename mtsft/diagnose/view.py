@@ -18,7 +18,7 @@ _LONGEST = 4  # bytes of a character in UTF-8, and so tokens at most that make u
 _BROKEN = "\ufffd"  # what decoding makes of a piece of a character
 _STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of characters that are not seen but change what is
 _HARMLESS = "\n\u200c\u200d"  # newlines, and the joiners of letters and emoji
-_NEWLINE, _BRANCH = "⏎", "↳"
+_NEWLINE, _BRANCH, _TIMES = "⏎", "↳", "\u00d7"
 _DIM, _BOLD_GREEN, _UNDERLINE, _RESET = "\x1b[2m", "\x1b[1;32m", "\x1b[4m", "\x1b[0m"
 
 _STYLE = """<style>
@@ -94,7 +94,7 @@ def _read_piece(tree: TokenTree, tokenizer: Tokenizer, start: int, follows_N: np
 def as_text(tree: TokenTree, tokenizer: Tokenizer, color: bool = True) -> str:
     """A tree for a terminal: context dim, what is supervised bold and green, markers underlined.
 
-    Without color, what is supervised stands in ⟦ ⟧. A weight that is not 1 stands before it; a newline is shown as
+    Without color, what is supervised stands in ⟦ ⟧. A weight that is not 1 stands first; a newline is shown as
     ⏎; a branch begins on a line of its own, with the depth at which it leaves the path before it.
     """
     lines = []
@@ -131,15 +131,15 @@ def describe(run: Run) -> str:
     return f"token {' '.join(map(str, run.tokens))}, position {run.position}, turn {run.turn}, {whose}, {role}"
 
 
-def as_columns(fields: Mapping[str, np.ndarray], start: int = 0, stop: int | None = None) -> str:
-    """One row of a batch as aligned columns, a slot each.
+def as_columns(fields: Mapping[str, np.ndarray], row: int = 0, start: int = 0, stop: int | None = None) -> str:
+    """One row of a batch, a line for each field and a column for each slot.
 
-    fields: by name, arrays of shape (L,), one for each line. start, stop: the slots shown; all where not given.
+    fields: by name, arrays of shape (B, L). start, stop: the slots shown; all where not given.
     """
-    lines = {"slot": range(*slice(start, stop).indices(max(map(len, fields.values()))))}
-    lines |= {name: values_L[start:stop].tolist() for name, values_L in fields.items()}
+    lines = {name: values_BxL[row, start:stop].tolist() for name, values_BxL in fields.items()}
+    lines = {"slot": range(start, start + max(map(len, lines.values()))), **lines}
     cells = {name: [f"{value:g}" for value in values] for name, values in lines.items()}
-    width = max(len(cell) for line in cells.values() for cell in line)
+    width = max((len(cell) for line in cells.values() for cell in line), default=0)
     label = max(map(len, cells))
     return "\n".join(f"{name:<{label}} " + " ".join(cell.rjust(width) for cell in cells[name]) for name in cells)
 
@@ -169,4 +169,4 @@ def _stretches(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[tuple[bool, fl
 
 
 def _weight(weight: float) -> str:
-    return f"×{weight:g} " if weight not in (0, 1) else ""
+    return f"{_TIMES}{weight:g} " if weight not in (0, 1) else ""

@@ -104,7 +104,8 @@ class Checkpoints:
         )
 
     def _place(self, saved: Any, shardings: Any) -> Any:
-        placed = jax.jit(from_saved, static_argnums=1, out_shardings=shardings, donate_argnums=0)
+        reusable = (0,) if self._model.arch.scan_layers else ()  # layers taken apart need memory of their own
+        placed = jax.jit(from_saved, static_argnums=1, out_shardings=shardings, donate_argnums=reusable)
         return placed(saved, self._model)
 
     def _guard(self, function: Callable, *args, **kwargs) -> Any:

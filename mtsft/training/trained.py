@@ -52,7 +52,8 @@ class Trained:
         encoder = Encoder(self.template, self.tokenizer, max_length=sys.maxsize)
         _, context_N, _ = paths(encoder(dialogue))[-1]
         stop = self.tokenizer.marker_ids[self.template.stop]
-        (tokens,) = generate(self.model, self.params, [context_N.tolist()], stop, max_new)
+        # Few lengths, so that a conversation that grows does not compile at every turn.
+        (tokens,) = generate(self.model, self.params, [context_N.tolist()], stop, max_new, length_multiple=256)
         return self.tokenizer.decode([token for token in tokens if token != stop])
 
 
@@ -82,13 +83,13 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     Raises InputError where there is no model, another one than the config's, or nothing held out.
     """
     workdir = epath.Path(workdir).expanduser()
-    _read_config(workdir)  # refuses before any data is read
+    trained = _read_config(workdir)  # refuses before any data is read
     config = config.copy_and_resolve_references()
     config.data.tokenizer = str(_tokenizer_file(workdir))
     run = Run.of(config)
     if run.dataset.eval is None:
         raise InputError("nothing is held out to evaluate on; set data.eval or data.eval_fraction")
-    _check_same_model(run, workdir)
+    _check_same_model(run, trained, workdir)
     with Checkpoints(workdir / "checkpoints", run.model, keep=0) as checkpoints:
         step = _choose(checkpoints, None, workdir)
         params = checkpoints.restore_params(step, run.shapes.params, partial(param_shardings, mesh=run.door.mesh))
@@ -142,11 +143,11 @@ def _choose(checkpoints: Checkpoints, step: int | None, workdir: Path) -> int:
     return checkpoints.best if step is None else step
 
 
-def _check_same_model(run: Run, workdir: Path) -> None:
-    trained = json.loads((workdir / "fingerprint.json").read_text())
-    for name, value in run.identity().items():
-        if name.startswith("model.") and trained.get(name) != value:
+def _check_same_model(run: Run, trained: ConfigDict, workdir: Path) -> None:
+    for name in run.identity():
+        group, _, key = name.partition(".")
+        if group == "model" and key in trained.model and trained.model[key] != run.config.model[key]:
             raise InputError(
-                f"{workdir} holds a model with {name}={trained.get(name)}, and the config says {value}; "
-                "evaluate it with the config that it was trained with"
+                f"{workdir} holds a model with {name}={trained.model[key]}, and the config says "
+                f"{run.config.model[key]}; evaluate it with the config that it was trained with"
             )

@@ -1,0 +1,102 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mtsft
+
+CONFIG = """
+from mtsft.config import default
+
+def get_config():
+    config = default()
+    config.data.corpus = "recall"
+    config.data.corpus_dialogues = 30
+    config.data.corpus_eval_dialogues = 3
+    config.data.vocab_size = 400
+    config.data.sequence_length = 320
+    config.data.workers = 1
+    config.data.cache_dir = "cache"
+    config.model.hidden_size = 16
+    config.model.intermediate_size = 32
+    config.model.num_hidden_layers = 1
+    config.model.num_attention_heads = 2
+    config.model.num_key_value_heads = 2
+    config.model.head_dim = 8
+    config.train.steps = 2
+    config.train.batch_size = 2
+    config.eval.every = 2
+    config.parallel.compilation_cache = "compiled"
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory):
+    """Runs a door, as a person would, where a model was trained in `work`; (status, standard output, error)."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    (folder / "config.py").write_text(CONFIG)
+
+    def run(verb, *flags):
+        env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder / "home"),
+            "PYTHONPATH": str(Path(mtsft.__file__).parents[1]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles sooner
+        }
+        command = [sys.executable, "-m", f"mtsft.{verb}", "--config=config.py", *flags]
+        end = subprocess.run(command, cwd=folder, env=env, capture_output=True, timeout=120)
+        return end.returncode, end.stdout.decode(), end.stderr.decode()
+
+    status, _, error = run("train", "--workdir=work")
+    assert status == 0, error
+    run.folder = folder
+    return run
+
+
+def test_evaluation_agrees_with_that_of_training(door):
+    # Another tokenizer would be trained on other dialogues; the model's own is taken.
+    status, out, error = door("evaluate", "--workdir=work", "--format=json", "--config.data.corpus_dialogues=20")
+    assert status == 0, error
+    scores = json.loads(out)
+    assert list(scores) == ["loss", "supervised_tokens", "dialogues", "by_turn"]
+    assert [list(entry) for entry in scores["by_turn"]] == [["turn", "loss", "supervised_tokens"]] * len(
+        scores["by_turn"]
+    )
+    (evaluation,) = [json.loads(line) for line in (door.folder / "work" / "eval.jsonl").read_text().splitlines()]
+    assert scores == {name: value for name, value in evaluation.items() if name != "step"}
+
+
+def test_the_table_shows_every_turn(door):
+    status, out, error = door("evaluate", "--workdir=work")
+    assert status == 0, error
+    evaluation = json.loads((door.folder / "work" / "eval.jsonl").read_text())
+    first, _, empty, header, *lines = out.splitlines()
+    assert first == f"held-out loss {evaluation['loss']:.4f} (nats per supervised token)"
+    assert empty == ""
+    assert {len(line) for line in lines} == {len(header)}
+    assert [line.split() for line in lines] == [
+        [str(entry["turn"] + 1), f"{entry['loss']:.4f}", str(entry["supervised_tokens"])]
+        for entry in evaluation["by_turn"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--workdir=nowhere"], "nowhere holds no trained model (no config.json); train one first with python -m"),
+        ([], "flag --workdir=None: Flag --workdir must have a value"),
+        (["--workdir=work", "--format=xml"], "flag --format=xml: value should be one of <text|json>"),
+    ],
+)
+def test_says_in_one_line_what_is_wrong(door, flags, says):
+    status, out, error = door("evaluate", *flags)
+    assert (status, out) == (2, "")
+    assert error.startswith(f"evaluate: {says}")
+    assert error.count("\n") == 1
+    assert not (door.folder / "nowhere").exists()

@@ -1,0 +1,134 @@
+"""What goes wrong on the way, and what is left of a run then: one line, exit status 2, and the last good checkpoint."""
+
+import subprocess
+
+import pytest
+from flow_support import read_lines, run, write_config
+from test_resume import saved_arrays
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """One config for all: what is compiled for one run is there for the next of as many steps."""
+    return write_config(tmp_path_factory.mktemp("failures"))
+
+
+def everything_in(folder):
+    """The bytes of every file."""
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def the_one_line(err, door="train"):
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith(f"{door}: ")]
+    assert len(lines) == 1, err
+    assert err.endswith(lines[0] + "\n")
+    return lines[0]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """Mounts a disk of so many kilobytes and returns its folder; skips where this is not permitted."""
+    mounted = []
+
+    def mount(kilobytes):
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("needs the right to mount a small disk")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_loss_that_stays_not_finite_stops_the_run_at_its_last_good_checkpoint(tmp_path, config):
+    workdir = tmp_path / "run"
+    flags = [f"--config={config}", f"--workdir={workdir}", "--config.eval.every=0"]
+    run("train", *flags, "--config.train.steps=4")
+    checkpoints, logged = everything_in(workdir / "checkpoints"), read_lines(workdir / "metrics.jsonl")
+    arrays = saved_arrays(workdir, 4)
+
+    bad = ["--config.train.steps=20", "--config.train.learning_rate=1e38", "--config.train.max_bad_steps=3"]
+    _, err = run("train", *flags, *bad, status=2)
+    line = the_one_line(err)
+    assert "not finite for 3 steps in a row; the last good checkpoint is at step 4; " in line
+    assert "lower train.learning_rate" in line
+    assert everything_in(workdir / "checkpoints") == checkpoints
+    records = read_lines(workdir / "metrics.jsonl")
+    assert records[:4] == logged
+    assert [record["skipped_steps"] for record in records[-3:]] == [1, 2, 3]
+
+    out, _ = run("train", *flags, "--config.train.steps=8")
+    assert "resuming after step 4 of 8" in out
+    assert [(record["step"], record["skipped_steps"]) for record in read_lines(workdir / "metrics.jsonl")] == [
+        (step, 0) for step in range(1, 9)
+    ]
+    for name, array in saved_arrays(workdir, 4).items():
+        assert (array == arrays[name]).all(), name
+
+
+def test_a_full_disk_at_a_save_leaves_the_last_good_checkpoint(config, tiny_disk):
+    disk = tiny_disk(8000)
+    workdir = disk / "run"
+    flags = [f"--config={config}", f"--workdir={workdir}", "--config.eval.every=0"]
+    run("train", *flags, "--config.train.steps=4")
+    arrays = saved_arrays(workdir, 4)
+    free = subprocess.run(["df", "--output=avail", "-k", disk], check=True, capture_output=True, text=True).stdout
+    filler = disk / "filler"
+    filler.write_bytes(bytes((int(free.split()[1]) - 64) * 1024))  # room for the metrics, not for a checkpoint
+
+    _, err = run("train", *flags, "--config.train.steps=8", status=2)
+    line = the_one_line(err)
+    assert "the disk is full" in line
+    assert "the last good one is at step 4" in line
+    after = saved_arrays(workdir, 4)
+    assert after.keys() == arrays.keys()
+    assert all((after[name] == array).all() for name, array in arrays.items())
+
+    filler.unlink()
+    out, _ = run("train", *flags, "--config.train.steps=8")
+    assert "resuming after step 4 of 8" in out
+    assert [record["step"] for record in read_lines(workdir / "metrics.jsonl")] == list(range(1, 9))
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["4", "8"]
+
+
+@pytest.mark.parametrize("kilobytes", [4, 40, 90])
+def test_a_full_disk_while_tokenising_leaves_nothing_half_written(config, tiny_disk, kilobytes):
+    cache = tiny_disk(kilobytes)
+    _, err = run("prepare", f"--config={config}", f"--config.data.cache_dir={cache}", status=2)
+    line = the_one_line(err, "prepare")
+    assert "No space left on device" in line
+    assert "free some space" in line
+    assert list(cache.rglob("*.tmp")) == []
+    assert [path for path in cache.rglob("stores/*") if path.suffix != ".lock"] == []
+
+
+def test_what_was_prepared_is_not_tokenised_again(tmp_path, config):
+    cache = tmp_path / "cache"
+    flags = f"--config={config}", f"--config.data.cache_dir={cache}"
+    out, _ = run("prepare", *flags)
+
+    def made():
+        return {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.suffix != ".lock"}
+
+    before = made()
+    assert {path.name for path in before} >= {"tokens_N", "index.json"}
+    trained, _ = run(
+        "train", *flags, f"--workdir={tmp_path / 'run'}", "--config.train.steps=4", "--config.eval.every=0"
+    )
+    assert trained.startswith(out)
+    assert made() == before
+
+
+@pytest.mark.parametrize("door", ["prepare", "train", "evaluate"])
+def test_help_says_what_a_door_is_for(door):
+    out, err = run(door, "--help")
+    assert f"python -m mtsft.{door} --config=" in out
+    assert "--config" in out
+    assert err == ""

@@ -1,0 +1,72 @@
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+from nbclient import NotebookClient
+
+import mtsft
+
+ROOT = Path(mtsft.__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+SHORT = """
+STEPS = 4
+DIALOGUES = 30
+HELD_OUT = 3
+WORKDIR = {workdir!r}
+CHANGES = {{"model.hidden_size": 16, "model.num_hidden_layers": 1, "train.optimizer": "adamw", "data.workers": 1}}
+"""
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def code_of(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def definitions(source):
+    """What a cell defines: functions, classes and lambdas."""
+    tree = ast.parse(TransformerManager().transform_cell(source))
+    return [node for node in ast.walk(tree) if isinstance(node, DEFINITIONS)]
+
+
+def test_there_is_a_notebook():
+    assert ROOT / "colab" / "quickstart.ipynb" in NOTEBOOKS
+
+
+def test_it_imports_and_defines_nothing(notebook):
+    assert len(definitions("def f(): pass\nclass C: pass\nf = lambda: 0")) == 3
+    assert [cell.source for cell in code_of(notebook) if definitions(cell.source)] == []
+
+
+def test_it_is_kept_without_outputs(notebook):
+    nbformat.validate(notebook)
+    assert [cell.outputs for cell in code_of(notebook) if cell.outputs] == []
+    assert {cell.execution_count for cell in code_of(notebook)} == {None}
+
+
+def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where data and compiled programs are kept
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles sooner
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (parameters,) = [cell for cell in code_of(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    parameters.source = SHORT.format(workdir=str(tmp_path / "work"))
+    resources = {"metadata": {"path": str(ROOT / "colab")}}
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+    outputs = [output for cell in code_of(notebook) for output in cell.outputs]
+    assert "error" not in {output.output_type for output in outputs}
+    shown = [output.data for output in outputs if output.output_type in ("display_data", "execute_result")]
+    assert any('class="supervised"' in data.get("text/html", "") for data in shown)
+    assert any("image/png" in data for data in shown)
+    printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    assert "response_mask" in printed
+    assert "assistant turn" in printed
+    assert sorted(path.name for path in (tmp_path / "work" / "checkpoints").iterdir()) == ["4"]
+    assert not list((ROOT / "colab").glob("runs"))
+    assert [len(cell.outputs) for cell in code_of(notebook)[-5:]] == [1] * 5  # a reply each

@@ -1,0 +1,110 @@
+"""The house of ARCHITECTURE.md: a room imports only from floors below it, and from itself."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from dataclasses import fields
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import mtsft
+from mtsft.config import default
+from mtsft.data.dataset import open_dataset
+from mtsft.model.transformer import Architecture
+
+# Low to high. A name stands for its folder or file; "training" for what is not named by itself, its leaves; "" for
+# the files directly in mtsft/, the doors.
+FLOORS = (
+    ("errors",),
+    ("config", "dialogue", "training.objective"),
+    ("data", "model"),
+    ("diagnose", "training"),
+    ("training.state",),
+    ("training.step", "training.checkpoint"),
+    ("training.run",),
+    ("training.loop", "training.trained"),
+    ("cli",),
+    ("",),
+)
+# Who alone may import these, wherever they stand.
+ONLY = {
+    "ml_collections": ("config", "cli", "training.run", "training.loop", "training.trained"),
+    "mtsft.config": ("training.run", "training.trained", ""),
+    "absl": ("cli", ""),
+    "jax": ("model", "diagnose", "training", ""),
+    "flax": ("model",),
+    "optax": ("training",),
+    "orbax": ("training.checkpoint",),
+    "configs": (),
+}
+
+PACKAGE = Path(mtsft.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.parent != PACKAGE or path.name != "__init__.py"
+}
+
+
+def imports(module):
+    """The names of all modules that a file imports, at its head or later."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module} imports by a relative name"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            ours = {name for name in inner if name.removeprefix("mtsft.") in MODULES}
+            found |= ours if ours else {node.module}
+    return found
+
+
+def of_ours(module):
+    return {name.removeprefix("mtsft.") for name in imports(module) if name.startswith("mtsft.")}
+
+
+def within(name, room):
+    return name == room or name.startswith(f"{room}.") or (room == "" and "." not in name)
+
+
+def place(module):
+    """(floor, room) of a module: the longest name that it stands within."""
+    found = [(len(room), floor, room) for floor, rooms in enumerate(FLOORS) for room in rooms if within(module, room)]
+    assert found, f"{module} stands on no floor; give it one in FLOORS"
+    return max(found)[1:]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module):
+    floor, room = place(module)
+    for name in of_ours(module):
+        assert place(name)[0] < floor or (place(name)[1] == room != ""), f"mtsft/{module} imports {name}"
+
+
+@pytest.mark.parametrize("imported", ONLY)
+def test_only_they_import_it(imported):
+    for module in MODULES:
+        if any(within(name, imported) for name in imports(module)):
+            assert any(within(module, room) for room in ONLY[imported]), f"mtsft/{module} imports {imported}"
+
+
+def test_no_module_imports_itself_by_a_way_round():
+    assert len(tuple(TopologicalSorter({module: of_ours(module) for module in MODULES}).static_order())) > 20
+
+
+@pytest.mark.parametrize("door", ["prepare", "train"])
+def test_a_process_that_tokenises_loads_no_jax(door):
+    # It imports the door that started it once more.
+    script = f"import sys, mtsft.{door}; print(*{{'jax', 'flax', 'optax'}} & {{*sys.modules}})"
+    command = [sys.executable, "-c", script]
+    assert subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True).stdout == "\n"
+
+
+def test_config_keys_are_what_the_rooms_take():
+    config = default()
+    assert {*config.data} == {*inspect.signature(open_dataset).parameters} - {"progress"}
+    assert {*config.model} == {field.name for field in fields(Architecture)} - {"vocab_size"}

@@ -1,0 +1,246 @@
+"""What is saved is what comes back, whatever devices and layout it comes back to; and which checkpoints stay."""
+
+import json
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from support import small_model
+
+from mtsft.errors import InputError
+from mtsft.training.checkpoint import Checkpoints, check_same_run
+from mtsft.training.optimizer import build_optimizer
+from mtsft.training.sharding import make_mesh, param_shardings
+from mtsft.training.state import new_state, state_shardings
+
+
+class Setup:
+    """A small model, its optimizer and its devices: one start of a run."""
+
+    def __init__(self, mesh="data=8", devices=None, scan=True, optimizer="adamw"):
+        self.model = small_model(scan_layers=scan)
+        self.optimizer = build_optimizer(optimizer, clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
+        self.mesh = make_mesh(mesh, devices)
+        self.shapes = jax.eval_shape(lambda key: new_state(self.model.init(key), self.optimizer), jax.random.key(0))
+        self.shardings = partial(state_shardings, optimizer=self.optimizer, mesh=self.mesh)
+
+    def state(self, seed=0):
+        """A state in which no two arrays are alike, moments and counters among them."""
+        rng = np.random.default_rng(seed)
+        values = [rng.integers(1, 1000, leaf.shape) / 8 for leaf in jax.tree.leaves(self.shapes)]
+        state = jax.tree.unflatten(jax.tree.structure(self.shapes), values)
+        placed = partial(jax.tree.map, lambda x, shape, s: jax.device_put(x.astype(shape.dtype), s))
+        return placed(state, self.shapes, self.shardings(self.shapes))
+
+    def open(self, folder, keep=2):
+        return Checkpoints(epath.Path(folder), self.model, keep)
+
+    def save(self, folder, step, state):
+        with self.open(folder) as checkpoints:
+            checkpoints.save(step, state, None)
+
+    def restore(self, folder, step):
+        with self.open(folder, keep=0) as checkpoints:
+            return checkpoints.restore(step, self.shapes, self.shardings)
+
+
+def arrays_by_name(state):
+    """Every array of a state, those of each layer by themselves, however the layers are kept."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        names = [str(getattr(entry, "name", getattr(entry, "key", getattr(entry, "idx", entry)))) for entry in path]
+        place = names.index("layers") + 1 if "layers" in names else None
+        if place is None or names[place].isdigit():
+            found["/".join(names)] = np.asarray(leaf)
+        else:
+            for i, layer in enumerate(np.asarray(leaf)):
+                found["/".join([*names[:place], str(i), *names[place:]])] = layer
+    return found
+
+
+def assert_same_bits(restored, saved):
+    restored, saved = arrays_by_name(restored), arrays_by_name(saved)
+    assert restored.keys() == saved.keys()
+    for name, array in saved.items():
+        assert restored[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(restored[name], array, err_msg=name)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "checkpoints"
+
+
+ELSEWHERE = {
+    "as it was": dict(mesh="data=2,fsdp=4"),
+    "other axes": dict(mesh="data=8"),
+    "tensor": dict(mesh="fsdp=2,tensor=4"),
+    "one device": dict(mesh="", devices=slice(1)),
+    "unrolled": dict(mesh="data=2,fsdp=4", scan=False),
+    "unrolled on one device": dict(mesh="", devices=slice(1), scan=False),
+}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+def test_a_state_comes_back_bit_for_bit_on_other_devices_and_in_another_layout(folder, scan, optimizer):
+    here = Setup("data=2,fsdp=4", scan=scan, optimizer=optimizer)
+    state = here.state()
+    here.save(folder, 7, state)
+    for where in ELSEWHERE.values():
+        devices = jax.devices()[where["devices"]] if "devices" in where else None
+        there = Setup(**where | {"devices": devices}, optimizer=optimizer)
+        restored = there.restore(folder, 7)
+        assert_same_bits(restored, state)
+        assert jax.tree.map(lambda leaf: leaf.sharding, restored) == there.shardings(there.shapes)
+    assert len(arrays_by_name(state)) > 50
+
+
+def test_moments_are_among_what_comes_back(folder):
+    here = Setup()
+    here.save(folder, 1, here.state())
+    names = [name for name in arrays_by_name(here.restore(folder, 1)) if name.endswith("mlp/up/kernel")]
+    assert sum(name.startswith("opt_state/") for name in names) == 2 * 2  # two moments of two layers
+    assert sum(name.startswith("params/") for name in names) == 2
+
+
+def test_parameters_come_back_alone_whatever_optimizer_trained_them(folder):
+    here = Setup("data=2,fsdp=4", optimizer="muon")
+    state = here.state()
+    here.save(folder, 3, state)
+    there = Setup("data=8", scan=False)
+    with there.open(folder, keep=0) as checkpoints:
+        params = checkpoints.restore_params(3, there.shapes.params, partial(param_shardings, mesh=there.mesh))
+    assert_same_bits({"params": params}, {"params": state.params})
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+def test_what_is_saved_is_the_state_at_the_save_though_the_next_step_takes_its_memory(folder, scan):
+    setup = Setup("data=2,fsdp=4", scan=scan)
+    take_step = jax.jit(partial(jax.tree.map, lambda x: x + 1), donate_argnums=0)
+    state = setup.state()
+    at_save = {}
+    with setup.open(folder) as checkpoints:
+        for number in (1, 2):
+            at_save[number] = jax.tree.map(lambda x: np.array(x, copy=True), state)
+            checkpoints.save(number, state, None)
+            saved, state = state, take_step(state)
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(saved))
+            state = take_step(take_step(state))
+    for number, expected in at_save.items():
+        assert_same_bits(setup.restore(folder, number), expected)
+
+
+# Which of them stay
+
+
+def on_disk(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_latest_and_the_best_stay(folder):
+    setup = Setup()
+    with setup.open(folder, keep=2) as checkpoints:
+        for step, loss in enumerate([3.0, 1.0, 2.0, 2.5, None], start=1):
+            checkpoints.save(step, setup.state(seed=step), loss)
+        checkpoints.wait()
+        assert (checkpoints.steps, checkpoints.best, checkpoints.latest) == ([2, 4, 5], 2, 5)
+    assert on_disk(folder) == ["2", "4", "5"]
+    assert_same_bits(setup.restore(folder, 2), setup.state(seed=2))
+    with setup.open(folder, keep=0) as checkpoints:
+        assert (checkpoints.steps, checkpoints.best, checkpoints.latest) == ([2, 4, 5], 2, 5)
+    # The next start of the same run still knows which was the best.
+    with setup.open(folder, keep=1) as checkpoints:
+        checkpoints.save(6, setup.state(), 1.5)
+    assert on_disk(folder) == ["2", "6"]
+
+
+def test_without_held_out_loss_the_newest_is_the_best(folder):
+    setup = Setup()
+    with setup.open(folder, keep=1) as checkpoints:
+        assert (checkpoints.steps, checkpoints.best, checkpoints.latest) == ([], None, None)
+        for step in (4, 8):
+            checkpoints.save(step, setup.state(), None)
+        checkpoints.wait()
+        assert (checkpoints.steps, checkpoints.best, checkpoints.latest) == ([8], 8, 8)
+
+
+def test_saving_a_step_twice_is_saving_it_once(folder):
+    setup = Setup()
+    with setup.open(folder) as checkpoints:
+        checkpoints.save(4, setup.state(seed=1), 1.0)
+        checkpoints.save(4, setup.state(seed=2), 0.5)
+    setup.save(folder, 4, setup.state(seed=3))
+    assert on_disk(folder) == ["4"]
+    assert_same_bits(setup.restore(folder, 4), setup.state(seed=1))
+
+
+def test_half_a_checkpoint_is_none_and_is_cleaned_away_by_who_writes(folder):
+    setup = Setup()
+    setup.save(folder, 4, setup.state(seed=4))
+    setup.save(folder, 8, setup.state(seed=8))
+    half = (folder / "8").rename(folder / "8.orbax-checkpoint-tmp")
+    (half / "_CHECKPOINT_METADATA").unlink(missing_ok=True)
+    with setup.open(folder, keep=0) as checkpoints:
+        assert (checkpoints.steps, checkpoints.latest) == ([4], 4)
+    assert half.exists()  # it may be the one that a run is writing
+    with setup.open(folder) as checkpoints:
+        assert (checkpoints.steps, checkpoints.latest) == ([4], 4)
+        checkpoints.save(8, setup.state(seed=9), None)
+    assert on_disk(folder) == ["4", "8"]
+    assert_same_bits(setup.restore(folder, 8), setup.state(seed=9))
+    assert_same_bits(setup.restore(folder, 4), setup.state(seed=4))
+
+
+def test_reading_leaves_the_folder_as_it_is(folder):
+    with Setup().open(folder, keep=0) as checkpoints:
+        assert checkpoints.latest is None
+    assert not folder.exists()
+
+
+# One run, one identity
+
+IDENTITY = {"model.hidden_size": 32, "train.seed": 0, "model.rope_theta": 1e4, "list": (1, 2)}
+
+
+@pytest.fixture
+def fingerprint(tmp_path):
+    return epath.Path(tmp_path / "run" / "fingerprint.json")
+
+
+@pytest.fixture
+def written(fingerprint):
+    fingerprint.parent.mkdir()
+    check_same_run(fingerprint, IDENTITY)
+    return fingerprint
+
+
+def test_what_a_run_is_is_written_down_and_found_again(written):
+    assert json.loads(written.read_text()) == {**IDENTITY, "list": [1, 2]}
+    assert [path.name for path in written.parent.iterdir()] == ["fingerprint.json"]
+    before = written.read_text()
+    check_same_run(written, dict(reversed(IDENTITY.items())))
+    assert written.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"train.seed": 1, "model.hidden_size": 64}, "model.hidden_size (it was 32, now 64)"),
+        ({"list": [2, 1]}, "list (it was [1, 2], now [2, 1])"),
+        ({"more": "x"}, "more (it was None, now x)"),
+    ],
+)
+def test_another_run_is_refused_by_the_first_key_that_differs(written, change, named):
+    before = written.read_text()
+    with pytest.raises(InputError) as refusal:
+        check_same_run(written, IDENTITY | change)
+    assert str(refusal.value).startswith(f"{written.parent} holds a run with another {named}; ")
+    assert written.read_text() == before
+
+
+def test_a_key_that_is_gone_is_a_difference(written):
+    with pytest.raises(InputError, match=r"another train.seed \(it was 0, now None\)"):
+        check_same_run(written, {name: value for name, value in IDENTITY.items() if name != "train.seed"})

@@ -1,0 +1,122 @@
+"""What a config becomes: every key that makes numbers reaches the room that uses it."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from mtsft.config import default
+from mtsft.training import run as rooms
+from mtsft.training.run import Run
+from mtsft.training.step import Door
+
+ROWS = 16
+
+
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory):
+    """A run of a small config, with changes by key."""
+    folder = tmp_path_factory.mktemp("run")
+    with (folder / "d.jsonl").open("w") as file:
+        for n in range(150):
+            reply = {"role": "assistant", "content": f"{n} it is" * (1 + n % 5), "weight": 1 + n % 2}
+            file.write(json.dumps({"messages": [{"role": "user", "content": f"{n}?"}, reply]}) + "\n")
+
+    def make(**changes):
+        config = default()
+        config.data.train = str(folder / "d.jsonl")
+        config.data.cache_dir = str(folder / "cache")
+        config.data.vocab_size = 300
+        config.data.eval_fraction = 0.3
+        config.data.sequence_length = 64
+        config.model.hidden_size = config.model.intermediate_size = config.model.head_dim = 16
+        config.model.num_hidden_layers = config.model.num_attention_heads = config.model.num_key_value_heads = 1
+        config.train.batch_size = ROWS
+        config.parallel.compilation_cache = ""
+        config.update_from_flattened_dict(changes)
+        return Run.of(config, progress=False)
+
+    return make
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """What a step is compiled with."""
+    given = {}
+    monkeypatch.setattr(Door, "compile_step", lambda self, *_, **arguments: given.update(arguments))
+    return given
+
+
+def seen(source, steps):
+    """(dialogue, times) over the batches of some steps, a dialogue by its tokens."""
+    rows = [source[step] for step in range(steps)]
+    segments = [
+        batch.tokens[row][batch.segment_ids[row] == segment].tobytes()
+        for batch in rows
+        for row in range(len(batch.tokens))
+        for segment in range(1, batch.segment_ids[row].max() + 1)
+    ]
+    return {segment: segments.count(segment) for segment in segments}
+
+
+def test_the_seed_decides_the_batches_and_the_fresh_parameters(make_run):
+    runs = [make_run(**{"train.seed": seed}) for seed in (0, 0, 1)]
+    batches = [run.train_source()[0].tokens.tobytes() for run in runs]
+    assert batches[0] == batches[1] != batches[2]
+    heads = [np.asarray(run.create().params["head"]["kernel"]) for run in runs]
+    np.testing.assert_array_equal(heads[0], heads[1])
+    assert (heads[0] != heads[2]).all()
+
+
+def test_gradients_are_divided_by_the_mean_weight_of_a_batch_or_by_the_batchs_own(make_run, compiled):
+    run = make_run()
+    run.compile_step()
+    store, num_rows = run.dataset.train, run.dataset.train_layout.num_rows
+    weights = [store[i].response_mask_N.sum() for i in range(len(store))]
+    assert compiled["weight_per_batch"] == pytest.approx(sum(weights) * ROWS / num_rows)
+    source = run.train_source()
+    whole = sum(source[step].response_mask.sum() for step in range(run.steps))
+    assert whole == sum(weights)  # the last batch may be short, and no row comes twice
+    make_run(**{"objective.normalize": "batch"}).compile_step()
+    assert compiled["weight_per_batch"] == 0.0
+
+
+def test_the_schedule_the_microbatches_and_the_steps_are_the_configs(make_run, compiled):
+    changes = {"train.steps": 20, "train.learning_rate": 0.5, "train.warmup_steps": 4, "train.end_learning_rate": 0.2}
+    run = make_run(**changes, **{"train.microbatches": 2})
+    run.compile_step()
+    assert run.steps == 20
+    assert compiled["microbatches"] == 2
+    assert [float(compiled["schedule"](step)) for step in (0, 3, 20)] == pytest.approx([0.125, 0.5, 0.1])
+
+
+@pytest.mark.parametrize("epochs", [1.0, 2.0])
+def test_so_many_epochs_train_every_dialogue_so_many_times(make_run, epochs):
+    run = make_run(**{"train.epochs": epochs})
+    times = seen(run.train_source(), run.steps)
+    assert len(times) == len(run.dataset.train) > 50
+    assert set(times.values()) == {epochs}
+
+
+def test_evaluation_sees_every_dialogue_that_is_held_out_once(make_run, monkeypatch):
+    given = SimpleNamespace()
+    monkeypatch.setattr(rooms, "evaluate", lambda step, params, source, put: setattr(given, "source", source))
+    run = make_run(**{"eval.batch_size": 8})
+    run.evaluate(None)
+    assert run.dataset.eval_layout.num_rows % 8
+    times = seen(given.source, len(given.source))
+    assert len(times) == len(run.dataset.eval) > 20
+    assert set(times.values()) == {1}
+
+
+@pytest.mark.parametrize(("key", "value"), [("model.rope_theta", 500.0), ("model.dtype", "bfloat16")])
+def test_the_sizes_of_the_model_are_the_configs(make_run, key, value):
+    assert getattr(make_run(**{key: value}).model.arch, key.split(".")[1]) == value
+
+
+def test_layers_are_compiled_as_the_config_says(make_run):
+    assert len(jax.tree.leaves(make_run(**{"model.num_hidden_layers": 2}).shapes.params)) == 12
+    unrolled = {"model.num_hidden_layers": 2, "model.scan_layers": False}
+    assert len(jax.tree.leaves(make_run(**unrolled).shapes.params)) == 21

@@ -1,0 +1,231 @@
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from support import SIZES, assert_trees_close
+
+from mtsft.config import default
+from mtsft.dialogue.schema import Message
+from mtsft.errors import InputError
+from mtsft.model.transformer import Architecture, Model, stack_layers
+from mtsft.training import trained
+from mtsft.training.checkpoint import Checkpoints
+from mtsft.training.optimizer import build_optimizer
+from mtsft.training.state import new_state
+
+LOSSES = {1: 2.0, 2: 1.0, 3: None, 4: 3.0}  # held-out loss by step, where it was measured; two are kept, and the best
+
+
+def make_config():
+    config = default()
+    config.model.update({name: value for name, value in SIZES.items() if name in config.model})
+    config.model.scan_layers = False
+    config.data.cache_dir = "/nowhere"
+    config.parallel.compilation_cache = ""
+    return config
+
+
+def make_workdir(folder, config, proto, vocab_size):
+    """A workdir as a run leaves it, each checkpoint with parameters of its own; {step: parameters}."""
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "tokenizer" / "tokenizer.model").write_bytes(proto)
+    (folder / "config.json").write_text(config.to_json())
+    model = Model(Architecture(**config.model, vocab_size=vocab_size))
+    optimizer = build_optimizer("adamw", clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
+    saved = {}
+    with Checkpoints(epath.Path(folder / "checkpoints"), model, keep=2) as checkpoints:
+        for step, loss in LOSSES.items():
+            saved[step] = model.init(jax.random.key(step))
+            checkpoints.save(step, new_state(saved[step], optimizer), loss)
+    return saved
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, proto, small_tokenizer):
+    """(workdir, {step: parameters})."""
+    folder = tmp_path_factory.mktemp("run") / "work"
+    return folder, make_workdir(folder, make_config(), proto, small_tokenizer.vocab_size)
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """A workdir to spoil."""
+    return epath.Path(shutil.copytree(run[0], tmp_path / "work"))
+
+
+def test_the_best_by_held_out_loss_is_loaded(run):
+    folder, saved = run
+    model = trained.load(folder)
+    assert model.step == 2
+    assert_trees_close(model.params, saved[2], rtol=0, atol=1e-30)
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(model.params)} == {1}
+
+
+def test_a_step_can_be_chosen(run):
+    folder, saved = run
+    assert_trees_close(trained.load(folder, step=3).params, saved[3], rtol=0, atol=1e-30)
+    with pytest.raises(InputError, match=r"holds no checkpoint of step 1; it has 2, 3, 4$"):
+        trained.load(folder, step=1)
+
+
+def test_the_newest_is_best_where_nothing_was_held_out(copied):
+    for step in (2, 3, 4):
+        shutil.rmtree(copied / "checkpoints" / str(step) / "metrics")
+    assert trained.load(copied).step == 4
+
+
+def change(workdir, group, name, value):
+    """Changes a key of the config that lies in a workdir."""
+    config = json.loads((workdir / "config.json").read_text())
+    config[group][name] = value
+    (workdir / "config.json").write_text(json.dumps(config))
+
+
+def test_layers_scanned_or_unrolled_load_from_the_same_checkpoint(run, copied):
+    change(copied, "model", "scan_layers", True)
+    assert_trees_close(trained.load(copied).params, stack_layers(run[1][2]), rtol=0, atol=1e-30)
+
+
+def test_a_relative_workdir_will_do(run, monkeypatch):
+    folder, _ = run
+    monkeypatch.chdir(folder.parent)
+    assert trained.load("work").step == 2
+
+
+def test_reading_leaves_everything_as_it_is(copied):
+    half_written = copied / "checkpoints" / "5.orbax-checkpoint-tmp"
+    half_written.mkdir()
+    before = sorted(Path(copied).rglob("*"))
+    trained.load(copied)
+    assert sorted(Path(copied).rglob("*")) == before
+
+
+def test_a_config_with_several_files_is_read_back(copied):
+    change(copied, "data", "train", ["a.jsonl", "b.jsonl"])
+    assert list(trained.load(copied).config.data.train) == ["a.jsonl", "b.jsonl"]
+
+
+def test_reply_continues_the_rendered_conversation(run, monkeypatch):
+    model = trained.load(run[0])
+    tokenizer, asked = model.tokenizer, []
+    stop = tokenizer.marker_ids["<|im_end|>"]
+
+    def generate(_, params, prompts, stop_id, max_new, **_options):
+        asked.extend([*prompts, stop_id, max_new])
+        return [[*tokenizer.encode("I am well."), stop]]
+
+    monkeypatch.setattr(trained, "generate", generate)
+    said = [("system", "Be kind."), ("user", "Hello there"), ("assistant", "Hi"), ("user", "How are you?")]
+    assert model.reply(said) == "I am well."
+    assert tokenizer.decode(asked[0]) == (
+        "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in said) + "<|im_start|>assistant\n"
+    )
+    assert asked[0].count(stop) == 4
+    assert asked[1:] == [stop, 256]
+    assert model.reply([Message(*pair, weight=0.5) for pair in said], max_new=7) == "I am well."
+    assert asked[3] == asked[0]
+    assert asked[5] == 7
+
+
+def test_reply_is_decoded_greedily(run, monkeypatch):
+    model, seen = trained.load(run[0]), []
+    generate = trained.generate
+
+    def watched(*arguments, **options):
+        seen.extend([arguments[2][0], *generate(*arguments, **options)])
+        return seen[1:]
+
+    monkeypatch.setattr(trained, "generate", watched)
+    reply = model.reply([("user", "Hi")], max_new=3)
+    prompt, said = seen
+    assert len(said) == 3
+    tokens = np.array([prompt + said], np.int32)
+    length = tokens.shape[1]
+    hidden, projection = jax.jit(model.model.apply)(
+        model.params, tokens, np.arange(length, dtype=np.int32)[None], np.full_like(tokens, length)
+    )
+    assert (hidden[0, len(prompt) - 1 : -1] @ projection).argmax(-1).tolist() == said
+    assert reply == model.tokenizer.decode(said)
+
+
+def test_reply_refuses_what_no_dialogue_can_hold(run):
+    model = trained.load(run[0])
+    with pytest.raises(InputError, match=r"^the conversation: message 1 has the unknown role \"robot\""):
+        model.reply([("robot", "Hi")])
+    with pytest.raises(InputError, match=r"^the conversation: message 2 \(user\) has content that is a number"):
+        model.reply([("user", "Hi"), ("user", 3)])
+
+
+@pytest.mark.parametrize("lack", ["config.json", "tokenizer/tokenizer.model", "checkpoints"])
+def test_says_what_is_missing(copied, lack):
+    path = copied / lack
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    says = rf"^{copied} holds no trained model \(no {lack}\); train one first with python -m mtsft.train .*$"
+    with pytest.raises(InputError, match=says):
+        trained.load(copied)
+    with pytest.raises(InputError, match=says):
+        trained.evaluate(default(), copied)
+    assert not path.exists()
+
+
+def test_says_that_no_checkpoint_is_whole(copied):
+    for step in (2, 3, 4):
+        shutil.rmtree(copied / "checkpoints" / str(step))
+    with pytest.raises(InputError, match=r"holds no trained model \(no checkpoint is whole yet\)"):
+        trained.load(copied)
+
+
+@pytest.mark.parametrize("text", ["{", '{"data": {"unheard_of": 1}}', "[]"])
+def test_a_config_that_cannot_be_read_is_named(copied, text):
+    (copied / "config.json").write_text(text)
+    with pytest.raises(InputError, match=rf"^{copied}/config.json: not the config of a run"):
+        trained.load(copied)
+
+
+@pytest.fixture
+def evaluating(copied, tmp_path, write_jsonl):
+    """(workdir, a config that evaluates it)."""
+    config = default()
+    config.update(json.loads((copied / "config.json").read_text()))
+    turns = [("user", "Hello there"), ("assistant", "I am well"), ("user", "And you?"), ("assistant", "Hi")]
+    config.data.train = str(write_jsonl([turns] * 8))
+    config.data.eval = str(write_jsonl([turns[:2], turns], "held_out.jsonl"))
+    config.data.cache_dir = str(tmp_path / "cache")
+    config.data.sequence_length = 64
+    config.data.workers = 1
+    return copied, config
+
+
+def test_evaluation_is_of_the_best_with_its_own_tokenizer(evaluating, small_tokenizer):
+    workdir, config = evaluating
+    config.train.optimizer = "muon"  # the optimizer does not matter any more
+    scores = trained.evaluate(config, workdir)
+    assert config.data.tokenizer == ""
+    assert [entry["supervised_tokens"] for entry in scores["by_turn"]] == [
+        2 * (len(small_tokenizer.encode("I am well")) + 1),
+        len(small_tokenizer.encode("Hi")) + 1,
+    ]
+    assert scores["dialogues"] == 2
+    for step in (3, 4):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    assert trained.evaluate(config, workdir) == scores
+    assert trained.as_table(scores).splitlines()[0] == f"held-out loss {scores['loss']:.4f} (nats per supervised token)"
+    assert trained.as_table(scores).splitlines()[-1].split()[0] == "2"
+
+
+def test_evaluation_refuses_another_model(evaluating):
+    workdir, config = evaluating
+    config.model.intermediate_size = 48
+    with pytest.raises(InputError, match=r"holds a model with model.intermediate_size=64, and the config says 48; "):
+        trained.evaluate(config, workdir)
+
+
+def test_evaluation_needs_something_held_out(evaluating):
+    workdir, config = evaluating
+    config.data.eval = ""
+    with pytest.raises(InputError, match=r"^nothing is held out .* set data.eval or data.eval_fraction$"):
+        trained.evaluate(config, workdir)
