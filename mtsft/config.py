@@ -14,7 +14,7 @@ def default() -> ConfigDict:
     config = ConfigDict()
 
     config.data = data = ConfigDict()
-    data.train = ""  # file of dialogues (JSON Lines), a glob pattern, or a tuple of them
+    data.train = ""  # file of dialogues (JSON Lines) or a glob pattern; several are separated by commas
     data.eval = ""  # the same, held out from training
     data.eval_fraction = 0.0  # share of data.train to hold out where data.eval is empty, chosen by content
     data.corpus = ""  # "recall": the corpus built into the package, in place of data.train and data.eval

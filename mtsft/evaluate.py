@@ -20,12 +20,12 @@ def main() -> None:
     # Imported here: processes that tokenise import this file too, and have no use for JAX.
     import jax
 
-    from mtsft.training import distributed, trained
+    from mtsft.training import distributed, metrics, trained
 
     distributed.initialize()
     scores = trained.evaluate(_CONFIG.value, _WORKDIR.value)
     if jax.process_index() == 0:
-        print(json.dumps(scores) if _FORMAT.value == "json" else trained.as_table(scores))
+        print(json.dumps(metrics.finite(scores)) if _FORMAT.value == "json" else trained.as_table(scores))
 
 
 if __name__ == "__main__":

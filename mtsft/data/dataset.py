@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from etils import epath
+
 from mtsft.data.packing import Layout, lay_out
 from mtsft.data.store import Recipe, Store, code_digest, digest_files, open_store
 from mtsft.dialogue import readers, recall
@@ -145,7 +147,7 @@ def _write_corpus(name: str, train: int, held_out: int, seed: int, folder: Path)
 def _tokenizer_proto(path: str, vocab_size: int, chat: templates.ChatML, files: Sequence[Path], folder: Path) -> bytes:
     """The serialised tokenizer: of the file named, or trained on `files` and kept in `folder`."""
     if path:
-        return tokenizers.load(Path(path).expanduser(), chat.markers).proto
+        return tokenizers.load(epath.Path(path).expanduser(), chat.markers).proto
     parts = (digest_files(files), vocab_size, chat.fingerprint, code_digest())
     kept = folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.model"
     if kept.exists():

@@ -15,7 +15,7 @@ def evaluate(evaluate_batch: Callable, params: Any, source: BatchSource, put: Ca
 
     evaluate_batch: (params, global batch) -> (LossSums by turn, supervised tokens by turn). put: a process's rows ->
     the global batch. Returns {loss, supervised_tokens, dialogues, by_turn: [{turn, loss, supervised_tokens}]}, losses
-    in nats per supervised token, turns counted from 0.
+    in nats per supervised token, turns counted from 0; the last turn told apart stands for all later ones too.
     """
     total = None
     for batch in read_ahead(source, start=0):

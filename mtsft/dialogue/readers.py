@@ -7,6 +7,7 @@ A message may carry `weight`, a number >= 0 (default 1): what its tokens count i
 import glob
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,12 +21,14 @@ _NOT_TEXT = ("tool_calls", "function_call", "tools", "functions", "images", "aud
 
 
 def find_files(patterns: str | Sequence[str], key: str) -> list[Path]:
-    """The files that a path, a glob pattern or several of them name, each pattern's in sorted order.
+    """The files that a path or glob pattern names, each pattern's in sorted order.
 
-    Raises InputError, naming the config key, for a pattern that matches nothing.
+    patterns: one, several separated by commas (unless a file of that very name exists), or a sequence of them. Raises
+    InputError, naming the config key, for a pattern that matches nothing, and for a file that is named twice.
     """
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    patterns = [pattern for pattern in patterns if pattern]
+    if isinstance(patterns, str):
+        patterns = [patterns] if os.path.exists(os.path.expanduser(patterns)) else patterns.split(",")  # noqa: PTH110, PTH111
+    patterns = [pattern.strip() for pattern in patterns if pattern.strip()]
     files = []
     for pattern in patterns:
         expanded = os.path.expanduser(pattern)  # noqa: PTH111 (Path's raises for a user that is not there)
@@ -40,6 +43,9 @@ def find_files(patterns: str | Sequence[str], key: str) -> list[Path]:
         files += found
     if not files:
         raise InputError(f"{key} names no file; set it to a .jsonl file of dialogues")
+    for path, count in Counter(files).items():
+        if count > 1:
+            raise InputError(f"{path}: named {count} times in {key}; name every file once")
     return files
 
 

@@ -40,7 +40,7 @@ class JsonLines:
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends one object; numbers that are not finite become null, which JSON can say."""
-        line = json.dumps(_finite(record)) + "\n"
+        line = json.dumps(finite(record)) + "\n"
         if self._appends:
             self._file.write(line)
             self._file.flush()
@@ -144,9 +144,10 @@ class Meter:
         }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` (numbers, lists and dicts of them) with None for every number that JSON cannot say."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, list) else value
+        return {name: finite(entry) for name, entry in value.items()}
+    return [finite(entry) for entry in value] if isinstance(value, list) else value

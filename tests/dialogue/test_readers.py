@@ -242,3 +242,16 @@ def test_what_the_template_would_lose_is_refused_on_the_dialogue_too(tmp_path):
     with pytest.raises(InputError, match=r":7 has 'tools', which .* remove it"):
         parse({"messages": [REPLY], "tools": [{"name": "f"}]}, tmp_path)
     assert parse({"messages": [REPLY], "tools": []}, tmp_path).messages == (Message("assistant", "x"),)
+
+
+def test_several_files_are_separated_by_commas(tmp_path):
+    for name in ("a.jsonl", "b.jsonl", "b,c.jsonl"):
+        (tmp_path / name).touch()
+    assert find_files(f"{tmp_path}/a.jsonl, {tmp_path}/b.jsonl", "k") == [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    assert find_files(f"{tmp_path}/b,c.jsonl", "k") == [tmp_path / "b,c.jsonl"]
+
+
+def test_a_file_named_twice_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(InputError, match=r"a\.jsonl: named 2 times in data\.train; name every file once"):
+        find_files((f"{tmp_path}/a.jsonl", f"{tmp_path}/*.jsonl"), "data.train")

@@ -6,6 +6,8 @@ import pytest
 from flow_support import read_lines, run, write_config
 from test_resume import saved_arrays
 
+DIVERGING = ["--config.train.steps=20", "--config.train.learning_rate=1e38", "--config.train.max_bad_steps=3"]
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
@@ -54,8 +56,7 @@ def test_a_loss_that_stays_not_finite_stops_the_run_at_its_last_good_checkpoint(
     checkpoints, logged = everything_in(workdir / "checkpoints"), read_lines(workdir / "metrics.jsonl")
     arrays = saved_arrays(workdir, 4)
 
-    bad = ["--config.train.steps=20", "--config.train.learning_rate=1e38", "--config.train.max_bad_steps=3"]
-    _, err = run("train", *flags, *bad, status=2)
+    _, err = run("train", *flags, *DIVERGING, status=2)
     line = the_one_line(err)
     assert "not finite for 3 steps in a row; the last good checkpoint is at step 4; " in line
     assert "lower train.learning_rate" in line
@@ -71,6 +72,15 @@ def test_a_loss_that_stays_not_finite_stops_the_run_at_its_last_good_checkpoint(
     ]
     for name, array in saved_arrays(workdir, 4).items():
         assert (array == arrays[name]).all(), name
+
+
+def test_a_loss_that_is_not_finite_from_the_start_names_no_checkpoint(tmp_path, config):
+    flags = [f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.eval.every=0"]
+    _, err = run("train", *flags, *DIVERGING, status=2)
+    line = the_one_line(err)
+    assert "not finite for 3 steps in a row; " in line
+    assert "None" not in line
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
 def test_a_full_disk_at_a_save_leaves_the_last_good_checkpoint(config, tiny_disk):
