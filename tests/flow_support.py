@@ -79,7 +79,7 @@ def start(door, *flags, devices=1):
 def run(door, *flags, devices=1, status=0):
     """Runs a door to its end and asserts its exit status; returns (stdout, stderr)."""
     process = start(door, *flags, devices=devices)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == status, f"exit status {process.returncode}\n{out}\n{err}"
     return out, err
 

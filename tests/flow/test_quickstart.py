@@ -1,0 +1,21 @@
+"""The README's first command, as it stands there."""
+
+import json
+
+import pytest
+from flow_support import run
+
+
+@pytest.mark.slow
+def test_quickstart_masters_what_was_said_earlier(tmp_path):
+    caches = f"--config.data.cache_dir={tmp_path}/cache", f"--config.parallel.compilation_cache={tmp_path}/compiled"
+    out, _ = run("train", "--config=configs/quickstart.py", f"--workdir={tmp_path}/run", *caches)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["context_accuracy"] >= 0.97
+    assert result["hidden_history_accuracy"] <= 0.05
+    assert result["turns"] > 1000
+    assert f"that depend on earlier turns: {result['context_accuracy']:.1%}" in out
+    assert f"the same with the history hidden: {result['hidden_history_accuracy']:.1%}" in out
+    assert "\n  model      " in out
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.1 < 3 < losses[0]
