@@ -18,7 +18,7 @@ from mtsft.model.transformer import Architecture
 # Low to high. A name stands for its folder or file; "training" for what is not named by itself, its leaves; "" for
 # the files directly in mtsft/, the doors.
 FLOORS = (
-    ("errors",),
+    ("errors", "files"),
     ("config", "dialogue", "training.objective"),
     ("data", "model"),
     ("diagnose", "training"),

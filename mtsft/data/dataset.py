@@ -1,7 +1,6 @@
 """Everything a run trains and is tested on: the tokenizer, the stores and their rows, found or made."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from mtsft.dialogue import template as templates
 from mtsft.dialogue import tokenizer as tokenizers
 from mtsft.dialogue.encode import POLICIES
 from mtsft.errors import InputError
+from mtsft.files import write_whole
 
 _CORPUS = "recall"
 _TOKENIZER_BYTES = 100 << 20  # of text that a tokenizer is trained on at most
@@ -154,9 +154,7 @@ def _tokenizer_proto(path: str, vocab_size: int, chat: templates.ChatML, files: 
         return kept.read_bytes()
     proto = tokenizers.train(_texts(files, chat), vocab_size, chat.markers)
     folder.mkdir(parents=True, exist_ok=True)
-    part = kept.with_suffix(f".{os.getpid()}.tmp")
-    part.write_bytes(proto)
-    part.rename(kept)
+    write_whole(kept, proto)
     return proto
 
 

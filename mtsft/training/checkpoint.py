@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mtsft.errors import InputError, one_line
+from mtsft.files import write_whole
 from mtsft.model.transformer import Model, Params
 from mtsft.training.state import TrainState, from_saved, to_saved
 
@@ -71,6 +73,7 @@ class Checkpoints:
             return
         metrics = {} if eval_loss is None else {_METRIC: eval_loss}
         saved = jax.jit(to_saved, static_argnums=1)(state, self._model)._asdict()
+        self._check_room(saved)
         self._guard(self._manager.save, step, args=ocp.args.StandardSave(saved), metrics=metrics)
 
     def wait(self) -> None:
@@ -108,16 +111,31 @@ class Checkpoints:
         placed = jax.jit(from_saved, static_argnums=1, out_shardings=shardings, donate_argnums=reusable)
         return placed(saved, self._model)
 
+    def _check_room(self, saved: Any) -> None:
+        """Raises InputError where the disk cannot hold this process's part; Orbax would say so at great length."""
+        if "://" in str(self._folder):
+            return
+        shards = [shard for leaf in jax.tree.leaves(saved) for shard in leaf.addressable_shards]
+        if shutil.disk_usage(self._folder).free < sum(s.data.nbytes for s in shards if s.replica_id == 0):
+            raise self._disk_full()
+
     def _guard(self, function: Callable, *args, **kwargs) -> Any:
         try:
             return function(*args, **kwargs)
         except Exception as error:
             if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
                 raise
-            raise InputError(
-                f"{self._folder}: the disk is full, so a checkpoint could not be saved; the last good one is at step "
-                f"{self.latest}; free some space and run the same command again"
-            ) from error
+            raise self._disk_full() from error
+
+    def _disk_full(self) -> InputError:
+        return InputError(
+            f"{self._folder}: the disk is full, so nothing more could be saved; {self.last_good()}; "
+            "free some space and run the same command again"
+        )
+
+    def last_good(self) -> str:
+        """Says which checkpoint there is to go on from."""
+        return f"the last good checkpoint is at step {self.latest}" if self.latest else "no checkpoint was saved before"
 
 
 def _loss_of(metrics: dict[str, float]) -> float:
@@ -131,9 +149,7 @@ def check_same_run(path: epath.Path, identity: dict[str, Any]) -> None:
     """
     if not path.exists():
         if jax.process_index() == 0:
-            part = path.parent / (path.name + ".tmp")
-            part.write_text(json.dumps(identity, indent=1))
-            part.rename(path)
+            write_whole(path, json.dumps(identity, indent=1).encode())
         return
     earlier = json.loads(path.read_text())
     for name in {**identity, **earlier}:

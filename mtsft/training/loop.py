@@ -17,6 +17,7 @@ from mtsft.data.batches import read_ahead
 from mtsft.diagnose import context
 from mtsft.dialogue.encode import Encoder
 from mtsft.errors import InputError
+from mtsft.files import write_whole
 from mtsft.training.checkpoint import Checkpoints, check_same_run
 from mtsft.training.interrupt import Interrupt
 from mtsft.training.metrics import Log, Meter
@@ -45,14 +46,17 @@ def train(
         _say(f"{'resuming after' if start else 'starting at'} step {start:,} of {run.steps:,}, {_describe(state)}")
         state = _take_steps(run, state, start, checkpoints, workdir, began, watch)
         result = {"finished": int(state.step) >= run.steps, "steps": int(state.step)}
-    if not result["finished"]:
-        _say(f"stopped after step {result['steps']:,}, which is saved; the same command goes on from there")
-        return result
+        if not result["finished"]:
+            _say(
+                f"stopped after step {result['steps']:,}; "
+                f"the same command goes on from the checkpoint of step {checkpoints.latest or 0:,}"
+            )
+            return result
     if run.dataset.corpus_eval is not None:
         result |= _measure_context(run, state)
     result |= {"seconds": round(time.monotonic() - began, 3)}
     if _is_first():
-        (workdir / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_whole(workdir / "result.json", (json.dumps(result, indent=1) + "\n").encode())
     return result
 
 
@@ -72,7 +76,7 @@ def _take_steps(
     with (
         Interrupt() as interrupt,
         Log(workdir, start, active=_is_first()) as log,
-        tqdm(total=steps, initial=start, desc="training", unit="step", disable=not _is_first()) as bar,
+        _progress_bar(start, steps) as bar,
         jax.transfer_guard("disallow"),  # the device never waits for a transfer that nobody asked for
     ):
 
@@ -88,8 +92,7 @@ def _take_steps(
             if metrics["skipped_in_a_row"] >= config.train.max_bad_steps:
                 raise InputError(
                     f"step {step}: the loss or its gradient was not finite for {metrics['skipped_in_a_row']} steps "
-                    f"in a row; the last good checkpoint is at step {checkpoints.latest}; "
-                    "lower train.learning_rate, or look at the data of these steps"
+                    f"in a row; {checkpoints.last_good()}; lower train.learning_rate, or look at the data of these steps"
                 )
             return not metrics["skipped_in_a_row"]
 
@@ -112,7 +115,8 @@ def _take_steps(
                 if evaluating:
                     log.evaluation({"step": step, **scores})
                     bar.write(f"step {step:,}: held-out loss {scores['loss']:.4f}", file=sys.stderr)
-                if saving and good:
+                # After a skipped step a state is saved at an end alone: its parameters are the last good ones.
+                if saving and (good or stopping or step == steps):
                     log.sync()  # what is logged is never older than the checkpoint it led to
                     checkpoints.save(step, run.door.as_global(state), scores and scores["loss"])
             meter.restart()  # rates are those of training
@@ -127,8 +131,8 @@ def _claim(workdir: epath.Path, run: Run) -> None:
     check_same_run(workdir / "fingerprint.json", run.identity())
     if _is_first():
         (workdir / "tokenizer").mkdir(exist_ok=True)
-        (workdir / "tokenizer" / "tokenizer.model").write_bytes(run.dataset.tokenizer.proto)
-        (workdir / "config.json").write_text(run.config.to_json(indent=1) + "\n")
+        write_whole(workdir / "tokenizer" / "tokenizer.model", run.dataset.tokenizer.proto)
+        write_whole(workdir / "config.json", (run.config.to_json(indent=1) + "\n").encode())
 
 
 def _measure_context(run: Run, state: TrainState) -> dict[str, Any]:
@@ -153,6 +157,20 @@ def _measure_context(run: Run, state: TrainState) -> dict[str, Any]:
 
 def _due(step: int, every: int, last: int) -> bool:
     return bool(every) and (step % every == 0 or step == last)
+
+
+def _progress_bar(start: int, steps: int) -> tqdm:
+    """A bar that moves in a terminal, and says a line now and then in a log."""
+    seconds = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(
+        total=steps,
+        initial=start,
+        desc="training",
+        unit="step",
+        disable=not _is_first(),
+        mininterval=seconds,
+        miniters=1,
+    )
 
 
 def _describe(state: TrainState) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from mtsft.files import write_whole
+
 
 class JsonLines:
     """A file of one JSON object a line, each with its step.
@@ -33,9 +35,7 @@ class JsonLines:
                 self._lines.append(line + "\n")
         self._appends = "://" not in str(path)
         if self._appends:
-            part = path.parent / (path.name + ".tmp")
-            part.write_text("".join(self._lines))
-            part.replace(path)
+            write_whole(path, "".join(self._lines).encode())
             self._file = path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:

@@ -28,8 +28,8 @@ class TrainState(NamedTuple):
 
 def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, optimizer.init(params), zero, zero)
+    step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # three arrays: a step donates each
+    return TrainState(step, params, optimizer.init(params), skipped, in_a_row)
 
 
 def state_shardings(shapes: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

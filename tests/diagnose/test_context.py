@@ -38,13 +38,16 @@ def speak(monkeypatch, turns):
     """In place of the model, one that says what is right in a true context, but for what is `spoilt`."""
 
     def put(spoilt=()):
+        asked = []
         right = dict(turn for dialogue in turns for turn in dialogue) | dict(spoilt)
 
         def generate(model, params, prompts, stop_id, max_new):
+            asked.append(prompts)
             return [right.get(tuple(prompt), [stop_id])[:max_new] for prompt in prompts]
 
         monkeypatch.setattr(context, "generate", generate)
         monkeypatch.setattr(context, "_MAX_NEW", 1000)  # the tokenizer of the tests spells letter by letter
+        return asked
 
     return put
 
@@ -69,6 +72,21 @@ def test_a_model_that_says_what_is_right_is_right_and_without_the_history_it_is_
         "by_kind": dict.fromkeys(sorted({*ASKS} - {"open"}), 1.0),
         "turns": DEPENDING,
     }
+
+
+def test_hidden_history_is_the_last_user_message_alone(speak, encoder, corpus):
+    asked = speak()
+    context.measure(None, None, encoder, corpus)
+    last = [
+        before["content"]
+        for record in RECORDS
+        for before, message in zip(record["messages"], record["messages"][1:])
+        if message["role"] == "assistant"
+    ]
+    shown = [words for words, ask in zip(last, ASKS, strict=True) if ask != "open"]
+    assert [encoder.tokenizer.decode(prompt) for prompt in asked[1]] == [
+        f"<|im_start|>user\n{words}<|im_end|>\n<|im_start|>assistant\n" for words in shown
+    ]
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_a_full_disk_at_a_save_leaves_the_last_good_checkpoint(config, tiny_disk
     _, err = run("train", *flags, "--config.train.steps=8", status=2)
     line = the_one_line(err)
     assert "the disk is full" in line
-    assert "the last good one is at step 4" in line
+    assert "the last good checkpoint is at step 4" in line
     after = saved_arrays(workdir, 4)
     assert after.keys() == arrays.keys()
     assert all((after[name] == array).all() for name, array in arrays.items())

@@ -88,7 +88,8 @@ def test_sigterm_saves_and_exits_cleanly(folder, config, whole):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    steps = int(out.split("stopped after step ")[1].split(",")[0])
+    steps = int(out.split("stopped after step ")[1].split(";")[0])
+    assert f"from the checkpoint of step {steps}" in out
     assert (workdir / "checkpoints" / str(steps)).is_dir()
     assert not (workdir / "result.json").exists()
     run("train", *flags)
