@@ -92,7 +92,8 @@ def _take_steps(
             if metrics["skipped_in_a_row"] >= config.train.max_bad_steps:
                 raise InputError(
                     f"step {step}: the loss or its gradient was not finite for {metrics['skipped_in_a_row']} steps "
-                    f"in a row; {checkpoints.last_good()}; lower train.learning_rate, or look at the data of these steps"
+                    f"in a row; {checkpoints.last_good()}; lower train.learning_rate, "
+                    "or look at the data of these steps"
                 )
             return not metrics["skipped_in_a_row"]
 
