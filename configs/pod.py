@@ -8,7 +8,8 @@ bfloat16, parameters in float32; of each layer only its input is kept for the ba
 4,096 slots, two million tokens.
 
 Expected memory, of 16 GiB a chip: 0.8 for the state and 7.6 for the rest (memory_analysis of this step, compiled ahead
-of time for v5e:16x16; in two micro-batches 4.3 for the rest). Not yet run on such a slice. Any slice with a multiple
+of time for v5e:16x16; in two micro-batches 4.3 for the rest), read when attention still formed the scores of whole rows
+and not of blocks. Not yet run on such a slice. Any slice with a multiple
 of 16 chips will do, as the data axis takes what is left: with fewer chips raise --config.train.microbatches until each
 holds two rows or one at a time, which changes no number.
 """

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-# Queries that attention looks at together. A block's scores fit a cache, and no block looks past its own end.
+# Queries that attention looks at together; no block looks past its own end.
 _BLOCK = 256
 
 
