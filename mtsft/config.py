@@ -14,18 +14,29 @@ def default() -> ConfigDict:
     config = ConfigDict()
 
     config.data = data = ConfigDict()
-    data.train = ""  # file of dialogues (JSON Lines) or a glob pattern; several are separated by commas
+    data.train = ""  # file of dialogues or a glob pattern; several: "a.jsonl,b/*.parquet=0.5" (=: times an epoch)
     data.eval = ""  # the same, held out from training
     data.eval_fraction = 0.0  # share of data.train to hold out where data.eval is empty, chosen by content
+    data.format = ""  # of the files; "" recognises each dialogue's by its content, see mtsft/dialogue/formats.py
     data.corpus = ""  # "recall": the corpus built into the package, in place of data.train and data.eval
     data.corpus_dialogues = 20_000  # of the built-in corpus, to train on
     data.corpus_eval_dialogues = 500  # of the built-in corpus, held out
     data.corpus_seed = 0
-    data.tokenizer = ""  # a SentencePiece .model file; "" trains one on the training dialogues
+    data.tokenizer = ""  # a Hugging Face tokenizer folder or a SentencePiece .model file; "" trains one on data.train
     data.vocab_size = 8192  # of a tokenizer that is trained here, at most
-    data.template = "chatml"  # how messages become text: a built-in template
+    data.template = ""  # how messages become text: "chatml", a Jinja file, or "" for the tokenizer's own
+    data.template_variables = ""  # JSON object of keyword arguments for the template, as {"enable_thinking": false}
+    data.template_date = ""  # YYYY-MM-DD that a template is told when it asks for today's; "" is the day of the start
+    data.stops = ""  # tokens that end a turn, separated by commas; "" takes them from the tokenizer and the template
+    data.responses = "all"  # of the assistant's: "all", "first", "last"; or all of roles named: "assistant,tool"
+    data.train_reasoning = True  # whether the reasoning inside a response is supervised
+    data.train_tool_calls = True  # whether responses that call tools are supervised
+    data.weigh_per = "token"  # what shares a message's weight: every "token" has it, or those of a "turn", a "dialogue"
+    data.unfaithful = "error"  # turns that the template cannot render as emitted: "error", "skip", "emit" (own words)
+    data.refused = "error"  # dialogues that the template will not render: "error" or "skip"
+    data.trees = "tree"  # dialogues that branch: one "tree", each shared prefix once, or "paths", a chain for each leaf
     data.sequence_length = 2048  # slots of a row; dialogues are packed side by side into rows
-    data.over_length = "error"  # a dialogue longer than a row: "error", "drop", or "keep_first" (whole turns)
+    data.over_length = "error"  # dialogues longer than a row: "error", "drop", "keep_first", "keep_last", "windows"
     data.workers = 0  # tokenising processes; 0 for one a core
     data.cache_dir = "~/.cache/mtsft"  # tokenised data, trained tokenizers and built-in corpora
 

@@ -1,19 +1,18 @@
 """Everything a run trains and is tested on: the tokenizer, the stores and their rows, found or made."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from etils import epath
-
 from mtsft.data.packing import Layout, lay_out
-from mtsft.data.store import Recipe, Store, code_digest, digest_files, open_store
+from mtsft.data.store import Store, code_digest, digest_files, open_store
 from mtsft.dialogue import readers, recall
 from mtsft.dialogue import template as templates
 from mtsft.dialogue import tokenizer as tokenizers
-from mtsft.dialogue.encode import POLICIES
+from mtsft.dialogue.recipe import Chat, Recipe, markers_of, parse_date, parse_variables
+from mtsft.dialogue.selection import Selection
 from mtsft.errors import InputError
 from mtsft.files import write_whole
 
@@ -22,14 +21,33 @@ _TOKENIZER_BYTES = 100 << 20  # of text that a tokenizer is trained on at most
 
 
 @dataclass(frozen=True)
+class Sources:
+    """The files of a run and how they are read, before anything is tokenised.
+
+    weights: how often each training file's dialogues are seen in an epoch. recipes: of training and of what is held
+    out. corpus_eval: the built-in corpus's held-out file.
+    """
+
+    train_files: Sequence[Path]
+    weights: Sequence[float]
+    eval_files: Sequence[Path]
+    train_recipe: Recipe
+    eval_recipe: Recipe
+    cache: Path
+    workers: int
+    corpus_eval: Path | None = None
+
+
+@dataclass(frozen=True)
 class Dataset:
     """What a run reads. eval: None where nothing is held out. corpus_eval: the built-in corpus's held-out file."""
 
-    template: templates.ChatML
+    recipe: Recipe
     tokenizer: tokenizers.Tokenizer
     train: Store
     eval: Store | None
     sequence_length: int
+    weights: Sequence[float] = ()
     corpus_eval: Path | None = None
 
     @cached_property
@@ -45,17 +63,20 @@ class Dataset:
     def summary(self) -> list[str]:
         """Lines that account for every dialogue read."""
         lines = [_account("train", self.train)]
+        if set(self.weights) - {1.0}:
+            lines[0] += f"; mixed to {len(self.train):,} dialogues an epoch"
         if len(self.train):
             layout = self.train_layout
             lines[0] += f"; {layout.num_rows:,} rows of {layout.row_length:,}, fill {layout.fill:.4f}"
         return lines + ([_account("held out", self.eval)] if self.eval else [])
 
 
-def open_dataset(
+def find_sources(
     *,
     train: str | Sequence[str],
     eval: str | Sequence[str],
     eval_fraction: float,
+    format: str,
     corpus: str,
     corpus_dialogues: int,
     corpus_eval_dialogues: int,
@@ -63,47 +84,91 @@ def open_dataset(
     tokenizer: str,
     vocab_size: int,
     template: str,
+    template_variables: str,
+    template_date: str,
+    responses: str,
+    train_reasoning: bool,
+    train_tool_calls: bool,
+    weigh_per: str,
+    trees: str,
+    unfaithful: str,
+    refused: str,
+    stops: str,
     sequence_length: int,
     over_length: str,
     workers: int,
     cache_dir: str,
-    progress: bool = True,
-) -> Dataset:
-    """The data of a run; the arguments are the keys of `data` in mtsft/config.py, which says what each means.
+) -> Sources:
+    """What a run is made from; the arguments are the keys of `data` in mtsft/config.py, which says what each means.
 
-    What is made on the way (corpus, tokenizer, stores) is kept in `cache_dir` and found there the next time.
-    Raises InputError for whatever is wrong with the files or the values.
+    Raises InputError for whatever is wrong with the names of files or the values.
     """
-    if over_length not in POLICIES:
-        raise InputError(f"data.over_length={over_length!r}: use one of {', '.join(POLICIES)}")
     cache = Path(cache_dir).expanduser()
     if corpus:
         train_files, eval_files = _write_corpus(
             corpus, corpus_dialogues, corpus_eval_dialogues, corpus_seed, cache / "corpora"
         )
+        found = [readers.Source(path, 1.0) for path in train_files]
     else:
-        train_files = readers.find_files(train, "data.train")
+        found = readers.find_sources(train, "data.train")
         eval_files = readers.find_files(eval, "data.eval") if eval else []
+    train_files = [source.path for source in found]
     for path in [*train_files, *eval_files]:
         if not path.stat().st_size:
             raise InputError(f"{path}: is empty; it should hold one dialogue a line")
-    chat = templates.load(template)
-    proto = _tokenizer_proto(tokenizer, vocab_size, chat, train_files, cache / "tokenizers")
+    chat = _open_chat(
+        tokenizer, vocab_size, template, template_variables, template_date, train_files, format, cache / "tokenizers"
+    )
     held_out = eval_fraction if not eval_files else 0.0
 
-    def store(files: Sequence[Path], split: tuple[float, float]) -> Store:
-        recipe = Recipe(template, proto, sequence_length, over_length, split)
-        return open_store(files, recipe, cache / "stores", workers, progress)
+    def recipe(split: tuple[float, float]) -> Recipe:
+        return Recipe(
+            chat,
+            sequence_length,
+            over_length=over_length,
+            selection=Selection(responses, train_reasoning, train_tool_calls, weigh_per),
+            trees=trees,
+            unfaithful=unfaithful,
+            refused=refused,
+            stops=tuple(stop.strip() for stop in stops.split(",") if stop.strip()),
+            format=format,
+            split=split,
+        )
 
-    train_store = store(train_files, (held_out, 1.0))
-    eval_store = store(eval_files or train_files, (0.0, held_out or 1.0)) if eval_files or held_out else None
-    return Dataset(
-        template=chat,
-        tokenizer=tokenizers.from_bytes(proto, chat.markers, tokenizer or "the tokenizer"),
-        train=train_store,
-        eval=eval_store if eval_store is not None and len(eval_store) else None,
-        sequence_length=sequence_length,
+    return Sources(
+        train_files=train_files,
+        weights=[source.weight for source in found],
+        eval_files=eval_files or (train_files if held_out else []),
+        train_recipe=recipe((held_out, 1.0)),
+        eval_recipe=recipe((0.0, held_out or 1.0)),
+        cache=cache,
+        workers=workers,
         corpus_eval=eval_files[0] if corpus else None,
+    )
+
+
+def open_dataset(*, progress: bool = True, **keys) -> Dataset:
+    """The data of a run, tokenised; keys: those of `data` in mtsft/config.py, see find_sources.
+
+    What is made on the way (corpus, tokenizer, stores) is kept in `cache_dir` and found there the next time.
+    Raises InputError for whatever is wrong with the files or the values.
+    """
+    sources = find_sources(**keys)
+
+    def store(files: Sequence[Path], recipe: Recipe) -> Store:
+        recipe.encoder()  # refuses before any process starts
+        return open_store(files, recipe, sources.cache / "stores", sources.workers, progress)
+
+    train_store = store(sources.train_files, sources.train_recipe)
+    eval_store = store(sources.eval_files, sources.eval_recipe) if sources.eval_files else None
+    return Dataset(
+        recipe=sources.train_recipe,
+        tokenizer=sources.train_recipe.chat.open()[1],
+        train=train_store if set(sources.weights) == {1.0} else train_store.mixed(sources.weights),
+        eval=eval_store if eval_store is not None and len(eval_store) else None,
+        sequence_length=sources.train_recipe.max_length,
+        weights=sources.weights,
+        corpus_eval=sources.corpus_eval,
     )
 
 
@@ -144,26 +209,53 @@ def _write_corpus(name: str, train: int, held_out: int, seed: int, folder: Path)
     return files[0], files[1]
 
 
-def _tokenizer_proto(path: str, vocab_size: int, chat: templates.ChatML, files: Sequence[Path], folder: Path) -> bytes:
-    """The serialised tokenizer: of the file named, or trained on `files` and kept in `folder`."""
-    if path:
-        return tokenizers.load(epath.Path(path).expanduser(), chat.markers).proto
-    parts = (digest_files(files), vocab_size, chat.fingerprint, code_digest())
+def _open_chat(
+    tokenizer: str,
+    vocab_size: int,
+    template: str,
+    variables: str,
+    date: str,
+    files: Sequence[Path],
+    format: str,
+    folder: Path,
+) -> Chat:
+    """The template that was named and the tokenizer's files: those named, or of one trained on `files`."""
+    read = tokenizers.read_files(tokenizer) if tokenizer else {}
+    own = tokenizers.chat_templates(read, tokenizer)
+    if not template and not own and "tokenizer.json" not in read:
+        template = "chatml"  # a tokenizer without customs of its own
+    sources, name = templates.find(template, own)
+    parts = (parse_variables(variables), parse_date(date))
+    if not read:
+        read = _train_tokenizer(Chat({}, sources, name, *parts), vocab_size, files, format, folder)
+    chat = Chat(read, sources, name, *parts)
+    chat.open(tokenizer or "the tokenizer")  # refuses what does not go together
+    return chat
+
+
+def _train_tokenizer(
+    chat: Chat, vocab_size: int, files: Sequence[Path], format: str, folder: Path
+) -> Mapping[str, bytes]:
+    """The files of a tokenizer trained on dialogues, kept in `folder`."""
+    template = templates.ChatTemplate(chat.sources, chat.name)
+    parts = (digest_files(files), vocab_size, template.fingerprint, code_digest())
     kept = folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.model"
     if kept.exists():
-        return kept.read_bytes()
-    proto = tokenizers.train(_texts(files, chat), vocab_size, chat.markers)
+        return {"tokenizer.model": kept.read_bytes()}
+    markers = markers_of(template.literals)
+    trained = tokenizers.train(_texts(files, format), vocab_size, markers)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(kept, proto)
-    return proto
+    write_whole(kept, trained["tokenizer.model"])
+    return trained
 
 
-def _texts(files: Sequence[Path], chat: templates.ChatML) -> Iterator[str]:
-    """What a tokenizer is trained on: the rendered text between markers, of dialogues evenly over the files."""
+def _texts(files: Sequence[Path], format: str) -> Iterator[str]:
+    """What a tokenizer is trained on: the words of dialogues evenly over the files, with the names of their roles."""
     stride = -(-sum(path.stat().st_size for path in files) // _TOKENIZER_BYTES)
     for path in files:
-        for first, lines in readers.read_chunks(path):
-            for number, raw in enumerate(lines, first):
-                dialogue = readers.parse_line(raw, path, number) if number % stride == 0 else None
+        for chunk in readers.read_chunks(path):
+            for number, item in zip(chunk.numbers, chunk.records):
+                dialogue = readers.parse(item, path, number, format) if number % stride == 0 else None
                 for message in dialogue.messages if dialogue else ():
-                    yield from (span.text for span in chat.message(message) if not span.control)
+                    yield message.role
+                    yield message.content or ""

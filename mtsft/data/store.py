@@ -15,17 +15,21 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 import mtsft.dialogue
-from mtsft.dialogue import readers, template, tokenizer
-from mtsft.dialogue.encode import Counts, Encoder
+from mtsft.dialogue import readers
+from mtsft.dialogue.counts import Counts
+from mtsft.dialogue.encode import Encoder
+from mtsft.dialogue.readers import Chunk
+from mtsft.dialogue.recipe import Recipe
 from mtsft.dialogue.schema import Dialogue
 from mtsft.dialogue.tree import TokenTree
+from mtsft.errors import InputError
 
 # One file each: the columns of every TokenTree, one after the other, and per dialogue its place, source and id.
 _COLUMNS = {
@@ -35,66 +39,73 @@ _COLUMNS = {
     "turn_ids_N": np.int32,
     "message_ids_N": np.int32,
 }
-_TABLES = {"lengths": np.int64, "lines": np.int64, "files": np.int32, "weights": np.float64, "id_ends": np.int64}
+_TABLES = {
+    "lengths": np.int64,
+    "lines": np.int64,
+    "files": np.int32,
+    "weights": np.float64,
+    "digests": np.uint64,
+    "id_ends": np.int64,
+}
 _INLINE_BYTES = 1 << 22  # files smaller than this are not worth starting processes for
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How text becomes tokens: all that an encoding process needs, in plain values.
-
-    tokenizer: a serialised SentencePiece model. split: (from, to) in [0, 1]: keep the dialogues whose content
-    hashes into that part, so that equal dialogues stay on one side of a split.
-    """
-
-    template: str
-    tokenizer: bytes
-    max_length: int
-    over_length: str = "error"
-    split: tuple[float, float] = (0.0, 1.0)
-
-    def encoder(self) -> Encoder:
-        """An encoder of its own, its counts at zero."""
-        chat = template.load(self.template)
-        return Encoder(chat, tokenizer.Tokenizer(self.tokenizer, chat.markers), self.max_length, self.over_length)
 
 
 class Store:
     """The token trees of a set of files, read through memory maps.
 
     len(store) dialogues; store[i] is the TokenTree of one. lengths_N: int64 tokens of each. weights_N: float64
-    supervised weight of each. counts: what became of every dialogue read. content: a digest of all tokens and masks.
+    supervised weight of each. digests_N: uint64, alike where all words are. counts: what became of every dialogue read.
+    content: a digest of all tokens and masks.
     """
 
-    def __init__(self, path: Path, files: Sequence[Path]):
+    def __init__(self, path: Path, files: Sequence[Path], order: np.ndarray | None = None):
+        """order: which of the dialogues there are in this view of the store, in order; None for all."""
         self.path = path
         self.files = list(files)
         index = json.loads((path / "index.json").read_text())
-        self.counts = Counts(**index["counts"])
-        self.content: str = index["content"]
+        self.counts = Counts.of(index["counts"])
         self.max_length: int = index["max_length"]
         self._columns = {name: _map(path / name, dtype) for name, dtype in _COLUMNS.items()}
         tables = {name: _map(path / name, dtype) for name, dtype in _TABLES.items()}
-        self.lengths_N, self.weights_N = tables["lengths"], tables["weights"]
-        self._lines, self._file_of, self._id_ends = tables["lines"], tables["files"], tables["id_ends"]
-        self._starts = np.concatenate([[0], np.cumsum(self.lengths_N)])
+        self._starts = np.concatenate([[0], np.cumsum(tables["lengths"])])
+        self._id_starts = np.concatenate([[0], tables["id_ends"]])
         self._ids = _map(path / "ids", np.uint8)
+        self._order = order
+        self.content: str = index["content"]
+        if order is not None:
+            tables = {name: tables[name][order] for name in _TABLES}
+            self.content = hashlib.sha256(self.content.encode() + order.astype(np.int64).tobytes()).hexdigest()
+        self.lengths_N, self.weights_N, self.digests_N = tables["lengths"], tables["weights"], tables["digests"]
+        self.file_of_N, self._lines = tables["files"], tables["lines"]
 
     def __len__(self) -> int:
         return len(self.lengths_N)
 
     def __getitem__(self, index: int) -> TokenTree:
-        start, end = self._starts[index], self._starts[index + 1]
+        place = self._place(index)
+        start, end = self._starts[place], self._starts[place + 1]
         return TokenTree(*(column[start:end] for column in self._columns.values()))
 
     def id(self, index: int) -> str:
         """The dialogue's own name."""
-        start = self._id_ends[index - 1] if index else 0
-        return self._ids[start : self._id_ends[index]].tobytes().decode()
+        place = self._place(index)
+        return self._ids[self._id_starts[place] : self._id_starts[place + 1]].tobytes().decode()
 
     def source(self, index: int) -> tuple[Path, int]:
         """The file and the line a dialogue was read from."""
-        return self.files[self._file_of[index]], int(self._lines[index])
+        return self.files[self.file_of_N[index]], int(self._lines[index])
+
+    def mixed(self, shares: Sequence[float]) -> "Store":
+        """The same store with every dialogue of file f in it shares[f] times; of a fraction, always the same ones."""
+        order = []
+        for file, share in enumerate(shares):
+            members = np.flatnonzero(self.file_of_N == file)
+            more = np.random.default_rng(file).permutation(members)[: round(share % 1 * len(members))]
+            order += [members] * int(share) + [np.sort(more)]
+        return Store(self.path, self.files, np.concatenate(order))
+
+    def _place(self, index: int) -> int:
+        return index if self._order is None else int(self._order[index])
 
 
 def open_store(files: Sequence[Path], recipe: Recipe, folder: Path, workers: int = 0, progress: bool = True) -> Store:
@@ -142,13 +153,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _address(files: Sequence[Path], recipe: Recipe) -> str:
-    parts = {
-        "files": digest_files(files),
-        "code": code_digest(),
-        "template": template.load(recipe.template).fingerprint,
-        "recipe": {**asdict(recipe), "tokenizer": hashlib.sha256(recipe.tokenizer).hexdigest()},
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    parts = {"files": digest_files(files), "code": code_digest(), "recipe": recipe.address()}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def _map(path: Path, dtype) -> np.ndarray:
@@ -167,50 +173,62 @@ class _Encoded:
 
 
 _encoder: Encoder  # of an encoding process
-_split: tuple[float, float]
+_recipe: Recipe
 
 
 def _start_worker(recipe: Recipe) -> None:
-    global _encoder, _split
-    _encoder, _split = recipe.encoder(), recipe.split
+    global _encoder, _recipe
+    _encoder, _recipe = recipe.encoder(), recipe
 
 
-def _encode_lines(path: Path, file_index: int, first: int, lines: list[bytes]) -> _Encoded:
-    """Encodes the lines of a file from number `first` on."""
-    _encoder.counts = Counts()
-    trees, numbers, ids = [], [], []
-    for number, raw in enumerate(lines, first):
-        dialogue = readers.parse_line(raw, path, number)
-        if dialogue is None or not _split[0] <= _fraction(dialogue) < _split[1]:
+def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
+    """Encodes a piece of a file."""
+    _encoder.counts = counts = Counts()
+    dialogues, lines, digests = [], [], []
+    first, last = _recipe.split
+    for number, item in zip(chunk.numbers, chunk.records):
+        try:
+            dialogue = readers.parse(item, path, number, _recipe.format)
+        except InputError as error:
+            if not _recipe.lenient:
+                raise
+            counts.unreadable += 1
+            counts.note("unreadable", str(error))
             continue
-        tree = _encoder(dialogue)
-        if tree is not None:
-            trees.append(tree)
-            numbers.append(number)
-            ids.append(dialogue.id.encode())
-    columns = {name: [getattr(tree, name) for tree in trees] for name in _COLUMNS}
-    columns["lengths"] = [[len(tree) for tree in trees]]
-    columns["lines"] = [numbers]
+        if dialogue is None:
+            continue
+        digest = _digest(dialogue)
+        if first <= digest / 2**64 < last:
+            dialogues.append(dialogue)
+            lines.append(number)
+            digests.append(digest)
+    trees = _encoder.encode(dialogues)
+    columns = {name: [getattr(tree, name) for _, tree in trees] for name in _COLUMNS}
+    columns["lengths"] = [[len(tree) for _, tree in trees]]
+    columns["lines"] = [[lines[i] for i, _ in trees]]
     columns["files"] = [[file_index] * len(trees)]
-    columns["weights"] = [[tree.response_mask_N.sum(dtype=np.float64) for tree in trees]]
+    columns["weights"] = [[float(tree.response_mask_N.sum(dtype=np.float64)) for _, tree in trees]]
+    columns["digests"] = [np.array([digests[i] for i, _ in trees], np.uint64)]
     dtypes = _COLUMNS | _TABLES
     return _Encoded(
         arrays={n: np.concatenate(parts or [[]]).astype(dtypes[n]).tobytes() for n, parts in columns.items()},
-        ids=ids,
-        counts=_encoder.counts,
-        size=sum(map(len, lines)),
+        ids=[dialogues[i].id.encode() for i, _ in trees],
+        counts=counts,
+        size=chunk.size,
     )
 
 
-def _fraction(dialogue: Dialogue) -> float:
-    """Where in [0, 1) the words of a dialogue hash to, whatever its name and however its line is written."""
-    words = json.dumps([[message.role, message.content] for message in dialogue.messages])
-    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest()) / 2**64
+def _digest(dialogue: Dialogue) -> int:
+    """A hash of the words of a dialogue, whatever its name and however its line is written."""
+    words = [[m.role, m.content, m.fields] if m.fields else [m.role, m.content] for m in dialogue.messages]
+    if dialogue.parents or dialogue.tools:
+        words.append([dialogue.parents, dialogue.tools])
+    return int.from_bytes(hashlib.blake2b(json.dumps(words, default=str).encode(), digest_size=8).digest(), "big")
 
 
 def _build(files: Sequence[Path], recipe: Recipe, path: Path, workers: int, progress: bool) -> None:
     total = sum(file.stat().st_size for file in files)
-    tasks = ((file, i, first, lines) for i, file in enumerate(files) for first, lines in readers.read_chunks(file))
+    tasks = ((file, i, chunk) for i, file in enumerate(files) for chunk in readers.read_chunks(file))
     counts, id_end = Counts(), 0
     outputs = {name: (path / name).open("wb") for name in [*_COLUMNS, *_TABLES, "ids"]}
     try:
@@ -232,7 +250,7 @@ def _build(files: Sequence[Path], recipe: Recipe, path: Path, workers: int, prog
     for name in [*_COLUMNS, "lengths"]:
         with (path / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    index = {"counts": asdict(counts), "content": digest.hexdigest(), "max_length": recipe.max_length}
+    index = {"counts": counts.as_record(), "content": digest.hexdigest(), "max_length": recipe.max_length}
     (path / "index.json").write_text(json.dumps(index, indent=1))
 
 
@@ -240,7 +258,7 @@ def _encode_all(tasks: Iterable[tuple], recipe: Recipe, workers: int) -> Iterato
     """Encodes pieces of files, in parallel, and yields the results in order."""
     if workers <= 1:
         _start_worker(recipe)
-        yield from (_encode_lines(*task) for task in tasks)
+        yield from (_encode_chunk(*task) for task in tasks)
         return
     # Spawned, not forked: a fork of a process in which JAX runs threads may hang.
     spawn = multiprocessing.get_context("spawn")
@@ -248,7 +266,7 @@ def _encode_all(tasks: Iterable[tuple], recipe: Recipe, workers: int) -> Iterato
         waiting = collections.deque()
         try:
             for task in tasks:
-                waiting.append(pool.submit(_encode_lines, *task))
+                waiting.append(pool.submit(_encode_chunk, *task))
                 if len(waiting) > 4 * workers:
                     yield waiting.popleft().result()
             while waiting:

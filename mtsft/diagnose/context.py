@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtsft.dialogue import readers, recall
+from mtsft.dialogue import recall
 from mtsft.dialogue.encode import Encoder
+from mtsft.dialogue.formats import parse_record
 from mtsft.dialogue.schema import Dialogue
 from mtsft.dialogue.tree import paths
 from mtsft.model.sampling import generate
@@ -35,8 +36,8 @@ def measure(model: Model, params: Params, encoder: Encoder, corpus: Path) -> dic
             answers.append(answer.tolist())
             last = replace(dialogue, messages=dialogue.messages[message_index - 1 : message_index + 1])
             alone.append(paths(encoder(last))[0][1].tolist())
-    stop = encoder.tokenizer.marker_ids[encoder.template.stop]
-    replies, blind = (generate(model, params, prompts, stop, _MAX_NEW) for prompts in (contexts, alone))
+    stops = encoder.stop_ids
+    replies, blind = (generate(model, params, prompts, stops, _MAX_NEW) for prompts in (contexts, alone))
     by_kind, hidden = defaultdict(list), []
     for ask, answer, reply, guess in zip(asks, answers, replies, blind):
         by_kind[ask].append(reply == answer)
@@ -54,13 +55,13 @@ def measure(model: Model, params: Params, encoder: Encoder, corpus: Path) -> dic
 def converse(model: Model, params: Params, encoder: Encoder, corpus: Path, index: int = 0) -> str:
     """One held-out conversation, the model answering, each turn in the true history; right and wrong marked."""
     dialogue = [dialogue for dialogue, _ in _read(corpus)][index]
-    stop = encoder.tokenizer.marker_ids[encoder.template.stop]
+    stops = encoder.stop_ids
     turns = paths(encoder(dialogue))
-    replies = iter(generate(model, params, [context.tolist() for _, context, _ in turns], stop, _MAX_NEW))
+    replies = iter(generate(model, params, [context.tolist() for _, context, _ in turns], stops, _MAX_NEW))
     lines = []
     for message in dialogue.messages:
-        if message.is_response:
-            said = encoder.tokenizer.decode([token for token in next(replies) if token != stop])
+        if message.role == "assistant":
+            said = encoder.tokenizer.decode([token for token in next(replies) if token not in stops])
             verdict = "" if said == message.content else f"   (should be: {message.content})"
             lines.append(f"  model      {said}{verdict}")
         else:
@@ -70,11 +71,11 @@ def converse(model: Model, params: Params, encoder: Encoder, corpus: Path, index
 
 def _read(corpus: Path) -> list[tuple[Dialogue, list[str]]]:
     records = [json.loads(line) for line in corpus.read_text().splitlines()]
-    return [(readers.parse_record(record, str(corpus)), record["asks"]) for record in records]
+    return [(parse_record(record, str(corpus)), record["asks"]) for record in records]
 
 
 def _responses(dialogue: Dialogue) -> list[int]:
-    return [i for i, message in enumerate(dialogue.messages) if message.is_response]
+    return [i for i, message in enumerate(dialogue.messages) if message.role == "assistant"]
 
 
 def _mean(values: list[bool]) -> float:

@@ -57,7 +57,7 @@ class Run(NamedTuple):
 def runs(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[Run]:
     """The pieces of a tree in its order. Bytes that spell one character together are one piece."""
     depths_N = positions(tree.parents_N)
-    markers = set(tokenizer.marker_ids.values())
+    markers = {control.id for control in tokenizer.controls.values()}
     follows_N = tree.parents_N == np.arange(-1, len(tree) - 1)
     start = 0
     while start < len(tree):

@@ -1,158 +1,390 @@
 """A dialogue as a tree of tokens that says exactly which words the model learns to say, in which contexts.
 
-For response k at message i, with the chat template R,
-
-    context_k  = R(m_1 .. m_{i-1}, add_generation_prompt=True), tokenised as a server would
-    response_k = what the model must emit to say m_i, tokenised by itself, its stop included
-
-and the tree is the union of all paths context_k + response_k. Where every context_{k+1} begins with context_k +
-response_k it is one chain; where a tokenizer reads a turn in the history otherwise than the model emitted it, the
-tree branches, and the objective stays the same sum.
+The tree is the union of all paths context_k + response_k (mtsft/dialogue/script.py says what they are): contexts are
+tokenised as a server would, responses by themselves, their stop included. Where every context_{k+1} begins with
+context_k + response_k it is one chain; where it does not (a template rewrites history, a dialogue has several replies
+to one message, a tokenizer reads a turn in the history otherwise than it was emitted) it branches, and the objective
+stays the same sum.
 """
 
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
+
+from mtsft.dialogue.counts import Counts
+from mtsft.dialogue.over_length import POLICIES, shorten
 from mtsft.dialogue.schema import Dialogue
-from mtsft.dialogue.template import ChatML, Span
-from mtsft.dialogue.tokenizer import Tokenizer
-from mtsft.dialogue.tree import TokenTree, TreeBuilder
+from mtsft.dialogue.script import Script, ScriptWriter, Segment, TemplateRefusal, Turn
+from mtsft.dialogue.selection import Selection
+from mtsft.dialogue.template import ChatTemplate, records_of
+from mtsft.dialogue.tokenizer import WHITESPACE, Tokenizer
+from mtsft.dialogue.tree import TokenTree, TreeBuilder, expand, is_one_chain, positions, response_ends
 from mtsft.errors import InputError
 
-POLICIES = ("error", "drop", "keep_first")
+TREES = ("tree", "paths")
+_REASONING = re.compile(r"\A<think>.*?</think>", re.DOTALL)
+Key = tuple[str, int]  # text, place
 
 
-@dataclass
-class Counts:
-    """What became of the dialogues given, so that nothing disappears; closed under +=.
+class _Words(NamedTuple):
+    """A stretch of text to be tokenised. parts: (text, message or -1) of all that it is made of."""
 
-    dialogues, responses: as read. kept: dialogues that train. without_response: dialogues that nothing trains.
-    altered: responses whose tokens do not decode to their text (a tokenizer that normalises).
-    over_length_*: dialogues dropped whole, dialogues cut, and the responses and supervised tokens lost with either.
-    tokens, supervised_tokens, supervised_weight: of what is kept.
-    """
+    key: Key
+    parts: tuple[tuple[str, int], ...]
 
-    dialogues: int = 0
-    responses: int = 0
-    kept: int = 0
-    without_response: int = 0
-    branching: int = 0
-    altered: int = 0
-    over_length_dropped: int = 0
-    over_length_cut: int = 0
-    over_length_responses: int = 0
-    over_length_supervised_tokens: int = 0
-    tokens: int = 0
-    supervised_tokens: int = 0
-    supervised_weight: float = 0.0
 
-    def __iadd__(self, other: "Counts") -> "Counts":
-        for name, value in asdict(other).items():
-            setattr(self, name, getattr(self, name) + value)
-        return self
+_Piece = int | _Words  # a control token's id, or text
+
+
+class _Leg(NamedTuple):
+    """One trained response: the pieces of its context from segment `start` on, and its own."""
+
+    turn: Turn
+    weight: float
+    start: int
+    context: list[list[_Piece]]
+    response: list[_Piece]
+    reasoning: int
+
+
+class Grown(NamedTuple):
+    """A dialogue's tree. responses: (first node, node after the last, message) of each response, in order."""
+
+    tree: TokenTree
+    responses: list[tuple[int, int, int]]
 
 
 @dataclass
 class Encoder:
     """Turns dialogues into trees of at most `max_length` tokens, and counts what it meets.
 
-    over_length: what becomes of a longer one: "error" raises InputError; "drop" leaves it out; "keep_first" keeps
-    its first turns, whole, so that the last response kept keeps its stop.
+    selection: which words count. over_length: what becomes of a longer one, see over_length.py. trees: "tree", or
+    "paths" to lay branches out as chains. unfaithful, stops: see ScriptWriter. refused: "error", or "skip" to leave out
+    dialogues that the template refuses or that cannot be encoded exactly.
     """
 
-    template: ChatML
+    template: ChatTemplate
     tokenizer: Tokenizer
     max_length: int
     over_length: str = "error"
+    selection: Selection = field(default_factory=Selection)
+    trees: str = "tree"
+    unfaithful: str = "error"
+    refused: str = "error"
+    stops: Sequence[str] = ()
     counts: Counts = field(default_factory=Counts)
 
+    def __post_init__(self):
+        for key, value, allowed in (
+            ("over_length", self.over_length, POLICIES),
+            ("trees", self.trees, TREES),
+            ("unfaithful", self.unfaithful, ("error", "skip", "emit")),
+            ("refused", self.refused, ("error", "skip")),
+        ):
+            if value not in allowed:
+                raise InputError(f"data.{key}={value!r}: use one of {', '.join(allowed)}")
+        controls = self.tokenizer.controls
+        for stop in self.stops:
+            if stop not in controls:
+                raise InputError(f"data.stops: {stop!r} is no control token of {self.tokenizer.source}")
+        exactly = bool(self.stops)
+        stops = self.stops or self.tokenizer.stops
+        self._write = ScriptWriter(self.template, controls, stops, exactly, self.unfaithful)
+        self._spelled = re.compile("|".join(map(re.escape, controls)) or "(?!)")
+        self._firsts = {text[0] for text in controls}
+        self._thinks = "</think>" in controls  # as the marks of a reply's reasoning, not as words of its text
+        self._literals: dict[Key, list[int]] = {}
+        self._ids: dict[Key, list[int] | InputError] = {}
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end a response."""
+        return tuple(sorted(self.tokenizer.controls[stop].id for stop in self._write.stops))
+
     def __call__(self, dialogue: Dialogue) -> TokenTree | None:
-        """The tree of `dialogue`, or None where nothing of it trains. Raises InputError under "error"."""
+        """The tree of `dialogue`, or None where nothing of it trains; of several made of it, the first."""
+        found = self.encode([dialogue])
+        return found[0][1] if found else None
+
+    def encode(self, dialogues: Sequence[Dialogue]) -> list[tuple[int, TokenTree]]:
+        """(index of its dialogue, tree) of all that trains, in order.
+
+        Raises InputError, naming file, line and message, for what cannot be encoded exactly or is too long, unless a
+        policy says what becomes of it.
+        """
+        plans = [self._plan(dialogue) for dialogue in dialogues]
+        self._tokenise(leg for plan in plans for leg in plan or ())
+        found = []
+        for index, (dialogue, plan) in enumerate(zip(dialogues, plans)):
+            if plan:
+                try:
+                    grown = self._grow(dialogue, plan)
+                except TemplateRefusal as error:
+                    self._leave_out(dialogue, error)
+                    continue
+                found += [(index, tree) for tree in self._fit(dialogue, grown)]
+        self._ids.clear()
+        return found
+
+    def grow(self, dialogue: Dialogue, wanted: dict[int, float]) -> Grown:
+        """The whole tree of a dialogue in which these messages are responses, of any length; counts nothing."""
+        before, self.counts = self.counts, Counts()
+        try:
+            legs = self._legs(dialogue, wanted)
+            self._tokenise(legs)
+            return self._grow(dialogue, legs)
+        finally:
+            self.counts = before
+
+    def prompt(self, dialogue: Dialogue) -> list[int]:
+        """The tokens of the context of a reply to the last message: what a server would send the model.
+
+        Raises InputError where the template refuses.
+        """
+        pieces = self._realise(self._write.prompt(dialogue), records_of(self.template, dialogue), {})
+        ids = []
+        for piece in pieces:
+            ids += [piece] if type(piece) is int else self.tokenizer.encode_batch([piece.key[0]], piece.key[1])[0]
+        return ids
+
+    def _plan(self, dialogue: Dialogue) -> list[_Leg] | None:
+        """What is to be tokenised of a dialogue; None where nothing of it trains."""
         self.counts.dialogues += 1
-        tree, ends = self._grow(dialogue)
-        if not ends:
+        wanted = self.selection.weights(dialogue)
+        if not wanted:
             self.counts.without_response += 1
             return None
-        self.counts.responses += len(ends)
-        if len(tree) > self.max_length:
-            tree = self._shorten(dialogue, tree, ends)
-        if tree is not None:
-            supervised = tree.response_mask_N > 0
-            self.counts.kept += 1
-            self.counts.branching += int((tree.parents_N[1:] != range(len(tree) - 1)).any())
-            self.counts.tokens += len(tree)
-            self.counts.supervised_tokens += int(supervised.sum())
-            self.counts.supervised_weight += float(tree.response_mask_N.sum(dtype="float64"))
-        return tree
-
-    def _grow(self, dialogue: Dialogue) -> tuple[TokenTree, list[int]]:
-        """The whole tree, and how many tokens stand up to the end of each response."""
-        builder, ends, turn = TreeBuilder(), [], 0
-        depth = 0  # of the history on the builder's current path
-        unwalked = []  # messages of the history that no response has needed yet
-        for index, message in enumerate(dialogue.messages):
-            if message.is_response:
-                for past_index, past in unwalked:
-                    depth = builder.descend(depth, *self._encode(self.template.message(past), past_index), turn)
-                unwalked = []
-                prompt = self._encode(self.template.generation_prompt(), index)
-                response = self._encode(self.template.response(message), index)
-                end = builder.descend(depth, *prompt, turn)
-                builder.descend(end, *response, turn, weight=message.weight)
-                ends.append(len(builder))
-                self._count_if_altered(message.content, response)
-            unwalked.append((index, message))
-            turn += message.role == "assistant"
-        return builder.build(), ends
-
-    def _encode(self, spans: list[Span], index: int) -> tuple[list[int], list[int]]:
-        """(ids, message ids) of spans: each stretch of text between two markers is read by itself, whole."""
-        ids, owners = [], []
-        stretch = []
-        for span in [*spans, None]:
-            if span is not None and not span.control:
-                stretch.append(span)
-                continue
-            for part_ids, owned in self._encode_stretch(stretch):
-                ids += part_ids
-                owners += [index if owned else -1] * len(part_ids)
-            stretch = []
-            if span is not None:
-                ids.append(self.tokenizer.marker_ids[span.text])
-                owners.append(-1)
-        return ids, owners
-
-    def _encode_stretch(self, spans: list[Span]) -> list[tuple[list[int], bool]]:
-        """The ids of adjoining texts, as one text, with who owns each part of them."""
-        spans = [span for span in spans if span.text]
-        if len(spans) <= 1:
-            return [(self.tokenizer.encode(span.text), span.owned) for span in spans]
-        whole = self.tokenizer.encode("".join(span.text for span in spans))
-        parts, start = [], 0
-        for span in spans[:-1]:
-            own = self.tokenizer.encode_cached(span.text)
-            # A token that reaches across the border is counted with the later text.
-            end = start + next((i for i, (a, b) in enumerate(zip(own, whole[start:])) if a != b), len(own))
-            parts.append((whole[start:end], span.owned))
-            start = end
-        return [*parts, (whole[start:], spans[-1].owned)]
-
-    def _count_if_altered(self, content: str, response: tuple[list[int], list[int]]) -> None:
-        words = [i for i, owner in zip(*response) if owner >= 0]
-        self.counts.altered += self.tokenizer.decode(words) != content
-
-    def _shorten(self, dialogue: Dialogue, tree: TokenTree, ends: list[int]) -> TokenTree | None:
-        if self.over_length == "error":
-            raise InputError(
-                f"{dialogue.source}: {len(tree)} tokens, more than data.sequence_length={self.max_length}; "
-                "raise it, or set data.over_length to 'keep_first' or 'drop'"
-            )
-        kept = [end for end in ends if end <= self.max_length] if self.over_length == "keep_first" else []
-        length = kept[-1] if kept else 0
-        lost = tree.response_mask_N[length:] > 0
-        self.counts.over_length_responses += len(ends) - len(kept)
-        self.counts.over_length_supervised_tokens += int(lost.sum())
-        if not kept:
-            self.counts.over_length_dropped += 1
+        self.counts.responses += len(wanted)
+        try:
+            legs = self._legs(dialogue, wanted)
+        except TemplateRefusal as error:
+            self._leave_out(dialogue, error)
             return None
-        self.counts.over_length_cut += 1
-        return tree.head(length)
+        if not legs:
+            self.counts.without_response += 1
+        return legs
+
+    def _leave_out(self, dialogue: Dialogue, error: InputError) -> None:
+        if self.refused == "error":
+            raise error
+        self.counts.refused += 1
+        self.counts.note("refused", str(error))
+
+    def _legs(self, dialogue: Dialogue, wanted: dict[int, float]) -> list[_Leg]:
+        records, known = records_of(self.template, dialogue), {}
+        script = self._write(dialogue, tuple(wanted), records, known)
+        self._count_script(dialogue, script, records)
+        legs, walked, segments = [], 0, ()
+        for turn in script.turns:
+            segments = segments[: turn.keep] + turn.context
+            walked = min(walked, turn.keep)
+            if turn.trained:
+                context = [self._realise((segment,), records, known) for segment in segments[walked:]]
+                reasoning = 0 if self.selection.reasoning else len(
+                    self._realise(turn.response[: turn.reasoning], records, known)
+                )  # fmt: skip
+                response = self._realise(turn.response, records, known)
+                legs.append(_Leg(turn, wanted[turn.message], walked, context, response, reasoning))
+                walked = len(segments)
+        return legs
+
+    def _count_script(self, dialogue: Dialogue, script: Script, records: dict) -> None:
+        counts = self.counts
+        for turn in script.turns:
+            if turn.unfaithful:
+                counts.unfaithful[turn.unfaithful] += 1
+                counts.note(f"unfaithful: {turn.unfaithful}", f"{dialogue.source}: message {turn.message + 1}")
+                counts.skipped_turns += not turn.trained
+        for message, name in script.lost:
+            counts.lost[name] += 1
+            place = f": message {message + 1}" if message >= 0 else ""
+            counts.note(f"lost: {name}", f"{dialogue.source}{place}")
+        for i, message in enumerate(dialogue.messages):
+            texts = message.content or ""
+            if self._thinks and message.role == "assistant":
+                texts = _REASONING.sub("", texts)
+            if message.fields:
+                texts += repr(message.fields)
+                for call in message.fields.get("tool_calls") or ():
+                    if isinstance(call.get("function", {}).get("arguments"), str):
+                        counts.malformed += 1
+                        counts.note("malformed arguments", f"{dialogue.source}: message {i + 1}")
+            if any(first in texts for first in self._firsts) and self._spelled.search(texts):
+                counts.spelling += 1
+                counts.note("spells a control token", f"{dialogue.source}: message {i + 1}")
+
+    def _realise(self, segments: Iterable[Segment], records: dict, known: dict) -> list[_Piece]:
+        """Segments with the words of a dialogue in place of symbols; empty stretches fall away."""
+        pieces = []
+        for segment in segments:
+            if type(segment) is str:
+                pieces.append(self.tokenizer.controls[segment].id)
+                continue
+            parts = [(p, -1) if type(p) is str else (p.value(records, known), p.owner) for p in segment.parts]
+            if segment.lstrip or segment.rstrip:
+                parts = _strip(parts, segment.lstrip, segment.rstrip)
+            text = parts[0][0] if len(parts) == 1 else "".join(text for text, _ in parts)
+            if text:
+                pieces.append(_Words((text, segment.place), tuple(part for part in parts if part[0])))
+        return pieces
+
+    def _tokenise(self, legs: Iterable[_Leg]) -> None:
+        """Tokenises all texts of `legs`, each once, many at a time."""
+        wanted: dict[int, dict[str, None]] = {}
+        for leg in legs:
+            for pieces in (*leg.context, leg.response):
+                for piece in pieces:
+                    if type(piece) is _Words:
+                        self._want(piece, wanted)
+        for place, texts in wanted.items():
+            self._ids.update(zip(((text, place) for text in texts), self._encode_batch(list(texts), place)))
+
+    def _want(self, words: _Words, wanted: dict[int, dict[str, None]]) -> None:
+        (text, place), parts = words
+        if words.key not in self._ids:
+            wanted.setdefault(place, {})[text] = None
+        for part, _ in parts[:-1]:
+            if (part, place) not in self._literals:
+                if len(self._literals) > 20_000:
+                    self._literals.clear()
+                self._literals[part, place] = self.tokenizer.encode_batch([part], place)[0]
+
+    def _encode_batch(self, texts: list[str], place: int) -> list:
+        try:
+            return self.tokenizer.encode_batch(texts, place)
+        except InputError:
+            return [self._encode_or_error(text, place) for text in texts]
+
+    def _encode_or_error(self, text: str, place: int) -> list[int] | InputError:
+        try:
+            return self.tokenizer.encode_batch([text], place)[0]
+        except InputError as error:
+            return error
+
+    def _grow(self, dialogue: Dialogue, legs: Sequence[_Leg]) -> Grown:
+        builder, responses = TreeBuilder(), []
+        depths = [0]  # of the context's segments on the builder's current path
+        for leg in legs:
+            turn = leg.turn
+            del depths[leg.start + 1 :]
+            for pieces in leg.context:
+                depth = depths[-1]
+                for message, ids in self._owned(dialogue, pieces):
+                    depth = builder.descend(depth, ids, message, turn.number)
+                depths.append(depth)
+            depth, first = depths[-1], len(builder)
+            for place, piece in enumerate(leg.response):
+                weight = leg.weight if place >= leg.reasoning else 0.0
+                for message, ids in self._owned(dialogue, (piece,)):
+                    depth = builder.descend(depth, ids, message, turn.number, weight)
+            responses.append((first, len(builder), turn.message))
+            self.counts.altered += self._is_altered(leg.response)
+        self.counts.rewriting += not builder.is_chain and dialogue.parents is None
+        tree = builder.build()
+        if self.selection.weigh_per != "token":
+            _share_out(tree, responses, self.selection.weigh_per)
+        return Grown(tree, responses)
+
+    def _owned(self, dialogue: Dialogue, pieces: Iterable[_Piece]) -> Iterator[tuple[int, list[int]]]:
+        """(whose words, ids) of pieces, in order; a token that reaches across a border is counted with the later part."""
+        for piece in pieces:
+            if type(piece) is int:
+                yield -1, [piece]
+                continue
+            whole = self._ids[piece.key]
+            if type(whole) is not list:
+                raise TemplateRefusal(f"{dialogue.source}: {whole}")
+            start = 0
+            for part, owner in piece.parts[:-1]:
+                own = self._literals.get((part, piece.key[1]))
+                if own is None:
+                    own = self._literals[part, piece.key[1]] = self.tokenizer.encode_batch([part], piece.key[1])[0]
+                end = start + len(own)
+                if whole[start:end] != own:
+                    end = start + next((i for i, (a, b) in enumerate(zip(own, whole[start:])) if a != b), 0)
+                if end > start:
+                    yield owner, whole[start:end]
+                    start = end
+            if start < len(whole):
+                yield piece.parts[-1][1], whole[start:] if start else whole
+
+    def _is_altered(self, response: Sequence[_Piece]) -> bool:
+        return any(
+            type(piece) is _Words and self.tokenizer.decode(self._ids[piece.key]) != piece.key[0] for piece in response
+        )
+
+    def _fit(self, dialogue: Dialogue, grown: Grown) -> list[TokenTree]:
+        """What of a tree is kept under the policy for long ones, as one or more trees; and counted."""
+        counts, trees = self.counts, [grown.tree]
+        if self._measure(grown.tree) > self.max_length:
+            wanted = self.selection.weights(dialogue)
+            wanted = {message: wanted[message] for _, _, message in grown.responses}
+            trees = shorten(self.over_length, dialogue, wanted, self.grow, self._measure, self.max_length)
+            left = sum(len(response_ends(tree)) for tree in trees)
+            counts.over_length += 1
+            counts.over_length_dropped += not trees
+            counts.over_length_cut += bool(trees)
+            counts.over_length_windows += max(len(trees) - 1, 0)
+            counts.over_length_responses += len(grown.responses) - left
+            supervised = sum(np.count_nonzero(tree.response_mask_N) for tree in trees)
+            counts.over_length_supervised_tokens += int(np.count_nonzero(grown.tree.response_mask_N) - supervised)
+        counts.kept += bool(trees)
+        for tree in trees:
+            self._count(dialogue, tree)
+        return trees if self.trees == "tree" else [chain for tree in trees for chain in expand(tree)]
+
+    def _measure(self, tree: TokenTree) -> int:
+        """The slots that the longest piece of a tree takes, as it is laid out."""
+        return len(tree) if self.trees == "tree" else int(positions(tree.parents_N)[-1:].max(initial=-1)) + 1
+
+    def _count(self, dialogue: Dialogue, tree: TokenTree) -> None:
+        counts, mask = self.counts, tree.response_mask_N
+        supervised = np.flatnonzero(mask)
+        if is_one_chain(tree):
+            counts.chain_tokens += len(tree)
+            depths_N = range(len(tree))
+        else:
+            counts.branching += 1
+            counts.chain_tokens += sum(map(len, expand(tree)))
+            depths_N = positions(tree.parents_N)
+        counts.response_tokens += sum(int(depths_N[end]) + 1 for end in response_ends(tree).tolist())
+        counts.tokens += len(tree)
+        counts.supervised_tokens += len(supervised)
+        counts.supervised_weight += float(mask.sum(dtype="float64"))
+        turns = tree.turn_ids_N[supervised]
+        for turn, count in enumerate(np.bincount(turns).tolist()):
+            if count:
+                counts.by_turn[turn] += count
+        bos = self.tokenizer.bos_id
+        if bos is not None and len(tree) > 1 and tree.tokens_N[0] == bos == tree.tokens_N[1]:
+            counts.double_bos += 1
+            counts.note("double BOS", dialogue.source)
+
+
+def _strip(parts: list[tuple[str, int]], left: bool, right: bool) -> list[tuple[str, int]]:
+    """Parts without the white space at their ends that a control token eats."""
+    parts = list(parts)
+    while left and parts:
+        text, owner = parts[0]
+        parts[0] = (text.lstrip(WHITESPACE), owner)
+        if parts[0][0]:
+            break
+        del parts[0]
+    while right and parts:
+        text, owner = parts[-1]
+        parts[-1] = (text.rstrip(WHITESPACE), owner)
+        if parts[-1][0]:
+            break
+        del parts[-1]
+    return parts or [("", -1)]
+
+
+def _share_out(tree: TokenTree, responses: Sequence[tuple[int, int, int]], per: str) -> None:
+    """Divides every weight by the number of supervised tokens of its response, or of the dialogue."""
+    mask = tree.response_mask_N
+    total = max(np.count_nonzero(mask), 1)
+    for first, end, _ in responses:
+        mask[first:end] /= total if per == "dialogue" else max(np.count_nonzero(mask[first:end]), 1)

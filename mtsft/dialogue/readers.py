@@ -1,159 +1,321 @@
-"""Files of dialogues, read with every error naming its file and line.
+"""Files of dialogues: which they are, what records they hold, and every error with its file and line.
 
-The format is JSON Lines: one object a line, `{"messages": [{"role": ..., "content": ...}, ...]}`, UTF-8.
-A message may carry `weight`, a number >= 0 (default 1): what its tokens count if it is a response.
+A file is JSON Lines, one JSON array, JSON objects spread over lines, or Parquet; the first three may be compressed
+with gzip or Zstandard. What a file is, is told by its first bytes. formats.py says what a record may be.
 """
 
 import glob
+import gzip
+import importlib
+import io
 import json
+import math
 import os
+import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
-from mtsft.dialogue.schema import ROLES, Dialogue, Message
+from mtsft.dialogue.formats import EXAMPLE, parse_record
+from mtsft.dialogue.schema import Dialogue
 from mtsft.errors import InputError, one_line
 
-_EXAMPLE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
-_WEIGHTS = (1e-6, 1e6)  # least and greatest, 0 apart: sums of them stay exact enough in float32
-# What a message or a dialogue may carry that plain content does not say: refused, for it would be lost unseen.
-_NOT_TEXT = ("tool_calls", "function_call", "tools", "functions", "images", "audio", "videos")
+__all__ = ["Chunk", "Source", "find_files", "find_sources", "parse", "parse_record", "read_chunks"]
+
+_BOM = b"\xef\xbb\xbf"
+_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+_OTHERS = {b"PK\x03\x04": "a zip archive", b"BZh": "compressed with bzip2", b"\xfd7zXZ": "compressed with xz"}
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class Source(NamedTuple):
+    """A file, and how often its dialogues come for every time that those of a file of weight 1 do."""
+
+    path: Path
+    weight: float = 1.0
+
+
+class Chunk(NamedTuple):
+    """A piece of a file. numbers: line (or row) of each record. size: bytes of the file that it stands for."""
+
+    numbers: Sequence[int]
+    records: list[bytes] | list[dict]
+    size: int
+
+
+def find_sources(patterns: str | Sequence[str], key: str) -> list[Source]:
+    """The files that a path or glob pattern names, each pattern's in sorted order, with their weights.
+
+    patterns: one, several separated by commas (unless a file of that very name exists), or a sequence of them. Each
+    may end in `=NUMBER`, the weight of its files (unless a file of that very name exists). Raises InputError, naming
+    the config key, for a pattern that matches nothing, a file that is named twice, and a weight that is none.
+    """
+    if isinstance(patterns, str):
+        patterns = [patterns] if _exists(patterns) else patterns.split(",")
+    sources = []
+    for pattern in patterns:
+        if not pattern.strip():
+            continue
+        name, weight = _weighted(pattern.strip(), key)
+        sources += [Source(path, weight) for path in _matching(name, key)]
+    if not sources:
+        raise InputError(f"{key} names no file; set it to a .jsonl file of dialogues")
+    for path, count in Counter(source.path for source in sources).items():
+        if count > 1:
+            raise InputError(f"{path}: named {count} times in {key}; name every file once")
+    return sources
 
 
 def find_files(patterns: str | Sequence[str], key: str) -> list[Path]:
-    """The files that a path or glob pattern names, each pattern's in sorted order.
-
-    patterns: one, several separated by commas (unless a file of that very name exists), or a sequence of them. Raises
-    InputError, naming the config key, for a pattern that matches nothing, and for a file that is named twice.
-    """
-    if isinstance(patterns, str):
-        patterns = [patterns] if os.path.exists(os.path.expanduser(patterns)) else patterns.split(",")  # noqa: PTH110, PTH111
-    patterns = [pattern.strip() for pattern in patterns if pattern.strip()]
-    files = []
-    for pattern in patterns:
-        expanded = os.path.expanduser(pattern)  # noqa: PTH111 (Path's raises for a user that is not there)
-        # A file whose own name holds *, ? or [ is taken as it is.
-        found = [expanded] if Path(expanded).is_file() else sorted(glob.glob(expanded, recursive=True))
-        found = [Path(name) for name in found]
-        if not found:
-            raise InputError(f"{pattern}: no such file; set {key} to a .jsonl file of dialogues")
-        for path in found:
-            if path.is_dir():
-                raise InputError(f"{path}: is a folder; name its files, e.g. {key}='{path}/*.jsonl'")
-        files += found
-    if not files:
-        raise InputError(f"{key} names no file; set it to a .jsonl file of dialogues")
-    for path, count in Counter(files).items():
-        if count > 1:
-            raise InputError(f"{path}: named {count} times in {key}; name every file once")
-    return files
+    """The files alone of `find_sources`."""
+    return [source.path for source in find_sources(patterns, key)]
 
 
-def read_chunks(path: Path, size: int = 1 << 18) -> Iterator[tuple[int, list[bytes]]]:
-    """Yields (number of the first line, lines) in pieces of about `size` bytes.
+def read_chunks(path: Path, size: int = 1 << 18) -> Iterator[Chunk]:
+    """Yields the records of a file, in pieces of about `size` bytes of it.
 
-    Lines end at a newline byte alone, so that no character inside a string can break one. Raises InputError if
-    the file cannot be read.
+    Records of JSON come as bytes, rows of Parquet as dicts. Lines end at a newline byte alone, so that no character
+    inside a string can break one. Raises InputError if the file cannot be read.
     """
     try:
         with path.open("rb") as file:
-            number = 1
-            while lines := file.readlines(size):
-                yield number, lines
-                number += len(lines)
+            magic = file.peek(6)[:6]
+            for start, what in _OTHERS.items():
+                if magic.startswith(start):
+                    raise InputError(f"{path}: is {what}; unpack it, or compress it with gzip or zstd instead")
+            if magic.startswith(_PARQUET):
+                yield from _read_parquet(file, path, size)
+                return
+            if magic.startswith(_GZIP):
+                yield from _read_json(io.BufferedReader(gzip.GzipFile(fileobj=file)), file, path, size)
+            elif magic.startswith(_ZSTD):
+                yield from _read_json(io.BufferedReader(_Zstandard(file, path)), file, path, size)
+            else:
+                yield from _read_json(file, file, path, size)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
 
 
-def parse_line(raw: bytes, path: Path, number: int) -> Dialogue | None:
-    """One line of a file as a Dialogue; None for an empty line.
+def parse(item: bytes | dict, path: Path, number: int, format: str = "") -> Dialogue | None:
+    """One record of a file as a Dialogue; None for an empty line.
 
-    Raises InputError, naming the file, the line and the message, for anything else.
+    format: one of formats.FORMATS; "" tells by the keys. Raises InputError, naming the file, the line and the
+    message, for anything that is no dialogue.
     """
-    where = f"{path}:{number}"
+    where, name = f"{path}:{number}", f"{path.name}:{number}"
+    if item.__class__ is dict:
+        return parse_record(item, where, name, format)
     if number == 1:
-        raw = raw.removeprefix(b"\xef\xbb\xbf")
-    if not raw.strip():
+        item = item.removeprefix(_BOM)
+    if not item.strip():
         return None
     try:
-        text = raw.decode()
+        text = item.decode()
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: not UTF-8 (byte {raw[error.start]:#04x} at column {error.start + 1}); save the file as UTF-8"
-        ) from None
+        raise _not_utf8(where, item, error.start) from None
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        column = getattr(error, "colno", 1)
-        reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
-        raise InputError(
-            f"{where}: not JSON ({reason}, column {column}); every line must be one object such as {_EXAMPLE}"
-        ) from None
-    return parse_record(record, where, default_id=f"{path.name}:{number}")
+        # Where a line breaks off, Python counts the newline that ends it.
+        at = min(getattr(error, "pos", 0), len(text.rstrip()))
+        raise _not_json(where, error, at + 1) from None
+    # Text that was UTF-8 can hold half a surrogate pair only as an escape.
+    check = ("\\ud" in text or "\\uD" in text) and _SURROGATE.search(text) is not None
+    return parse_record(record, where, name, format, check=check)
 
 
-def parse_record(record: object, where: str, default_id: str = "") -> Dialogue:
-    """A decoded JSON object as a Dialogue. Raises InputError, beginning with `where`, if it is none."""
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: {_kind(record)}, not an object; every line must be such as {_EXAMPLE}")
-    messages = record.get("messages")
-    if not isinstance(messages, list) or not messages:
-        problem = "no 'messages'" if messages is None else f"'messages' is {_kind(messages)}"
-        raise InputError(f"{where}: {problem}; every dialogue needs a list of messages, such as {_EXAMPLE}")
-    _refuse_what_is_not_text(record, where)
-    name = default_id if record.get("id") is None else record["id"]
+# Which files
+
+
+def _exists(name: str) -> bool:
+    return os.path.exists(os.path.expanduser(name))  # noqa: PTH110, PTH111 (Path's raises for an unknown user)
+
+
+def _weighted(pattern: str, key: str) -> tuple[str, float]:
+    """A pattern without the weight that it ends in, and that weight."""
+    name, _, number = pattern.rpartition("=")
     try:
-        str(name).encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: 'id' holds half a surrogate pair; repair or remove it") from None
-    return Dialogue(
-        id=name if isinstance(name, str) else json.dumps(name),
-        messages=tuple(_parse_message(m, f"{where}: message {i + 1}") for i, m in enumerate(messages)),
-        source=where,
-    )
+        weight = float(number)
+    except ValueError:
+        return pattern, 1.0  # no weight, or an equals sign inside a name
+    if not name or _exists(pattern) or glob.glob(pattern, recursive=True):
+        return pattern, 1.0
+    if not 0 < weight < math.inf:
+        raise InputError(f"{pattern}: has the weight {number} in {key}; use a number above 0, such as {name}=0.5")
+    return name.rstrip(), weight
 
 
-def _parse_message(record: object, where: str) -> Message:
-    if not isinstance(record, dict):
-        raise InputError(f'{where} is {_kind(record)}, not an object; write {{"role": ..., "content": ...}}')
-    role, content, weight = record.get("role"), record.get("content"), record.get("weight", 1)
-    if role not in ROLES:
-        shown = "no role" if role is None else f"the unknown role {one_line(json.dumps(role), 40)}"
-        raise InputError(f"{where} has {shown}; use one of {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        shown = "no content" if "content" not in record else f"content that is {_kind(content)}"
-        raise InputError(f'{where} ({role}) has {shown}; content must be a string ("" for none)')
-    _refuse_what_is_not_text(record, f"{where} ({role})")
-    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not is_number or not (weight == 0 or _WEIGHTS[0] <= weight <= _WEIGHTS[1]):
-        raise InputError(
-            f"{where} ({role}) has weight {one_line(weight, 40)}; use 0, a number from {_WEIGHTS[0]:g} to "
-            f"{_WEIGHTS[1]:g}, or leave it out"
-        )
+def _matching(pattern: str, key: str) -> list[Path]:
+    expanded = os.path.expanduser(pattern)  # noqa: PTH111
+    # A file whose own name holds *, ? or [ is taken as it is.
+    found = [expanded] if Path(expanded).is_file() else sorted(glob.glob(expanded, recursive=True))
+    if not found:
+        raise InputError(f"{pattern}: no such file; set {key} to a .jsonl file of dialogues")
+    for name in found:
+        if Path(name).is_dir():
+            raise InputError(f"{name}: is a folder; name its files, e.g. {key}='{name}/*.jsonl'")
+    return [Path(name) for name in found]
+
+
+# What they hold
+
+
+class _Zstandard(io.RawIOBase):
+    """What a Zstandard file holds, read as it comes. Raises EOFError where it is cut short."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self._file, self._zstandard, self._frame = file, _import("zstandard", path), None
+        self._input, self._output = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            self._input = self._input or self._file.read(1 << 16)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("a frame has no end")
+                return 0
+            self._frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
+            try:
+                self._output = memoryview(self._frame.decompress(self._input))
+            except self._zstandard.ZstdError as error:
+                raise zlib.error(*error.args) from None
+            self._input = self._frame.unused_data if self._frame.eof else b""
+            self._frame = None if self._frame.eof else self._frame
+        count = min(len(buffer), len(self._output))
+        buffer[:count], self._output = self._output[:count], self._output[count:]
+        return count
+
+
+def _read_json(stream: BinaryIO, file: BinaryIO, path: Path, size: int) -> Iterator[Chunk]:
+    """Chunks of JSON in any layout. stream: what `file` holds, decompressed."""
+    number, done = 1, 0
     try:
-        content.encode()
-    except UnicodeEncodeError as error:
+        lines = stream.readlines(size)
+        lines += stream.readlines(1) if len(lines) == 1 else []
+        if _is_document(lines):
+            raw = b"".join(lines) + stream.read()
+            yield from _read_document(raw, path, size, file.tell())
+            return
+        if lines and lines[0].startswith(_PARQUET):
+            raise InputError(f"{path}: is Parquet inside a compressed file; decompress it")
+        while lines:
+            stream.peek(1)  # at the end, all of the file is done, what a compressor writes after the last line too
+            yield Chunk(range(number, number + len(lines)), lines, file.tell() - done)
+            number, done = number + len(lines), file.tell()
+            lines = stream.readlines(size)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(
-            f"{where} ({role}) holds half a surrogate pair (\\u{ord(content[error.start]):04x} at character "
-            f"{error.start + 1}), which no tokenizer can read; repair or remove it"
+            f"{path}:{number}: cannot be decompressed from about this line on ({one_line(error, 80)}); "
+            "the file is cut short or damaged, so fetch or compress it anew"
         ) from None
-    return Message(role=role, content=content, weight=float(weight))
 
 
-def _refuse_what_is_not_text(record: dict, where: str) -> None:
-    for key in _NOT_TEXT:
-        if record.get(key):
-            raise InputError(
-                f"{where} has '{key}', which the chat template here would lose without a word; "
-                "write it into the content as text, or remove it"
-            )
+def _is_document(lines: list[bytes]) -> bool:
+    """Whether a file that begins so is an array, or an object spread over lines, rather than an object a line."""
+    told = [line for line in (raw.removeprefix(_BOM).strip() for raw in lines[:100]) if line][:2]
+    if not told or told[0].startswith(b"["):
+        return bool(told)
+    try:
+        json.loads(told[0])
+    except json.JSONDecodeError as error:
+        unfinished = told[0].startswith(b"{") and error.pos >= len(error.doc)
+        return unfinished and len(told) == 2 and not told[1].startswith(b"{")
+    except (ValueError, RecursionError):
+        pass  # what is wrong with it is said when it is parsed
+    return False
 
 
-def _kind(value: object) -> str:
-    """What a JSON value is, as a person would say it."""
-    if value is None:
-        return "null"
-    if isinstance(value, list) and not value:
-        return "an empty list"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
-    return names[type(value)]
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _read_document(raw: bytes, path: Path, size: int, total: int) -> Iterator[Chunk]:
+    """Chunks of the elements of an array, or of objects one after another. total: bytes of the file."""
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        at = error.start + len(raw) - len(error.object)  # without the mark, the positions are those after it
+        raise _not_utf8(f"{path}:{raw.count(10, 0, at) + 1}", raw, at) from None
+    at = _SPACE.match(text).end()
+    is_array = text[at] == "["
+    more = True
+    if is_array:
+        at = _SPACE.match(text, at + 1).end()
+        more = text[at : at + 1] != "]"
+    decode = json.JSONDecoder().raw_decode
+    numbers, records, line, counted, begun, done = [], [], 1, 0, 0, 0
+    while more:
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            _, end = decode(text, at)
+            numbers.append(line)
+            records.append(text[at:end].encode())
+            at = _SPACE.match(text, end).end()
+            more = at < len(text)
+            if is_array:
+                if text[at : at + 1] not in (",", "]"):
+                    raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+                more = text[at] == ","
+                at = _SPACE.match(text, at + 1).end() if more else at
+        except json.JSONDecodeError as error:
+            raise _not_json(f"{path}:{error.lineno}", error, error.colno, "repair it there") from None
+        except (ValueError, RecursionError) as error:
+            raise _not_json(f"{path}:{line}", error, remedy="repair it there") from None
+        if at - begun >= size and more:
+            yield Chunk(numbers, records, total * at // len(text) - done)
+            numbers, records, begun, done = [], [], at, total * at // len(text)
+    if is_array and (at := _SPACE.match(text, at + 1).end()) < len(text):
+        error = json.JSONDecodeError("Extra data after the list", text, at)
+        raise _not_json(f"{path}:{error.lineno}", error, error.colno, "write one list, or one object a line")
+    if records:
+        yield Chunk(numbers, records, total - done)
+
+
+def _read_parquet(file: BinaryIO, path: Path, size: int) -> Iterator[Chunk]:
+    pyarrow, parquet = _import("pyarrow", path), _import("pyarrow.parquet", path)
+    number, done, total = 1, 0, os.fstat(file.fileno()).st_size
+    try:
+        table = parquet.ParquetFile(file)
+        rows = table.metadata.num_rows
+        for batch in table.iter_batches(max(1, rows * size // total)):
+            records = [_without_nulls(row) for row in batch.to_pylist()]
+            end = total * (number - 1 + len(records)) // rows
+            yield Chunk(range(number, number + len(records)), records, end - done)
+            number, done = number + len(records), end
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        raise InputError(
+            f"{path}:{number}: Parquet that cannot be read ({one_line(error, 120)}); write the file anew"
+        ) from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """A row without the nulls that stand for keys it does not have: a column of objects holds the keys of all."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _import(name: str, path: Path) -> Any:
+    """A package that only some formats need, imported when one of them is met."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise InputError(f"{path}: reading it needs {package}, which is not installed: pip install {package}") from None
+
+
+def _not_utf8(where: str, raw: bytes, at: int) -> InputError:
+    column = at - raw.rfind(b"\n", 0, at)
+    return InputError(f"{where}: not UTF-8 (byte {raw[at]:#04x} at column {column}); save the file as UTF-8")
+
+
+def _not_json(where: str, error: Exception, column: int = 1, remedy: str = "") -> InputError:
+    reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
+    remedy = remedy or f"every line must be one object such as {EXAMPLE}"
+    return InputError(f"{where}: not JSON ({reason}, column {column}); {remedy}")

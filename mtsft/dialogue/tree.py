@@ -76,6 +76,46 @@ def _runs(parents_N: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], len(parents_N)]))
 
 
+def is_one_chain(tree: TokenTree) -> bool:
+    """Whether every token follows the one before it."""
+    return bool((tree.parents_N[1:] == np.arange(len(tree) - 1)).all())
+
+
+def response_ends(tree: TokenTree) -> np.ndarray:
+    """The last token of every response that is supervised, in order."""
+    supervised = tree.response_mask_N != 0
+    goes_on = supervised[1:] & (tree.parents_N[1:] == np.arange(len(tree) - 1))
+    goes_on &= tree.turn_ids_N[1:] == tree.turn_ids_N[:-1]
+    return np.flatnonzero(supervised & ~np.append(goes_on, False))
+
+
+def expand(tree: TokenTree) -> list[TokenTree]:
+    """The tree as chains, one for each of its leaves, in order: what a branching tree costs without branches.
+
+    Every supervised token is supervised in the first chain that holds it, and context in the others, so that the
+    objective is that of the tree.
+    """
+    if is_one_chain(tree):
+        return [tree]
+    has_child = np.zeros(len(tree) + 1, bool)
+    has_child[tree.parents_N] = True  # a root's -1 marks the spare last place
+    chains, counted = [], np.zeros(len(tree), bool)
+    for leaf in np.flatnonzero(~has_child[:-1]):
+        nodes, node = [], leaf
+        while node >= 0:
+            nodes.append(node)
+            node = tree.parents_N[node]
+        nodes = np.array(nodes[::-1])
+        mask = np.where(counted[nodes], np.float32(0), tree.response_mask_N[nodes])
+        counted[nodes] = True
+        parents = np.arange(-1, len(nodes) - 1, dtype=np.int32)
+        if mask.any():
+            chains.append(
+                TokenTree(tree.tokens_N[nodes], parents, mask, tree.turn_ids_N[nodes], tree.message_ids_N[nodes])
+            )
+    return chains
+
+
 class TreeBuilder:
     """Grows a TokenTree along its paths, in time linear in the tokens given.
 
@@ -84,36 +124,58 @@ class TreeBuilder:
     """
 
     def __init__(self):
-        self._columns = ([], [], [], [], [])  # tokens, parents, response_mask, turn_ids, message_ids
+        self.tokens: list[int] = []
+        self._branches: list[tuple[int, int]] = []  # (node, its parent) where a node does not follow the one before
+        self._runs: list[tuple[int, float, int, int]] = []  # (tokens, weight, turn, message) in order
         self._path: list[int] = []  # node at each depth of the current path
 
     def __len__(self) -> int:
-        return len(self._columns[0])
+        return len(self.tokens)
 
-    def descend(self, depth: int, tokens, message_ids, turn: int, weight: float = 0.0) -> int:
+    def descend(self, depth: int, tokens: list[int], message: int, turn: int, weight: float | None = None) -> int:
         """Walks `tokens` down from `depth` of the current path; returns the depth reached.
 
-        Tokens with a weight are a response: they are grown anew even where context with the same tokens stands.
+        message: whose words they are. weight: of a response, which is grown anew even where context with the same
+        tokens stands; None for context.
         """
-        known, parents, mask, turns, messages = self._columns
-        path, i = self._path, 0
-        while not weight and i < len(tokens) and depth + i < len(path) and known[path[depth + i]] == tokens[i]:
-            i += 1
-        end = depth + len(tokens)
-        if i == len(tokens):
-            return end
-        del path[depth + i :]
-        first, count = len(known), len(tokens) - i
-        parents.append(path[-1] if path else -1)
-        parents.extend(range(first, first + count - 1))
-        path.extend(range(first, first + count))
-        known.extend(tokens[i:])
-        messages.extend(message_ids[i:])
-        mask.extend([weight] * count)
-        turns.extend([turn] * count)
-        return end
+        path, known, count, i = self._path, self.tokens, len(tokens), 0
+        if weight is None and depth < len(path):
+            there = path[depth : depth + count]
+            if there and there[-1] - there[0] == len(there) - 1:
+                there = known[there[0] : there[-1] + 1]
+            else:
+                there = [known[node] for node in there]
+            if there == tokens:
+                return depth + count
+            i = next((i for i, (a, b) in enumerate(zip(there, tokens)) if a != b), len(there))
+        if i == count:
+            return depth + count
+        if depth + i < len(path):
+            del path[depth + i :]
+        first = len(known)
+        parent = path[-1] if path else -1
+        if parent != first - 1:
+            self._branches.append((first, parent))
+        known += tokens[i:] if i else tokens
+        path.extend(range(first, len(known)))
+        self._runs.append((count - i, weight or 0.0, turn, message))
+        return depth + count
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every token follows the one before it."""
+        return not self._branches
 
     def build(self) -> TokenTree:
         """The tree grown so far."""
-        dtypes = (np.int32, np.int32, np.float32, np.int32, np.int32)
-        return TokenTree(*(np.array(column, dtype) for column, dtype in zip(self._columns, dtypes)))
+        parents = np.arange(-1, len(self.tokens) - 1, dtype=np.int32)
+        for node, parent in self._branches:
+            parents[node] = parent
+        counts, weights, turns, messages = zip(*self._runs) if self._runs else ((), (), (), ())
+        return TokenTree(
+            np.array(self.tokens, np.int32),
+            parents,
+            np.repeat(np.array(weights, np.float32), counts),
+            np.repeat(np.array(turns, np.int32), counts),
+            np.repeat(np.array(messages, np.int32), counts),
+        )

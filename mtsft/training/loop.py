@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from mtsft.data.batches import read_ahead
 from mtsft.diagnose import context
-from mtsft.dialogue.encode import Encoder
 from mtsft.errors import InputError
 from mtsft.files import write_whole
+from mtsft.training import workdir as workdirs
 from mtsft.training.checkpoint import Checkpoints, check_same_run
 from mtsft.training.interrupt import Interrupt
 from mtsft.training.metrics import Log, Meter
@@ -36,6 +36,7 @@ def train(
     """
     began = time.monotonic()
     workdir = epath.Path(workdir).expanduser().resolve()
+    config = workdirs.with_its_date(config, workdir)
     run = Run.of(config, progress=_is_first())
     _say(*run.dataset.summary())
     run.check_hosts_agree()
@@ -131,9 +132,7 @@ def _claim(workdir: epath.Path, run: Run) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     check_same_run(workdir / "fingerprint.json", run.identity())
     if _is_first():
-        (workdir / "tokenizer").mkdir(exist_ok=True)
-        write_whole(workdir / "tokenizer" / "tokenizer.model", run.dataset.tokenizer.proto)
-        write_whole(workdir / "config.json", (run.config.to_json(indent=1) + "\n").encode())
+        workdirs.write(workdir, run.config, run.dataset.recipe.chat)
 
 
 def _measure_context(run: Run, state: TrainState) -> dict[str, Any]:
@@ -142,7 +141,7 @@ def _measure_context(run: Run, state: TrainState) -> dict[str, Any]:
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(run.door.as_global(params), tiled=True)
     data = run.dataset
-    encoder = Encoder(data.template, data.tokenizer, data.sequence_length)
+    encoder = data.recipe.encoder()
     scores = context.measure(run.model, params, encoder, data.corpus_eval)
     _say(
         "",

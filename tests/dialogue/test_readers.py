@@ -1,8 +1,15 @@
+import gzip
 import json
 
+import pyarrow as pa
 import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
 
-from mtsft.dialogue.readers import find_files, parse_line, read_chunks
+from mtsft.dialogue import readers
+from mtsft.dialogue.readers import Source, find_files, find_sources, read_chunks
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError
 
@@ -10,7 +17,7 @@ REPLY = {"role": "assistant", "content": "x"}
 
 
 def parse(record, path, number=7):
-    return parse_line(json.dumps(record).encode(), path, number)
+    return readers.parse(json.dumps(record).encode(), path, number)
 
 
 def parse_content(content, path):
@@ -84,14 +91,15 @@ def test_lines_end_at_a_newline_byte_alone_and_are_numbered_across_chunks(tmp_pa
     lines = ["one\u2028still one\n", "two\rstill two\r\n", "\n", "four\x0b\x0c\x1c\x85\n", "five without an end"]
     path = tmp_path / "d.jsonl"
     path.write_bytes("".join(lines).encode())
-    read = [(first + i, raw.decode()) for first, chunk in read_chunks(path, size) for i, raw in enumerate(chunk)]
+    read = [(n, raw.decode()) for chunk in read_chunks(path, size) for n, raw in zip(chunk.numbers, chunk.records)]
     assert read == list(enumerate(lines, 1))
 
 
 def test_a_large_file_comes_in_several_chunks(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_bytes(b"0123456789\n" * 100)
-    assert [(first, len(lines)) for first, lines in read_chunks(path, 100)] == [(1 + 10 * i, 10) for i in range(10)]
+    chunks = [(chunk.numbers, len(chunk.records), chunk.size) for chunk in read_chunks(path, 100)]
+    assert chunks == [(range(1 + 10 * i, 11 + 10 * i), 10, 110) for i in range(10)]
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
@@ -153,14 +161,14 @@ def test_content_is_kept_to_the_byte(tmp_path, content):
 
 @pytest.mark.parametrize("raw", [b"", b"\n", b" \t\r\n", b"\xef\xbb\xbf\n"])
 def test_an_empty_line_is_no_dialogue(tmp_path, raw):
-    assert parse_line(raw, tmp_path, 1) is None
+    assert readers.parse(raw, tmp_path, 1) is None
 
 
 def test_a_byte_order_mark_begins_a_file_and_nothing_else(tmp_path):
     raw = b"\xef\xbb\xbf" + json.dumps({"messages": [REPLY]}).encode()
-    assert parse_line(raw, tmp_path, 1).messages == (Message("assistant", "x"),)
+    assert readers.parse(raw, tmp_path, 1).messages == (Message("assistant", "x"),)
     with pytest.raises(InputError, match=r":2: not JSON \(.*BOM"):
-        parse_line(raw, tmp_path, 2)
+        readers.parse(raw, tmp_path, 2)
 
 
 LINE_ERRORS = {
@@ -184,7 +192,7 @@ LINE_ERRORS = {
 @pytest.mark.parametrize("raw", LINE_ERRORS, ids=lambda raw: repr(raw[:20]))
 def test_a_line_that_is_no_dialogue_is_refused_with_its_place_and_a_remedy(tmp_path, raw):
     with pytest.raises(InputError) as error:
-        parse_line(raw, tmp_path / "d.jsonl", 7)
+        readers.parse(raw, tmp_path / "d.jsonl", 7)
     problem, remedy = LINE_ERRORS[raw]
     assert str(error.value).startswith(f"{tmp_path}/d.jsonl:7: {problem}")
     assert remedy in str(error.value)
@@ -193,18 +201,16 @@ def test_a_line_that_is_no_dialogue_is_refused_with_its_place_and_a_remedy(tmp_p
 MESSAGE_ERRORS = [
     ("hi", " is a string, not an object", '{"role": ..., "content": ...}'),
     (None, " is null, not an object", '{"role": ..., "content": ...}'),
-    ({"content": "x"}, " has no role", "system, user, assistant, tool"),
-    ({"role": None, "content": "x"}, " has no role", "system, user, assistant, tool"),
-    ({"role": "a\nb", "content": "x"}, ' has the unknown role "a\\nb"', "system, user, assistant, tool"),
-    ({"role": ["user"], "content": "x"}, ' has the unknown role ["user"]', "system, user, assistant, tool"),
+    ({"content": "x"}, " has no role", "system, developer, user, assistant, tool"),
+    ({"role": None, "content": "x"}, " has no role", "system, developer, user, assistant, tool"),
+    ({"role": "a\nb", "content": "x"}, ' has the unknown role "a\\nb"', "system, developer, user, assistant, tool"),
+    ({"role": ["user"], "content": "x"}, ' has the unknown role ["user"]', "system, developer, user, assistant, tool"),
     ({"role": "user"}, " (user) has no content", '("" for none)'),
     ({"role": "user", "content": None}, " (user) has content that is null", '("" for none)'),
     ({"role": "user", "content": 3}, " (user) has content that is a number", '("" for none)'),
     ({"role": "user", "content": True}, " (user) has content that is a boolean", '("" for none)'),
-    ({"role": "user", "content": [{"type": "text"}]}, " (user) has content that is a list", '("" for none)'),
+    ({"role": "user", "content": []}, " (user) has content that is an empty list", '("" for none)'),
     ({"role": "user", "content": "ab\ud800"}, " (user) holds half a surrogate pair (\\ud800 at character 3)", "remove"),
-    ({**REPLY, "tool_calls": [{}]}, " (assistant) has 'tool_calls'", "write it into the content as text, or remove it"),
-    ({**REPLY, "function_call": {"name": "f"}}, " (assistant) has 'function_call'", "remove it"),
 ]
 
 
@@ -218,14 +224,14 @@ def test_a_bad_message_is_refused_with_its_place_and_a_remedy(tmp_path, message,
 
 @pytest.mark.parametrize(
     "weight",
-    ["true", "false", "null", '"1"', "[1]", "-1", "-0.001", "NaN", "Infinity", "-Infinity", "1e400", "1e39",
+    ["true", "false", '"1"', "[1]", "-1", "-0.001", "NaN", "Infinity", "-Infinity", "1e400", "1e39",
      "1" + 400 * "0", "1" + 5000 * "0"],
     ids=lambda text: text[:8],
 )  # fmt: skip
 def test_a_weight_that_is_no_finite_number_from_zero_up_is_refused(tmp_path, weight):
     raw = f'{{"messages": [{{"role": "assistant", "content": "x", "weight": {weight}}}]}}'.encode()
     with pytest.raises(InputError, match=rf"^{tmp_path}/d\.jsonl:7: "):
-        parse_line(raw, tmp_path / "d.jsonl", 7)
+        readers.parse(raw, tmp_path / "d.jsonl", 7)
 
 
 def test_a_bad_weight_is_shown_with_its_message_and_a_remedy(tmp_path):
@@ -235,13 +241,7 @@ def test_a_bad_weight_is_shown_with_its_message_and_a_remedy(tmp_path):
 
 def test_an_id_that_no_file_can_hold_is_refused(tmp_path):
     with pytest.raises(InputError, match=rf"^{tmp_path}/d\.jsonl:7: "):
-        parse_line(b'{"id": "\\ud800", "messages": [{"role": "user", "content": "x"}]}', tmp_path / "d.jsonl", 7)
-
-
-def test_what_the_template_would_lose_is_refused_on_the_dialogue_too(tmp_path):
-    with pytest.raises(InputError, match=r":7 has 'tools', which .* remove it"):
-        parse({"messages": [REPLY], "tools": [{"name": "f"}]}, tmp_path)
-    assert parse({"messages": [REPLY], "tools": []}, tmp_path).messages == (Message("assistant", "x"),)
+        readers.parse(b'{"id": "\\ud800", "messages": [{"role": "user", "content": "x"}]}', tmp_path / "d.jsonl", 7)
 
 
 def test_several_files_are_separated_by_commas(tmp_path):
@@ -255,3 +255,221 @@ def test_a_file_named_twice_is_refused(tmp_path):
     (tmp_path / "a.jsonl").touch()
     with pytest.raises(InputError, match=r"a\.jsonl: named 2 times in data\.train; name every file once"):
         find_files((f"{tmp_path}/a.jsonl", f"{tmp_path}/*.jsonl"), "data.train")
+
+
+def test_a_weight_of_null_is_none_stated(tmp_path):
+    assert parse({"messages": [{**REPLY, "weight": None}]}, tmp_path).messages == (Message("assistant", "x"),)
+
+
+# Weights of files
+
+
+@given(st.floats(min_value=0, exclude_min=True, allow_infinity=False))
+def test_a_pattern_may_end_in_the_weight_of_its_files(tmp_path_factory, weight):
+    folder = tmp_path_factory.getbasetemp() / "weighted"
+    folder.mkdir(exist_ok=True)
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        (folder / name).touch()
+    a, b, c = (folder / f"{name}.jsonl" for name in "abc")
+    expected = [Source(a, weight), Source(b, weight), Source(c, 1.0)]
+    assert find_sources(f"{folder}/[ab].jsonl={weight!r}, {c}", "k") == expected
+    assert find_files(f"{folder}/[ab].jsonl={weight!r},{c}", "k") == [a, b, c]
+
+
+def test_an_equals_sign_in_a_name_is_no_weight(tmp_path):
+    for name in ("a=2", "b=c.jsonl", "d=1=3"):
+        (tmp_path / name).touch()
+    assert find_sources(f"{tmp_path}/a=2", "k") == [Source(tmp_path / "a=2", 1.0)]
+    assert find_sources(f"{tmp_path}/a=2=0.5", "k") == [Source(tmp_path / "a=2", 0.5)]
+    assert find_sources(f"{tmp_path}/?=2", "k") == [Source(tmp_path / "a=2", 1.0)]
+    assert find_sources(f"{tmp_path}/b=c.jsonl", "k") == [Source(tmp_path / "b=c.jsonl", 1.0)]
+    assert find_sources(f"{tmp_path}/a=2,{tmp_path}/d=1=3", "k")[1] == Source(tmp_path / "d=1=3", 1.0)
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "0.0"])
+def test_a_weight_of_files_that_is_not_above_zero_is_refused(three, weight):
+    with pytest.raises(InputError, match=rf"a\.jsonl={weight}: has the weight {weight} in data\.train; use a number"):
+        find_sources(f"{three}/a.jsonl={weight}", "data.train")
+
+
+# Which records, whatever the file
+
+RECORDS = [
+    {"id": f"d{i}", "messages": [{"role": "user", "content": f"é {i}\n"}, {**REPLY, "content": "y" * i}]}
+    for i in range(40)
+]
+LINES = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS).encode()
+LAYOUTS = {
+    "lines": LINES,
+    "lines without an end": LINES.rstrip(b"\n"),
+    "a list": json.dumps(RECORDS).encode(),
+    "a list on many lines": b" \n" + json.dumps(RECORDS, indent=2).encode() + b"\n\n",
+    "a list, an element a line": b"[" + LINES.rstrip(b"\n").replace(b"\n", b",\n") + b"]",
+    "objects on many lines": "\n".join(json.dumps(record, indent=1) for record in RECORDS).encode(),
+    "a list after a mark": b"\xef\xbb\xbf" + json.dumps(RECORDS, ensure_ascii=False).encode(),
+    "lines after a mark": b"\xef\xbb\xbf" + LINES,
+}
+PACKED = {
+    "plain": bytes,
+    "gzip": gzip.compress,
+    "two gzips": lambda data: gzip.compress(data[:99]) + gzip.compress(data[99:]),
+    "zstd": zstandard.compress,
+    "two zstds": lambda data: zstandard.compress(data[:99]) + zstandard.compress(data[99:]),
+}
+
+
+def read(path, size=1 << 18, format=""):
+    """All dialogues of a file, having seen that the sizes of its chunks add up to its own."""
+    chunks = list(read_chunks(path, size))
+    assert sum(chunk.size for chunk in chunks) == path.stat().st_size
+    assert all(len(chunk.numbers) == len(chunk.records) for chunk in chunks)
+    items = [(n, item) for chunk in chunks for n, item in zip(chunk.numbers, chunk.records)]
+    return [d for n, item in items if (d := readers.parse(item, path, n, format)) is not None]
+
+
+def words(dialogues):
+    return [(d.id, d.messages, d.parents, d.tools, d.variables) for d in dialogues]
+
+
+@pytest.mark.parametrize("packing", PACKED)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_file_says_the_same_however_it_is_laid_out_and_packed(tmp_path, layout, packing):
+    path = tmp_path / "whatever.name"
+    path.write_bytes(PACKED[packing](LAYOUTS[layout]))
+    for size in (1, 500, 1 << 18):
+        found = read(path, size)
+        assert [d.id for d in found] == [r["id"] for r in RECORDS]
+        assert [[m.as_record() for m in d.messages] for d in found] == [r["messages"] for r in RECORDS]
+
+
+def test_elements_are_numbered_by_the_line_they_begin_on(tmp_path):
+    path = tmp_path / "d.json"
+    path.write_text('\n[\n {"a":\n 1}, {"b": 2},\n\n{"c":\n"x"}\n]')
+    (chunk,) = read_chunks(path)
+    assert [*zip(chunk.numbers, chunk.records)] == [(3, b'{"a":\n 1}'), (4, b'{"b": 2}'), (6, b'{"c":\n"x"}')]
+
+
+def test_an_object_spread_over_lines_is_one_record(tmp_path):
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps(RECORDS[3], indent=4))
+    (dialogue,) = read(path)
+    assert (dialogue.id, dialogue.source) == ("d3", f"{path}:1")
+
+
+def test_lines_and_what_is_compressed_come_as_a_stream(tmp_path):
+    for name, pack in PACKED.items():
+        path = tmp_path / name
+        path.write_bytes(pack(LINES * 200))
+        chunks = read_chunks(path, 1000)
+        assert len(next(chunks).records) < 20
+        assert sum(1 for _ in chunks) > 300
+
+
+def test_what_stands_after_the_last_line_is_read_too(tmp_path):
+    path = tmp_path / "d.zst"
+    path.write_bytes(zstandard.compress(b"\n" * 4096) + 9000 * zstandard.compress(b""))
+    assert not read(path, 2047)  # which sees that all of the file is said to be done
+
+
+@pytest.mark.parametrize(("text", "count"), [("", 0), ("\n\n", 0), ("[]", 0), ("[ \n]\n", 0), ("[{}\n]", 1)])
+def test_a_file_may_hold_next_to_nothing(tmp_path, text, count):
+    path = tmp_path / "d.json"
+    path.write_text(text)
+    records = [record for chunk in read_chunks(path) for record in chunk.records if record.strip()]
+    assert len(records) == count
+
+
+DAMAGED = {
+    b"[": r":1: not JSON (Expecting value, column 2)",
+    b'[{"a": 1},\n]': ":2: not JSON (Expecting value, column 1); repair it there",
+    b'[{"a": 1}\n {"a": 2}]': ":2: not JSON (Expecting ',' delimiter, column 2); repair it there",
+    b'[{"a": 1},\n{"b": }]': ":2: not JSON (Expecting value, column 7); repair it there",
+    b"[{}]\n[{}]": ":2: not JSON (Extra data after the list, column 1); write one list, or one object a line",
+    b'[{"a": 1},\n\n' + b"[" * 100_000: ":3: not JSON (nested too deeply",
+    b'[\n{"a": "\xff"}]': ":2: not UTF-8 (byte 0xff at column 8); save the file as UTF-8",
+    b'\xef\xbb\xbf[\n{"a": "\xff"}]': ":2: not UTF-8 (byte 0xff at column 8); save the file as UTF-8",
+    b'{\n "a": 1,\n "b"\n}': ":4: not JSON (Expecting ':' delimiter, column 1); repair it there",
+    gzip.compress(LINES)[:-9]: ":1: cannot be decompressed from about this line on (",
+    gzip.compress(LINES) + b"tail": ":1: cannot be decompressed from about this line on (",
+    gzip.compress(LINES)[:90] + bytes(90): ":1: cannot be decompressed from about this line on (",
+    zstandard.compress(LINES)[:-9]: ":1: cannot be decompressed from about this line on (",
+    zstandard.compress(LINES)[:50] + bytes(90): ":1: cannot be decompressed from about this line on (",
+    b"PAR1 and no more": ":1: Parquet that cannot be read (",
+    gzip.compress(b"PAR1 and no more"): ": is Parquet inside a compressed file; decompress it",
+    b"PK\x03\x04": ": is a zip archive; unpack it",
+    b"BZh91": ": is compressed with bzip2; unpack it",
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED, ids=lambda data: repr(data[:14]))
+def test_a_damaged_file_is_refused_in_one_line_with_its_place(tmp_path, data):
+    path = tmp_path / "d.json"
+    path.write_bytes(data)
+    with pytest.raises(InputError) as error:
+        list(read_chunks(path))
+    assert str(error.value).startswith(f"{path}{DAMAGED[data]}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_line_cut_short_in_the_midst_of_lines_is_named_itself(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b'{"messages": [\n' + LINES)
+    (chunk,) = read_chunks(path)
+    assert len(chunk.records) == 1 + len(RECORDS)
+    with pytest.raises(InputError, match=r"d\.jsonl:1: not JSON \(Expecting value, column 15\); every line must be"):
+        readers.parse(chunk.records[0], path, 1)
+
+
+# Parquet
+
+
+RICH = [
+    {"id": "plain", "messages": [{"role": "user", "content": "hi"}, REPLY]},
+    {
+        "id": "tools",
+        "messages": [
+            {"role": "user", "content": "é\r\n"},
+            {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f",
+             "arguments": '{"a": null}'}}]},
+            {"role": "tool", "content": "", "tool_call_id": "1"},
+            {"role": "assistant", "content": "a", "weight": 0.5, "reasoning": "r"},
+        ],
+        "tools": json.dumps([{"name": "f"}]),
+        "system": "s",
+    },
+]  # fmt: skip
+
+
+def test_parquet_says_what_lines_say(tmp_path):
+    lines, table = tmp_path / "d.jsonl", tmp_path / "d.anything"
+    rows = [record for _ in range(50) for record in RICH]
+    lines.write_text("".join(json.dumps(record) + "\n" for record in rows))
+    columns = {key: [row.get(key) for row in rows] for key in RICH[1]}
+    parquet.write_table(pa.table(columns), table, row_group_size=7)
+    for size in (1, 500, 1 << 18):
+        assert words(read(table, size)) == words(read(lines, size))
+    assert max(chunk.size for chunk in read_chunks(table, 500)) < table.stat().st_size / 5
+    assert [d.source for d in read(table)] == [f"{table}:{n}" for n in range(1, 101)]
+
+
+def test_what_is_wrong_with_a_row_names_it(tmp_path):
+    path = tmp_path / "d.parquet"
+    bad = {"id": "x", "messages": [{"role": "user", "content": None}, REPLY]}
+    parquet.write_table(pa.Table.from_pylist([*RECORDS, bad]), path)
+    with pytest.raises(InputError, match=r"d\.parquet:41: message 1 \(user\) has no content"):
+        read(path)
+
+
+def test_parquet_of_no_rows_holds_no_dialogue(tmp_path):
+    path = tmp_path / "d.parquet"
+    parquet.write_table(pa.Table.from_pylist(RECORDS).slice(0, 0), path)
+    assert not list(read_chunks(path))
+
+
+@pytest.mark.parametrize(("package", "data"), [("pyarrow", b"PAR1"), ("zstandard", zstandard.compress(LINES))])
+def test_a_package_that_is_not_installed_is_asked_for(tmp_path, monkeypatch, package, data):
+    path = tmp_path / "d"
+    path.write_bytes(data)
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(InputError, match=f"reading it needs {package}, which is not installed: pip install {package}"):
+        list(read_chunks(path))

@@ -1,0 +1,308 @@
+"""The formats that dialogues are written in, told apart by what a record holds.
+
+    messages            {"messages": [{"role", "content", ...}, ...]}
+    sharegpt            {"conversations": [{"from", "value"}, ...]}, or {"conversation": [{"human", "assistant"}, ...]}
+    alpaca              {"instruction", "input"?, "output", "history"?: [[user, assistant], ...]}
+    prompt_completion   {"prompt", "completion"}, strings or lists of messages; or {"query", "response", "history"?}
+    tree                {"tree": {"role", "content", "replies": [...]}}, or OASST's {"prompt": {..., "replies": [...]}}
+    parents             {"messages": [{"id", "parent_id", "role", "content"}, ...]}, in any order
+
+Every one may carry `id`, `system` (the text of a leading system message), `tools` (schemas of functions, a list or
+JSON of one) and `chat_template_kwargs`; normalise.py says what a message may hold. Other keys are not read.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from mtsft.dialogue.normalise import CONTENT, MEDIA, TEXT, VALUE, WEIGHTS, Normaliser, kind, refuse_media
+from mtsft.dialogue.schema import ROLES, Dialogue, Message
+from mtsft.errors import InputError, one_line
+
+EXAMPLE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+
+_Messages = tuple[list[Message], list[int] | None]  # with their parents, as Dialogue has them
+
+_PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
+_VARIABLES = ("chat_template_kwargs", "template_kwargs")
+# Keys beside `messages` that say more of a dialogue than its name.
+_TELLING = frozenset(("system", "tools", "functions", *_VARIABLES, *MEDIA, *_PREFERENCES))
+
+
+def parse_record(record: object, where: str, default_id: str = "", format: str = "", *, check: bool = True) -> Dialogue:
+    """A decoded JSON object as a Dialogue.
+
+    where: what errors begin with, and the dialogue's source. default_id: its name if it has none. format: one of
+    FORMATS; "" tells by the keys. check: False where no string can hold half a surrogate pair. Raises InputError for
+    anything that is no dialogue, or that would lose something.
+    """
+    if (plain := _plain(record, where, default_id, format, check)) is not None:
+        return plain
+    if format and format not in FORMATS:
+        raise InputError(f"data.format={format!r}: no such format; use one of {', '.join(FORMATS)}, or '' for any")
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: {kind(record)}, not an object; every line must be such as {EXAMPLE}")
+    reader = Normaliser(where, check)
+    _refuse_preferences(record, where)
+    refuse_media(record, f"{where}: the dialogue")
+    messages, parents = FORMATS[format or _recognise(record, where)](record, reader)
+    if (system := record.get("system")) is not None and system != "":
+        messages, parents = _after_system(reader.message({"role": "system", "content": system}, "'system'"),
+                                          messages, parents, where)  # fmt: skip
+    tools, functions = record.get("tools"), record.get("functions")
+    return Dialogue(
+        id=_name(record, default_id, reader),
+        messages=tuple(messages),
+        source=where,
+        parents=None if parents is None or parents == [*range(-1, len(parents) - 1)] else tuple(parents),
+        tools=reader.tools(tools or functions),
+        variables=_variables(record, reader),
+    )
+
+
+def _plain(record: Any, where: str, default_id: str, format: str, check: bool) -> Dialogue | None:
+    """The ordinary dialogue, read in one glance: nothing but roles and contents in order. None for any other."""
+    if format not in ("", "messages") or record.__class__ is not dict or not _TELLING.isdisjoint(record):
+        return None
+    name, records = record.get("id", default_id), record.get("messages")
+    if name.__class__ is not str or records.__class__ is not list or not records:
+        return None
+    messages = []
+    for item in records:
+        if item.__class__ is not dict or len(item) != 2:
+            return None
+        role, content = item.get("role"), item.get("content")
+        if role not in ROLES or content.__class__ is not str:
+            return None
+        messages.append(_NEW(Message, (role, content, 1.0, None)))
+    if check:
+        try:
+            name.encode()
+            for message in messages:
+                message.content.encode()
+        except UnicodeEncodeError:
+            return None
+    return Dialogue(name, tuple(messages), where)
+
+
+_NEW = tuple.__new__  # what the constructor of a named tuple comes to, at half its time
+
+
+def _recognise(record: dict, where: str) -> str:
+    """The name of the format that the keys of `record` say."""
+    has = {key for key, value in record.items() if value is not None}
+    if "messages" in has:
+        return "parents" if _names_parents(record["messages"]) else "messages"
+    if has & {"conversations", "conversation"}:
+        return "sharegpt"
+    if "tree" in has or (isinstance(record.get("prompt"), dict) and not has & {"completion", "response"}):
+        return "tree"
+    if "instruction" in has and has & {"output", "response"}:
+        return "alpaca"
+    if ("prompt" in has and has & {"completion", "response"}) or has >= {"query", "response"}:
+        return "prompt_completion"
+    keys = one_line(", ".join(map(str, record)), 100) or "none"
+    raise InputError(
+        f"{where}: no 'messages', nor the keys of another format ({', '.join(FORMATS)}), among its keys ({keys}); "
+        f"every dialogue needs a list of messages, such as {EXAMPLE}"
+    )
+
+
+def _names_parents(messages: object) -> bool:
+    return isinstance(messages, list) and any(
+        isinstance(m, dict) and (m.get("parent_id") is not None or m.get("parent") is not None) for m in messages
+    )
+
+
+def _messages(record: dict, reader: Normaliser) -> _Messages:
+    return [reader.message(item, n) for n, item in enumerate(_listed(record, "messages", reader), 1)], None
+
+
+def _sharegpt(record: dict, reader: Normaliser) -> _Messages:
+    key = "conversations" if record.get("conversations") is not None else "conversation"
+    items, messages = _listed(record, key, reader), []
+    for number, item in enumerate(items, 1):
+        if isinstance(item, dict) and item.keys() <= {"human", "assistant"} and item:  # a pair, as ms-swift has them
+            pair = [(role, item[role]) for role in ("human", "assistant") if role in item]
+            messages += [reader.message({"role": role, "content": text}, number) for role, text in pair]
+        else:
+            named = isinstance(item, dict) and "role" in item and "from" not in item
+            messages.append(reader.message(item, number, CONTENT if named else VALUE))
+    return messages, None
+
+
+def _alpaca(record: dict, reader: Normaliser) -> _Messages:
+    # As trainers that read Alpaca do: what is asked, and on the next line what it is asked of.
+    asked = [_text(record, "instruction", reader), _text(record, "input", reader, "context", default="")]
+    key = "output" if record.get("output") is not None else "response"
+    if isinstance(record.get(key), list):
+        raise InputError(f"{reader.where}: '{key}' is a list of replies; keep the best one, as a string")
+    user = reader.message({"role": "user", "content": "\n".join(filter(None, asked))}, "'instruction'")
+    return [*_history(record, reader), user, _reply(record, key, reader)], None
+
+
+def _prompt_completion(record: dict, reader: Normaliser) -> _Messages:
+    key = "prompt" if record.get("prompt") is not None else "query"
+    if isinstance(record.get("label"), bool):
+        raise InputError(f"{reader.where}: 'label' tells good replies from bad ones, which is not learnt from here; "
+                         "keep the good ones and remove 'label'")  # fmt: skip
+    messages = _history(record, reader)
+    if isinstance(record.get(key), list):
+        # A prompt is what the completion answers, not what is learnt; a weight in it says otherwise.
+        for number, item in enumerate(_listed(record, key, reader), 1):
+            message = reader.message(item, f"{number} of '{key}'")
+            is_weighted = any(item.get(name) is not None for name in WEIGHTS)
+            messages.append(message if is_weighted else message._replace(weight=0.0))
+    else:
+        messages.append(reader.message({"role": "user", "content": _text(record, key, reader)}, f"'{key}'"))
+    key = "completion" if record.get("completion") is not None else "response"
+    if isinstance(record.get(key), list):
+        items = _listed(record, key, reader)
+        return messages + [reader.message(item, f"{n} of '{key}'") for n, item in enumerate(items, 1)], None
+    return [*messages, _reply(record, key, reader)], None
+
+
+def _tree(record: dict, reader: Normaliser) -> _Messages:
+    key = "tree" if record.get("tree") is not None else "prompt"
+    messages, parents, pending = [], [], [(record.get(key), -1)]
+    while pending:
+        node, parent = pending.pop()
+        said_as = TEXT if isinstance(node, dict) and "content" not in node and "text" in node else CONTENT
+        messages.append(reader.message(node, f"{len(messages) + 1} of '{key}', depth first,", said_as))
+        parents.append(parent)
+        replies = node.get("replies") or []
+        if not isinstance(replies, list):
+            raise InputError(f"{reader.where}: message {len(messages)} of '{key}', depth first, has 'replies' that "
+                             f"are {kind(replies)}; they must be a list")  # fmt: skip
+        pending += [(reply, len(messages) - 1) for reply in reversed(replies)]
+    return messages, parents
+
+
+def _parents(record: dict, reader: Normaliser) -> _Messages:
+    items = _listed(record, "messages", reader)
+    read = [reader.message(item, number) for number, item in enumerate(items, 1)]
+    names = [_identity(item, ("id",)) for item in items]
+    for name, count in Counter(names).items():
+        if name is None:
+            raise InputError(f"{reader.where}: message {names.index(None) + 1} has no 'id', which the others are the "
+                             "replies to; give every message one")  # fmt: skip
+        if count > 1:
+            raise InputError(
+                f"{reader.where}: {count} messages have the id {one_line(name, 60)}; give every message its own"
+            )
+    replies = {name: [] for name in [None, *names]}
+    for index, item in enumerate(items):
+        parent = _identity(item, ("parent_id", "parent"))
+        if parent not in replies:
+            raise InputError(f"{reader.where}: message {index + 1} answers {one_line(parent, 60)}, which no message "
+                             "has as its id; repair 'parent_id'")  # fmt: skip
+        replies[parent].append(index)
+    roots = replies[None]
+    if len(roots) > 1:
+        raise InputError(f"{reader.where}: messages {roots[0] + 1} and {roots[1] + 1} both have no parent; a dialogue "
+                         "begins once, so write one dialogue for each")  # fmt: skip
+    messages, parents, place = [], [], {}
+    pending = [(index, -1) for index in roots]
+    while pending:
+        index, parent = pending.pop()
+        place[index] = len(messages)
+        messages.append(read[index])
+        parents.append(parent)
+        pending += [(reply, place[index]) for reply in reversed(replies[names[index]])]
+    if len(messages) < len(items):
+        lost = next(index for index in range(len(items)) if index not in place)
+        raise InputError(f"{reader.where}: message {lost + 1} ({one_line(names[lost], 60)}) answers itself by way of "
+                         "its parents; repair 'parent_id'")  # fmt: skip
+    return messages, parents
+
+
+FORMATS: dict[str, Callable[[dict, Normaliser], _Messages]] = {
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "prompt_completion": _prompt_completion,
+    "tree": _tree,
+    "parents": _parents,
+}
+
+
+def _listed(record: dict, key: str, reader: Normaliser) -> list:
+    """The list of messages under `key`."""
+    items = record.get(key)
+    if isinstance(items, list) and items:
+        return items
+    problem = f"no '{key}'" if items is None else f"'{key}' is {kind(items)}"
+    example = EXAMPLE if key == "messages" else EXAMPLE.replace("messages", key)
+    if key in ("conversations", "conversation"):
+        example = example.replace("role", "from").replace("content", "value")
+    raise InputError(f"{reader.where}: {problem}; every dialogue needs a list of messages, such as {example}")
+
+
+def _text(record: dict, key: str, reader: Normaliser, other: str = "", default: str | None = None) -> str:
+    """The string under `key`, or under `other` if that is there instead."""
+    key = other if other and record.get(key) is None and record.get(other) is not None else key
+    text = default if record.get(key) is None else record[key]
+    if not isinstance(text, str):
+        problem = f"no '{key}'" if text is None else f"'{key}' is {kind(text)}"
+        raise InputError(f"{reader.where}: {problem}; it must be a string")
+    return text
+
+
+def _reply(record: dict, key: str, reader: Normaliser) -> Message:
+    """The reply that the string under `key` is, with the weight that stands beside it."""
+    weights = {name: record[name] for name in WEIGHTS & record.keys()}
+    return reader.message({"role": "assistant", "content": _text(record, key, reader), **weights}, f"'{key}'")
+
+
+def _history(record: dict, reader: Normaliser) -> list[Message]:
+    """Earlier turns, as pairs of what the user and the assistant said."""
+    history, messages = record.get("history") or [], []
+    for number, pair in enumerate(history if isinstance(history, list) else [history], 1):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise InputError(f"{reader.where}: 'history' has in place {number} {kind(pair)}, not a pair; write "
+                             "[[user, assistant], ...]")  # fmt: skip
+        for role, text in zip(("user", "assistant"), pair):
+            messages.append(reader.message({"role": role, "content": text}, f"in pair {number} of 'history'"))
+    return messages
+
+
+def _identity(item: dict, keys: tuple[str, ...]) -> str | None:
+    """The id under the first of `keys` that has one, as a text that tells 1 from "1"."""
+    return next((repr(item[key]) for key in keys if item.get(key) is not None), None)
+
+
+def _refuse_preferences(record: dict, where: str) -> None:
+    for key in _PREFERENCES:
+        if record.get(key) is not None:
+            raise InputError(
+                f"{where}: '{key}' makes it a preference, which is not learnt from here; write the better reply as the "
+                f"last of the messages, and remove {', '.join(repr(k) for k in _PREFERENCES if k in record)}"
+            )
+
+
+def _after_system(system: Message, messages: list[Message], parents: list[int] | None, where: str) -> _Messages:
+    """Messages after a system message that was given beside them."""
+    if messages[0].role == "system":
+        if messages[0].content == system.content:
+            return messages, parents
+        raise InputError(f"{where}: 'system' and the first message are two different system messages; keep one")
+    return [system, *messages], parents and [-1, *(parent + 1 for parent in parents)]
+
+
+def _name(record: dict, default: str, reader: Normaliser) -> str:
+    name = next((record[key] for key in ("id", "message_tree_id") if record.get(key) is not None), default)
+    if reader.check:
+        reader.refuse_half_pairs(name, f"{reader.where}: 'id' holds")
+    return name if isinstance(name, str) else json.dumps(name, default=str)
+
+
+def _variables(record: dict, reader: Normaliser) -> dict | None:
+    for key in _VARIABLES:
+        if (variables := record.get(key)) is not None:
+            if not isinstance(variables, dict):
+                raise InputError(f"{reader.where}: '{key}' is {kind(variables)}; it must be an object")
+            if reader.check:
+                reader.refuse_half_pairs(variables, f"{reader.where}: '{key}' holds")
+            return variables or None
+    return None

@@ -1,0 +1,210 @@
+"""Chat templates in Jinja, in a sandbox, with what Hugging Face's transformers gives them.
+
+The environment is that of transformers' apply_chat_template (utils/chat_template_utils.py of version 5): trim_blocks
+and lstrip_blocks, loop controls, `generation` blocks, tojson without HTML escapes, raise_exception, strftime_now.
+Rendering with it equals transformers' to the byte; strings may also be ropes, which keep their trace.
+"""
+
+import datetime
+import json
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from mtsft.dialogue.tracing import PRIVATE, Rope, Tracer, Untraceable
+from mtsft.errors import InputError, one_line
+
+
+class Refused(Exception):
+    """A template's own raise_exception, or what else went wrong while it ran; the text says what."""
+
+
+class _Generation(Extension):
+    """`{% generation %}` blocks render as if the tags were not there."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_render"), [], [], body).set_lineno(line)
+
+    def _render(self, caller: Any) -> str:
+        return caller()
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox; `tracer` is that of the rendering under way, and None for plain ones."""
+
+    tracer: Tracer | None = None
+
+    def call(self, context, obj, *args, **kwargs):
+        result = super().call(context, obj, *args, **kwargs)
+        return self.tracer.lift(result) if self.tracer is not None else result
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(str(message))
+
+
+def _make_environment(now: datetime.datetime | None) -> _Environment:
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+
+    def lift(text: Any) -> Any:
+        return environment.tracer.lift(text) if environment.tracer is not None else text
+
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        options = {"ensure_ascii": ensure_ascii, "indent": indent, "separators": separators, "sort_keys": sort_keys}
+        if environment.tracer is None:
+            return json.dumps(value, **options)
+        plain = (("separators", tuple(separators)),) if separators else ()
+        options = (("ensure_ascii", bool(ensure_ascii)), ("indent", indent), *plain, ("sort_keys", bool(sort_keys)))
+        return environment.tracer.tojson(value, options)
+
+    def strftime_now(form: str) -> str:
+        return (now or datetime.datetime.now()).strftime(form)
+
+    def contains(container: Any) -> Any:
+        """The right side of `in`: a plain str would look at a rope's buffer."""
+        if environment.tracer is not None and type(container) is str:
+            return Rope(environment.tracer, container)
+        return container
+
+    def lifted(function: Any) -> Any:
+        def filtered(*args, **kwargs):
+            return lift(function(*args, **kwargs))
+
+        for mark in ("jinja_pass_arg", "jinja_async_variant"):
+            if hasattr(function, mark):
+                setattr(filtered, mark, getattr(function, mark))
+        return filtered
+
+    environment.concat = lambda pieces: lift("".join(pieces))
+    environment.filters = {name: lifted(function) for name, function in environment.filters.items()}
+    environment.filters |= {"tojson": tojson, "_contains": contains}
+    environment.filters["_concat"] = lambda pieces: lift("".join(map(str, pieces)))
+    for name in ("int", "float"):
+        number = environment.filters[name]
+        environment.filters[name] = lambda value, *args, _number=number, **kwargs: _number(
+            value._tracer.ask(value._parts, "text") if isinstance(value, Rope) else value, *args, **kwargs
+        )
+    environment.tests["sequence"] = lambda value: isinstance(value, str | dict | list | tuple) or _is_sequence(value)
+    environment.globals |= {"raise_exception": _raise, "strftime_now": strftime_now}
+    environment.globals |= {"namespace": _Namespace, "dict": _make_dict}
+    return environment
+
+
+class _Namespace(Namespace):
+    """Jinja's, without names that would reach into Python."""
+
+    def __init__(*args, **kwargs):
+        self, *rest = args
+        for name in (names := dict(*rest, **kwargs)):
+            _check_name(name)
+        Namespace.__init__(self, names)
+
+    def __setitem__(self, name, value):
+        _check_name(name)
+        Namespace.__setitem__(self, name, value)
+
+
+def _check_name(name: str) -> None:
+    if str(name).startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}")
+
+
+def _make_dict(*args, **kwargs) -> dict:
+    return dict(*args, **kwargs)
+
+
+def _is_sequence(value: Any) -> bool:
+    try:
+        len(value), value.__getitem__
+    except Exception:  # as Jinja's own test does
+        return False
+    return True
+
+
+class _Traceable(jinja2.visitor.NodeTransformer):
+    """Rewrites what would join or compare strings behind a rope's back."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        node = self.generic_visit(node)
+        parts = nodes.List(node.nodes, lineno=node.lineno)
+        return nodes.Filter(parts, "_concat", [], [], None, None, lineno=node.lineno)
+
+    def visit_Operand(self, node: nodes.Operand) -> nodes.Node:
+        node = self.generic_visit(node)
+        if node.op in ("in", "notin"):
+            node.expr = nodes.Filter(node.expr, "_contains", [], [], None, None, lineno=node.lineno)
+        return node
+
+
+class JinjaTemplate:
+    """A compiled chat template.
+
+    source: its text. name: for errors. now: what strftime_now tells; None for the time of rendering. Raises InputError
+    where the text is no template.
+    """
+
+    def __init__(self, source: str, name: str, now: datetime.datetime | None = None):
+        self.source, self.name = source, name
+        self._environment = _make_environment(now)
+        if PRIVATE.search(source):
+            raise InputError(
+                f"{name}: holds characters of Unicode's private planes 15 and 16, which mtsft needs itself"
+            )
+        try:
+            tree = self._environment.parse(source)
+            self.literals = _literals(tree)
+            self.names = {node.name for node in tree.find_all(nodes.Name)} | {
+                node.attr if isinstance(node, nodes.Getattr) else node.arg.value
+                for node in tree.find_all((nodes.Getattr, nodes.Getitem))
+                if isinstance(node, nodes.Getattr) or isinstance(node.arg, nodes.Const)
+            }
+            code = self._environment.compile(_Traceable().visit(tree), name)
+            self._template = jinja2.Template.from_code(self._environment, code, self._environment.make_globals(None))
+        except jinja2.TemplateSyntaxError as error:
+            raise InputError(f"{name}:{error.lineno}: not a Jinja template: {one_line(error.message, 160)}") from error
+
+    def render(self, variables: dict[str, Any], tracer: Tracer | None = None) -> str:
+        """The text, or with a tracer the buffer whose private characters are its symbols.
+
+        Raises Refused for whatever goes wrong inside the template, Untraceable where a trace is lost.
+        """
+        self._environment.tracer = tracer
+        try:
+            # Not Template.render: its end would rewrite tracebacks, which costs more than the rendering.
+            return "".join(self._template.root_render_func(self._template.new_context(variables)))
+        except Untraceable:
+            raise
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            said = one_line(self._said(error, tracer), 160)
+            raise Refused(
+                said if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {said}"
+            ) from error
+        finally:
+            self._environment.tracer = None
+
+    def _said(self, error: Exception, tracer: Tracer | None) -> str:
+        text = str(error)
+        return tracer.text(text) if tracer is not None and PRIVATE.search(text) else text
+
+
+def _literals(tree: nodes.Template) -> tuple[str, ...]:
+    """Every constant string of a template: what it writes of itself."""
+    texts = [node.data for node in tree.find_all(nodes.TemplateData)]
+    texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+    return tuple(dict.fromkeys(texts))

@@ -1,0 +1,324 @@
+"""Messages as people write them, made into the one form of schema.py; whatever would be lost is refused."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mtsft.dialogue.schema import ROLES, Message
+from mtsft.errors import InputError, one_line
+
+# Every spelling of a role, in lower case.
+ROLE_OF = {
+    **{role: role for role in ROLES},
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "model", "bot", "chatbot", "ai", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("observation", "ipython", "function", "function_response", "tool_response"), "tool"),
+}
+CALLING_ROLES = ("function_call", "tool_call")  # an assistant whose content says, in JSON, what it calls
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+# The keys of a message that the text of a plain one stands under, in each family of formats.
+CONTENT, VALUE, TEXT = ("role", "content"), ("from", "value"), ("role", "text")
+
+WEIGHTS = frozenset(("weight", "loss_weight", "train", "loss"))  # the keys that say what a message counts
+_RARE_WEIGHTS = WEIGHTS - {"weight"}
+_RANGE = (1e-6, 1e6)  # of a weight: least and greatest, 0 apart: sums of them stay exact enough in float32
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_NOT_OF_MESSAGES = frozenset(("tools", "functions", *MEDIA))
+_STRINGS = ("name", "tool_call_id", *_REASONING)
+# What makes a message more than text with a weight.
+_MORE = _NOT_OF_MESSAGES.union(("tool_calls", "function_call", *_STRINGS))
+# The types of parts, ranked as templates render them: parts in another order would be said otherwise than they were.
+_PARTS = {
+    **dict.fromkeys(("reasoning", "thinking"), (0, "reasoning")),
+    **dict.fromkeys(("text", "input_text", "output_text"), (1, "text")),
+    **dict.fromkeys(("tool_call", "function_call"), (2, "tool call")),
+}
+_NAMES = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+
+
+def kind(value: object) -> str:
+    """What a JSON value is, as a person would say it."""
+    if value is None:
+        return "null"
+    if isinstance(value, list) and not value:
+        return "an empty list"
+    return _NAMES.get(type(value), f"of the type {type(value).__name__}")
+
+
+def first_half_pair(value: object) -> tuple[str, int] | None:
+    """(string, index) of the first half of a surrogate pair in any string of `value`; None if it is all text."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                return value, error.start
+        elif isinstance(value, Mapping):
+            pending += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            pending += value
+    return None
+
+
+def refuse_media(record: Mapping, place: str) -> None:
+    """Raises InputError for images, audio and videos beside the text."""
+    for key in MEDIA:
+        if record.get(key):
+            raise InputError(f"{place} has '{key}', and only text is trained on; remove the dialogue")
+
+
+@dataclass(slots=True)
+class Normaliser:
+    """Reads what one record holds; every error begins with `where`.
+
+    check: False where the record is known to hold no half of a surrogate pair.
+    """
+
+    where: str
+    check: bool = True
+
+    def message(self, record: object, number: int | str, keys: tuple[str, str] = CONTENT) -> Message:
+        """One message. number: its place in the file, for errors. keys: what its role and content stand under."""
+        role_key, content_key = keys
+        if not isinstance(record, dict):
+            raise InputError(
+                f'{self.where}: message {number} is {kind(record)}, not an object; write {{"{role_key}": ..., '
+                f'"{content_key}": ...}}'
+            )
+        given = record.get(role_key)
+        role = ROLE_OF.get(given) if isinstance(given, str) else None
+        calling = False
+        if role is None:
+            role, calling = self._role(given, number, role_key)
+        place = f"{self.where}: message {number} ({role})"
+        if _MORE.isdisjoint(record) and record.get(content_key).__class__ is str and not (calling or self.check):
+            return Message(role, record[content_key], self._weight(record, place))
+        return self._rich(record, role, calling, content_key, place)
+
+    def tools(self, tools: object) -> list[dict] | None:
+        """Schemas of functions, given as a list or as JSON of one; None if there are none."""
+        if isinstance(tools, str):
+            tools = self._decode(tools, f"{self.where}: 'tools'") if tools.strip() else None
+        tools = [tools] if isinstance(tools, dict) and tools else tools or []
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise InputError(f"{self.where}: 'tools' is {kind(tools)}; it must be a list of objects, one a function")
+        if self.check:
+            self.refuse_half_pairs(tools, f"{self.where}: 'tools' holds")
+        return [_wrapped(tool) for tool in tools] or None
+
+    def refuse_half_pairs(self, value: object, place: str) -> None:
+        """Raises InputError for half a surrogate pair in any string of `value`; `place` says whose, and "holds"."""
+        if (found := first_half_pair(value)) is not None:
+            text, at = found
+            raise InputError(
+                f"{place} half a surrogate pair (\\u{ord(text[at]):04x} at character {at + 1}), "
+                "which no tokenizer can read; repair or remove it"
+            )
+
+    def _role(self, given: object, number: int | str, key: str) -> tuple[str, bool]:
+        """(role, whether its content is calls) of a role in a rarer spelling."""
+        name = given.lower() if isinstance(given, str) else None
+        if name in CALLING_ROLES:
+            return "assistant", True
+        if name in ROLE_OF:
+            return ROLE_OF[name], False
+        missing = "no role" if key == "role" else f"no '{key}'"
+        shown = missing if given is None else f"the unknown role {one_line(json.dumps(given, default=str), 40)}"
+        raise InputError(f"{self.where}: message {number} has {shown}; use one of {', '.join(ROLES)}")
+
+    def _rich(self, record: dict, role: str, calling: bool, content_key: str, place: str) -> Message:
+        """A message that holds more than text, or may hold half a surrogate pair."""
+        if not _NOT_OF_MESSAGES.isdisjoint(record):
+            refuse_media(record, place)
+            if key := next((key for key in ("tools", "functions") if record.get(key)), None):
+                raise InputError(f"{place} has '{key}', which a dialogue has as a whole; move them beside its messages")
+        content, reasoning, calls = record.get(content_key), None, []
+        if calling:
+            content, calls = None, self._said_calls(content, place)
+        elif content.__class__ is not str:
+            content, reasoning, calls = self._content(content, role, place)
+        if "tool_calls" in record or "function_call" in record:
+            calls = [*calls, *self._calls(record, place)]
+        if calls and role != "assistant":
+            raise InputError(f"{place} calls tools, which only the assistant does; give it the role assistant")
+        strings = {key: self._string(record, key, place) for key in _STRINGS if record.get(key) is not None}
+        thoughts = [strings.pop(key) for key in _REASONING if key in strings]
+        thoughts += [] if reasoning is None else [reasoning]
+        if len({*thoughts}) > 1:
+            raise InputError(f"{place} holds two different texts of reasoning; keep one of them")
+        if content is None and not calls and not any(thoughts):
+            missing = f"no {content_key}" if content_key not in record else f"{content_key} that is null"
+            raise InputError(f'{place} has {missing}; it must be a string ("" for none)')
+        fields = strings
+        if thoughts:
+            fields["reasoning_content"] = thoughts[0]
+        if calls:
+            fields["tool_calls"] = calls
+        if self.check:
+            self.refuse_half_pairs(content, f"{place} holds")
+            for key, value in fields.items():
+                self.refuse_half_pairs(value, f"{place} has a '{key}' that holds")
+        return Message(role, content, self._weight(record, place), fields or None)
+
+    def _string(self, record: dict, key: str, place: str) -> str:
+        if not isinstance(value := record[key], str):
+            raise InputError(f"{place} has a '{key}' that is {kind(value)}; it must be a string")
+        return value
+
+    def _content(self, content: object, role: str, place: str) -> tuple[str | None, str | None, list[dict]]:
+        """(text, reasoning, calls) of content that is no string."""
+        if content is None:
+            return "" if role == "tool" else None, None, []
+        typed = isinstance(content, list) and content and all(_is_part(part) for part in content)
+        if role == "tool" and not typed:
+            return json.dumps(content, ensure_ascii=False, default=str), None, []
+        if not isinstance(content, list) or not content:
+            raise InputError(f'{place} has content that is {kind(content)}; content must be a string ("" for none)')
+        texts, thoughts, calls, last = [], [], [], (-1, "")
+        for number, part in enumerate(content, 1):
+            order, words = self._part(part, number, place)
+            if order[0] < last[0]:
+                raise InputError(
+                    f"{place} has {order[1]} after {last[1]} (part {number}), which chat templates say in another "
+                    "order; make it two messages"
+                )
+            (thoughts, texts, calls)[order[0]].append(words)
+            last = order
+        found = [call for words in calls for call in words]
+        return "".join(texts) if texts else None, "".join(thoughts) if thoughts else None, found
+
+    def _part(self, part: object, number: int, place: str) -> tuple[tuple[int, str], Any]:
+        """((rank, what it is), its words or calls) of one part of typed content."""
+        name = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(name, str):
+            shown = kind(part) if name is None and not isinstance(part, dict) else "without a type"
+            raise InputError(
+                f'{place} has content whose part {number} is {shown}; write {{"type": "text", "text": ...}}'
+            )
+        if _is_media(name):
+            raise InputError(f"{place} has {name!r} in its content (part {number}), and only text is trained on; "
+                             "remove the dialogue")  # fmt: skip
+        if name not in _PARTS:
+            raise InputError(
+                f"{place} has content whose part {number} has the unknown type {one_line(json.dumps(name), 40)}; "
+                f"use one of {', '.join(_PARTS)}"
+            )
+        order = _PARTS[name]
+        words = next((part[key] for key in (name, "text", "value", "content") if part.get(key) is not None), None)
+        if order[0] == 2:
+            words = part if words is None else words
+            return order, self._said_calls(words, f"{place} part {number}")
+        if not isinstance(words, str):
+            raise InputError(f"{place} has content whose part {number}, of the type {name!r}, holds {kind(words)}; "
+                             "it must hold a string")  # fmt: skip
+        return order, words
+
+    def _calls(self, record: dict, place: str) -> list[dict]:
+        """What `tool_calls`, or `function_call` of old, says is called."""
+        calls, old = record.get("tool_calls"), record.get("function_call")
+        if isinstance(calls, str):
+            calls = self._decode(calls, f"{place}: 'tool_calls'") if calls.strip() else None
+        if calls and old:
+            raise InputError(f"{place} has both 'tool_calls' and 'function_call'; keep the first")
+        calls = calls or ([old] if old else [])
+        if not isinstance(calls, list):
+            raise InputError(f"{place} has 'tool_calls' that are {kind(calls)}; they must be a list")
+        return [self._call(call, number, place) for number, call in enumerate(calls, 1)]
+
+    def _said_calls(self, said: object, place: str) -> list[dict]:
+        """The calls that a whole content says in JSON: one, or a list of them."""
+        calls = self._decode(said, f"{place}: the call") if isinstance(said, str) else said
+        calls = calls if isinstance(calls, list) else [calls]
+        if not calls:
+            raise InputError(f"{place} calls nothing; remove it")
+        return [self._call(call, number, place) for number, call in enumerate(calls, 1)]
+
+    def _call(self, call: object, number: int, place: str) -> dict:
+        """One call in the form of schema.py, with its arguments as an object wherever they say one."""
+        function = call.get("function") if isinstance(call, dict) else None
+        function = function if isinstance(function, dict) else call
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(name, str):
+            raise InputError(f'{place}: call {number} names no function; write {{"type": "function", "function": '
+                             '{"name": ..., "arguments": {...}}}')  # fmt: skip
+        arguments = function.get("arguments", function.get("parameters"))
+        if isinstance(arguments, str):
+            arguments = _object_or_text(arguments)
+        elif arguments is None:
+            arguments = {}
+        elif not isinstance(arguments, dict):
+            raise InputError(f"{place}: call {number} ({one_line(name, 40)}) has arguments that are {kind(arguments)}; "
+                             "write an object")  # fmt: skip
+        result = {"type": "function"}
+        if (called := call.get("id")) is not None:
+            if not isinstance(called, str):
+                raise InputError(f"{place}: call {number} has an 'id' that is {kind(called)}; it must be a string")
+            result["id"] = called
+        return {**result, "function": {"name": name, "arguments": arguments}}
+
+    def _weight(self, record: dict, place: str) -> float:
+        """The one weight that a message states, under any of its names; 1 if it states none."""
+        if WEIGHTS.isdisjoint(record):
+            return 1.0
+        if _RARE_WEIGHTS.isdisjoint(record) and (weight := record["weight"]).__class__ in (int, float) and weight == 1:
+            return 1.0
+        stated = {}
+        for key in ("weight", "loss_weight"):
+            if (weight := record.get(key)) is None:
+                continue
+            is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not is_number or not (weight == 0 or _RANGE[0] <= weight <= _RANGE[1]):
+                raise InputError(
+                    f"{place} has {key} {one_line(weight, 40)}; use 0, a number from {_RANGE[0]:g} to "
+                    f"{_RANGE[1]:g}, or leave it out"
+                )
+            stated[key] = float(weight)
+        trained = {key: record[key] for key in ("train", "loss") if record.get(key) is not None}
+        for key, value in trained.items():
+            if not isinstance(value, bool):
+                raise InputError(f"{place} has '{key}' that is {kind(value)}; use true or false, or leave it out")
+        if len({*stated.values()}) > 1 or len({*trained.values(), *(weight > 0 for weight in stated.values())}) > 1:
+            said = ", ".join(f"{key} {json.dumps(value)}" for key, value in (stated | trained).items())
+            raise InputError(f"{place} contradicts itself ({said}); keep one of them")
+        return next(iter(stated.values())) if stated else float(next(iter(trained.values()), 1.0))
+
+    def _decode(self, text: str, place: str) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", "nested too deeply")
+            raise InputError(f"{place} is not JSON ({reason}): {one_line(text, 60)}; repair or remove it") from None
+
+
+def _is_media(name: str) -> bool:
+    return name == "file" or any(word in name for word in ("image", "audio", "video"))
+
+
+def _is_part(part: object) -> bool:
+    name = part.get("type") if isinstance(part, dict) else None
+    return isinstance(name, str) and (name in _PARTS or _is_media(name))
+
+
+def _wrapped(tool: dict) -> dict:
+    """A tool as templates expect it, given so or as the bare schema of a function."""
+    if "function" in tool or "name" not in tool:
+        return tool
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _object_or_text(text: str) -> dict | str:
+    try:
+        value = _STRICT.decode(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text

@@ -1,0 +1,75 @@
+"""What a run keeps of itself in its workdir beside checkpoints: its config, its tokenizer, its chat template."""
+
+import datetime
+import json
+from pathlib import Path
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from mtsft.config import default
+from mtsft.dialogue.recipe import Chat
+from mtsft.dialogue.tokenizer import read_files
+from mtsft.errors import InputError, one_line
+from mtsft.files import write_whole
+
+_CONFIG, _TEMPLATE, _TOKENIZER = "config.json", "template.json", "tokenizer"
+
+
+def write(workdir: epath.Path, config: ConfigDict, chat: Chat) -> None:
+    """Keeps all that a trained model's user needs beside the checkpoints."""
+    for name, content in chat.tokenizer.items():
+        path = workdir / _TOKENIZER / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    write_whole(workdir / _TEMPLATE, chat.as_json().encode())
+    write_whole(workdir / _CONFIG, (config.to_json(indent=1) + "\n").encode())
+
+
+def read_config(workdir: epath.Path) -> ConfigDict:
+    """The config that a run left in its workdir. Raises InputError where there is no trained model."""
+    path, config = workdir / _CONFIG, default()
+    for needed in (path, workdir / _TOKENIZER, workdir / "checkpoints"):
+        if not needed.exists():
+            raise nothing_in(workdir, f"no {needed.relative_to(workdir)}")
+    try:
+        with config.ignore_type():  # tuples come back as lists
+            config.update(json.loads(path.read_text()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: not the config of a run of this version: {one_line(error, 100)}") from error
+    return config
+
+
+def read_chat(workdir: epath.Path) -> Chat:
+    """The tokenizer and the chat template of a run. Raises InputError where they are not whole."""
+    path = workdir / _TEMPLATE
+    try:
+        return Chat.of(read_files(workdir / _TOKENIZER), path.read_text())
+    except OSError as error:
+        raise nothing_in(workdir, f"no {_TEMPLATE}") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not the template of a run of this version: {one_line(error, 100)}") from error
+
+
+def with_its_date(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+    """The config with the date that templates are told set: that of the run in `workdir` if there is one, or today's.
+
+    A run that is resumed the next day would otherwise see other prompts.
+    """
+    if config.data.template_date:
+        return config
+    config, path = config.copy_and_resolve_references(), workdir / _CONFIG
+    try:
+        kept = json.loads(path.read_text())["data"]["template_date"] if path.exists() else ""
+    except (ValueError, KeyError, TypeError):
+        kept = ""  # whoever reads all of it will say what is wrong with it
+    config.data.template_date = str(kept or datetime.date.today())
+    return config
+
+
+def nothing_in(workdir: Path, lack: str) -> InputError:
+    """What to say of a workdir that holds no trained model."""
+    return InputError(
+        f"{workdir} holds no trained model ({lack}); "
+        f"train one first with python -m mtsft.train --config=... --workdir={workdir}"
+    )
