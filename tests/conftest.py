@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from mtsft.dialogue import template, tokenizer
-from mtsft.dialogue.encode import Encoder
+from mtsft.dialogue.recipe import Chat, Recipe, markers_of
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -29,24 +29,25 @@ TEXTS = [
 
 
 @pytest.fixture(scope="session")
-def chatml():
-    return template.load("chatml")
+def chat():
+    """The built-in template and a small trained tokenizer, in plain values."""
+    sources, name = template.find("chatml", {})
+    return Chat(tokenizer.train(TEXTS * 20, 400, markers_of(sources.values())), sources, name)
 
 
 @pytest.fixture(scope="session")
-def proto(chatml):
-    """A small trained tokenizer, serialised."""
-    return tokenizer.train(TEXTS * 20, 400, chatml.markers)
+def chatml(chat):
+    return chat.open()[0]
 
 
 @pytest.fixture(scope="session")
-def small_tokenizer(proto, chatml):
-    return tokenizer.Tokenizer(proto, chatml.markers)
+def small_tokenizer(chat):
+    return chat.open()[1]
 
 
 @pytest.fixture
-def encoder(chatml, small_tokenizer):
-    return Encoder(chatml, small_tokenizer, max_length=512)
+def encoder(chat):
+    return Recipe(chat, max_length=512).encoder()
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ stays the same sum.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 
+from mtsft.dialogue.chains import Chains, Key, Program, compile_program
 from mtsft.dialogue.counts import Counts
 from mtsft.dialogue.over_length import POLICIES, shorten
 from mtsft.dialogue.schema import Dialogue
@@ -26,7 +28,6 @@ from mtsft.errors import InputError
 
 TREES = ("tree", "paths")
 _REASONING = re.compile(r"\A<think>.*?</think>", re.DOTALL)
-Key = tuple[str, int]  # text, place
 
 
 class _Words(NamedTuple):
@@ -48,6 +49,15 @@ class _Leg(NamedTuple):
     context: list[list[_Piece]]
     response: list[_Piece]
     reasoning: int
+
+
+class _Chain(NamedTuple):
+    """A dialogue that takes the short way. state: its script, records and known values, should it not work out."""
+
+    program: Program
+    weights: dict[int, float]
+    state: tuple[Script, dict, dict]
+    words: list[Key]
 
 
 class Grown(NamedTuple):
@@ -98,6 +108,9 @@ class Encoder:
         self._thinks = "</think>" in controls  # as the marks of a reply's reasoning, not as words of its text
         self._literals: dict[Key, list[int]] = {}
         self._ids: dict[Key, list[int] | InputError] = {}
+        self._exact: dict[Key, bool] = {}
+        self._programs: dict[int, Program | None] = {}
+        self._scripts: list[Script] = []
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -116,25 +129,36 @@ class Encoder:
         policy says what becomes of it.
         """
         plans = [self._plan(dialogue) for dialogue in dialogues]
-        self._tokenise(leg for plan in plans for leg in plan or ())
-        found = []
+        self._tokenise(plans)
+        chains, found = Chains(), {}
         for index, (dialogue, plan) in enumerate(zip(dialogues, plans)):
+            if type(plan) is _Chain:
+                if self._lay_out(chains, plan):
+                    found[index] = None
+                    continue
+                # A tokenizer that reads the history otherwise than it was emitted, or a dialogue that is too long.
+                plan = self._legs(dialogue, plan.weights, *plan.state)
+                self._tokenise([plan])
             if plan:
                 try:
-                    grown = self._grow(dialogue, plan)
+                    found[index] = self._fit(dialogue, self._grow(dialogue, plan))
                 except TemplateRefusal as error:
                     self._leave_out(dialogue, error)
-                    continue
-                found += [(index, tree) for tree in self._fit(dialogue, grown)]
         self._ids.clear()
-        return found
+        self._exact.clear()
+        laid_out = iter(chains.trees())
+        return [
+            (index, tree) for index, trees in found.items() for tree in ((next(laid_out),) if trees is None else trees)
+        ]
 
     def grow(self, dialogue: Dialogue, wanted: dict[int, float]) -> Grown:
         """The whole tree of a dialogue in which these messages are responses, of any length; counts nothing."""
         before, self.counts = self.counts, Counts()
         try:
-            legs = self._legs(dialogue, wanted)
-            self._tokenise(legs)
+            records, known = records_of(self.template, dialogue), {}
+            script = self._write(dialogue, tuple(wanted), records, known)
+            legs = self._legs(dialogue, wanted, script, records, known)
+            self._tokenise([legs])
             return self._grow(dialogue, legs)
         finally:
             self.counts = before
@@ -150,22 +174,68 @@ class Encoder:
             ids += [piece] if type(piece) is int else self.tokenizer.encode_batch([piece.key[0]], piece.key[1])[0]
         return ids
 
-    def _plan(self, dialogue: Dialogue) -> list[_Leg] | None:
+    def _plan(self, dialogue: Dialogue) -> "list[_Leg] | _Chain | None":
         """What is to be tokenised of a dialogue; None where nothing of it trains."""
-        self.counts.dialogues += 1
+        counts = self.counts
+        counts.dialogues += 1
         wanted = self.selection.weights(dialogue)
         if not wanted:
-            self.counts.without_response += 1
+            counts.without_response += 1
             return None
-        self.counts.responses += len(wanted)
+        counts.responses += len(wanted)
         try:
-            legs = self._legs(dialogue, wanted)
+            records, known = records_of(self.template, dialogue), {}
+            script = self._write(dialogue, tuple(wanted), records, known)
+            self._count_script(dialogue, script)
+            program = self._program(script)
+            if program is not None:
+                return _Chain(program, wanted, (script, records, known), program.words(dialogue))
+            legs = self._legs(dialogue, wanted, script, records, known)
         except TemplateRefusal as error:
             self._leave_out(dialogue, error)
             return None
         if not legs:
-            self.counts.without_response += 1
+            counts.without_response += 1
         return legs
+
+    def _program(self, script: Script) -> Program | None:
+        """The way to make chains of all dialogues of a script; None where it takes the general one."""
+        if not self.selection.reasoning or self.selection.weigh_per != "token":
+            return None
+        program = self._programs.get(id(script), self)
+        if program is self:
+            if len(self._programs) > 50_000:
+                self._programs.clear()
+                self._scripts.clear()
+            program = self._programs[id(script)] = compile_program(script, self.tokenizer)
+            self._scripts.append(script)  # so that its id stays its own
+        return program
+
+    def _lay_out(self, chains: Chains, plan: "_Chain") -> bool:
+        """Lays a chain out and counts it; False where it is none, or too long."""
+        read = [self._ids[key] for key in plan.words]
+        if not plan.program.holds(read) or plan.program.length(read) > self.max_length:
+            return False
+        responses = chains.add(plan.program, read, plan.weights)
+        counts, length = self.counts, chains.lengths[-1]
+        counts.kept += 1
+        counts.tokens += length
+        counts.chain_tokens += length
+        for (turn, tokens, end), message in zip(responses, plan.program.messages):
+            counts.by_turn[turn] += tokens
+            counts.supervised_tokens += tokens
+            counts.supervised_weight += tokens * plan.weights[message]
+            counts.response_tokens += end
+        for text in plan.program.spoken:
+            counts.altered += not self._is_exact(plan.words[text])
+        return True
+
+    def _is_exact(self, key: Key) -> bool:
+        """Whether a text's tokens decode to it."""
+        exact = self._exact.get(key)
+        if exact is None:
+            exact = self._exact[key] = self.tokenizer.decode(self._ids[key]) == key[0]
+        return exact
 
     def _leave_out(self, dialogue: Dialogue, error: InputError) -> None:
         if self.refused == "error":
@@ -173,10 +243,9 @@ class Encoder:
         self.counts.refused += 1
         self.counts.note("refused", str(error))
 
-    def _legs(self, dialogue: Dialogue, wanted: dict[int, float]) -> list[_Leg]:
-        records, known = records_of(self.template, dialogue), {}
-        script = self._write(dialogue, tuple(wanted), records, known)
-        self._count_script(dialogue, script, records)
+    def _legs(
+        self, dialogue: Dialogue, wanted: dict[int, float], script: Script, records: dict, known: dict
+    ) -> list[_Leg]:
         legs, walked, segments = [], 0, ()
         for turn in script.turns:
             segments = segments[: turn.keep] + turn.context
@@ -191,7 +260,7 @@ class Encoder:
                 walked = len(segments)
         return legs
 
-    def _count_script(self, dialogue: Dialogue, script: Script, records: dict) -> None:
+    def _count_script(self, dialogue: Dialogue, script: Script) -> None:
         counts = self.counts
         for turn in script.turns:
             if turn.unfaithful:
@@ -202,19 +271,23 @@ class Encoder:
             counts.lost[name] += 1
             place = f": message {message + 1}" if message >= 0 else ""
             counts.note(f"lost: {name}", f"{dialogue.source}{place}")
+        texts = [m.content or "" if not m.fields else f"{m.content}{m.fields}" for m in dialogue.messages]
+        whole = "\n".join(texts)
+        if any(first in whole for first in self._firsts) and self._spelled.search(whole):
+            self._count_spelling(dialogue, texts)
         for i, message in enumerate(dialogue.messages):
-            texts = message.content or ""
-            if self._thinks and message.role == "assistant":
-                texts = _REASONING.sub("", texts)
-            if message.fields:
-                texts += repr(message.fields)
-                for call in message.fields.get("tool_calls") or ():
-                    if isinstance(call.get("function", {}).get("arguments"), str):
-                        counts.malformed += 1
-                        counts.note("malformed arguments", f"{dialogue.source}: message {i + 1}")
-            if any(first in texts for first in self._firsts) and self._spelled.search(texts):
-                counts.spelling += 1
-                counts.note("spells a control token", f"{dialogue.source}: message {i + 1}")
+            for call in (message.fields or {}).get("tool_calls") or ():
+                if isinstance(call.get("function", {}).get("arguments"), str):
+                    counts.malformed += 1
+                    counts.note("malformed arguments", f"{dialogue.source}: message {i + 1}")
+
+    def _count_spelling(self, dialogue: Dialogue, texts: Sequence[str]) -> None:
+        for i, (message, text) in enumerate(zip(dialogue.messages, texts)):
+            # The marks of a reply's reasoning are no words of its text.
+            said = _REASONING.sub("", text) if self._thinks and message.role == "assistant" else text
+            if self._spelled.search(said):
+                self.counts.spelling += 1
+                self.counts.note("spells a control token", f"{dialogue.source}: message {i + 1}")
 
     def _realise(self, segments: Iterable[Segment], records: dict, known: dict) -> list[_Piece]:
         """Segments with the words of a dialogue in place of symbols; empty stretches fall away."""
@@ -231,21 +304,29 @@ class Encoder:
                 pieces.append(_Words((text, segment.place), tuple(part for part in parts if part[0])))
         return pieces
 
-    def _tokenise(self, legs: Iterable[_Leg]) -> None:
-        """Tokenises all texts of `legs`, each once, many at a time."""
-        wanted: dict[int, dict[str, None]] = {}
-        for leg in legs:
-            for pieces in (*leg.context, leg.response):
-                for piece in pieces:
-                    if type(piece) is _Words:
-                        self._want(piece, wanted)
-        for place, texts in wanted.items():
-            self._ids.update(zip(((text, place) for text in texts), self._encode_batch(list(texts), place)))
+    def _tokenise(self, plans: Iterable["list[_Leg] | _Chain | None"]) -> None:
+        """Tokenises all texts of `plans`, each once, many at a time."""
+        known = self._ids
+        wanted: tuple[dict[str, None], ...] = ({}, {}, {})
+        for plan in plans:
+            if type(plan) is _Chain:
+                for key in plan.words:
+                    if key not in known:
+                        wanted[key[1]][key[0]] = None
+            else:
+                for leg in plan or ():
+                    for pieces in (*leg.context, leg.response):
+                        for piece in pieces:
+                            if type(piece) is _Words:
+                                self._want(piece, wanted)
+        for place, texts in enumerate(wanted):
+            if texts:
+                known.update(zip(zip(texts, repeat(place)), self._encode_batch(list(texts), place)))
 
-    def _want(self, words: _Words, wanted: dict[int, dict[str, None]]) -> None:
+    def _want(self, words: _Words, wanted: Sequence[dict[str, None]]) -> None:
         (text, place), parts = words
         if words.key not in self._ids:
-            wanted.setdefault(place, {})[text] = None
+            wanted[place][text] = None
         for part, _ in parts[:-1]:
             if (part, place) not in self._literals:
                 if len(self._literals) > 20_000:
@@ -289,7 +370,7 @@ class Encoder:
         return Grown(tree, responses)
 
     def _owned(self, dialogue: Dialogue, pieces: Iterable[_Piece]) -> Iterator[tuple[int, list[int]]]:
-        """(whose words, ids) of pieces, in order; a token that reaches across a border is counted with the later part."""
+        """(whose words, ids) of pieces, in order; a token that reaches across a border goes with the later part."""
         for piece in pieces:
             if type(piece) is int:
                 yield -1, [piece]
@@ -312,9 +393,7 @@ class Encoder:
                 yield piece.parts[-1][1], whole[start:] if start else whole
 
     def _is_altered(self, response: Sequence[_Piece]) -> bool:
-        return any(
-            type(piece) is _Words and self.tokenizer.decode(self._ids[piece.key]) != piece.key[0] for piece in response
-        )
+        return not all(self._is_exact(piece.key) for piece in response if type(piece) is _Words)
 
     def _fit(self, dialogue: Dialogue, grown: Grown) -> list[TokenTree]:
         """What of a tree is kept under the policy for long ones, as one or more trees; and counted."""

@@ -30,7 +30,7 @@ from mtsft.dialogue.vocabulary import (
     stop_ids,
     token_text,
 )
-from mtsft.dialogue.words import words
+from mtsft.dialogue.words import Words, words
 from mtsft.errors import InputError, one_line
 
 # Our workers are processes; threads of the tokenizers package would only get into their way, and warn of forks.
@@ -74,15 +74,13 @@ class HuggingFaceTokenizer(Tokenizer):
             self._stand_ins |= {i for piece, i in found if byte_of(piece) is not None}
             self._watched |= self._stand_ins
 
-        variants: dict[str, tokenizers.Tokenizer] = {}
-        self._plain, self._words = [], []
-        for place in (START, AFTER_CONTROL, CONTINUATION):
-            layout = in_place(self._layout, place)
-            key = json.dumps(layout)
-            if key not in variants:
-                variants[key] = self._without_controls(layout)
-            self._plain.append(variants[key])
-            self._words.append(words(layout, variants[key], self._watched))
+        variants: dict[str, tuple[tokenizers.Tokenizer, Words | None]] = {}  # most tokenizers have but one
+        layouts = [in_place(self._layout, place) for place in (START, AFTER_CONTROL, CONTINUATION)]
+        for layout in layouts:
+            if (key := json.dumps(layout)) not in variants:
+                plain = self._without_controls(layout)
+                variants[key] = plain, words(layout, plain, self._watched)
+        self._plain, self._words = zip(*(variants[json.dumps(layout)] for layout in layouts))
         self._ordinary = self._ordinary_added()
         self._puts_space = self._plain[CONTINUATION] is not self._plain[AFTER_CONTROL]
         self.fingerprint = hashlib.sha256(

@@ -438,8 +438,15 @@ class _Writing:
             self._seen.add(i)
             for place, field in self._wanted_words(i, i == message):
                 found = any(path[: len(place)] == place or place[: len(path)] == path for path in shown.get(i, ()))
-                if not found and (i, field) not in self.lost:
+                if not found and (i, field) not in self.lost and (field != "content" or self._has_content(i)):
                     self.lost.append((i, field))
+
+    def _has_content(self, message: int) -> bool:
+        """Whether there is more than white space in a message's content; asked only where it matters."""
+        if self.traced.records["messages"][message]["content"] is None:
+            return False
+        symbol = self.tracer.symbol(message, "content", ("messages", message, "content"))
+        return self.tracer.ask((symbol,), "bool strip", (None,))
 
     def _wanted_words(self, message: int, is_response: bool) -> Iterator[tuple[tuple, str]]:
         """(place, field) of what a rendering should show of a message, -1 for the tools."""
@@ -447,11 +454,7 @@ class _Writing:
             yield ("tools",), "tools"
             return
         said, path = self.dialogue.messages[message], ("messages", message)
-        content = (*path, "content")
-        if self.traced.records["messages"][message]["content"] is not None:
-            symbol = self.tracer.symbol(message, "content", content)
-            if self.tracer.ask((symbol,), "bool strip", (None,)):
-                yield content, "content"
+        yield (*path, "content"), "content"
         fields = said.fields or {}
         for i, call in enumerate(fields.get("tool_calls") or ()):
             yield (*path, "tool_calls", i), "tool_calls"

@@ -101,6 +101,12 @@ _PREDICATES = "startswith endswith find rfind index rindex count isspace isdigit
 _PREDICATES += " islower isupper istitle isascii isidentifier isprintable __contains__ __len__"
 _PREDICATES += " __eq__ __ne__ __lt__ __le__ __gt__ __ge__"
 
+
+def _then(outer: Callable, name: str) -> Callable:
+    inner = getattr(str, name)
+    return lambda text, *args: outer(inner(text, *args))
+
+
 OPERATIONS: dict[str, Callable] = {
     **{name: getattr(str, name) for name in f"{_TEXT} {_LISTS}".split()},
     "slice": lambda text, *bounds: text[slice(*bounds)],
@@ -114,8 +120,8 @@ QUESTIONS: dict[str, Callable] = {
     "bool": bool,
     "text": str,
     "structure": structure,
-    **{f"len {name}": lambda text, *args, _of=getattr(str, name): len(_of(text, *args)) for name in _LISTS.split()},
-    **{f"bool {name}": lambda text, *args, _of=getattr(str, name): bool(_of(text, *args)) for name in _TEXT.split()},
+    **{f"len {name}": _then(len, name) for name in _LISTS.split()},
+    **{f"bool {name}": _then(bool, name) for name in ("strip", "lstrip", "rstrip")},
 }
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from mtsft.data.batches import BatchSource, PackedBatch, empty_batch, pack_row, read_ahead
 from mtsft.data.packing import lay_out
-from mtsft.data.store import Recipe, open_store
+from mtsft.data.store import open_store
+from mtsft.dialogue.recipe import Recipe
 from mtsft.dialogue.tree import TokenTree
 
 # The design's row: two trees, the second one branching after its third token; then padding.
@@ -66,7 +67,7 @@ def test_arrays_have_the_types_and_shapes_that_are_promised():
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory, proto):
+def store(tmp_path_factory, chat):
     """Dialogues of many lengths, no two of them with the same words."""
     folder = tmp_path_factory.mktemp("batches")
     path = folder / "d.jsonl"
@@ -75,7 +76,7 @@ def store(tmp_path_factory, proto):
             turns = [("user", f"what is {n}?"), ("assistant", f"it is {n}, " * (1 + n % 7))] * (1 + n % 3)
             messages = [{"role": role, "content": f"{text}{i}"} for i, (role, text) in enumerate(turns)]
             file.write(json.dumps({"messages": messages}) + "\n")
-    return open_store([path], Recipe("chatml", proto, 512), folder / "stores", progress=False)
+    return open_store([path], Recipe(chat, 512), folder / "stores", progress=False)
 
 
 @pytest.fixture(scope="module")

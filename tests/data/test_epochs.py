@@ -6,19 +6,20 @@ import pytest
 
 from mtsft.data.batches import BatchSource
 from mtsft.data.packing import lay_out
-from mtsft.data.store import Recipe, open_store
+from mtsft.data.store import open_store
+from mtsft.dialogue.recipe import Recipe
 
 LENGTH = 128
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory, proto):
+def store(tmp_path_factory, chat):
     folder = tmp_path_factory.mktemp("epochs")
     path = folder / "d.jsonl"
     turns = [[("user", f"{n}?"), ("assistant", "yes " * (1 + n % 5))] for n in range(30)]
     records = [{"messages": [{"role": role, "content": text} for role, text in turn]} for turn in turns]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return open_store([path], Recipe("chatml", proto, LENGTH), folder / "stores", progress=False)
+    return open_store([path], Recipe(chat, LENGTH), folder / "stores", progress=False)
 
 
 def epochs(store, seed, count=3):

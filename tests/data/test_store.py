@@ -1,15 +1,24 @@
+import gzip
 import json
+import math
+from dataclasses import fields, replace
 from functools import partial
 
 import numpy as np
 import pytest
 
 from mtsft.data import store as stores
-from mtsft.data.store import Recipe, open_store
-from mtsft.dialogue import readers, template, tokenizer
-from mtsft.dialogue.encode import Counts, Encoder
+from mtsft.data.store import open_store
+from mtsft.dialogue import readers, tokenizer
+from mtsft.dialogue.counts import Counts
+from mtsft.dialogue.encode import Encoder
+from mtsft.dialogue.recipe import Recipe
+from mtsft.dialogue.selection import Selection
+from mtsft.dialogue.template import CHATML
 from mtsft.dialogue.tree import TokenTree
 from mtsft.errors import InputError
+
+MARKERS = ("<|im_start|>", "<|im_end|>")
 
 
 def line(n, **more):
@@ -22,8 +31,8 @@ def line(n, **more):
 
 
 @pytest.fixture
-def recipe(proto):
-    return Recipe("chatml", proto, 512)
+def recipe(chat):
+    return Recipe(chat, 512)
 
 
 @pytest.fixture
@@ -74,7 +83,7 @@ def test_trees_ids_and_sources_come_back_as_they_were_encoded(files, recipe, ope
     assert len(store) == 13
     places = [(files[0], n) for n in range(1, 11)] + [(files[1], n) for n in (2, 4, 5)]
     for i, (path, number) in enumerate(places):
-        dialogue = readers.parse_line(path.read_bytes().split(b"\n")[number - 1], path, number)
+        dialogue = readers.parse(path.read_bytes().split(b"\n")[number - 1], path, number)
         tree = encoder(dialogue)
         for name in TokenTree.__slots__:
             kept = getattr(store[i], name)
@@ -104,7 +113,7 @@ def test_files_without_a_response_make_a_store_of_none(tmp_path, recipe, open_qu
 
 
 @pytest.mark.parametrize("over_length", ["drop", "keep_first"])
-def test_every_dialogue_read_is_accounted_for(tmp_path, proto, open_quietly, over_length):
+def test_every_dialogue_read_is_accounted_for(tmp_path, chat, open_quietly, over_length):
     path = tmp_path / "d.jsonl"
     turns = [
         [("user", "hi")],
@@ -113,7 +122,7 @@ def test_every_dialogue_read_is_accounted_for(tmp_path, proto, open_quietly, ove
     ]
     records = [{"messages": [{"role": role, "content": text} for role, text in turn]} for turn in [*turns, *turns[:2]]]
     path.write_text("".join(line(n) for n in range(9)) + "\n".join(map(json.dumps, records)))
-    store = open_quietly([path], Recipe("chatml", proto, 200, over_length))
+    store = open_quietly([path], Recipe(chat, 200, over_length))
     c = store.counts
     kept, dropped = {"drop": (9, 3), "keep_first": (10, 2)}[over_length]
     assert (c.dialogues, c.kept, c.without_response, c.over_length_dropped) == (14, kept, 2, dropped)
@@ -124,6 +133,74 @@ def test_every_dialogue_read_is_accounted_for(tmp_path, proto, open_quietly, ove
     masks = [store[i].response_mask_N for i in range(len(store))]
     assert c.supervised_tokens == sum((mask > 0).sum() for mask in masks)
     assert c.supervised_weight == store.weights_N.sum() == sum(mask.sum() for mask in masks)
+
+
+# Several files
+
+
+def test_a_compressed_file_holds_the_same(files, recipe, open_quietly, tmp_path):
+    whole = open_quietly(files, recipe)
+    packed = tmp_path / "first.jsonl.gz"
+    packed.write_bytes(gzip.compress(files[0].read_bytes()))
+    store = open_quietly([packed, files[1]], recipe)
+    assert (store.content, store.counts) == (whole.content, whole.counts)
+    assert [store.source(i) for i in (0, 9, 10)] == [(packed, 1), (packed, 10), (files[1], 2)]
+
+
+@pytest.mark.parametrize(("shares", "counts"), [((0.5, 2), (5, 6)), ((0, 1.5), (0, 5)), ((1, 0.5), (10, 2))])
+def test_a_mixture_has_each_file_as_often_as_said(files, recipe, open_quietly, shares, counts):
+    store = open_quietly(files, recipe)
+    mixed = store.mixed(shares)
+    of_file = [[mixed.id(i) for i in range(len(mixed)) if mixed.source(i)[0] == path] for path in files]
+    assert tuple(map(len, of_file)) == counts
+    for path, ids, share in zip(files, of_file, shares):
+        own = [store.id(i) for i in range(len(store)) if store.source(i)[0] == path]
+        assert {ids.count(name) for name in own} == {math.floor(share), math.ceil(share)}
+    kept = {store.id(i): store[i] for i in range(len(store))}
+    for i in range(len(mixed)):
+        assert mixed[i].tokens_N.tolist() == kept[mixed.id(i)].tokens_N.tolist()
+        assert mixed.lengths_N[i] == len(mixed[i])
+        assert mixed.weights_N[i] == mixed[i].response_mask_N.sum()
+    again = store.mixed(shares)
+    assert [again.id(i) for i in range(len(again))] == [mixed.id(i) for i in range(len(mixed))]
+    assert again.content == mixed.content != store.content
+    assert store.mixed((0.5, 1)).content != store.mixed((1, 0.5)).content
+
+
+def test_equal_words_have_equal_digests_and_no_others(tmp_path, recipe, open_quietly):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    weighted = json.loads(line(1))
+    weighted["messages"][1]["weight"] = 0.5
+    call = {"role": "assistant", "content": "it is 1it is 1", "reasoning_content": "hm"}
+    first.write_text(line(1) + line(2) + line(1, id="x"))
+    said = [{"role": "user", "content": "what is 1?"}, call]
+    second.write_text(line(2, id="y") + json.dumps(weighted) + "\n" + line(3) + json.dumps({"messages": said}))
+    lenient = replace(recipe, unfaithful="emit")
+    store = open_quietly([first, second], lenient)
+    one, two, again, two_too, weighty, three, other = store.digests_N.tolist()
+    assert (one, two) == (again, two_too)
+    assert weighty == one
+    assert len({one, two, three, other}) == 4
+
+
+# Nothing is an error
+
+
+def test_a_lenient_recipe_counts_what_it_cannot_read_and_what_is_refused(tmp_path, recipe, chat, open_quietly):
+    path = tmp_path / "d.jsonl"
+    no_user = json.dumps({"messages": [{"role": "system", "content": "hm"}, *json.loads(line(3))["messages"]]}) + "\n"
+    path.write_text(line(1) + "not JSON\n" + no_user + "\n" + line(2) + '{"messages": 3}\n')
+    strict = "{% if messages[0].role != 'user' %}{{ raise_exception('a user speaks first') }}{% endif %}" + CHATML
+    strict = replace(recipe, chat=replace(chat, sources={"default": strict}))
+    store = open_quietly([path], strict.without_errors())
+    c = store.counts
+    assert (c.unreadable, c.dialogues, c.kept, c.refused) == (2, 3, 2, 1)
+    assert [store.source(i) for i in range(len(store))] == [(path, 1), (path, 5)]
+    assert [place.split(": ")[0] for place in c.examples["unreadable"]] == [f"{path}:2", f"{path}:6"]
+    assert c.examples["refused"][0].startswith(f"{path}:3: message 2: the chat template chatml refuses it (a user ")
+    path.write_text(no_user)
+    with pytest.raises(InputError, match=rf"^{path}:1: message 2: the chat template chatml refuses it \(a user spea"):
+        open_quietly([path], strict)
 
 
 # When it is built
@@ -156,28 +233,45 @@ def test_one_changed_byte_of_a_file_is_another_store(files, recipe, open_quietly
     assert tokens_of(after) != tokens_of(before)
 
 
-@pytest.mark.parametrize("change", ["tokenizer", "max_length", "over_length", "split", "order of files"])
-def test_another_recipe_is_another_store(files, proto, recipe, chatml, open_quietly, build_calls, change):
-    options = {
-        "tokenizer": {"tokenizer": tokenizer.train(["it is what it is?"] * 9, 290, chatml.markers)},
-        "max_length": {"max_length": 511},
-        "over_length": {"over_length": "drop"},
-        "split": {"split": (0.0, 0.5)},
-    }
-    other = Recipe(**{"template": "chatml", "tokenizer": proto, "max_length": 512, **options.get(change, {})})
-    before = open_quietly(files, recipe)
-    after = open_quietly(files[::-1] if change == "order of files" else files, other)
-    assert after.path != before.path
-    assert len(build_calls) == 2
+HEADED = "{{ 'Today is ' ~ strftime_now('%d') }}" + CHATML
+CHATS = {
+    "tokenizer": lambda chat: replace(chat, tokenizer=tokenizer.train(["it is what it is?"] * 9, 290, MARKERS)),
+    "template": lambda chat: replace(chat, sources={"default": CHATML.replace("'\\n'", "'\\n '", 1)}),
+    "variables": lambda chat: replace(chat, variables='{"enable_thinking": false}'),
+}
+OPTIONS = {
+    "max_length": 511,
+    "over_length": "drop",
+    "split": (0.0, 0.5),
+    "selection": Selection("last"),
+    "trees": "paths",
+    "unfaithful": "skip",
+    "refused": "skip",
+    "stops": ("<|im_start|>",),
+    "lenient": True,
+}
 
 
-def test_a_changed_template_is_another_store(files, recipe, open_quietly, build_calls, monkeypatch):
-    before = open_quietly(files, recipe)
-    header = template.Span("model\n")
-    prompt = [template.Span(template.ChatML.start, control=True), header]
-    monkeypatch.setattr(template.ChatML, "generation_prompt", lambda self: prompt)
-    assert open_quietly(files, recipe).path != before.path
-    assert len(build_calls) == 2
+@pytest.mark.parametrize("change", [*CHATS, *OPTIONS, "order of files"])
+def test_another_recipe_is_another_store(files, chat, recipe, change):
+    other = replace(recipe, chat=CHATS[change](chat)) if change in CHATS else recipe
+    other = replace(other, **{change: OPTIONS[change]}) if change in OPTIONS else other
+    wanted = files[::-1] if change == "order of files" else files
+    assert stores._address(wanted, other) != stores._address(files, recipe) == stores._address([*files], recipe)
+
+
+def test_every_option_of_a_recipe_was_tried():
+    assert {*OPTIONS} == {field.name for field in fields(Recipe)} - {"chat", "format"}
+
+
+def test_the_date_matters_to_templates_that_read_the_clock_and_to_no_other(files, chat, recipe):
+    def address(sources, date):
+        dated = replace(chat, sources={"default": sources}, date=date)
+        return stores._address(files, replace(recipe, chat=dated))
+
+    assert address(CHATML, "2026-01-31") == address(CHATML, "2026-02-01")
+    assert address(HEADED, "2026-01-31") != address(HEADED, "2026-02-01")
+    assert address(HEADED, "2026-01-31") == address(HEADED, "2026-01-31")
 
 
 def test_changed_code_is_another_store(files, recipe, open_quietly, build_calls, monkeypatch):
@@ -208,9 +302,9 @@ def test_the_content_does_not_depend_on_processes_or_pieces(files, recipe, tmp_p
         return store.content, {path.name: path.read_bytes() for path in store.path.iterdir()}
 
     whole = build("whole", 1)
-    for size in (1, 200):
-        small_pieces(size)
-        assert build(f"one-{size}", 1) == whole
+    small_pieces(1)
+    assert build("one", 1) == whole
+    small_pieces(200)
     assert build("two", 2) == whole
 
 
@@ -251,22 +345,22 @@ def split_files(tmp_path):
     return write
 
 
-def open_split(open_quietly, files, proto, at):
-    return [open_quietly(files, Recipe("chatml", proto, 512, split=part)) for part in ((0.0, at), (at, 1.0))]
+def open_split(open_quietly, files, chat, at):
+    return [open_quietly(files, Recipe(chat, 512, split=part)) for part in ((0.0, at), (at, 1.0))]
 
 
-def test_a_split_is_a_partition(split_files, proto, recipe, open_quietly):
+def test_a_split_is_a_partition(split_files, chat, recipe, open_quietly):
     files = split_files([line(n).encode() for n in range(100)])
-    held_out, train = open_split(open_quietly, files, proto, 0.3)
+    held_out, train = open_split(open_quietly, files, chat, 0.3)
     assert sorted(tokens_of(held_out) + tokens_of(train)) == tokens_of(open_quietly(files, recipe))
     assert 15 <= len(held_out) <= 45
     assert held_out.counts.dialogues + train.counts.dialogues == 100
 
 
-def test_a_split_does_not_depend_on_the_order_of_lines(split_files, proto, open_quietly):
+def test_a_split_does_not_depend_on_the_order_of_lines(split_files, chat, open_quietly):
     lines = [line(n).encode() for n in range(30)]
-    first = tokens_of(open_split(open_quietly, split_files(lines), proto, 0.3)[0])
-    assert first == tokens_of(open_split(open_quietly, split_files(lines[::-1]), proto, 0.3)[0])
+    first = tokens_of(open_split(open_quietly, split_files(lines), chat, 0.3)[0])
+    assert first == tokens_of(open_split(open_quietly, split_files(lines[::-1]), chat, 0.3)[0])
 
 
 def same_words(kind):
@@ -283,16 +377,16 @@ def same_words(kind):
 
 
 @pytest.mark.parametrize("kind", ["repeated", "another id", "another spelling"])
-def test_equal_dialogues_are_on_one_side_of_a_split(split_files, proto, open_quietly, kind):
-    held_out, train = open_split(open_quietly, split_files(same_words(kind)), proto, 0.5)
+def test_equal_dialogues_are_on_one_side_of_a_split(split_files, chat, open_quietly, kind):
+    held_out, train = open_split(open_quietly, split_files(same_words(kind)), chat, 0.5)
     assert len(held_out) + len(train) == 80
     assert not set(tokens_of(held_out)) & set(tokens_of(train))
 
 
-def test_a_byte_order_mark_does_not_move_its_dialogue_across_a_split(split_files, proto, open_quietly):
+def test_a_byte_order_mark_does_not_move_its_dialogue_across_a_split(split_files, chat, open_quietly):
     for n in range(20):
         files = split_files([b"\xef\xbb\xbf" + line(n).encode(), line(n).encode()])
-        assert sorted(map(len, open_split(open_quietly, files, proto, 0.5))) == [0, 2]
+        assert sorted(map(len, open_split(open_quietly, files, chat, 0.5))) == [0, 2]
 
 
 def test_an_encoder_of_the_recipe_begins_at_zero(recipe):

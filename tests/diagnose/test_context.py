@@ -5,8 +5,9 @@ import pytest
 from support import small_model
 
 from mtsft.diagnose import context
-from mtsft.dialogue import readers, recall
+from mtsft.dialogue import recall
 from mtsft.dialogue.encode import Encoder
+from mtsft.dialogue.formats import parse_record
 from mtsft.dialogue.tree import paths
 
 RECORDS = list(recall.dialogues(3, seed=1))
@@ -29,7 +30,7 @@ def encoder(chatml, small_tokenizer):
 @pytest.fixture(scope="module")
 def turns(encoder):
     """Of every dialogue, what is to be said in each true context."""
-    trees = [encoder(readers.parse_record(record, "the corpus")) for record in RECORDS]
+    trees = [encoder(parse_record(record, "the corpus")) for record in RECORDS]
     return [[(tuple(context), response.tolist()) for _, context, response in paths(tree)] for tree in trees]
 
 
@@ -41,9 +42,9 @@ def speak(monkeypatch, turns):
         asked = []
         right = dict(turn for dialogue in turns for turn in dialogue) | dict(spoilt)
 
-        def generate(model, params, prompts, stop_id, max_new):
+        def generate(model, params, prompts, stop_ids, max_new):
             asked.append(prompts)
-            return [right.get(tuple(prompt), [stop_id])[:max_new] for prompt in prompts]
+            return [right.get(tuple(prompt), [*stop_ids])[:max_new] for prompt in prompts]
 
         monkeypatch.setattr(context, "generate", generate)
         monkeypatch.setattr(context, "_MAX_NEW", 1000)  # the tokenizer of the tests spells letter by letter

@@ -79,7 +79,7 @@ def test_runs_hold_every_token_once_in_order(grow, small_tokenizer):
     assert [run.index for run in runs] == np.cumsum([0, *[len(run.tokens) for run in runs]])[:-1].tolist()
     assert [run.weight for run in runs for _ in run.tokens] == tree.response_mask_N.tolist()
     assert [run.message for run in runs for _ in run.tokens] == tree.message_ids_N.tolist()
-    assert [run.marker for run in runs] == [run.text in small_tokenizer.marker_ids for run in runs]
+    assert [run.marker for run in runs] == [run.text in small_tokenizer.controls for run in runs]
 
 
 def test_bytes_of_a_character_are_joined(grow, small_tokenizer):
@@ -125,7 +125,7 @@ def test_html_marks_exactly_what_is_supervised(grow, small_tokenizer):
         "<|im_start|>",
         "<|im_end|>",
     ]
-    stop = small_tokenizer.marker_ids["<|im_end|>"]
+    stop = small_tokenizer.controls["<|im_end|>"].id
     assert page.titles[-1] == f"token {stop}, position {len(page.titles) - 1}, turn 0, template, weight 1"
     assert any(re.search(r"turn 0, message 0, context", title) for title in page.titles)
 
@@ -133,8 +133,8 @@ def test_html_marks_exactly_what_is_supervised(grow, small_tokenizer):
 @pytest.fixture(scope="module")
 def tags_tokenizer(chatml):
     """A tokenizer that has whole tags among its pieces."""
-    proto = tokenizer.train(["a b c"], 300, [*chatml.markers, "<b>", "&lt;", "<|x"])
-    return tokenizer.Tokenizer(proto, chatml.markers)
+    markers = ["<|im_start|>", "<|im_end|>", "<b>", "&lt;", "<|x"]
+    return tokenizer.from_files(tokenizer.train(["a b c"], 300, markers), chatml.literals)
 
 
 @pytest.mark.parametrize("wrote", ["<b>&lt;", "<script>alert(\"&amp;\")</script></pre><b title='x'>"])

@@ -425,6 +425,14 @@ def test_names_and_stops_come_from_the_files_beside():
         assert ours.from_files(more, []).stops == stops
 
 
+def test_the_tokenizer_itself_says_what_an_id_is():
+    start = reference("gpt2").token_to_id("<|im_start|>")
+    files = KINDS["gpt2"]() | {"added_tokens.json": json.dumps({"<|other|>": start, "<|more|>": 5000}).encode()}
+    tokenizer = ours.from_files(files, ["<|other|> <|more|>"])
+    assert tokenizer.controls["<|im_start|>"].id == start
+    assert {*tokenizer.controls} == {"<|im_start|>", "<|im_end|>", "<|more|>"}
+
+
 def test_a_stop_is_a_control_though_no_file_says_special():
     files = KINDS["qwen"]()
     index = reference("qwen").token_to_id("<|fim|>")

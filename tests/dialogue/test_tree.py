@@ -3,7 +3,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtsft.dialogue.tree import TokenTree, TreeBuilder, paths, positions, subtree_ends
+from mtsft.dialogue.tree import (
+    TokenTree,
+    TreeBuilder,
+    expand,
+    is_one_chain,
+    paths,
+    positions,
+    response_ends,
+    subtree_ends,
+)
 
 # The design's row of two dialogues, each by itself.
 CHAIN = """
@@ -71,11 +80,14 @@ def test_positions_and_subtree_ends_say_who_descends_from_whom(parents):
 
 
 def grow(*walks):
-    """The tree of walks (depth, tokens, turn, weight); tokens are their own message ids."""
+    """The tree of walks (depth, tokens, turn, weight), 0.0 for context; each first token less 7 is its message id."""
     builder = TreeBuilder()
     for depth, tokens, turn, weight in walks:
-        assert builder.descend(depth, tokens, [t % 7 for t in tokens], turn, weight) == depth + len(tokens)
-    return builder.build()
+        assert builder.descend(depth, tokens, tokens[0] - 7, turn, weight or None) == depth + len(tokens)
+    tree = builder.build()
+    assert len(builder) == len(tree)
+    assert builder.is_chain == is_one_chain(tree)
+    return tree
 
 
 def check(tree, picture):
@@ -108,7 +120,7 @@ def test_a_walk_that_differs_branches_where_it_differs():
         parents        -1   0   1   2   1   4   4
         response_mask   0   0   0   0   0   0   0
         turn_ids        0   0   0   0   1   1   2
-        message_ids     3   4   5   6   6   6   0
+        message_ids     3   3   3   3   4   4  13
         """,
     )
 
@@ -129,7 +141,7 @@ def test_a_response_is_grown_anew_beside_context_of_the_same_tokens():
         parents        -1   0   1   0   3   4
         response_mask   0   0   0   1   1   0
         turn_ids        0   0   0   1   1   2
-        message_ids     3   4   5   4   5   6
+        message_ids     3   3   3   4   4   4
         """,
     )
 
@@ -161,8 +173,8 @@ def test_the_head_of_a_tree_is_the_tree_of_its_first_tokens(data):
 def test_paths_are_what_was_put_in(pairs):
     builder = TreeBuilder()
     for turn, (context, response) in enumerate(pairs):
-        depth = builder.descend(0, context, [-1] * len(context), turn)
-        builder.descend(depth, response, [turn] * len(response), turn, weight=0.5)
+        depth = builder.descend(0, context, -1, turn)
+        builder.descend(depth, response, turn, turn, weight=0.5)
     tree = builder.build()
     found = [(turn, context.tolist(), response.tolist()) for turn, context, response in paths(tree)]
     assert found == [(turn, *pair) for turn, pair in enumerate(pairs)]

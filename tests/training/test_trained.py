@@ -12,7 +12,7 @@ from mtsft.config import default
 from mtsft.dialogue.schema import Message
 from mtsft.errors import InputError
 from mtsft.model.transformer import Architecture, Model, stack_layers
-from mtsft.training import trained
+from mtsft.training import trained, workdir
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.optimizer import build_optimizer
 from mtsft.training.state import new_state
@@ -29,11 +29,10 @@ def make_config():
     return config
 
 
-def make_workdir(folder, config, proto, vocab_size):
+def make_workdir(folder, config, chat, vocab_size):
     """A workdir as a run leaves it, each checkpoint with parameters of its own; {step: parameters}."""
-    (folder / "tokenizer").mkdir(parents=True)
-    (folder / "tokenizer" / "tokenizer.model").write_bytes(proto)
-    (folder / "config.json").write_text(config.to_json())
+    folder.mkdir()
+    workdir.write(epath.Path(folder), config, chat)
     model = Model(Architecture(**config.model, vocab_size=vocab_size))
     optimizer = build_optimizer("adamw", clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
     saved = {}
@@ -45,10 +44,10 @@ def make_workdir(folder, config, proto, vocab_size):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, proto, small_tokenizer):
+def run(tmp_path_factory, chat, small_tokenizer):
     """(workdir, {step: parameters})."""
     folder = tmp_path_factory.mktemp("run") / "work"
-    return folder, make_workdir(folder, make_config(), proto, small_tokenizer.vocab_size)
+    return folder, make_workdir(folder, make_config(), chat, small_tokenizer.vocab_size)
 
 
 @pytest.fixture
@@ -78,11 +77,11 @@ def test_the_newest_is_best_where_nothing_was_held_out(copied):
     assert trained.load(copied).step == 4
 
 
-def change(workdir, group, name, value):
+def change(folder, group, name, value):
     """Changes a key of the config that lies in a workdir."""
-    config = json.loads((workdir / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     config[group][name] = value
-    (workdir / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def test_layers_scanned_or_unrolled_load_from_the_same_checkpoint(run, copied):
@@ -111,11 +110,11 @@ def test_a_config_with_several_files_is_read_back(copied):
 
 def test_reply_continues_the_rendered_conversation(run, monkeypatch):
     model = trained.load(run[0])
-    tokenizer, asked = model.tokenizer, []
-    stop = tokenizer.marker_ids["<|im_end|>"]
+    tokenizer, asked = model.encoder.tokenizer, []
+    stop = tokenizer.controls["<|im_end|>"].id
 
-    def generate(_, params, prompts, stop_id, max_new, **_options):
-        asked.extend([*prompts, stop_id, max_new])
+    def generate(_, params, prompts, stop_ids, max_new, **_options):
+        asked.extend([*prompts, stop_ids, max_new])
         return [[*tokenizer.encode("I am well."), stop]]
 
     monkeypatch.setattr(trained, "generate", generate)
@@ -125,7 +124,7 @@ def test_reply_continues_the_rendered_conversation(run, monkeypatch):
         "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in said) + "<|im_start|>assistant\n"
     )
     assert asked[0].count(stop) == 4
-    assert asked[1:] == [stop, 256]
+    assert asked[1:] == [(stop,), 256]
     assert model.reply([Message(*pair, weight=0.5) for pair in said], max_new=7) == "I am well."
     assert asked[3] == asked[0]
     assert asked[5] == 7
@@ -149,7 +148,7 @@ def test_reply_is_decoded_greedily(run, monkeypatch):
         model.params, tokens, np.arange(length, dtype=np.int32)[None], np.full_like(tokens, length)
     )
     assert (hidden[0, len(prompt) - 1 : -1] @ projection).argmax(-1).tolist() == said
-    assert reply == model.tokenizer.decode(said)
+    assert reply == model.encoder.tokenizer.decode(said)
 
 
 def test_reply_refuses_what_no_dialogue_can_hold(run):
@@ -160,7 +159,7 @@ def test_reply_refuses_what_no_dialogue_can_hold(run):
         model.reply([("user", "Hi"), ("user", 3)])
 
 
-@pytest.mark.parametrize("lack", ["config.json", "tokenizer/tokenizer.model", "checkpoints"])
+@pytest.mark.parametrize("lack", ["config.json", "tokenizer", "checkpoints"])
 def test_says_what_is_missing(copied, lack):
     path = copied / lack
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -170,6 +169,15 @@ def test_says_what_is_missing(copied, lack):
     with pytest.raises(InputError, match=says):
         trained.evaluate(default(), copied)
     assert not path.exists()
+
+
+def test_a_template_that_is_missing_or_broken_is_named(copied):
+    (copied / "template.json").write_text("{")
+    with pytest.raises(InputError, match=rf"^{copied}/template.json: not the template of a run of this version: "):
+        trained.load(copied)
+    (copied / "template.json").unlink()
+    with pytest.raises(InputError, match=r"holds no trained model \(no template.json\); train one first with"):
+        trained.load(copied)
 
 
 def test_says_that_no_checkpoint_is_whole(copied):
@@ -201,9 +209,9 @@ def evaluating(copied, tmp_path, write_jsonl):
 
 
 def test_evaluation_is_of_the_best_with_its_own_tokenizer(evaluating, small_tokenizer):
-    workdir, config = evaluating
+    folder, config = evaluating
     config.train.optimizer = "muon"  # the optimizer does not matter any more
-    scores = trained.evaluate(config, workdir)
+    scores = trained.evaluate(config, folder)
     assert config.data.tokenizer == ""
     assert [entry["supervised_tokens"] for entry in scores["by_turn"]] == [
         2 * (len(small_tokenizer.encode("I am well")) + 1),
@@ -211,21 +219,21 @@ def test_evaluation_is_of_the_best_with_its_own_tokenizer(evaluating, small_toke
     ]
     assert scores["dialogues"] == 2
     for step in (3, 4):
-        shutil.rmtree(workdir / "checkpoints" / str(step))
-    assert trained.evaluate(config, workdir) == scores
+        shutil.rmtree(folder / "checkpoints" / str(step))
+    assert trained.evaluate(config, folder) == scores
     assert trained.as_table(scores).splitlines()[0] == f"held-out loss {scores['loss']:.4f} (nats per supervised token)"
     assert trained.as_table(scores).splitlines()[-1].split()[0] == "2"
 
 
 def test_evaluation_refuses_another_model(evaluating):
-    workdir, config = evaluating
+    folder, config = evaluating
     config.model.intermediate_size = 48
     with pytest.raises(InputError, match=r"holds a model with model.intermediate_size=64, and the config says 48; "):
-        trained.evaluate(config, workdir)
+        trained.evaluate(config, folder)
 
 
 def test_evaluation_needs_something_held_out(evaluating):
-    workdir, config = evaluating
+    folder, config = evaluating
     config.data.eval = ""
     with pytest.raises(InputError, match=r"^nothing is held out .* set data.eval or data.eval_fraction$"):
-        trained.evaluate(config, workdir)
+        trained.evaluate(config, folder)

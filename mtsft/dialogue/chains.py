@@ -1,0 +1,273 @@
+"""Many dialogues of one script at once, where its contexts and responses make one chain.
+
+A script says the same of all dialogues that share it, so what can be worked out from symbols alone is worked out
+once: which texts are to be tokenised, in which order their tokens stand, and where a context shows again what was
+emitted. What is left for each dialogue is to put its words in, and to see that the tokenizer reads a turn in the history
+as it was emitted; where it does not, the dialogue is no chain and takes the general way (encode.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtsft.dialogue.schema import Dialogue
+from mtsft.dialogue.script import Script, Segment, Stretch, Turn
+from mtsft.dialogue.tokenizer import Tokenizer
+from mtsft.dialogue.tracing import OPERATIONS, Parts, Symbol
+from mtsft.dialogue.tree import TokenTree
+
+Key = tuple[str, int]  # text, place
+
+
+class _Text(NamedTuple):
+    """A stretch with words in it: `before` + the content of a message, or what `method` makes of it."""
+
+    before: str
+    message: int
+    place: int
+    method: str
+    args: tuple
+
+
+class _Step(NamedTuple):
+    """Tokens that come next. ids: those known beforehand, or text: the index of a text of the program.
+
+    before: tokens of the text's own template text at its head. message: whose words the others are. turn: number of
+    the response that they are, or lead to. response: its index, -1 for context.
+    """
+
+    ids: tuple[int, ...]
+    text: int
+    before: tuple[int, ...]
+    message: int
+    turn: int
+    response: int
+
+
+class Program(NamedTuple):
+    """A chain as steps.
+
+    checks: (text, ids, text): the first must be read as the ids and then the second. messages: of the responses. spoken:
+    the texts of the responses.
+    """
+
+    texts: tuple[_Text, ...]
+    steps: tuple[_Step, ...]
+    checks: tuple[tuple[int, tuple[int, ...], int], ...]
+    messages: tuple[int, ...]
+    spoken: tuple[int, ...]
+
+    def words(self, dialogue: Dialogue) -> list[Key]:
+        """The texts of a dialogue that are to be tokenised."""
+        said = dialogue.messages
+        return [
+            (before + (OPERATIONS[method](said[i].content, *args) if method else said[i].content), place)
+            for before, i, place, method, args in self.texts
+        ]
+
+    def length(self, read: Sequence[Sequence[int]]) -> int:
+        """Tokens of a chain. read: the ids of `words`."""
+        return sum(len(step.ids) if step.text < 0 else len(read[step.text]) for step in self.steps)
+
+    def holds(self, read: Sequence[Any]) -> bool:
+        """Whether the texts can be read, and the history as it was emitted. read: the ids of `words`."""
+        if any(type(ids) is not list for ids in read):
+            return False
+        for whole, before, part in self.checks:
+            ids, own = read[whole], read[part]
+            if len(ids) != len(before) + len(own) or ids[len(before) :] != own:
+                return False
+            if before and ids[: len(before)] != list(before):
+                return False
+        return True
+
+
+def compile_program(script: Script, tokenizer: Tokenizer) -> Program | None:
+    """The program of a script; None where it is no chain of plain messages."""
+    return _Compiler(tokenizer).program(script)
+
+
+class _Unfit(Exception):
+    """The script takes the general way."""
+
+
+class _Compiler:
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.texts: list[_Text] = []
+        self.steps: list[_Step] = []
+        self.checks: list[tuple[int, tuple[int, ...], int]] = []
+
+    def program(self, script: Script) -> Program | None:
+        if not script.turns or not all(turn.trained for turn in script.turns):
+            return None
+        try:
+            segments: tuple[Segment, ...] = ()
+            emitted: list[Segment] = []  # what stands behind the segments that the next context keeps
+            for number, turn in enumerate(script.turns):
+                if number and turn.keep < len(segments) - 1:
+                    return None
+                again = [*segments[turn.keep :], *emitted] if number else []
+                self._context(turn, again)
+                segments = segments[: turn.keep] + turn.context
+                emitted = list(turn.response)
+                for segment in turn.response:
+                    self._step(segment, turn, number)
+        except _Unfit:
+            return None
+        spoken = tuple(step.text for step in self.steps if step.text >= 0 and step.response >= 0)
+        messages = tuple(turn.message for turn in script.turns)
+        return Program(tuple(self.texts), tuple(self.steps), tuple(self.checks), messages, spoken)
+
+    def _context(self, turn: Turn, again: list[Segment]) -> None:
+        """The context of a turn: first what shows again what was emitted, then what is new."""
+        rest = list(turn.context)
+        while again:
+            if not rest:
+                raise _Unfit
+            segment = rest.pop(0)
+            if type(segment) is str:
+                if again.pop(0) != segment:
+                    raise _Unfit
+                continue
+            self._check(segment, again)
+        for segment in rest:
+            self._step(segment, turn, -1)
+
+    def _check(self, segment: Stretch, again: list[Segment]) -> None:
+        """Takes from `again` the stretches that a stretch of the history shows as one."""
+        shown: Parts = ()
+        taken = []
+        while again and type(again[0]) is Stretch:
+            taken.append(again.pop(0))
+            shown = _joined((*shown, *taken[-1].parts))
+        if shown != segment.parts or segment.lstrip or segment.rstrip:
+            raise _Unfit
+        if taken == [segment]:
+            return
+        if not any(type(part) is Symbol for part in segment.parts):
+            before = sum((self._ids(t) for t in taken), ())
+            if before != self._ids(segment):
+                raise _Unfit
+            return
+        *heads, last = taken
+        if any(type(part) is Symbol for head in heads for part in head.parts):
+            raise _Unfit
+        before = sum((self._ids(head) for head in heads), ())
+        self.checks.append((self._text(segment), before, self._text(last)))
+
+    def _step(self, segment: Segment, turn: Turn, response: int) -> None:
+        if type(segment) is str:
+            self._constant((self.tokenizer.controls[segment].id,), turn, response)
+        elif segment.lstrip or segment.rstrip:
+            raise _Unfit
+        elif not any(type(part) is Symbol for part in segment.parts):
+            self._constant(self._ids(segment), turn, response)
+        else:
+            text = self._text(segment)
+            before = self.texts[text].before
+            head = tuple(self.tokenizer.encode_batch([before], segment.place)[0]) if before else ()
+            self.steps.append(_Step((), text, head, self.texts[text].message, turn.number, response))
+
+    def _constant(self, ids: tuple[int, ...], turn: Turn, response: int) -> None:
+        last = self.steps[-1] if self.steps else None
+        if last is not None and last.text < 0 and (last.turn, last.response) == (turn.number, response):
+            self.steps[-1] = last._replace(ids=last.ids + ids)
+        else:
+            self.steps.append(_Step(ids, -1, (), -1, turn.number, response))
+
+    def _ids(self, stretch: Stretch) -> tuple[int, ...]:
+        if len(stretch.parts) != 1 or type(stretch.parts[0]) is Symbol or stretch.lstrip or stretch.rstrip:
+            raise _Unfit
+        return tuple(self.tokenizer.encode_batch([stretch.parts[0]], stretch.place)[0])
+
+    def _text(self, stretch: Stretch) -> int:
+        *head, symbol = stretch.parts
+        if type(symbol) is str or len(head) > 1 or (head and type(head[0]) is not str):
+            raise _Unfit
+        # The content itself, or what one operation, such as a strip, makes of it.
+        inner = symbol.parts[0] if symbol.parts and symbol.item is None else symbol
+        is_content = type(inner) is Symbol and not inner.method and inner.path == ("messages", symbol.owner, "content")
+        if not is_content or len(symbol.parts) > 1 or any(type(arg) is Symbol for arg in symbol.args):
+            raise _Unfit
+        text = _Text("".join(head), symbol.owner, stretch.place, symbol.method, symbol.args)
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text)
+
+
+def _joined(parts: Sequence[str | Symbol]) -> Parts:
+    """Parts with adjoining template texts as one."""
+    found: list[str | Symbol] = []
+    for part in parts:
+        if found and type(part) is str and type(found[-1]) is str:
+            found[-1] += part
+        else:
+            found.append(part)
+    return tuple(found)
+
+
+class Chains:
+    """The chains of one batch, laid end to end while they are made, and cut into trees at the end.
+
+    lengths: tokens of each.
+    """
+
+    def __init__(self):
+        self.lengths: list[int] = []
+        self._ids: list[Sequence[int]] = []
+        self._counts: list[int] = []
+        self._marks: list[tuple[float, int, int]] = []  # weight, turn, message of each run
+
+    def add(
+        self, program: Program, read: Sequence[list[int]], weights: Mapping[int, float]
+    ) -> list[tuple[int, int, int]]:
+        """Lays one more chain out; returns (turn, tokens, depth of the end) of its responses."""
+        ids, counts, marks = self._ids, self._counts, self._marks
+        length, responses, current = 0, [], -1
+        for step in program.steps:
+            weight = weights[program.messages[step.response]] if step.response >= 0 else 0.0
+            if step.text < 0:
+                ids.append(step.ids)
+                count = len(step.ids)
+                counts.append(count)
+                marks.append((weight, step.turn, -1))
+            else:
+                words = read[step.text]
+                ids.append(words)
+                count, head = len(words), len(step.before)
+                if head and words[:head] != list(step.before):
+                    # A token that reaches across the border goes with the words.
+                    head = next((i for i, (a, b) in enumerate(zip(step.before, words)) if a != b), 0)
+                if head:
+                    counts.append(head)
+                    marks.append((weight, step.turn, -1))
+                counts.append(count - head)
+                marks.append((weight, step.turn, step.message))
+            length += count
+            if step.response >= 0:
+                if step.response != current:
+                    responses.append([step.turn, 0, 0])
+                    current = step.response
+                responses[-1][1] += count
+                responses[-1][2] = length
+        self.lengths.append(length)
+        return responses
+
+    def trees(self) -> list[TokenTree]:
+        """A TokenTree of each."""
+        if not self.lengths:
+            return []
+        ends = np.cumsum(self.lengths)
+        tokens = np.fromiter(chain.from_iterable(self._ids), np.int32, int(ends[-1]))
+        weights, turns, messages = zip(*self._marks)
+        mask = np.repeat(np.array(weights, np.float32), self._counts)
+        turn_ids = np.repeat(np.array(turns, np.int32), self._counts)
+        message_ids = np.repeat(np.array(messages, np.int32), self._counts)
+        parents = np.arange(-1, max(self.lengths) - 1, dtype=np.int32)
+        return [
+            TokenTree(tokens[a:b], parents[: b - a], mask[a:b], turn_ids[a:b], message_ids[a:b])
+            for a, b in zip((ends - self.lengths).tolist(), ends.tolist())
+        ]
