@@ -25,13 +25,13 @@ FLOORS = (
     ("training.state",),
     ("training.step", "training.checkpoint"),
     ("training.run", "training.workdir"),
-    ("training.loop", "training.trained"),
+    ("training.loop", "training.trained", "training.numeric"),
     ("cli",),
     ("",),
 )
 # Who alone may import these, wherever they stand.
 ONLY = {
-    "ml_collections": ("config", "cli", "training.run", "training.workdir", "training.loop", "training.trained"),
+    "ml_collections": ("config", "cli", "training.run", "training.workdir", "training.loop", "training.trained", "training.numeric"),
     "mtsft.config": ("training.run", "training.workdir", ""),
     "absl": ("cli", ""),
     "jax": ("model", "diagnose", "training", ""),

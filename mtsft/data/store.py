@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,14 @@ class Store:
         place = self._place(index)
         start, end = self._starts[place], self._starts[place + 1]
         return TokenTree(*(column[start:end] for column in self._columns.values()))
+
+    @cached_property
+    def supervised_N(self) -> np.ndarray:
+        """int64: supervised tokens of each dialogue."""
+        if not len(self._starts) - 1:
+            return np.zeros(0, np.int64)
+        counts = np.add.reduceat(self._columns["response_mask_N"] != 0, self._starts[:-1], dtype=np.int64)
+        return counts if self._order is None else counts[self._order]
 
     def id(self, index: int) -> str:
         """The dialogue's own name."""
@@ -216,6 +225,11 @@ def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
         counts=counts,
         size=chunk.size,
     )
+
+
+def split_point(dialogue: Dialogue) -> float:
+    """Where in [0, 1) a dialogue falls by its words: which side of a split it stands on."""
+    return _digest(dialogue) / 2**64
 
 
 def _digest(dialogue: Dialogue) -> int:

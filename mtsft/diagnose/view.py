@@ -21,7 +21,7 @@ _HARMLESS = "\n\u200c\u200d"  # newlines, and the joiners of letters and emoji
 _NEWLINE, _BRANCH, _TIMES = "⏎", "↳", "\u00d7"
 _DIM, _BOLD_GREEN, _UNDERLINE, _RESET = "\x1b[2m", "\x1b[1;32m", "\x1b[4m", "\x1b[0m"
 
-_STYLE = """<style>
+STYLE = """<style>
 .mtsft-tree { white-space: pre-wrap; line-height: 1.6; }
 .mtsft-tree span { opacity: .55; }
 .mtsft-tree .supervised { opacity: 1; background: #bde5c0; color: #0b3d12; border-radius: 2px; }
@@ -112,6 +112,11 @@ def as_text(tree: TokenTree, tokenizer: Tokenizer, color: bool = True) -> str:
 
 def as_html(tree: TokenTree, tokenizer: Tokenizer) -> str:
     """A tree as a fragment of a page that needs nothing else; what a token is shows where the mouse rests."""
+    return f"{STYLE}\n{as_fragment(tree, tokenizer)}"
+
+
+def as_fragment(tree: TokenTree, tokenizer: Tokenizer) -> str:
+    """The same for a page that has STYLE already."""
     parts = []
     for starts_branch, weight, stretch in _stretches(tree, tokenizer):
         if starts_branch:
@@ -121,7 +126,7 @@ def as_html(tree: TokenTree, tokenizer: Tokenizer) -> str:
             kind = ("supervised" if run.supervised else "context") + (" marker" if run.marker else "")
             text = html.escape(run.text).replace("\n", f"{_NEWLINE}\n")
             parts.append(f'<span class="{kind}" title="{html.escape(describe(run))}">{text}</span>')
-    return f'{_STYLE}\n<pre class="mtsft-tree">{"".join(parts)}</pre>'
+    return f'<pre class="mtsft-tree">{"".join(parts)}</pre>'
 
 
 def describe(run: Run) -> str:

@@ -2,8 +2,8 @@
 
 A script says the same of all dialogues that share it, so what can be worked out from symbols alone is worked out
 once: which texts are to be tokenised, in which order their tokens stand, and where a context shows again what was
-emitted. What is left for each dialogue is to put its words in, and to see that the tokenizer reads a turn in the history
-as it was emitted; where it does not, the dialogue is no chain and takes the general way (encode.py).
+emitted. What is left for each dialogue is to put its words in, and to see that the tokenizer reads a turn in the
+history as it was emitted; where it does not, the dialogue is no chain and takes the general way (encode.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,8 +49,8 @@ class _Step(NamedTuple):
 class Program(NamedTuple):
     """A chain as steps.
 
-    checks: (text, ids, text): the first must be read as the ids and then the second. messages: of the responses. spoken:
-    the texts of the responses.
+    checks: (text, ids, text): the first must be read as the ids and then the second. messages: of the responses.
+    spoken: the texts of the responses.
     """
 
     texts: tuple[_Text, ...]

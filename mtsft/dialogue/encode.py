@@ -133,7 +133,7 @@ class Encoder:
         chains, found = Chains(), {}
         for index, (dialogue, plan) in enumerate(zip(dialogues, plans)):
             if type(plan) is _Chain:
-                if self._lay_out(chains, plan):
+                if self._lay_out(chains, plan, dialogue):
                     found[index] = None
                     continue
                 # A tokenizer that reads the history otherwise than it was emitted, or a dialogue that is too long.
@@ -211,7 +211,7 @@ class Encoder:
             self._scripts.append(script)  # so that its id stays its own
         return program
 
-    def _lay_out(self, chains: Chains, plan: "_Chain") -> bool:
+    def _lay_out(self, chains: Chains, plan: "_Chain", dialogue: Dialogue) -> bool:
         """Lays a chain out and counts it; False where it is none, or too long."""
         read = [self._ids[key] for key in plan.words]
         if not plan.program.holds(read) or plan.program.length(read) > self.max_length:
@@ -223,6 +223,7 @@ class Encoder:
         counts.chain_tokens += length
         for (turn, tokens, end), message in zip(responses, plan.program.messages):
             counts.by_turn[turn] += tokens
+            counts.by_role[dialogue.messages[message].role] += tokens
             counts.supervised_tokens += tokens
             counts.supervised_weight += tokens * plan.weights[message]
             counts.response_tokens += end
@@ -437,6 +438,12 @@ class Encoder:
         for turn, count in enumerate(np.bincount(turns).tolist()):
             if count:
                 counts.by_turn[turn] += count
+        # A stop belongs to the message whose words it follows.
+        owners = tree.message_ids_N[supervised]
+        last = np.maximum.accumulate(np.where(owners >= 0, np.arange(len(owners)), -1))
+        owners = np.where(last >= 0, owners[last], -1)
+        for message, count in zip(*(values.tolist() for values in np.unique(owners, return_counts=True))):
+            counts.by_role[dialogue.messages[message].role if message >= 0 else "assistant"] += count
         bos = self.tokenizer.bos_id
         if bos is not None and len(tree) > 1 and tree.tokens_N[0] == bos == tree.tokens_N[1]:
             counts.double_bos += 1

@@ -1,11 +1,14 @@
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
-from mtsft.dialogue.encode import Counts, Encoder
+from mtsft.dialogue.counts import Counts
+from mtsft.dialogue.encode import Encoder
 from mtsft.dialogue.schema import Dialogue, Message
-from mtsft.dialogue.tokenizer import Tokenizer
+from mtsft.dialogue.tokenizer import from_files
 from mtsft.dialogue.tree import paths
 from mtsft.errors import InputError
 
@@ -24,7 +27,7 @@ def make_tokenizer(words, symbols):
     model.trainer_spec.model_type = model.trainer_spec.UNIGRAM
     model.trainer_spec.byte_fallback = True
     model.normalizer_spec.name = "identity"
-    return Tokenizer(model.SerializeToString(), MARKERS)
+    return from_files({"tokenizer.model": model.SerializeToString()}, MARKERS)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,10 @@ def dialogue(*messages):
     return Dialogue("d", tuple(Message(*message) for message in messages), "d.jsonl:7")
 
 
+def is_response(message):
+    return message.role == "assistant" and message.weight > 0
+
+
 def rows(tree, tokenizer):
     """(piece, mask, turn, message) of each token."""
     pieces = [tokenizer.decode([i]) for i in tree.tokens_N]
@@ -62,7 +69,7 @@ def rows(tree, tokenizer):
 
 def defined_paths(tokenizer, messages):
     """(turn, context, response) of every response, straight from the definition: no tree, no template."""
-    start, stop = (tokenizer.marker_ids[marker] for marker in MARKERS)
+    start, stop = (tokenizer.controls[marker].id for marker in MARKERS)
     history, turn, found = [], 0, []
     for message in messages:
         if message.role == "assistant":
@@ -125,8 +132,9 @@ def test_a_dialogue_token_by_token(plain_encoder, plain):
     ]  # fmt: skip
     assert tree.parents_N.tolist() == list(range(-1, 34))
     assert plain_encoder.counts == Counts(
-        dialogues=1, responses=2, kept=1, tokens=35, supervised_tokens=7, supervised_weight=7.0
-    )
+        dialogues=1, responses=2, kept=1, tokens=35, chain_tokens=35, response_tokens=19 + 35,
+        supervised_tokens=7, supervised_weight=7.0, by_turn=Counter({0: 2, 1: 5}),
+    )  # fmt: skip
 
 
 def test_weights_are_the_mask_and_zero_is_context(plain_encoder, plain):
@@ -194,8 +202,9 @@ def test_over_length_drop_counts_what_it_drops(make_encoder):
     encoder = make_encoder(34, "drop")
     assert encoder(TWO_TURNS) is None
     assert encoder.counts == Counts(
-        dialogues=1, responses=2, over_length_dropped=1, over_length_responses=2, over_length_supervised_tokens=7
-    )
+        dialogues=1, responses=2, over_length=1, over_length_dropped=1, over_length_responses=2,
+        over_length_supervised_tokens=7,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("max_length", [PREFIX_TOKENS, 34])
@@ -207,8 +216,9 @@ def test_over_length_keep_first_keeps_whole_turns(make_encoder, plain, max_lengt
         assert getattr(tree, name).tolist() == getattr(alone, name).tolist()
     assert rows(tree, plain)[-1] == (STOP, 1, 0, -1)
     assert encoder.counts == Counts(
-        dialogues=1, responses=2, kept=1, over_length_cut=1, over_length_responses=1, over_length_supervised_tokens=5,
-        tokens=PREFIX_TOKENS, supervised_tokens=2, supervised_weight=2.0,
+        dialogues=1, responses=2, kept=1, over_length=1, over_length_cut=1, over_length_responses=1,
+        over_length_supervised_tokens=5, tokens=PREFIX_TOKENS, chain_tokens=PREFIX_TOKENS,
+        response_tokens=PREFIX_TOKENS, supervised_tokens=2, supervised_weight=2.0, by_turn=Counter({0: 2}),
     )  # fmt: skip
 
 
@@ -216,8 +226,9 @@ def test_over_length_keep_first_drops_what_has_no_whole_turn(make_encoder):
     encoder = make_encoder(PREFIX_TOKENS - 1, "keep_first")
     assert encoder(TWO_TURNS) is None
     assert encoder.counts == Counts(
-        dialogues=1, responses=2, over_length_dropped=1, over_length_responses=2, over_length_supervised_tokens=7
-    )
+        dialogues=1, responses=2, over_length=1, over_length_dropped=1, over_length_responses=2,
+        over_length_supervised_tokens=7,
+    )  # fmt: skip
 
 
 def test_a_dialogue_of_very_many_messages_is_over_length_like_any_other(make_encoder):
@@ -267,10 +278,10 @@ def test_supervised_tokens_are_the_models_words_and_its_stop_and_nothing_else(
     supervised = tree.response_mask_N > 0
     words = tokenizer.decode(tree.tokens_N[supervised])
     assert words == "".join(m.content + STOP for m in responses)
-    stop = tokenizer.marker_ids[STOP]
+    stop = tokenizer.controls[STOP].id
     said = [response.tolist() for _, _, response in paths(tree)]
     assert [tokenizer.decode(ids[:-1]) for ids in said] == [m.content for m in responses]
-    assert all(ids[-1] == stop and not set(ids[:-1]) & set(tokenizer.marker_ids.values()) for ids in said)
+    assert all(ids[-1] == stop and not set(ids[:-1]) & {control.id for control in tokenizer.controls.values()} for ids in said)
     weights = [m.weight for m, ids in zip(responses, said) for _ in ids]
     assert tree.response_mask_N[supervised].tolist() == weights
     spoken_by = {messages[i].role for i in tree.message_ids_N[supervised] if i >= 0}
@@ -284,7 +295,7 @@ def test_supervised_tokens_are_the_models_words_and_its_stop_and_nothing_else(
 def test_the_words_of_each_message_are_marked_with_its_index(chatml, plain, small_tokenizer, kind, messages):
     tokenizer = {"plain": plain, "trained": small_tokenizer}[kind]
     tree = Encoder(chatml, tokenizer, max_length=100_000)(Dialogue("d", tuple(messages)))
-    stored = max((i for i, m in enumerate(messages) if m.is_response), default=-1) + 1
+    stored = max((i for i, m in enumerate(messages) if is_response(m)), default=-1) + 1
     for index, message in enumerate(messages):
         ids = [] if tree is None else tree.tokens_N[tree.message_ids_N == index]
         assert tokenizer.decode(ids) == (message.content if index < stored else "")
@@ -303,7 +314,7 @@ def test_the_chain_is_every_context_and_response_encoded_separately(chatml, plai
     tree = encoder(Dialogue("d", tuple(messages)))
     separately = []
     for index, message in enumerate(messages):
-        if message.is_response:
+        if is_response(message):
             history = [Message(m.role, m.content, 0.0) for m in messages[:index]]
             separately += listed(paths(encoder(Dialogue("d", (*history, message)))))
     together = listed(paths(tree)) if tree is not None else []
@@ -368,12 +379,12 @@ def test_a_branching_tree_is_cut_to_the_tree_of_its_first_turns(chatml, merging)
 
 
 def test_a_response_that_the_tokenizer_alters_is_counted(chatml):
-    model = sentencepiece_model_pb2.ModelProto.FromString(make_tokenizer(WORDS, MARKERS).proto)
+    model = sentencepiece_model_pb2.ModelProto.FromString(make_tokenizer(WORDS, MARKERS).files["tokenizer.model"])
     model.trainer_spec.byte_fallback = False
     kept = [p for p in model.pieces if p.type != p.BYTE]
     del model.pieces[:]
     model.pieces.extend(kept)
-    encoder = Encoder(chatml, Tokenizer(model.SerializeToString(), MARKERS), 1000)
+    encoder = Encoder(chatml, from_files({"tokenizer.model": model.SerializeToString()}, MARKERS), 1000)
     encoder(dialogue(("user", "§"), ("assistant", "hi")))
     assert encoder.counts.altered == 0
     encoder(dialogue(("user", "hi"), ("assistant", "§")))

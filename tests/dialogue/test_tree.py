@@ -106,7 +106,7 @@ def test_walks_that_go_straight_on_make_a_chain():
         parents        -1    0    1    2    3    4
         response_mask   0    0  0.5    0    2    2
         turn_ids        0    0    0    1    1    1
-        message_ids     3    4    5    6    0    1
+        message_ids     3    3    5    5    7    7
         """,
     )
 

@@ -201,7 +201,7 @@ FAMILIES = {
         Family("Cohere", "cohere", "qwen", COHERE, (), COHERE_NAMED, ("<|END_OF_TURN_TOKEN|>",),
                ("<|END_OF_TURN_TOKEN|>", "")),
         Family("Cohere 2", "cohere2", "qwen", (*COHERE, "<|START_RESPONSE|>", "<|END_RESPONSE|>"), (), COHERE_NAMED,
-               ("<|END_OF_TURN_TOKEN|>",), ("<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>")),
+               ("<|END_OF_TURN_TOKEN|>",), ("<|END_OF_TURN_TOKEN|>", "")),
         Family("Nemotron 3 Nano", "nemotron_3_nano", "gpt4o", ("<unk>", "<s>", "</s>", *CHATML[1:]), QWEN3,
                {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"}, ("</s>", "<|im_end|>")),
         Family("Muse Glimmer", "muse_glimmer", "gpt4o", MUSE, (), {"bos_token": "<|begin_of_text|>",

@@ -1,0 +1,40 @@
+"""The whole dataset checked before any compute: python -m mtsft.audit --config=... [--format=json] [--numeric].
+
+Exit status 2 where training with the same config would be wrong; the report says where and what to do.
+"""
+
+import json
+
+from absl import flags
+
+from mtsft import cli
+from mtsft.config import validate
+from mtsft.data.dataset import find_sources
+from mtsft.diagnose.audit import audit
+from mtsft.diagnose.audit_text import as_text
+from mtsft.errors import InputError
+
+_CONFIG = cli.define_config()
+_FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "Lines to read, or one JSON object.")
+_NUMERIC = flags.DEFINE_bool("numeric", False, "Also check with the model that one pass equals K, packed equals alone.")
+
+
+def main() -> None:
+    """Audits what the flags name, and prints."""
+    validate(_CONFIG.value)
+    sources = find_sources(**_CONFIG.value.data)
+    report = audit(sources)
+    if _NUMERIC.value:
+        # Imported here: processes that tokenise import this file too, and have no use for JAX.
+        from mtsft.training import numeric
+
+        report["numeric"] = numeric.check(_CONFIG.value, sources)
+    print(json.dumps(report) if _FORMAT.value == "json" else as_text(report))
+    wrong = [problem for problem in report["problems"] if problem["severity"] == "error"]
+    if wrong:
+        named = "; ".join(f"{problem['count']:,} {problem['what']}" for problem in wrong)
+        raise InputError(f"training would be wrong: {named}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,213 @@
+"""A whole dataset checked before any compute: what it holds, what would be trained, and what is wrong with it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mtsft.data.dataset import Sources
+from mtsft.data.packing import lay_out
+from mtsft.data.store import Store, open_store
+from mtsft.dialogue import readers
+from mtsft.dialogue.counts import Counts
+from mtsft.dialogue.over_length import POLICIES
+from mtsft.dialogue.recipe import Recipe
+from mtsft.dialogue.schema import Dialogue
+
+_LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+_SAMPLED = 1000  # over-length dialogues that the policies are tried on; beyond, the cost is scaled up
+
+Report = dict[str, Any]
+
+
+def audit(sources: Sources, progress: bool = True) -> Report:
+    """Everything there is to say of the dialogues that `sources` name, in plain values.
+
+    Tokenises them all, leniently: what is wrong is counted, with the places of the first few, and left out. Returns
+    {train: part, eval: part or None, shared: dialogues that stand on both sides, tokenizer, template, problems}, where
+    a problem is {severity: "error" | "warning" | "note", what, count, examples, remedy}; with an error a training run
+    with the same config would stop, or train what it should not.
+    """
+    parts = {"train": (sources.train_files, sources.train_recipe), "eval": (sources.eval_files, sources.eval_recipe)}
+    report: Report = {"eval": None}
+    digests = {}
+    for name, (files, recipe) in parts.items():
+        if files:
+            lenient = replace(recipe.without_errors(), trees="tree")
+            store = open_store(files, lenient, sources.cache / "stores", sources.workers, progress)
+            report[name] = _examine(store, recipe, progress)
+            digests[name] = np.unique(store.digests_N)
+    report["shared"] = len(np.intersect1d(digests["train"], digests["eval"])) if "eval" in digests else 0
+    report |= _describe_chat(sources.train_recipe)
+    report["problems"] = [
+        *(problem for name in parts if report[name] for problem in _problems(name, report[name], parts[name][1])),
+        *_problems_of_all(report),
+    ]
+    return report
+
+
+def _examine(store: Store, recipe: Recipe, progress: bool) -> Report:
+    """What one side of a dataset holds. store: of the lenient recipe."""
+    counts, lengths = store.counts, store.lengths_N
+    limit = recipe.max_length
+    longer = np.flatnonzero(lengths > limit)
+    return {
+        **{name: value for name, value in counts.as_record().items() if not name.startswith("over_length")},
+        "by_source": _by_source(store),
+        "duplicates": len(store) - len(np.unique(store.digests_N)),
+        "lengths": {f"p{q}": int(np.percentile(lengths, q)) for q in (0, 5, 25, 50, 75, 95, 99, 100)}
+        if len(lengths)
+        else {},
+        "row_length": limit,
+        "over_length": {
+            "dialogues": len(longer),
+            "supervised_tokens": int(store.supervised_N[longer].sum()),
+            "policies": _try_policies(store, recipe, longer, progress),
+        },
+        "fill": _fills(lengths, limit),
+    }
+
+
+def _by_source(store: Store) -> dict[str, Report]:
+    files, count = store.file_of_N, len(store.files)
+    columns = {
+        "dialogues": np.bincount(files, minlength=count),
+        "tokens": np.bincount(files, store.lengths_N, count).astype(np.int64),
+        "supervised_tokens": np.bincount(files, store.supervised_N, count).astype(np.int64),
+    }
+    return {str(path): {name: int(column[i]) for name, column in columns.items()} for i, path in enumerate(store.files)}
+
+
+def _fills(lengths: np.ndarray, limit: int) -> list[Report]:
+    """How full rows of several lengths would be, of the dialogues that fit into them."""
+    found = []
+    for row_length in sorted({*_LENGTHS, limit}):
+        fitting = lengths[lengths <= row_length]
+        if len(fitting):
+            layout = lay_out(fitting, row_length)
+            fill = {"row_length": row_length, "fill": round(layout.fill, 4), "rows": layout.num_rows}
+            found.append(fill | {"too_long": len(lengths) - len(fitting)})
+    return found
+
+
+def _try_policies(store: Store, recipe: Recipe, longer: np.ndarray, progress: bool) -> dict[str, Report]:
+    """What every over-length policy would lose: responses, supervised tokens, dialogues; and the pieces it makes."""
+    if not len(longer):
+        return {}
+    sample = longer[:: -(-len(longer) // _SAMPLED)]
+    scale = len(longer) / len(sample)
+    dialogues = list(_read_again(store, sample, recipe))
+    found = {}
+    policies = [policy for policy in POLICIES if policy != "error"]
+    for policy in tqdm(policies, "over-length", leave=False, disable=None if progress else True):
+        tried = replace(recipe.without_errors(), max_length=recipe.max_length, over_length=policy)
+        encoder = tried.encoder()
+        encoder.encode(dialogues)
+        counts = encoder.counts
+        found[policy] = {
+            "dialogues_lost": round(counts.over_length_dropped * scale),
+            "responses_lost": round(counts.over_length_responses * scale),
+            "supervised_tokens_lost": round(counts.over_length_supervised_tokens * scale),
+            "more_dialogues": round(counts.over_length_windows * scale),
+            "estimated": scale > 1,
+        }
+    return found
+
+
+def _read_again(store: Store, indices: np.ndarray, recipe: Recipe) -> Iterator[Dialogue]:
+    """The dialogues at some places of a store, from their files."""
+    wanted: dict[Path, set[int]] = {}
+    for index in indices.tolist():
+        path, line = store.source(index)
+        wanted.setdefault(path, set()).add(line)
+    for path, lines in wanted.items():
+        for chunk in readers.read_chunks(path):
+            for number, item in zip(chunk.numbers, chunk.records):
+                if number in lines:
+                    yield readers.parse(item, path, number, recipe.format)
+
+
+def _describe_chat(recipe: Recipe) -> Report:
+    template, tokenizer = recipe.chat.open()
+    encoder = recipe.encoder()
+    return {
+        "tokenizer": {
+            "vocab_size": tokenizer.vocab_size,
+            "controls": len(tokenizer.controls),
+            "pad_is_eos": tokenizer.pad_id is not None and tokenizer.pad_id == tokenizer.eos_id,
+        },
+        "template": {
+            "name": template.name,
+            "stops": [tokenizer.piece(stop) for stop in encoder.stop_ids],
+            "reads_the_clock": template.reads_the_clock,
+            "variables": recipe.chat.variables,
+        },
+    }
+
+
+def _problem(severity: str, what: str, count: int, examples: Sequence[str] = (), remedy: str = "") -> Report:
+    return {"severity": severity, "what": what, "count": count, "examples": list(examples), "remedy": remedy}
+
+
+def _problems(name: str, part: Report, recipe: Recipe) -> Iterator[Report]:
+    """What is wrong with one side of a dataset under the policies of its config."""
+    counts = Counts.of({key: part[key] for key in Counts().as_record() if key in part})
+    examples = counts.examples
+    side = "" if name == "train" else "held out: "
+
+    def found(severity: str, kind: str, what: str, count: int, remedy: str) -> Iterator[Report]:
+        if count:
+            yield _problem(severity, side + what, count, examples.get(kind, ()), remedy)
+
+    def strictly(policy: str) -> str:
+        return "error" if policy == "error" else "warning"
+
+    yield from found("error", "unreadable", "lines that hold no dialogue", counts.unreadable, "repair or remove them")
+    if not counts.kept:
+        yield _problem("error", f"{side}nothing is left to train on", 1, (), "see the counts above")
+    unfaithful, kinds = strictly(recipe.unfaithful), counts.unfaithful
+    remedy = "set data.unfaithful to 'skip' or 'emit', or use another template"
+    what = "responses in a prompt that the full rendering does not begin with"
+    yield from found(unfaithful, "unfaithful: prompt", what, kinds["prompt"], remedy)
+    what = "responses of which the template loses words"
+    yield from found(unfaithful, "unfaithful: lost", what, kinds["lost"], remedy)
+    what = "responses without a stop"
+    yield from found(
+        unfaithful, "unfaithful: stop", what, kinds["stop"], "name the token that ends a turn in data.stops"
+    )
+    what = "dialogues that the template refuses or the tokenizer cannot spell"
+    remedy = "set data.refused='skip' to leave them out, or use another template"
+    yield from found(strictly(recipe.refused), "refused", what, counts.refused, remedy)
+    yield from found("error", "double BOS", "dialogues that begin with two BOS tokens", counts.double_bos, "repair it")
+    over = part["over_length"]["dialogues"]
+    remedy = "raise data.sequence_length, or set data.over_length; its policies and their cost are listed"
+    what = f"dialogues longer than a row of {part['row_length']:,}"
+    yield from found(strictly(recipe.over_length), "", what, over, remedy)
+    for field, count in sorted(counts.lost.items()):
+        what = f"messages whose {field} the template leaves out of every rendering"
+        yield from found("warning", f"lost: {field}", what, count, "see whether the model should know it")
+    what = "responses that the tokenizer cannot spell to the byte (it normalises)"
+    yield from found("warning", "altered", what, counts.altered, "none is needed if the model was trained with it")
+    what = "messages that spell a control token"
+    yield from found("note", "spells a control token", what, counts.spelling, "they are encoded as plain text")
+    what = "tool calls whose arguments are not a JSON object"
+    yield from found("warning", "malformed arguments", what, counts.malformed, "repair them")
+    what = "dialogues without a response to train"
+    yield from found("warning", "", what, counts.without_response, "they are left out")
+    yield from found("warning", "", "dialogues whose words all stood before", part["duplicates"], "remove them")
+    what = "dialogues in which the template shows an earlier turn otherwise than it was emitted"
+    yield from found("note", "", what, counts.rewriting, "each response is trained in its true context, as a tree")
+
+
+def _problems_of_all(report: Report) -> Iterator[Report]:
+    if report["shared"]:
+        yield _problem(
+            "warning", "dialogues stand in training and held out", report["shared"], (), "remove them from one"
+        )
+    if report["tokenizer"]["pad_is_eos"]:
+        yield _problem(
+            "note", "the padding token is the EOS token", 1, (), "harmless here: padding is never guessed from it"
+        )

@@ -1,0 +1,84 @@
+"""What an audit found, as lines to read."""
+
+from collections.abc import Iterator
+from typing import Any
+
+Report = dict[str, Any]
+_MARKS = {"error": "WRONG", "warning": "look", "note": "note"}
+
+
+def as_text(report: Report) -> str:
+    """An audit as text: each side of the dataset, then what is wrong with it."""
+    lines = []
+    for name, title in (("train", "training"), ("eval", "held out")):
+        if report[name]:
+            lines += _part(title, report[name])
+    template, tokenizer = report["template"], report["tokenizer"]
+    stops = ", ".join(template["stops"]) or "none"
+    lines += [
+        f"template   {template['name']}; a turn ends with {stops}",
+        f"tokenizer  {tokenizer['vocab_size']:,} tokens, {tokenizer['controls']:,} of them control tokens",
+        "",
+    ]
+    for problem in sorted(report["problems"], key=lambda problem: list(_MARKS).index(problem["severity"])):
+        lines += _problem(problem)
+    if "numeric" in report:
+        lines += ["", *_numeric(report["numeric"])]
+    return "\n".join(lines)
+
+
+def _part(title: str, part: Report) -> Iterator[str]:
+    share = part["supervised_tokens"] / max(part["tokens"], 1)
+    yield (
+        f"{title}: {part['kept']:,} of {part['dialogues']:,} dialogues train, {part['responses']:,} responses, "
+        f"{part['tokens']:,} tokens, {part['supervised_tokens']:,} supervised ({share:.1%})"
+    )
+    yield from _table(
+        "source",
+        ["dialogues", "tokens", "supervised"],
+        [(path, *row.values()) for path, row in part["by_source"].items()],
+    )
+    yield from _table("role", ["supervised"], sorted(part["by_role"].items()))
+    turns = sorted(part["by_turn"].items())
+    later = sum(count for _, count in turns[12:])
+    rows = [(f"turn {turn}", count) for turn, count in turns[:12]]
+    yield from _table("turn", ["supervised"], [*rows, *([("later", later)] if later else [])])
+    yield "  lengths    " + "  ".join(f"{name} {length:,}" for name, length in part["lengths"].items())
+    rows = [(f"{f['row_length']:,}", f"{f['fill']:.4f}", f["rows"], f["too_long"]) for f in part["fill"]]
+    yield from _table("row length", ["fill", "rows", "too long"], rows)
+    if part["over_length"]["policies"]:
+        rows = [(name, *list(cost.values())[:4]) for name, cost in part["over_length"]["policies"].items()]
+        estimated = any(cost["estimated"] for cost in part["over_length"]["policies"].values())
+        title = f"over {part['row_length']:,}" + (" (estimated)" if estimated else "")
+        yield from _table(title, ["dialogues lost", "responses lost", "supervised lost", "more pieces"], rows)
+    if part["tokens"]:
+        tokens, chains, responses = part["tokens"], part["chain_tokens"], part["response_tokens"]
+        yield (
+            f"  trees      {part['branching']:,} dialogues branch; {tokens:,} tokens as trees, {chains:,} as chains "
+            f"({1 - tokens / chains:.1%} saved), {responses:,} as one sequence per response "
+            f"({1 - tokens / responses:.1%} saved)"
+        )
+    yield ""
+
+
+def _table(label: str, columns: list[str], rows: list[tuple]) -> Iterator[str]:
+    cells = [[str(row[0]), *(f"{c:,}" if isinstance(c, int) else str(c) for c in row[1:])] for row in rows]
+    cells.insert(0, [label, *columns])
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    for row in cells:
+        head, *rest = row
+        yield f"  {head:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(rest, widths[1:]))
+
+
+def _problem(problem: Report) -> Iterator[str]:
+    remedy = f" ({problem['remedy']})" if problem["remedy"] else ""
+    yield f"{_MARKS[problem['severity']]:<6} {problem['count']:>9,} {problem['what']}{remedy}"
+    for example in problem["examples"][:3]:
+        yield f"{'':<17}{example}"
+
+
+def _numeric(numeric: Report) -> Iterator[str]:
+    yield f"numeric check on {numeric['dialogues']} dialogues, {numeric['responses']} responses, float32:"
+    for name, title in (("passes", "one pass against K passes"), ("packed", "packed against alone")):
+        loss, gradient = numeric[name]["loss"], numeric[name]["gradient"]
+        yield f"  {title:<28} largest relative difference {loss:.2e} of a loss, {gradient:.2e} of a gradient"

@@ -1,0 +1,97 @@
+"""Many dialogues as they are trained on: for a terminal, as one page, or as JSON for a program."""
+
+import html
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mtsft.data.store import split_point
+from mtsft.diagnose.view import STYLE, as_fragment, as_text
+from mtsft.dialogue import readers
+from mtsft.dialogue.recipe import Recipe
+from mtsft.dialogue.schema import Dialogue
+from mtsft.dialogue.tokenizer import Tokenizer
+from mtsft.dialogue.tree import TokenTree, positions
+
+_CHUNK = 16  # dialogues encoded together
+
+
+class Seen(NamedTuple):
+    """A dialogue and a tree made of it; part: which of several."""
+
+    dialogue: Dialogue
+    tree: TokenTree
+    part: int
+
+
+def seen(files: Sequence[Path], recipe: Recipe) -> Iterator[Seen]:
+    """The dialogues of files as `recipe` trains on them, in order. Raises InputError as training would."""
+    encoder = recipe.encoder()
+    first, last = recipe.split
+    waiting: list[Dialogue] = []
+
+    def encoded() -> Iterator[Seen]:
+        previous, part = -1, 0
+        for index, tree in encoder.encode(waiting):
+            part = part + 1 if index == previous else 0
+            previous = index
+            yield Seen(waiting[index], tree, part)
+        waiting.clear()
+
+    for path in files:
+        for chunk in readers.read_chunks(path):
+            for number, item in zip(chunk.numbers, chunk.records):
+                dialogue = readers.parse(item, path, number, recipe.format)
+                if dialogue is not None and first <= split_point(dialogue) < last:
+                    waiting.append(dialogue)
+                if len(waiting) == _CHUNK:
+                    yield from encoded()
+    yield from encoded()
+
+
+def _text(shown: Iterable[Seen], tokenizer: Tokenizer, color: bool) -> Iterator[str]:
+    for one in shown:
+        yield f"{_title(one)}\n{as_text(one.tree, tokenizer, color)}\n\n"
+
+
+def _html(shown: Iterable[Seen], tokenizer: Tokenizer, color: bool) -> Iterator[str]:
+    yield (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>What is trained on</title>\n'
+        f"{STYLE}\n</head><body>\n<p>Green is supervised; a small number before it is its weight, where that is not 1. "
+        "Outlined pieces are control tokens. Rest the mouse on a piece for its token, position, turn and message.</p>\n"
+    )
+    for one in shown:
+        yield f"<h3>{html.escape(_title(one))}</h3>\n{as_fragment(one.tree, tokenizer)}\n"
+    yield "</body></html>\n"
+
+
+def _json(shown: Iterable[Seen], tokenizer: Tokenizer, color: bool) -> Iterator[str]:
+    for dialogue, tree, part in shown:
+        record = {
+            "id": dialogue.id,
+            "source": dialogue.source,
+            "part": part,
+            "tokens": tree.tokens_N.tolist(),
+            "parents": tree.parents_N.tolist(),
+            "response_mask": tree.response_mask_N.tolist(),
+            "turn_ids": tree.turn_ids_N.tolist(),
+            "message_index": tree.message_ids_N.tolist(),
+            "positions": positions(tree.parents_N).tolist(),
+        }
+        yield json.dumps(record) + "\n"
+
+
+FORMATS: dict[str, Callable[[Iterable[Seen], Tokenizer, bool], Iterator[str]]] = {
+    "text": _text,
+    "html": _html,
+    "json": _json,
+}
+
+
+def _title(one: Seen) -> str:
+    supervised = int(np.count_nonzero(one.tree.response_mask_N))
+    part = f", part {one.part + 1}" if one.part else ""
+    return f"{one.dialogue.id}{part}  ({one.dialogue.source}; {len(one.tree):,} tokens, {supervised:,} supervised)"

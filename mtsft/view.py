@@ -1,0 +1,45 @@
+"""What is trained on, seen: python -m mtsft.view --config=... [--format=text|html|json] [--limit=N] [--output=FILE].
+
+text: every token in the terminal, in colour. html: one page that needs nothing else. json: one object a line.
+"""
+
+import contextlib
+import itertools
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from mtsft import cli
+from mtsft.config import validate
+from mtsft.data.dataset import find_sources
+from mtsft.diagnose import page
+from mtsft.files import write_whole
+
+_CONFIG = cli.define_config()
+_FORMAT = flags.DEFINE_enum("format", "text", ["text", "html", "json"], "For a terminal, a browser, or a program.")
+_LIMIT = flags.DEFINE_integer("limit", 5, "Dialogues to show; 0 for all.", lower_bound=0)
+_SKIP = flags.DEFINE_integer("skip", 0, "Dialogues to pass over first.", lower_bound=0)
+_OUTPUT = flags.DEFINE_string("output", None, "A file to write to, in place of the terminal.")
+
+
+def main() -> None:
+    """Shows what the flags name."""
+    validate(_CONFIG.value)
+    sources = find_sources(**_CONFIG.value.data)
+    shown = page.seen(sources.train_files, sources.train_recipe)
+    shown = itertools.islice(shown, _SKIP.value, _SKIP.value + _LIMIT.value if _LIMIT.value else None)
+    tokenizer = sources.train_recipe.chat.open()[1]
+    color = _OUTPUT.value is None and sys.stdout.isatty()
+    pieces = page.FORMATS[_FORMAT.value](shown, tokenizer, color)
+    if _OUTPUT.value is not None:
+        write_whole(Path(_OUTPUT.value).expanduser(), "".join(pieces).encode())
+        return
+    with contextlib.suppress(BrokenPipeError):  # as by `| head`
+        for piece in pieces:
+            sys.stdout.write(piece)
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    cli.run(main)

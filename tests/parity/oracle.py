@@ -1,0 +1,347 @@
+"""What transformers makes of a dialogue, and everything in which mtsft differs from it, by name.
+
+For response k at message i, by transformers alone, on the records that the template is given:
+
+    context_k   ids of apply_chat_template(m_1 .. m_{i-1}, add_generation_prompt=True)
+    response_k  ids of what apply_chat_template(m_1 .. m_i) adds to that text, up to the family's own end of a turn
+                (families.py says which), read as a continuation: as the model emits it, after a prompt that is there
+"""
+
+import datetime
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import transformers
+from families import Family
+from transformers.utils import chat_template_utils
+
+from mtsft.dialogue import tokenizer as tokenizers
+from mtsft.dialogue.encode import Encoder
+from mtsft.dialogue.jinja import Refused
+from mtsft.dialogue.readers import parse, read_chunks
+from mtsft.dialogue.recipe import Chat, Recipe
+from mtsft.dialogue.schema import Dialogue, Message
+from mtsft.dialogue.script import TemplateRefusal
+from mtsft.dialogue.selection import Selection
+
+DATE = "2026-01-31"
+_NEWLINE = "\n"
+
+
+class Now(datetime.datetime):
+    """What transformers is told today is."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.datetime.fromisoformat(DATE)
+
+
+class Turn(NamedTuple):
+    """A response: its message, why it is not faithful ("" if it is), and the texts of its context and of itself."""
+
+    message: int
+    unfaithful: str
+    context: str
+    response: str
+
+
+class Findings(NamedTuple):
+    """counts: by name. different: every unexplained difference, in a line."""
+
+    counts: Counter
+    different: list[str]
+
+
+class Pair:
+    """A family in transformers and in mtsft, from one and the same folder."""
+
+    def __init__(self, family: Family, folder: Path):
+        self.family = family
+        self.theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        files = tokenizers.read_files(folder)
+        chat = Chat(files, tokenizers.chat_templates(files), family.name, json.dumps(family.variables), DATE)
+        self.recipe = Recipe(chat, 2**31 - 1, unfaithful="skip", refused="skip")
+        self.encoder: Encoder = self.recipe.encoder()
+        self.template, self.ours = self.encoder.template, self.encoder.tokenizer
+        texts = sorted((token.content for token in self.theirs.added_tokens_decoder.values()), key=len, reverse=True)
+        self._controls = re.compile(f"({'|'.join(map(re.escape, texts))})")
+
+    def render(self, records: list[dict], dialogue: Dialogue, prompt: bool) -> str | None:
+        """What transformers renders; None where it raises."""
+        variables = {**self.family.variables, **(dialogue.variables or {})}
+        try:
+            return self.theirs.apply_chat_template(
+                records, tools=dialogue.tools, tokenize=False, add_generation_prompt=prompt, **variables
+            )
+        except Exception:  # a template may go wrong in many ways
+            return None
+
+    def render_with_none(self, records: list[dict], dialogue: Dialogue, prompt: bool) -> str | None:
+        """The same with keys whose value is None left in, as transformers did up to version 5.
+
+        Some templates write a reply's calls only where its content is none: they cannot be used otherwise.
+        """
+        variables = {**self.theirs.special_tokens_map, **self.family.variables, **(dialogue.variables or {})}
+        try:
+            return chat_template_utils.render_jinja_template(
+                [records],
+                tools=dialogue.tools,
+                chat_template=self.theirs.get_chat_template(tools=dialogue.tools),
+                add_generation_prompt=prompt,
+                **variables,
+            )[0][0]
+        except Exception:
+            return None
+
+    def ids(self, text: str) -> list[int]:
+        return self.theirs(text, add_special_tokens=False).input_ids
+
+    def continuation(self, text: str) -> list[int]:
+        """The ids of a text that goes on from another: without the space that some tokenizers put first.
+
+        What a model emits after a control token of its own goes on from it in the same way, though such a tokenizer
+        would put a space there if it read the whole.
+        """
+        if not self.family.puts_space:
+            return self.ids(text)
+        before, ids = self.ids(_NEWLINE), []
+        for piece in filter(None, self._controls.split(text)):
+            found = self.ids(_NEWLINE + piece)
+            assert found[: len(before)] == before
+            ids += found[len(before) :]
+        return ids
+
+    def same_text(self, ids: Sequence[int], text: str) -> bool:
+        """Whether ids decode to a text, but for what the tokenizer normalises and the white space that it eats."""
+        said = self.ours.decode(ids)
+        if self.family.puts_space:
+            return re.sub(r"\s", "", said) == re.sub(r"\s", "", text)
+        return said == text or unicodedata.normalize("NFC", said) == unicodedata.normalize("NFC", text)
+
+
+def path_to(dialogue: Dialogue, message: int) -> tuple[int, ...]:
+    """The messages from the first one to this one."""
+    if dialogue.parents is None:
+        return tuple(range(message + 1))
+    path = []
+    while message >= 0:
+        path.append(message)
+        message = dialogue.parents[message]
+    return tuple(path[::-1])
+
+
+class Comparison:
+    """One dialogue under a family, in transformers and in mtsft."""
+
+    def __init__(self, pair: Pair, dialogue: Dialogue, findings: Findings):
+        self.pair, self.dialogue = pair, dialogue
+        self.counts, self.different = findings
+        self.records = [pair.template.record(message) for message in dialogue.messages]
+        self.traced = pair.template.trace(dialogue)
+        self._rendered: dict[tuple, str | None] = {}
+
+    def note(self, what: str, *more: Any) -> None:
+        self.counts["DIFFERENT"] += 1
+        if len(self.different) >= 20:
+            return
+        self.different.append(" ".join([f"{self.pair.family.name}: {self.dialogue.source}: {what}", *map(repr, more)]))
+
+    def render(self, path: tuple[int, ...], prompt: bool) -> str | None:
+        """transformers' text, found equal to both of ours; None where all refuse."""
+        if (path, prompt) not in self._rendered:
+            self._rendered[path, prompt] = self._render(path, prompt)
+        return self._rendered[path, prompt]
+
+    def _render(self, path: tuple[int, ...], prompt: bool) -> str | None:
+        pair, dialogue, counts = self.pair, self.dialogue, self.counts
+        records = [self.records[i] for i in path]
+        theirs = pair.render(records, dialogue, prompt)
+        try:
+            plain = pair.template.render([dialogue.messages[i] for i in path], prompt, dialogue)
+        except Refused:
+            plain = None
+        try:
+            traced = self.traced.tracer.text(self.traced.render(path, prompt))
+        except Refused:
+            traced = None
+        counts["renderings"] += 1
+        if plain != theirs and any(None in record.values() for record in records):
+            theirs = pair.render_with_none(records, dialogue, prompt)
+            counts["renderings: content is none"] += plain == theirs
+        if not theirs == plain == traced:
+            self.note(f"messages {path}, prompt {prompt}", *_around(theirs, plain if plain != theirs else traced))
+        counts["renderings: refused"] += theirs is None
+        return theirs
+
+    def renderings(self) -> None:
+        """Compares every context and every beginning."""
+        for i in range(len(self.dialogue.messages)):
+            path = path_to(self.dialogue, i)
+            self.render(path, True)
+            self.render(path, False)
+
+    def tokens(self) -> None:
+        """Compares the ids of every response and its context."""
+        pair, dialogue, counts = self.pair, self.dialogue, self.counts
+        wanted = Selection().weights(dialogue)
+        turns = [self._turn(message) for message in wanted]
+        counts["turns"] += len(turns)
+        try:
+            grown = pair.encoder.grow(dialogue, wanted)
+        except TemplateRefusal as error:
+            counts["turns: refused"] += len(turns)
+            if None not in turns:
+                self.note(f"refused by mtsft alone: {error}")
+            return
+        if None in turns:
+            self.note("refused by transformers alone")
+            return
+        found = {message: (first, end) for first, end, message in grown.responses}
+        for turn in turns:
+            if turn.unfaithful:
+                counts[f"turns: unfaithful ({turn.unfaithful})"] += 1
+            if bool(turn.unfaithful) == (turn.message in found):
+                self.note(f"message {turn.message}: {turn.unfaithful or 'faithful'}, and mtsft thinks otherwise")
+            elif not turn.unfaithful:
+                self._compare_ids(turn, *_path_ids(grown.tree, *found[turn.message]))
+
+    def _compare_ids(self, turn: Turn, context: list[int], response: list[int]) -> None:
+        pair, counts = self.pair, self.counts
+        expected = pair.ids(turn.context), pair.continuation(turn.response)
+        if (context, response) == expected:
+            counts["turns: identical"] += 1
+        elif spelled := self._spelled(turn.message):
+            counts["turns: text spells a control token"] += 1
+            kept = Counter(context + response)
+            theirs = Counter(expected[0] + expected[1])
+            for text in pair.ours.controls:
+                index = pair.ours.controls[text].id
+                if kept[index] > theirs[index]:
+                    self.note(f"message {turn.message}: more of {text!r} than in transformers ({spelled})")
+        else:
+            part = 0 if context != expected[0] else 1
+            show = [pair.theirs.convert_ids_to_tokens(ids) for ids in ((context, response)[part], expected[part])]
+            self.note(f"message {turn.message}: {('context', 'response')[part]} ids", *_around(*show))
+        if not pair.same_text(context + response, turn.context + turn.response):
+            self.note(f"message {turn.message}: decodes otherwise", pair.ours.decode(context + response)[-300:])
+
+    def _turn(self, message: int) -> Turn | None:
+        """A response as transformers renders it; None where that raises."""
+        path, said = path_to(self.dialogue, message), self.dialogue.messages[message]
+        if len(path) < 2:
+            return Turn(message, "nothing before it", "", "")
+        context, whole = self.render(path[:-1], True), self.render(path, False)
+        if context is None or whole is None:
+            return None
+        if not whole.startswith(context):
+            return Turn(message, "prompt", context, "")
+        rest = whole[len(context) :]
+        stop, trailing = self.pair.family.end(bool((said.fields or {}).get("tool_calls")))
+        if trailing is None:
+            response = rest + stop
+        elif not rest.endswith(stop + trailing):
+            return Turn(message, "stop", context, "")
+        else:
+            response = rest.removesuffix(trailing)
+        missing = list(missing_words(said, response))
+        return Turn(message, "lost" if missing else "", context, response)
+
+    def _spelled(self, message: int) -> list[str]:
+        """The controls that words of the dialogue spell, but for the marks around reasoning at the head of a reply."""
+        texts = [text for tool in self.dialogue.tools or () for text in _strings(tool)]
+        for i in path_to(self.dialogue, message):
+            said = self.dialogue.messages[i]
+            content = said.content or ""
+            if said.role == "assistant" and content.startswith("<think>") and "</think>" in content:
+                content = content.removeprefix("<think>").replace("</think>", "", 1)
+            texts += [content, *_strings(said.fields or {})]
+        return [control for control in self.pair.ours.controls if any(control in text for text in texts)]
+
+
+def missing_words(said: Message, text: str) -> Iterator[str]:
+    """The words of a reply that a text does not show."""
+    for piece in re.split("<think>|</think>", said.content or ""):
+        if piece.strip() and piece.strip() not in text:
+            yield piece
+    fields = said.fields or {}
+    reasoning = (fields.get("reasoning_content") or "").strip()
+    if reasoning and reasoning not in text:
+        yield reasoning
+    pieces = [piece.strip() for piece in re.split("<think>|</think>", said.content or "") if piece.strip()]
+    if pieces and pieces[-1] in text:  # the calls stand after the words, which may speak of them
+        text = text[text.rindex(pieces[-1]) + len(pieces[-1]) :]
+    names = Counter(call["function"]["name"] for call in fields.get("tool_calls") or ())
+    for name, count in names.items():
+        if text.count(name) < count:
+            yield name
+    for call in fields.get("tool_calls") or ():
+        arguments = call["function"]["arguments"]
+        for word in _strings(arguments):
+            escaped = word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+            if not any(w in text for w in (word, word.strip(), json.dumps(word, ensure_ascii=False)[1:-1], escaped)):
+                yield word
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _path_ids(tree: Any, first: int, end: int) -> tuple[list[int], list[int]]:
+    """The ids of a response and of all that stands before it."""
+    nodes, node = [], int(tree.parents_N[first])
+    while node >= 0:
+        nodes.append(node)
+        node = int(tree.parents_N[node])
+    assert (tree.response_mask_N[first:end] > 0).all()
+    assert (tree.parents_N[first + 1 : end] == range(first, end - 1)).all()
+    return tree.tokens_N[nodes[::-1]].tolist(), tree.tokens_N[first:end].tolist()
+
+
+def _around(one: Any, other: Any) -> tuple[Any, Any]:
+    """Two sequences near the first place where they differ."""
+    if one is None or other is None:
+        return one and one[-200:], other and other[-200:]
+    at = next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+    return one[max(at - 30, 0) : at + 30], other[max(at - 30, 0) : at + 30]
+
+
+def compare(pair: Pair, dialogues: Sequence[Dialogue], every_rendering: bool = True) -> Findings:
+    """Everything about these dialogues, compared. every_rendering: not only those that a response needs."""
+    findings = Findings(Counter(), [])
+    for dialogue in dialogues:
+        comparison = Comparison(pair, dialogue, findings)
+        findings.counts["dialogues"] += 1
+        if every_rendering:
+            comparison.renderings()
+        comparison.tokens()
+    return findings
+
+
+def read(path: Path) -> list[Dialogue]:
+    """All dialogues of a file."""
+    found = []
+    for chunk in read_chunks(path):
+        for number, record in zip(chunk.numbers, chunk.records):
+            if (dialogue := parse(record, path, number)) is not None:
+                found.append(dialogue)
+    return found
+
+
+def sample(dialogues: Sequence[Dialogue], count: int, longest: int = 24) -> list[Dialogue]:
+    """Some dialogues of a file, evenly spread, none of many messages."""
+    short = [dialogue for dialogue in dialogues if len(dialogue.messages) <= longest] or dialogues
+    step = max(len(short) / count, 1)
+    return [short[int(i * step)] for i in range(min(count, len(short)))]
