@@ -3,8 +3,8 @@
 text: every token in the terminal, in colour. html: one page that needs nothing else. json: one object a line.
 """
 
-import contextlib
 import itertools
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from mtsft import cli
 from mtsft.config import validate
 from mtsft.data.dataset import find_sources
 from mtsft.diagnose import page
+from mtsft.errors import InputError
 from mtsft.files import write_whole
 
 _CONFIG = cli.define_config()
@@ -33,12 +34,18 @@ def main() -> None:
     color = _OUTPUT.value is None and sys.stdout.isatty()
     pieces = page.FORMATS[_FORMAT.value](shown, tokenizer, color)
     if _OUTPUT.value is not None:
-        write_whole(Path(_OUTPUT.value).expanduser(), "".join(pieces).encode())
+        whole = "".join(pieces).encode()
+        try:
+            write_whole(Path(_OUTPUT.value).expanduser(), whole)
+        except OSError as error:
+            raise InputError(f"--output={_OUTPUT.value}: {error.strerror}; name a file that can be written") from error
         return
-    with contextlib.suppress(BrokenPipeError):  # as by `| head`
+    try:
         for piece in pieces:
             sys.stdout.write(piece)
         sys.stdout.flush()
+    except BrokenPipeError:  # as by `| head`; what is still to be flushed goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ from mtsft.dialogue.counts import Counts
 from mtsft.dialogue.over_length import POLICIES
 from mtsft.dialogue.recipe import Recipe
 from mtsft.dialogue.schema import Dialogue
+from mtsft.dialogue.tree import expand
 
 _LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 _SAMPLED = 1000  # over-length dialogues that the policies are tried on; beyond, the cost is scaled up
+_EXAMPLES = 5
 
 Report = dict[str, Any]
 
@@ -33,31 +35,35 @@ def audit(sources: Sources, progress: bool = True) -> Report:
     """
     parts = {"train": (sources.train_files, sources.train_recipe), "eval": (sources.eval_files, sources.eval_recipe)}
     report: Report = {"eval": None}
-    digests = {}
+    stores: dict[str, Store] = {}
     for name, (files, recipe) in parts.items():
         if files:
             lenient = replace(recipe.without_errors(), trees="tree")
-            store = open_store(files, lenient, sources.cache / "stores", sources.workers, progress)
-            report[name] = _examine(store, recipe, progress)
-            digests[name] = np.unique(store.digests_N)
-    report["shared"] = len(np.intersect1d(digests["train"], digests["eval"])) if "eval" in digests else 0
+            stores[name] = open_store(files, lenient, sources.cache / "stores", sources.workers, progress)
+            weights = sources.weights if name == "train" else [1.0] * len(files)
+            report[name] = _examine(stores[name], recipe, weights, progress)
+    shared = _shared(*stores.values()) if "eval" in stores else np.empty(0, np.int64)
+    report["shared"] = len(shared)
     report |= _describe_chat(sources.train_recipe)
     report["problems"] = [
         *(problem for name in parts if report[name] for problem in _problems(name, report[name], parts[name][1])),
-        *_problems_of_all(report),
+        *_problems_of_all(report, _places(stores["train"], shared)),
     ]
     return report
 
 
-def _examine(store: Store, recipe: Recipe, progress: bool) -> Report:
-    """What one side of a dataset holds. store: of the lenient recipe."""
+def _examine(store: Store, recipe: Recipe, weights: Sequence[float], progress: bool) -> Report:
+    """What one side of a dataset holds. store: of the lenient recipe. weights: of its files."""
     counts, lengths = store.counts, store.lengths_N
     limit = recipe.max_length
-    longer = np.flatnonzero(lengths > limit)
+    longer = np.flatnonzero(_longest_pieces(store, recipe) > limit)
+    again = np.setdiff1d(np.arange(len(store)), np.unique(store.digests_N, return_index=True)[1])
+    examples = {"over length": _places(store, longer), "duplicate": _places(store, again)}
     return {
         **{name: value for name, value in counts.as_record().items() if not name.startswith("over_length")},
-        "by_source": _by_source(store),
-        "duplicates": len(store) - len(np.unique(store.digests_N)),
+        "examples": counts.examples | {kind: places for kind, places in examples.items() if places},
+        "by_source": _by_source(store, weights),
+        "duplicates": len(again),
         "lengths": {f"p{q}": int(np.percentile(lengths, q)) for q in (0, 5, 25, 50, 75, 95, 99, 100)}
         if len(lengths)
         else {},
@@ -67,18 +73,45 @@ def _examine(store: Store, recipe: Recipe, progress: bool) -> Report:
             "supervised_tokens": int(store.supervised_N[longer].sum()),
             "policies": _try_policies(store, recipe, longer, progress),
         },
-        "fill": _fills(lengths, limit),
+        "fill": _fills(_piece_lengths(store if set(weights) == {1.0} else store.mixed(weights), recipe), limit),
     }
 
 
-def _by_source(store: Store) -> dict[str, Report]:
+def _piece_lengths(store: Store, recipe: Recipe) -> np.ndarray:
+    """Tokens of every piece that rows are filled with: a tree whole, or as its paths."""
+    if recipe.trees == "tree":
+        return store.lengths_N
+    return np.array([len(chain) for i in range(len(store)) for chain in expand(store[i])], np.int64)
+
+
+def _longest_pieces(store: Store, recipe: Recipe) -> np.ndarray:
+    """Tokens of the longest piece of every dialogue: what must fit into a row."""
+    if recipe.trees == "tree":
+        return store.lengths_N
+    return np.array([max(map(len, expand(store[i]))) for i in range(len(store))], np.int64)
+
+
+def _shared(train: Store, held_out: Store) -> np.ndarray:
+    """Which dialogues of training stand among the held-out ones too, each once."""
+    return np.sort(np.intersect1d(train.digests_N, held_out.digests_N, return_indices=True)[1])
+
+
+def _places(store: Store, indices: np.ndarray) -> list[str]:
+    """Where the first few of some dialogues were read."""
+    return ["{}:{}".format(*store.source(i)) for i in indices[:_EXAMPLES].tolist()]
+
+
+def _by_source(store: Store, weights: Sequence[float]) -> dict[str, Report]:
     files, count = store.file_of_N, len(store.files)
     columns = {
         "dialogues": np.bincount(files, minlength=count),
         "tokens": np.bincount(files, store.lengths_N, count).astype(np.int64),
         "supervised_tokens": np.bincount(files, store.supervised_N, count).astype(np.int64),
     }
-    return {str(path): {name: int(column[i]) for name, column in columns.items()} for i, path in enumerate(store.files)}
+    return {
+        str(path): {name: int(column[i]) for name, column in columns.items()} | {"weight": weights[i]}
+        for i, path in enumerate(store.files)
+    }
 
 
 def _fills(lengths: np.ndarray, limit: int) -> list[Report]:
@@ -155,7 +188,7 @@ def _problem(severity: str, what: str, count: int, examples: Sequence[str] = (),
 def _problems(name: str, part: Report, recipe: Recipe) -> Iterator[Report]:
     """What is wrong with one side of a dataset under the policies of its config."""
     counts = Counts.of({key: part[key] for key in Counts().as_record() if key in part})
-    examples = counts.examples
+    examples = part["examples"]
     side = "" if name == "train" else "held out: "
 
     def found(severity: str, kind: str, what: str, count: int, remedy: str) -> Iterator[Report]:
@@ -166,8 +199,11 @@ def _problems(name: str, part: Report, recipe: Recipe) -> Iterator[Report]:
         return "error" if policy == "error" else "warning"
 
     yield from found("error", "unreadable", "lines that hold no dialogue", counts.unreadable, "repair or remove them")
-    if not counts.kept:
-        yield _problem("error", f"{side}nothing is left to train on", 1, (), "see the counts above")
+    dropped = part["over_length"]["policies"].get(recipe.over_length, {}).get("dialogues_lost", 0)
+    if counts.kept <= dropped:
+        severity, goal = ("error", "left to train on") if name == "train" else ("warning", "held out")
+        what, remedy = f"dialogues read, and none is {goal}", f"see data.{name} and what becomes of them here"
+        yield _problem(severity, what, counts.dialogues, (), remedy)
     unfaithful, kinds = strictly(recipe.unfaithful), counts.unfaithful
     remedy = "set data.unfaithful to 'skip' or 'emit', or use another template"
     what = "responses in a prompt that the full rendering does not begin with"
@@ -181,11 +217,12 @@ def _problems(name: str, part: Report, recipe: Recipe) -> Iterator[Report]:
     what = "dialogues that the template refuses or the tokenizer cannot spell"
     remedy = "set data.refused='skip' to leave them out, or use another template"
     yield from found(strictly(recipe.refused), "refused", what, counts.refused, remedy)
-    yield from found("error", "double BOS", "dialogues that begin with two BOS tokens", counts.double_bos, "repair it")
+    remedy = "the chat template writes it twice; use another data.template"
+    yield from found("error", "double BOS", "dialogues that begin with two BOS tokens", counts.double_bos, remedy)
     over = part["over_length"]["dialogues"]
     remedy = "raise data.sequence_length, or set data.over_length; its policies and their cost are listed"
     what = f"dialogues longer than a row of {part['row_length']:,}"
-    yield from found(strictly(recipe.over_length), "", what, over, remedy)
+    yield from found(strictly(recipe.over_length), "over length", what, over, remedy)
     for field, count in sorted(counts.lost.items()):
         what = f"messages whose {field} the template leaves out of every rendering"
         yield from found("warning", f"lost: {field}", what, count, "see whether the model should know it")
@@ -197,16 +234,17 @@ def _problems(name: str, part: Report, recipe: Recipe) -> Iterator[Report]:
     yield from found("warning", "malformed arguments", what, counts.malformed, "repair them")
     what = "dialogues without a response to train"
     yield from found("warning", "", what, counts.without_response, "they are left out")
-    yield from found("warning", "", "dialogues whose words all stood before", part["duplicates"], "remove them")
+    what = "dialogues whose words all stood before"
+    yield from found("warning", "duplicate", what, part["duplicates"], "remove them")
     what = "dialogues in which the template shows an earlier turn otherwise than it was emitted"
     yield from found("note", "", what, counts.rewriting, "each response is trained in its true context, as a tree")
 
 
-def _problems_of_all(report: Report) -> Iterator[Report]:
+def _problems_of_all(report: Report, shared: Sequence[str]) -> Iterator[Report]:
+    """What is wrong with the dataset as a whole. shared: where dialogues stand that are held out too."""
     if report["shared"]:
-        yield _problem(
-            "warning", "dialogues stand in training and held out", report["shared"], (), "remove them from one"
-        )
+        what = "dialogues stand in training and held out"
+        yield _problem("warning", what, report["shared"], shared, "remove them from one")
     if report["tokenizer"]["pad_is_eos"]:
         yield _problem(
             "note", "the padding token is the EOS token", 1, (), "harmless here: padding is never guessed from it"

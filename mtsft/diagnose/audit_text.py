@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+from mtsft.diagnose.view import visible
+
 Report = dict[str, Any]
+_WIDEST = 200  # characters of a line
 _MARKS = {"error": "WRONG", "warning": "look", "note": "note"}
 
 
@@ -24,7 +27,11 @@ def as_text(report: Report) -> str:
         lines += _problem(problem)
     if "numeric" in report:
         lines += ["", *_numeric(report["numeric"])]
-    return "\n".join(lines)
+    return "\n".join(_fit(visible(line).replace("\n", " "), _WIDEST) for line in lines)
+
+
+def _fit(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def _part(title: str, part: Report) -> Iterator[str]:
@@ -33,11 +40,8 @@ def _part(title: str, part: Report) -> Iterator[str]:
         f"{title}: {part['kept']:,} of {part['dialogues']:,} dialogues train, {part['responses']:,} responses, "
         f"{part['tokens']:,} tokens, {part['supervised_tokens']:,} supervised ({share:.1%})"
     )
-    yield from _table(
-        "source",
-        ["dialogues", "tokens", "supervised"],
-        [(path, *row.values()) for path, row in part["by_source"].items()],
-    )
+    rows = [(path if len(path) <= 80 else f"...{path[-77:]}", *row.values()) for path, row in part["by_source"].items()]
+    yield from _table("source", ["dialogues", "tokens", "supervised", "times an epoch"], rows)
     yield from _table("role", ["supervised"], sorted(part["by_role"].items()))
     turns = sorted(part["by_turn"].items())
     later = sum(count for _, count in turns[12:])

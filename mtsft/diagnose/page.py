@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtsft.data.store import split_point
-from mtsft.diagnose.view import STYLE, as_fragment, as_text
+from mtsft.diagnose.view import STYLE, as_fragment, as_text, visible
 from mtsft.dialogue import readers
 from mtsft.dialogue.recipe import Recipe
 from mtsft.dialogue.schema import Dialogue
@@ -94,4 +94,5 @@ FORMATS: dict[str, Callable[[Iterable[Seen], Tokenizer, bool], Iterator[str]]] =
 def _title(one: Seen) -> str:
     supervised = int(np.count_nonzero(one.tree.response_mask_N))
     part = f", part {one.part + 1}" if one.part else ""
-    return f"{one.dialogue.id}{part}  ({one.dialogue.source}; {len(one.tree):,} tokens, {supervised:,} supervised)"
+    name, source = (visible(text).replace("\n", " ") for text in (one.dialogue.id, one.dialogue.source))
+    return f"{name}{part}  ({source}; {len(one.tree):,} tokens, {supervised:,} supervised)"

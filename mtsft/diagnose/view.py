@@ -34,13 +34,15 @@ class Run(NamedTuple):
     """The tokens that make up one piece of readable text; mostly a single one.
 
     text: fit to be shown, newlines as newlines. marker: a control token of the template. starts_branch: whether it
-    does not follow the piece before it. index: of its first token in the tree; position: that token's depth.
+    does not follow the piece before it; branch: how many did before. index: of its first token in the tree; position:
+    that token's depth.
     turn, message (-1 for text of the template) and weight (0 for context) are those of its tokens.
     """
 
     text: str
     marker: bool
     starts_branch: bool
+    branch: int
     tokens: tuple[int, ...]
     index: int
     position: int
@@ -59,14 +61,16 @@ def runs(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[Run]:
     depths_N = positions(tree.parents_N)
     markers = {control.id for control in tokenizer.controls.values()}
     follows_N = tree.parents_N == np.arange(-1, len(tree) - 1)
-    start = 0
+    start = branch = 0
     while start < len(tree):
+        branch += int(not follows_N[start])
         count, text = _read_piece(tree, tokenizer, start, follows_N)
         tokens = tree.tokens_N[start : start + count].tolist()
         yield Run(
             text=visible(text),
             marker=tokens[0] in markers,
             starts_branch=not follows_N[start],
+            branch=branch,
             tokens=tuple(tokens),
             index=start,
             position=int(depths_N[start]),
@@ -133,7 +137,8 @@ def describe(run: Run) -> str:
     """What there is to know of a piece, in one line."""
     whose = f"message {run.message}" if run.message >= 0 else "template"
     role = f"weight {run.weight:g}" if run.supervised else "context, weight 0"
-    return f"token {' '.join(map(str, run.tokens))}, position {run.position}, turn {run.turn}, {whose}, {role}"
+    branch = f", branch {run.branch}" if run.branch else ""
+    return f"token {' '.join(map(str, run.tokens))}, position {run.position}{branch}, turn {run.turn}, {whose}, {role}"
 
 
 def as_columns(fields: Mapping[str, np.ndarray], row: int = 0, start: int = 0, stop: int | None = None) -> str:
@@ -161,14 +166,7 @@ def _name_of(character: str) -> str:
 
 def _stretches(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[tuple[bool, float, list[Run]]]:
     """(starts a branch, weight, pieces) of each longest stretch of one weight on one branch."""
-    branches = 0
-
-    def place(run: Run) -> tuple[int, float]:
-        nonlocal branches
-        branches += run.starts_branch
-        return branches, run.weight
-
-    for (_, weight), stretch in groupby(runs(tree, tokenizer), place):
+    for (_, weight), stretch in groupby(runs(tree, tokenizer), lambda run: (run.branch, run.weight)):
         pieces = list(stretch)
         yield pieces[0].starts_branch, weight, pieces
 

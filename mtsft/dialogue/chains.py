@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtsft.dialogue.schema import Dialogue
-from mtsft.dialogue.script import Script, Segment, Stretch, Turn
+from mtsft.dialogue.segments import Script, Segment, Stretch, Turn
 from mtsft.dialogue.tokenizer import Tokenizer
 from mtsft.dialogue.tracing import OPERATIONS, Parts, Symbol
 from mtsft.dialogue.tree import TokenTree
@@ -96,7 +96,7 @@ class _Unfit(Exception):
 class _Compiler:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.texts: list[_Text] = []
+        self.texts: dict[_Text, int] = {}
         self.steps: list[_Step] = []
         self.checks: list[tuple[int, tuple[int, ...], int]] = []
 
@@ -156,7 +156,7 @@ class _Compiler:
         if any(type(part) is Symbol for head in heads for part in head.parts):
             raise _Unfit
         before = sum((self._ids(head) for head in heads), ())
-        self.checks.append((self._text(segment), before, self._text(last)))
+        self.checks.append((self._number(self._text(segment)), before, self._number(self._text(last))))
 
     def _step(self, segment: Segment, turn: Turn, response: int) -> None:
         if type(segment) is str:
@@ -167,9 +167,8 @@ class _Compiler:
             self._constant(self._ids(segment), turn, response)
         else:
             text = self._text(segment)
-            before = self.texts[text].before
-            head = tuple(self.tokenizer.encode_batch([before], segment.place)[0]) if before else ()
-            self.steps.append(_Step((), text, head, self.texts[text].message, turn.number, response))
+            head = self._read(text.before, text.place) if text.before else ()
+            self.steps.append(_Step((), self._number(text), head, text.message, turn.number, response))
 
     def _constant(self, ids: tuple[int, ...], turn: Turn, response: int) -> None:
         last = self.steps[-1] if self.steps else None
@@ -181,9 +180,16 @@ class _Compiler:
     def _ids(self, stretch: Stretch) -> tuple[int, ...]:
         if len(stretch.parts) != 1 or type(stretch.parts[0]) is Symbol or stretch.lstrip or stretch.rstrip:
             raise _Unfit
-        return tuple(self.tokenizer.encode_batch([stretch.parts[0]], stretch.place)[0])
+        return self._read(stretch.parts[0], stretch.place)
 
-    def _text(self, stretch: Stretch) -> int:
+    def _read(self, text: str, place: int) -> tuple[int, ...]:
+        """The ids of a template's own text, which scripts repeat."""
+        return tuple(self.tokenizer.encode_cached(text, place))
+
+    def _number(self, text: _Text) -> int:
+        return self.texts.setdefault(text, len(self.texts))
+
+    def _text(self, stretch: Stretch) -> _Text:
         *head, symbol = stretch.parts
         if type(symbol) is str or len(head) > 1 or (head and type(head[0]) is not str):
             raise _Unfit
@@ -192,10 +198,7 @@ class _Compiler:
         is_content = type(inner) is Symbol and not inner.method and inner.path == ("messages", symbol.owner, "content")
         if not is_content or len(symbol.parts) > 1 or any(type(arg) is Symbol for arg in symbol.args):
             raise _Unfit
-        text = _Text("".join(head), symbol.owner, stretch.place, symbol.method, symbol.args)
-        if text not in self.texts:
-            self.texts.append(text)
-        return self.texts.index(text)
+        return _Text("".join(head), symbol.owner, stretch.place, symbol.method, symbol.args)
 
 
 def _joined(parts: Sequence[str | Symbol]) -> Parts:

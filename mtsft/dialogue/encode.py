@@ -19,11 +19,13 @@ from mtsft.dialogue.chains import Chains, Key, Program, compile_program
 from mtsft.dialogue.counts import Counts
 from mtsft.dialogue.over_length import POLICIES, shorten
 from mtsft.dialogue.schema import Dialogue
-from mtsft.dialogue.script import Script, ScriptWriter, Segment, TemplateRefusal, Turn
+from mtsft.dialogue.script import ScriptWriter
+from mtsft.dialogue.segments import Script, Segment, Turn
 from mtsft.dialogue.selection import Selection
 from mtsft.dialogue.template import ChatTemplate, records_of
 from mtsft.dialogue.tokenizer import WHITESPACE, Tokenizer
 from mtsft.dialogue.tree import TokenTree, TreeBuilder, expand, is_one_chain, positions, response_ends
+from mtsft.dialogue.writing import TemplateRefusal
 from mtsft.errors import InputError
 
 TREES = ("tree", "paths")
@@ -115,7 +117,7 @@ class Encoder:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end a response."""
-        return tuple(sorted(self.tokenizer.controls[stop].id for stop in self._write.stops))
+        return tuple(sorted(self.tokenizer.controls[stop].id for stop in self._write.controls.stops))
 
     def __call__(self, dialogue: Dialogue) -> TokenTree | None:
         """The tree of `dialogue`, or None where nothing of it trains; of several made of it, the first."""

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -166,20 +167,24 @@ class JinjaTemplate:
                 for node in tree.find_all((nodes.Getattr, nodes.Getitem))
                 if isinstance(node, nodes.Getattr) or isinstance(node.arg, nodes.Const)
             }
+            self.tail = _has_plain_tail(tree)
             code = self._environment.compile(_Traceable().visit(tree), name)
             self._template = jinja2.Template.from_code(self._environment, code, self._environment.make_globals(None))
+            self._template.root_render_func.__globals__["LoopContext"] = _Loop
         except jinja2.TemplateSyntaxError as error:
             raise InputError(f"{name}:{error.lineno}: not a Jinja template: {one_line(error.message, 160)}") from error
 
-    def render(self, variables: dict[str, Any], tracer: Tracer | None = None) -> str:
+    def render(self, variables: dict[str, Any], tracer: Tracer | None = None, reader: "Reader | None" = None) -> str:
         """The text, or with a tracer the buffer whose private characters are its symbols.
 
-        Raises Refused for whatever goes wrong inside the template, Untraceable where a trace is lost.
+        reader: the messages among the variables, if they are to note when they are read. Raises Refused for whatever
+        goes wrong inside the template, Untraceable where a trace is lost.
         """
         self._environment.tracer = tracer
         try:
             # Not Template.render: its end would rewrite tracebacks, which costs more than the rendering.
-            return "".join(self._template.root_render_func(self._template.new_context(variables)))
+            pieces = self._template.root_render_func(self._template.new_context(variables))
+            return "".join(pieces) if reader is None else reader.follow(pieces)
         except Untraceable:
             raise
         except (
@@ -192,15 +197,123 @@ class JinjaTemplate:
             RecursionError,
         ) as error:
             said = one_line(self._said(error, tracer), 160)
-            raise Refused(
-                said if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {said}"
-            ) from error
+            kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+            raise Refused(f"{kind}{said}") from error
         finally:
             self._environment.tracer = None
 
     def _said(self, error: Exception, tracer: Tracer | None) -> str:
         text = str(error)
         return tracer.text(text) if tracer is not None and PRIVATE.search(text) else text
+
+
+class _Loop(LoopContext):
+    """Jinja's `loop`; looking at what comes next, it says so to the messages it goes over."""
+
+    def _peek_next(self):
+        if isinstance(self._iterable, Reader):
+            self._iterable.look_ahead()
+        return super()._peek_next()
+
+
+class Reader(list):
+    """Messages that note how much text stood when each was first read, and whether any was read out of order.
+
+    What a template writes before it reads a message cannot depend on it. marks: characters written before message i,
+    and last before the end, was read. in_order: whether they were read one after the other by a loop's own step, their
+    number not asked for before.
+    """
+
+    def __init__(self, messages, whole: "Reader | None" = None, start: int = 0):
+        super().__init__(messages)
+        self._whole, self._start = whole or self, start
+        if whole is None:
+            self.marks: list[int] = []
+            self.in_order = True
+            self._written = 0
+
+    def follow(self, pieces) -> str:
+        """Joins what a template writes, and knows at any time how much that is."""
+        text = []
+        for piece in pieces:
+            text.append(piece)
+            self._written += str.__len__(piece)  # of the buffer, not of the words
+        return "".join(text)
+
+    def look_ahead(self) -> None:
+        """Notes that something was asked of messages yet to come."""
+        self._whole.in_order = False
+
+    def _reads(self, place: int) -> None:
+        whole = self._whole
+        place += self._start
+        if place == len(whole.marks):
+            whole.marks.append(whole._written)
+        elif place > len(whole.marks):
+            whole.in_order = False
+
+    def __iter__(self):
+        for place in range(list.__len__(self) + 1):
+            self._reads(place)
+            if place < list.__len__(self):
+                yield list.__getitem__(self, place)
+
+    def __getitem__(self, index):
+        if isinstance(index, int) and index >= 0:
+            if self._start + index >= len(self._whole.marks) and self._start + index:
+                self.look_ahead()  # not by a loop's step
+            self._reads(index)
+            return list.__getitem__(self, index)
+        if isinstance(index, slice) and index.stop is None and index.step is None and (index.start or 0) >= 0:
+            # There is a first message in every prefix that matters, and maybe no other.
+            return Reader(list.__getitem__(self, index), self._whole, self._start + (index.start or 0))
+        self.look_ahead()
+        return list.__getitem__(self, index)
+
+    def __len__(self) -> int:
+        self.look_ahead()
+        return list.__len__(self)
+
+    def __bool__(self) -> bool:
+        if self._start:
+            self.look_ahead()
+        return list.__len__(self) > 0
+
+    def __eq__(self, other) -> bool:
+        self.look_ahead()
+        return list.__eq__(self, other)
+
+    def __reversed__(self):
+        self.look_ahead()
+        return list.__reversed__(self)
+
+    __hash__ = None
+
+
+def _has_plain_tail(tree: nodes.Template) -> bool:
+    """Whether all that a template does after its last loop follows from its arguments alone, not from messages.
+
+    It does if it names nothing that the template sets, and the generation prompt is asked for only there.
+    """
+    last = max((i for i, node in enumerate(tree.body) if isinstance(node, nodes.For)), default=None)
+    if last is None:
+        return False
+    known = {"messages", "tools", "loop"}
+    for node in tree.find_all(nodes.Name):
+        if node.ctx != "load":
+            known.add(node.name)
+    known |= {node.name for node in tree.find_all((nodes.Macro, nodes.NSRef))}
+
+    def names(part: nodes.Node) -> set[str]:
+        found = {node.name for node in part.find_all(nodes.Name)}
+        return found | ({part.name} if isinstance(part, nodes.Name) else set())
+
+    before, after = tree.body[: last + 1], tree.body[last + 1 :]
+    if any(isinstance(part, nodes.Assign | nodes.AssignBlock | nodes.Macro) for part in after):
+        return False
+    return not any(names(part) & known for part in after) and not any(
+        "add_generation_prompt" in names(part) for part in before
+    )
 
 
 def _literals(tree: nodes.Template) -> tuple[str, ...]:

@@ -9,9 +9,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from mtsft.dialogue.jinja import JinjaTemplate, Refused
+from mtsft.dialogue.jinja import JinjaTemplate, Reader, Refused
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.dialogue.tracing import Tracer, Untraceable
 from mtsft.errors import InputError, one_line
@@ -78,14 +78,26 @@ class ChatTemplate:
 
         dialogue: where tools and variables come from. Raises Refused where the template does.
         """
-        return self._run([self.record(m) for m in messages], dialogue and dialogue.tools, prompt, dialogue, None)
+        return self._run([self.record(m) for m in messages], dialogue and dialogue.tools, prompt, dialogue)
 
     def trace(self, dialogue: Dialogue) -> "Traced":
         """The dialogue, ready to be rendered in parts."""
         return Traced(self, dialogue)
 
-    def _run(self, messages: list, tools: Any, prompt: bool, dialogue: Dialogue | None, tracer: Tracer | None) -> str:
-        template = self._templates["tool_use" if tools and "tool_use" in self._templates else "default"]
+    def choose(self, dialogue: Dialogue | None) -> JinjaTemplate:
+        """The template of a dialogue: the one for tools if it has some and there is one."""
+        tools = dialogue is not None and dialogue.tools
+        return self._templates["tool_use" if tools and "tool_use" in self._templates else "default"]
+
+    def _run(
+        self,
+        messages: list,
+        tools: Any,
+        prompt: bool,
+        dialogue: Dialogue | None,
+        tracer: Tracer | None = None,
+        reader: Reader | None = None,
+    ) -> str:
         variables = {
             "documents": None,
             **self.variables,
@@ -94,7 +106,7 @@ class ChatTemplate:
             "tools": tools or None,
             "add_generation_prompt": prompt,
         }
-        return template.render(variables, tracer)
+        return self.choose(dialogue).render(variables, tracer, reader)
 
     def _tool_call_habits(self) -> tuple[bool, bool]:
         """Whether arguments must be JSON texts, and whether a reply that only calls tools must have no content.
@@ -113,6 +125,19 @@ class ChatTemplate:
                 if "value" in text and "{'key': 'value'}" not in text:
                     return as_text, no_content
         return False, False
+
+
+class Stream(NamedTuple):
+    """A rendering that shows those of all its prefixes.
+
+    text: a buffer, without its tail. marks: where in it the rendering of the messages before i ends, for every i. tail,
+    prompt: what follows the messages without a generation prompt, and with one.
+    """
+
+    text: str
+    marks: list[int]
+    tail: str
+    prompt: str
 
 
 class Traced:
@@ -141,6 +166,28 @@ class Traced:
                 f"{self.dialogue.source}: the chat template {self._template.name} does with a message what cannot be "
                 f"followed ({error}), so that its words could be taken for control tokens"
             ) from None
+
+    def stream(self, count: int) -> Stream | None:
+        """The first `count` messages rendered once, where that shows the rendering of every prefix of them.
+
+        None where it does not, or cannot be shown to; or where the template refuses.
+        """
+        template = self._template
+        if not template.choose(self.dialogue).tail:
+            return None
+        try:
+            reader = Reader(self._messages[:count])
+            text = template._run(reader, self._tools, False, self.dialogue, self.tracer, reader)
+            if not reader.in_order or len(reader.marks) != count + 1:
+                return None
+            first = Reader(self._messages[:1])
+            prompted = template._run(first, self._tools, True, self.dialogue, self.tracer, first)
+        except (Refused, Untraceable):
+            return None
+        if not first.in_order or len(first.marks) != 2:
+            return None
+        end = reader.marks[-1]
+        return Stream(text[:end], reader.marks, text[end:], prompted[first.marks[-1] :])
 
     def _wrap(self, record: dict[str, Any], index: int) -> dict[str, Any]:
         path = ("messages", index)

@@ -133,7 +133,7 @@ def test_a_dialogue_token_by_token(plain_encoder, plain):
     assert tree.parents_N.tolist() == list(range(-1, 34))
     assert plain_encoder.counts == Counts(
         dialogues=1, responses=2, kept=1, tokens=35, chain_tokens=35, response_tokens=19 + 35,
-        supervised_tokens=7, supervised_weight=7.0, by_turn=Counter({0: 2, 1: 5}),
+        supervised_tokens=7, supervised_weight=7.0, by_turn=Counter({0: 2, 1: 5}), by_role=Counter(assistant=7),
     )  # fmt: skip
 
 
@@ -219,6 +219,7 @@ def test_over_length_keep_first_keeps_whole_turns(make_encoder, plain, max_lengt
         dialogues=1, responses=2, kept=1, over_length=1, over_length_cut=1, over_length_responses=1,
         over_length_supervised_tokens=5, tokens=PREFIX_TOKENS, chain_tokens=PREFIX_TOKENS,
         response_tokens=PREFIX_TOKENS, supervised_tokens=2, supervised_weight=2.0, by_turn=Counter({0: 2}),
+        by_role=Counter(assistant=2),
     )  # fmt: skip
 
 
@@ -232,8 +233,9 @@ def test_over_length_keep_first_drops_what_has_no_whole_turn(make_encoder):
 
 
 def test_a_dialogue_of_very_many_messages_is_over_length_like_any_other(make_encoder):
-    many = dialogue(*[("user", "hi"), ("assistant", "hi")] * 17_000)
-    assert make_encoder(2048, "drop")(many) is None
+    many = dialogue(*[("user", "hi"), ("assistant", "hi")] * 80)
+    assert make_encoder(512, "drop")(many) is None
+    assert len(make_encoder(2000, "drop")(many)) == 80 * 12 - 1
 
 
 def test_counts_add_up_field_by_field():
@@ -254,9 +256,9 @@ hostile_text = st.lists(
     max_size=5,
 ).map("".join)
 hostile_message = st.one_of(
-    st.builds(Message, st.sampled_from(["system", "user", "tool"]), hostile_text),
-    st.builds(Message, st.just("assistant"), hostile_text, st.sampled_from([0.0, 0.5, 1.0, 1.0])),
-)
+    st.tuples(st.sampled_from(["system", "user", "tool"]), hostile_text),
+    st.tuples(st.just("assistant"), hostile_text, st.sampled_from([0.0, 0.5, 1.0, 1.0])),
+).map(lambda given: Message(*given))
 hostile_messages = st.lists(hostile_message, min_size=1, max_size=7).flatmap(
     lambda messages: st.sampled_from([messages, messages * 2])  # the same turns again
 )
@@ -281,7 +283,9 @@ def test_supervised_tokens_are_the_models_words_and_its_stop_and_nothing_else(
     stop = tokenizer.controls[STOP].id
     said = [response.tolist() for _, _, response in paths(tree)]
     assert [tokenizer.decode(ids[:-1]) for ids in said] == [m.content for m in responses]
-    assert all(ids[-1] == stop and not set(ids[:-1]) & {control.id for control in tokenizer.controls.values()} for ids in said)
+    assert all(
+        ids[-1] == stop and not set(ids[:-1]) & {control.id for control in tokenizer.controls.values()} for ids in said
+    )
     weights = [m.weight for m, ids in zip(responses, said) for _ in ids]
     assert tree.response_mask_N[supervised].tolist() == weights
     spoken_by = {messages[i].role for i in tree.message_ids_N[supervised] if i >= 0}

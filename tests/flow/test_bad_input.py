@@ -124,7 +124,10 @@ def test_wrong_config_files(refused, folder, text, says):
         ("train.learning_rate=nan", "must be at least 0"),
         ("objective.normalize=token", "use 'dataset' or 'batch'"),
         ("data.over_length=cut", "use one of error, drop, keep_first"),
-        ("data.template=gpt", r"neither a built-in template \(chatml\) nor a Jinja file that can be read \(No such file or directory\)"),
+        (
+            "data.template=gpt",
+            r"neither a built-in template \(chatml\) nor a Jinja file that can be read \(No such file or directory\)",
+        ),
         ("data.vocab_size=200", "does not suit these texts .*; set it higher"),
     ],
 )
@@ -142,7 +145,10 @@ def test_values_out_of_range_are_named_by_their_key(refused, flag, says):
         ("not JSON", r"not JSON \(.*every line must be one object such as"),
         ('{"messages": []}', "'messages' is an empty list; every dialogue needs a list of messages"),
         ('{"messages": [{"role": "robot", "content": "x"}]}', 'message 1 has the unknown role "robot"; use one of'),
-        ('{"messages": [{"role": "user", "content": null}]}', r"message 1 \(user\) has content that is null; it must be a string"),
+        (
+            '{"messages": [{"role": "user", "content": null}]}',
+            r"message 1 \(user\) has content that is null; it must be a string",
+        ),
         (
             '{"messages": [{"role": "assistant", "content": "x", "weight": -1}]}',
             r"message 1 \(assistant\) has weight -1; use 0, a number from 1e-06 to 1e\+06",

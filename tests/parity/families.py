@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """Families of models: their chat templates, as trl ships them, and tokenizers made here of the kinds that they use.
 
 A tokenizer is made with the `tokenizers` package, as a folder that transformers reads: the family's pre-tokenisation,
@@ -71,6 +72,10 @@ class Family:
     @property
     def puts_space(self) -> bool:
         return self.kind in ("llama2", "mistral")
+
+    @property
+    def sentence_piece(self) -> bool:
+        return self.puts_space or self.kind == "gemma"
 
     def end(self, calls: bool) -> tuple[str, str | None]:
         return self.calls or self.reply if calls else self.reply

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """What transformers makes of a dialogue, and everything in which mtsft differs from it, by name.
 
 For response k at message i, by transformers alone, on the records that the template is given:
@@ -26,8 +27,8 @@ from mtsft.dialogue.jinja import Refused
 from mtsft.dialogue.readers import parse, read_chunks
 from mtsft.dialogue.recipe import Chat, Recipe
 from mtsft.dialogue.schema import Dialogue, Message
-from mtsft.dialogue.script import TemplateRefusal
 from mtsft.dialogue.selection import Selection
+from mtsft.errors import InputError
 
 DATE = "2026-01-31"
 _NEWLINE = "\n"
@@ -119,6 +120,8 @@ class Pair:
     def same_text(self, ids: Sequence[int], text: str) -> bool:
         """Whether ids decode to a text, but for what the tokenizer normalises and the white space that it eats."""
         said = self.ours.decode(ids)
+        if self.family.sentence_piece:  # writes a space as "▁", and cannot tell the two apart
+            text = text.replace("▁", " ")
         if self.family.puts_space:
             return re.sub(r"\s", "", said) == re.sub(r"\s", "", text)
         return said == text or unicodedata.normalize("NFC", said) == unicodedata.normalize("NFC", text)
@@ -191,9 +194,12 @@ class Comparison:
         wanted = Selection().weights(dialogue)
         turns = [self._turn(message) for message in wanted]
         counts["turns"] += len(turns)
+        if any(turn and not turn.context for turn in turns):
+            counts["turns: nothing stands before one of them"] += len(turns)
+            return  # transformers renders no empty conversation
         try:
             grown = pair.encoder.grow(dialogue, wanted)
-        except TemplateRefusal as error:
+        except InputError as error:
             counts["turns: refused"] += len(turns)
             if None not in turns:
                 self.note(f"refused by mtsft alone: {error}")
@@ -208,7 +214,7 @@ class Comparison:
             if bool(turn.unfaithful) == (turn.message in found):
                 self.note(f"message {turn.message}: {turn.unfaithful or 'faithful'}, and mtsft thinks otherwise")
             elif not turn.unfaithful:
-                self._compare_ids(turn, *_path_ids(grown.tree, *found[turn.message]))
+                self._compare_ids(turn, *path_ids(grown.tree, *found[turn.message]))
 
     def _compare_ids(self, turn: Turn, context: list[int], response: list[int]) -> None:
         pair, counts = self.pair, self.counts
@@ -234,7 +240,7 @@ class Comparison:
         """A response as transformers renders it; None where that raises."""
         path, said = path_to(self.dialogue, message), self.dialogue.messages[message]
         if len(path) < 2:
-            return Turn(message, "nothing before it", "", "")
+            return Turn(message, "", "", "")
         context, whole = self.render(path[:-1], True), self.render(path, False)
         if context is None or whole is None:
             return None
@@ -277,7 +283,7 @@ def missing_words(said: Message, text: str) -> Iterator[str]:
         text = text[text.rindex(pieces[-1]) + len(pieces[-1]) :]
     names = Counter(call["function"]["name"] for call in fields.get("tool_calls") or ())
     for name, count in names.items():
-        if text.count(name) < count:
+        if len(re.findall(rf"(?<!\w){re.escape(name)}(?!\w)", text)) < count:
             yield name
     for call in fields.get("tool_calls") or ():
         arguments = call["function"]["arguments"]
@@ -299,7 +305,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _path_ids(tree: Any, first: int, end: int) -> tuple[list[int], list[int]]:
+def path_ids(tree: Any, first: int, end: int) -> tuple[list[int], list[int]]:
     """The ids of a response and of all that stands before it."""
     nodes, node = [], int(tree.parents_N[first])
     while node >= 0:

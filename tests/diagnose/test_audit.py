@@ -1,0 +1,403 @@
+"""Audits of small made datasets that hold one or two of everything that can be wrong."""
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
+
+from mtsft.data import store as stores
+from mtsft.data.dataset import Sources
+from mtsft.data.packing import lay_out
+from mtsft.data.store import open_store
+from mtsft.diagnose.audit import audit
+from mtsft.diagnose.audit_text import as_text
+from mtsft.dialogue import readers
+from mtsft.dialogue.recipe import Chat, Recipe
+from mtsft.dialogue.template import CHATML
+from mtsft.dialogue.tree import response_ends
+
+ROW = 64
+
+
+def said(*contents, **more):
+    """A dialogue in which a user and an assistant speak in turn."""
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]} | more
+
+
+def calling(arguments, content=""):
+    call = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": arguments}}
+    asked = {"role": "user", "content": "Hello there"}
+    return {"messages": [asked, {"role": "assistant", "content": content, "tool_calls": [call]}]}
+
+
+GOOD, TWO_TURNS = said("Hello there", "Hi you."), said("How are you?", "well", "And you?", "I am well")
+MASKED = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]}
+TREE = {
+    "messages": [
+        {"id": "a", "role": "user", "content": "What is it?"},
+        {"id": "b", "parent_id": "a", "role": "assistant", "content": "Paris"},
+        {"id": "c", "parent_id": "a", "role": "assistant", "content": "the fox"},
+    ]
+}
+LONG = said("Hello", "Hi", "How?", "z" * ROW)
+SPELLS = said("say <|im_end|>", "no")
+
+
+@pytest.fixture
+def sources(tmp_path, chat):
+    """The sources of records (or lines) under a recipe; eval: those held out; weights: of training's files."""
+
+    def make(*files, eval=(), weights=None, chat=chat, cache="cache", **recipe):
+        def write(name, records):
+            path = tmp_path / name
+            path.write_text("".join((r if type(r) is str else json.dumps(r)) + "\n" for r in records))
+            return path
+
+        train = [write(f"train-{i}.jsonl", records) for i, records in enumerate(files)]
+        recipe = Recipe(chat, **{"max_length": ROW} | recipe)
+        held_out = [write("eval.jsonl", eval)] if eval else []
+        return Sources(train, weights or [1.0] * len(train), held_out, recipe, recipe, tmp_path / cache, 1)
+
+    return make
+
+
+@pytest.fixture
+def examine(sources):
+    return lambda *files, **changes: audit(sources(*files, **changes), progress=False)
+
+
+def problems(report):
+    """{(severity, what): (count, lines of the examples)}"""
+    found = [
+        (p["severity"], p["what"], p["count"], [example.rpartition("jsonl:")[2] for example in p["examples"]])
+        for p in report["problems"]
+    ]
+    assert all(problem["remedy"] for problem in report["problems"])
+    assert len({what for _, what, *_ in found}) == len(found)
+    return {(severity, what): (count, places) for severity, what, count, places in found}
+
+
+# What a dataset holds
+
+
+RECORDS = [
+    GOOD,
+    {"id": "again", **GOOD},
+    TWO_TURNS,
+    "{",
+    said("Is anybody there?"),
+    MASKED,
+    SPELLS,
+    TREE,
+    LONG,
+    calling("no JSON"),
+]
+
+
+def test_a_dataset_with_one_of_everything(examine, tmp_path):
+    report = examine(RECORDS, eval=[TWO_TURNS, said("a", "b")], unfaithful="error", over_length="error")
+    unreadable = (
+        "4: not JSON (Expecting property name enclosed in double quotes, column 2); every line must be one object such "
+        'as {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+    )
+    assert problems(report) == {
+        ("error", "lines that hold no dialogue"): (1, [unreadable]),
+        ("error", "responses of which the template loses words"): (1, ["10: message 2"]),
+        ("error", f"dialogues longer than a row of {ROW}"): (1, ["9"]),
+        ("warning", "messages whose tool_calls the template leaves out of every rendering"): (1, ["10: message 2"]),
+        ("note", "messages that spell a control token"): (1, ["7: message 1"]),
+        ("warning", "tool calls whose arguments are not a JSON object"): (1, ["10: message 2"]),
+        ("warning", "dialogues without a response to train"): (3, []),
+        ("warning", "dialogues whose words all stood before"): (1, ["2"]),
+        ("warning", "dialogues stand in training and held out"): (1, ["3"]),
+    }
+    train = report["train"]
+    counts = {name: train[name] for name in ("dialogues", "unreadable", "responses", "kept", "without_response")}
+    assert counts == {"dialogues": 9, "unreadable": 1, "responses": 10, "kept": 6, "without_response": 3}
+    assert (train["branching"], train["rewriting"], train["skipped_turns"]) == (1, 0, 1)
+    assert report["eval"]["kept"] == 2
+    assert report["shared"] == 1
+    assert report["template"]["stops"] == ["<|im_end|>"]
+
+
+def test_the_same_dataset_where_the_policies_allow(examine):
+    allowed = examine(RECORDS[:3] + RECORDS[4:], unfaithful="skip", over_length="drop", refused="skip")
+    severities = {what: severity for severity, what in problems(allowed)}
+    assert severities["responses of which the template loses words"] == "warning"
+    assert severities[f"dialogues longer than a row of {ROW}"] == "warning"
+    assert "error" not in severities.values()
+
+
+def test_tokens_by_role_turn_and_source(examine, encoder):
+    trees = [encoder(dialogue(record)) for record in (GOOD, TWO_TURNS, TREE)]
+    supervised = [int(np.count_nonzero(tree.response_mask_N)) for tree in trees]
+    report = examine([GOOD, TWO_TURNS], [TREE], weights=[1.0, 2.0])
+    train, sizes = report["train"], [len(tree) for tree in trees]
+    assert (train["tokens"], train["supervised_tokens"]) == (sum(sizes), sum(supervised))
+    first, second = np.bincount(trees[1].turn_ids_N[trees[1].response_mask_N > 0]).tolist()
+    assert train["by_turn"] == {0: supervised[0] + first + supervised[2], 1: second}
+    assert train["by_role"] == {"assistant": sum(supervised)}
+    assert list(train["by_source"].values()) == [
+        {"dialogues": 2, "tokens": sum(sizes[:2]), "supervised_tokens": sum(supervised[:2]), "weight": 1.0},
+        {"dialogues": 1, "tokens": sizes[2], "supervised_tokens": supervised[2], "weight": 2.0},
+    ]
+    assert list(train["lengths"]) == ["p0", "p5", "p25", "p50", "p75", "p95", "p99", "p100"]
+    assert (train["lengths"]["p0"], train["lengths"]["p100"]) == (min(sizes), max(sizes))
+    # The file of weight 2 is seen twice an epoch, and fills rows twice.
+    assert train["fill"][0] == {
+        "row_length": ROW,
+        "rows": lay_out(np.array([*sizes, sizes[2]]), ROW).num_rows,
+        "fill": round(lay_out(np.array([*sizes, sizes[2]]), ROW).fill, 4),
+        "too_long": 0,
+    }
+    assert [fill["row_length"] for fill in train["fill"]] == [ROW, 512, 1024, 2048, 4096, 8192, 16384, 32768]
+
+
+def dialogue(record):
+    return readers.parse(json.dumps(record).encode(), Path("d.jsonl"), 1)
+
+
+def test_what_a_tree_saves(examine, encoder):
+    """prompt [p] with replies of a and b tokens: p + a + b as a tree, 2 p + a + b as chains and as responses."""
+    tree = encoder(dialogue(TREE))
+    replies = int(np.count_nonzero(tree.response_mask_N))
+    prompt = len(tree) - replies
+    chain = encoder(dialogue(TWO_TURNS))
+    first = response_ends(chain)[0] + 1
+    train = examine([TREE, TWO_TURNS])["train"]
+    assert train["tokens"] == len(tree) + len(chain)
+    assert train["chain_tokens"] == 2 * prompt + replies + len(chain)
+    assert train["response_tokens"] == 2 * prompt + replies + first + len(chain)
+
+
+# Dialogues longer than a row
+
+
+@pytest.mark.parametrize("trees", ["tree", "paths"])
+def test_what_a_policy_costs_is_what_a_run_under_it_counts(examine, sources, trees):
+    hello = ("How are you, how are you?", "I am well.")
+    # Their responses end at 20, 105; 30, 61, 92, 123; 146; 30, 61, 121, 152; a row holds 64.
+    records = [GOOD, LONG, said(*hello * 4), said("x", "z" * 2 * ROW), said(*hello * 2, "z" * 40, "so", *hello)]
+    report = examine(records, over_length="drop", trees=trees)
+    table = report["train"]["over_length"]
+    assert table["dialogues"] == 4
+    assert list(table["policies"]) == ["drop", "keep_first", "keep_last", "windows"]
+    for policy, cost in table["policies"].items():
+        made = sources(records, over_length=policy, trees=trees)
+        counts = open_store(made.train_files, made.train_recipe, made.cache, 1, False).counts
+        assert cost == {
+            "dialogues_lost": counts.over_length_dropped,
+            "responses_lost": counts.over_length_responses,
+            "supervised_tokens_lost": counts.over_length_supervised_tokens,
+            "more_dialogues": counts.over_length_windows,
+            "estimated": False,
+        }
+    costs = [tuple(cost.values())[:2] for cost in table["policies"].values()]
+    assert costs == [(4, 11), (1, 6), (2, 8), (1, 2)]
+    assert table["policies"]["drop"]["supervised_tokens_lost"] == table["supervised_tokens"]
+    assert table["policies"]["windows"]["more_dialogues"] == 4
+
+
+def test_a_tree_that_fits_as_paths_is_not_too_long(examine, encoder):
+    limit = len(encoder(dialogue(TREE))) - 1
+    assert examine([TREE], max_length=limit)["train"]["over_length"]["dialogues"] == 1
+    as_paths = examine([TREE], max_length=limit, trees="paths")
+    assert problems(as_paths) == {}
+    assert as_paths["train"]["fill"][0]["rows"] == 2
+
+
+def test_nothing_left_is_an_error_in_training_alone(examine):
+    nothing = said("x")
+    assert problems(examine([nothing])) == {
+        NOTHING_LEFT: (1, []),
+        ("warning", "dialogues without a response to train"): (1, []),
+    }
+    dropped = problems(examine([LONG], over_length="drop"))
+    assert NOTHING_LEFT in dropped
+    held_out = problems(examine([GOOD], eval=[nothing]))
+    assert set(held_out) == {
+        ("warning", "dialogues read, and none is held out"),
+        ("warning", "held out: dialogues without a response to train"),
+    }
+
+
+# Templates and tokenizers
+
+
+@cache
+def folder():
+    """The tokenizer.json of a small BPE tokenizer."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    names = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=names, show_progress=False)
+    tokenizer.train_from_iterator(["Hello there, how are you?"] * 5, trainer)
+    return tokenizer.to_str().encode()
+
+
+def hugging_face(template, **config):
+    config = {"bos_token": "<s>", "eos_token": "</s>"} | config
+    files = {"tokenizer.json": folder(), "tokenizer_config.json": json.dumps(config).encode()}
+    return Chat(files, {"default": template}, "made")
+
+
+def header(before):
+    """chatml whose replies are written by `before`."""
+    return (
+        "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\\n' -}}" + before + "{{- '<|im_end|>\\n' -}}"
+        "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+    )
+
+
+DROPS_CALLS = header("{{- m.content -}}")
+DROPS_TEXT = header("{%- if m.tool_calls -%}{{- m.tool_calls | tojson -}}{%- else -%}{{- m.content -}}{%- endif -%}")
+OPENS_THINK = CHATML.replace("'<|im_start|>assistant\\n' -}}", "'<|im_start|>assistant\\n<think>\\n' -}}")
+PLAIN = (
+    "{%- for m in messages -%}{{- m.role + ': ' + m.content + '\\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- 'assistant: ' -}}{%- endif -%}"
+)
+REFUSES = "{%- if messages[0].role == 'system' -%}{{- raise_exception('No system, please') -}}{%- endif -%}" + CHATML
+DOUBLE = "{{- bos_token + bos_token -}}" + CHATML
+REWRITES = header(
+    "{%- if m.role == 'assistant' and not loop.last -%}{{- m.content.split('</think>')[-1] -}}"
+    "{%- else -%}{{- m.content -}}{%- endif -%}"
+)
+SYSTEM = {"messages": [{"role": "system", "content": "Be."}, *GOOD["messages"]]}
+PROMPT = "responses in a prompt that the full rendering does not begin with"
+LOST = "responses of which the template loses words"
+LOST_CALLS = "messages whose tool_calls the template leaves out of every rendering"
+LOST_TEXT = "messages whose content the template leaves out of every rendering"
+LEFT_OUT = ("warning", "dialogues without a response to train")
+NOTHING_LEFT = ("error", "dialogues read, and none is left to train on")
+REFUSED = "dialogues that the template refuses or the tokenizer cannot spell"
+TEMPLATES = {
+    "drops calls": (DROPS_CALLS, [GOOD, calling({"a": 1})], {LOST: 1, LOST_CALLS: 1}, 1),
+    "drops text beside calls": (DROPS_TEXT, [GOOD, calling({"a": 1}, "Well")], {LOST: 1, LOST_TEXT: 1}, 1),
+    "opens <think>": (OPENS_THINK, [TWO_TURNS, GOOD], {PROMPT: 3}, 2),
+    "no stop": (PLAIN, [TWO_TURNS, GOOD], {"responses without a stop": 3}, 2),
+    "refuses": (REFUSES, [GOOD, SYSTEM, SYSTEM], {REFUSED: 2}, 0),
+    "double BOS": (DOUBLE, [GOOD, TWO_TURNS], {"dialogues that begin with two BOS tokens": 2}, 0),
+}
+ALWAYS = {"dialogues that begin with two BOS tokens": "error", LOST_CALLS: "warning", LOST_TEXT: "warning"}
+
+
+@pytest.mark.parametrize("case", TEMPLATES)
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_what_a_template_does_wrong(examine, case, policy):
+    template, records, wrong, left_out = TEMPLATES[case]
+    report = examine(records, chat=hugging_face(template), max_length=512, unfaithful=policy, refused=policy)
+    severity = {"error": "error", "skip": "warning"}[policy]
+    expected = {(ALWAYS.get(what, severity), what): count for what, count in wrong.items()}
+    expected |= {LEFT_OUT: left_out} if left_out else {}
+    expected |= {NOTHING_LEFT: len(records)} if left_out == len(records) else {}
+    found = {what: count for what, (count, _) in problems(report).items()}
+    found.pop(("warning", "dialogues whose words all stood before"), None)
+    assert found == expected
+    train = report["train"]
+    assert train["kept"] == len(records) - left_out - wrong.get(REFUSED, 0)
+    assert train["dialogues"] == len(records)
+
+
+def test_the_words_of_an_unfaithful_turn_can_be_trained_all_the_same(examine):
+    report = examine([TWO_TURNS, GOOD], chat=hugging_face(OPENS_THINK), unfaithful="emit")
+    assert problems(report)["warning", PROMPT] == (3, ["1: message 2", "1: message 4", "2: message 2"])
+    assert (report["train"]["kept"], report["train"]["skipped_turns"]) == (2, 0)
+
+
+def test_a_template_that_rewrites_history(examine):
+    reasoned = said("x", "<think>so</think>y", "z", "w")
+    report = examine([GOOD, reasoned], chat=hugging_face(REWRITES))
+    what = "dialogues in which the template shows an earlier turn otherwise than it was emitted"
+    assert problems(report) == {("note", what): (1, [])}
+    assert report["train"]["branching"] == report["train"]["rewriting"] == 1
+
+
+@pytest.mark.parametrize("pad", ["</s>", "<think>"])
+def test_padding_that_is_eos_is_said(examine, pad):
+    report = examine([GOOD], chat=hugging_face(CHATML, pad_token=pad))
+    assert report["tokenizer"]["pad_is_eos"] is (pad == "</s>")
+    expected = {("note", "the padding token is the EOS token"): (1, [])} if pad == "</s>" else {}
+    assert problems(report) == expected
+
+
+# How it is made and said
+
+
+def test_a_second_audit_is_served_from_the_store(sources, monkeypatch):
+    made = sources([GOOD, LONG], [TREE], eval=[TWO_TURNS])
+    first = audit(made, progress=False)
+    monkeypatch.setattr(stores, "_build", None)
+    assert audit(made, progress=False) == first
+    with pytest.raises(TypeError):
+        audit(replace(made, train_recipe=replace(made.train_recipe, trees="tree", stops=("<|im_end|>",))), False)
+
+
+def test_a_report_is_plain_and_finite(examine):
+    report = examine(RECORDS, [TREE], eval=[TWO_TURNS])
+    assert json.loads(json.dumps(report, allow_nan=False))["problems"] == report["problems"]
+    assert list(report) == ["eval", "train", "shared", "tokenizer", "template", "problems"]
+    # Nothing was read, and nothing is divided by it.
+    empty = examine([said("x")], eval=[said("x")])
+    assert "training: 0 of 1 dialogues train" in as_text(json.loads(json.dumps(empty, allow_nan=False)))
+
+
+def test_the_text_says_all_of_it(examine):
+    report = examine(RECORDS, [TREE], eval=[TWO_TURNS], over_length="drop", weights=[1.0, 0.5])
+    text = as_text(report)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    train = report["train"]
+    assert lines[0].startswith("training: 7 of 10 dialogues train, 12 responses, ")
+    assert f"{train['tokens']:,} tokens, {train['supervised_tokens']:,} supervised" in lines[0]
+    for path, row in train["by_source"].items():
+        assert any(line.endswith(" ".join(map(str, row.values()))) and path[-77:] in line for line in lines)
+    assert f"assistant {train['supervised_tokens']}" in lines
+    assert [f"turn {turn} {count}" for turn, count in train["by_turn"].items()] == [
+        line for line in lines if line.startswith("turn ") and line != "turn supervised"
+    ][: len(train["by_turn"])]
+    for fill in train["fill"]:
+        assert f"{fill['row_length']:,} {fill['fill']:.4f} {fill['rows']} {fill['too_long']}" in lines
+    for policy, cost in train["over_length"]["policies"].items():
+        assert " ".join(map(str, [policy, *list(cost.values())[:4]])) in lines
+    assert any(line.startswith("trees 2 dialogues branch;") for line in lines)
+    assert any(line.startswith("held out: 1 of 1 dialogues train") for line in lines)
+    assert "template chatml; a turn ends with <|im_end|>" in lines
+    for problem in report["problems"]:
+        mark = {"error": "WRONG", "warning": "look", "note": "note"}[problem["severity"]]
+        assert f"{mark} {problem['count']} {problem['what']} ({problem['remedy']})" in lines
+    assert max(map(len, text.splitlines())) <= 200
+
+
+def test_late_turns_are_added_up(examine):
+    report = examine([said(*("x", "Hi") * 15)], max_length=512)
+    each = report["train"]["by_turn"][0]
+    lines = [line.split() for line in as_text(report).splitlines()]
+    assert ["turn", "11", str(each)] in lines
+    assert ["later", str(3 * each)] in lines
+    assert not any(line[:2] == ["turn", "12"] for line in lines)
+
+
+def test_what_people_wrote_steers_no_terminal(examine, tmp_path):
+    evil = "\x1b[2J\x9b\u202e"
+    refuses = "{%- if 'x' in messages[0].content -%}{{- raise_exception(messages[0].content) -}}{%- endif -%}" + CHATML
+    records = [said(evil + "x" * 400, "y"), {"messages": [{"role": evil, "content": "x"}]}, GOOD]
+    report = examine(records, chat=hugging_face(refuses))
+    assert evil in "".join(example for problem in report["problems"] for example in problem["examples"])
+    text = as_text(report)
+    assert not set(text) & set(evil) - set("[2J")
+    assert "␛[2J<U+009B><U+202E>x" in text
+    assert max(map(len, text.splitlines())) <= 200
+
+
+def test_a_sample_of_many_long_dialogues_is_scaled_up(examine, monkeypatch):
+    monkeypatch.setattr("mtsft.diagnose.audit._SAMPLED", 2)
+    report = examine([{**LONG, "id": str(i)} for i in range(5)], over_length="drop")
+    cost = report["train"]["over_length"]["policies"]["drop"]
+    assert (cost["dialogues_lost"], cost["responses_lost"], cost["estimated"]) == (5, 10, True)
+    assert f"over {ROW} (estimated)" in as_text(report)

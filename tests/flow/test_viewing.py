@@ -1,0 +1,72 @@
+"""The door `view`, as a person runs it."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+from flow_support import ROOT, environment, run, start, write_config
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("view")
+    path = write_config(folder)
+    path.write_text(path.read_text().replace("eval_fraction = 0.2", "eval_fraction = 0.0"))
+    return path
+
+
+def test_json_of_some_dialogues(config):
+    out, error = run("view", f"--config={config}", "--format=json", "--skip=2", "--limit=3")
+    assert error == ""
+    assert [json.loads(line)["id"] for line in out.splitlines()] == ["sum-2", "sum-3", "sum-4"]
+
+
+def test_a_page_of_all_is_written_to_a_file(config):
+    page = config.parent / "page.html"
+    out, error = run("view", f"--config={config}", "--format=html", "--limit=0", f"--output={page}")
+    assert (out, error) == ("", "")
+    assert page.read_text().count("<h3>sum-") == 60
+    assert page.read_text().endswith("</body></html>\n")
+    assert [path for path in config.parent.iterdir() if path.suffix == ".tmp"] == []
+
+
+def test_an_output_that_cannot_be_written_is_said_in_one_line(config):
+    _, error = run("view", f"--config={config}", f"--output={config.parent}/nowhere/page.html", status=2)
+    assert error == (
+        f"view: --output={config.parent}/nowhere/page.html: No such file or directory; "
+        "name a file that can be written\n"
+    )
+
+
+def test_color_is_for_terminals(config):
+    plain, _ = run("view", f"--config={config}", "--limit=1")
+    assert "\x1b" not in plain
+    assert "⟦It is 0.<|im_end|>⟧" in plain
+    reader, writer = pty.openpty()
+    command = [sys.executable, "-m", "mtsft.view", f"--config={config}", "--limit=1"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    shown = b""
+    try:
+        while piece := os.read(reader, 1 << 16):
+            shown += piece
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    finally:
+        os.close(reader)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (0, b"")
+    assert b"\x1b[1;32mIt is 0." in shown
+
+
+def test_a_reader_that_leaves_early_is_no_error(config):
+    process = start("view", f"--config={config}", "--format=json", "--limit=0")
+    process.stdout.close()
+    error = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(timeout=60), error) == (0, "")
