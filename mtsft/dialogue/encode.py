@@ -23,7 +23,7 @@ from mtsft.dialogue.script import ScriptWriter
 from mtsft.dialogue.segments import Script, Segment, Turn
 from mtsft.dialogue.selection import Selection
 from mtsft.dialogue.template import ChatTemplate, records_of
-from mtsft.dialogue.tokenizer import WHITESPACE, Tokenizer
+from mtsft.dialogue.tokenizer import CONTINUATION, WHITESPACE, Tokenizer
 from mtsft.dialogue.tree import TokenTree, TreeBuilder, expand, is_one_chain, positions, response_ends
 from mtsft.dialogue.writing import TemplateRefusal
 from mtsft.errors import InputError
@@ -237,7 +237,10 @@ class Encoder:
         """Whether a text's tokens decode to it."""
         exact = self._exact.get(key)
         if exact is None:
-            exact = self._exact[key] = self.tokenizer.decode(self._ids[key]) == key[0]
+            text, place = key
+            said = self.tokenizer.decode(self._ids[key])
+            # Some tokenizers write a space after a control token: the server's, and so the model's, way to begin.
+            exact = self._exact[key] = said == text or (place != CONTINUATION and said == f" {text}")
         return exact
 
     def _leave_out(self, dialogue: Dialogue, error: InputError) -> None:

@@ -247,7 +247,9 @@ class Reader(list):
     def _reads(self, place: int) -> None:
         whole = self._whole
         place += self._start
-        if place == len(whole.marks):
+        if len(whole.marks) > list.__len__(whole):
+            whole.in_order = False  # again, after the end
+        elif place == len(whole.marks):
             whole.marks.append(whole._written)
         elif place > len(whole.marks):
             whole.in_order = False

@@ -42,7 +42,7 @@ class ScriptWriter:
         exactly: bool = False,
         unfaithful: str = "error",
     ):
-        shown = () if exactly else shown_stops(template, Controls(controls))
+        shown = () if exactly else shown_stops(template, Controls(controls, stops))
         self.template, self.unfaithful = template, unfaithful
         self.controls = Controls(controls, (*shown, *stops))
         self._kept: dict[Any, list[Script]] = {}
@@ -81,7 +81,8 @@ class ScriptWriter:
 def shown_stops(template: ChatTemplate, controls: Controls) -> tuple[str, ...]:
     """The controls that a template writes after the words of a reply, and after a tool call.
 
-    Where a reply ends without one, the header of whatever follows it does the work.
+    Where a reply ends without one, the header of whatever follows it does the work. controls.stops: those that are
+    known to end a turn already; where one is written, it does, whatever stands before it.
     """
     call = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {"key": "value"}}}
     asked, said = Message("user", "x"), Message("assistant", "y")
@@ -106,6 +107,8 @@ def _first_control_after_words(template: ChatTemplate, controls: Controls, dialo
         return ""
     after = parts[own[-1] + 1] if own[-1] + 1 < len(parts) else ""
     found = controls.in_text(after) if type(after) is str else []
+    if known := [control for control in found if control in controls.stops]:
+        return known[0]
     # After a tool call its own closing tag comes first, which is no special token.
     return next((c for c in found if not dialogue.messages[1].fields or controls.known[c].special), "")
 

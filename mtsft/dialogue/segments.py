@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mtsft.dialogue.tokenizer import AFTER_CONTROL, START, Control
+from mtsft.dialogue.tokenizer import AFTER_CONTROL, CONTINUATION, WHITESPACE, Control
 from mtsft.dialogue.tracing import Parts, Question, Symbol
 
 
@@ -93,7 +93,7 @@ class Controls:
                     control = self.known[piece]
                     close(control.lstrip)
                     found.append(piece)
-                    place, lstrip = AFTER_CONTROL if place == START else place, control.rstrip
+                    place, lstrip = AFTER_CONTROL, control.rstrip
                 elif piece:
                     run.append(piece)
         close()
@@ -109,6 +109,17 @@ class Controls:
                 if match.group() in self.stops:
                     return (*parts[:place], part[: match.end()]), match.group()
         return None
+
+
+def place_after(context: Sequence[Segment]) -> int:
+    """Where the text stands that follows a context: after a control token, or going on from text."""
+    for segment in reversed(context):
+        if type(segment) is str:
+            return AFTER_CONTROL
+        blank = all(type(part) is str and not part.strip(WHITESPACE) for part in segment.parts)
+        if not (segment.lstrip and blank):  # what the control before it eats does not stand between
+            return CONTINUATION
+    return CONTINUATION
 
 
 def owned(parts: Parts, owner: int) -> list[int]:

@@ -62,12 +62,14 @@ class ChatTemplate:
     def record(self, message: Message) -> dict[str, Any]:
         """A message as the template is given it."""
         record = message.as_record()
+        if message.content is None:
+            del record["content"]  # as transformers does with all that is null
         if not message.fields:
             return record
         if "tool_calls" in record:
             if self._arguments_as_text:
                 record["tool_calls"] = [_with_arguments_as_text(call) for call in record["tool_calls"]]
-            if self._no_content and not record["content"]:
+            if self._no_content and not message.content:
                 record["content"] = None
         reasoning = next((record[name] for name in _REASONING if record.get(name) is not None), None)
         # As transformers does: every template finds the reasoning under the name that it reads.

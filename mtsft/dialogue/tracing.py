@@ -102,6 +102,13 @@ _PREDICATES += " islower isupper istitle isascii isidentifier isprintable __cont
 _PREDICATES += " __eq__ __ne__ __lt__ __le__ __gt__ __ge__"
 
 
+def _covered(text: str, *shown: str) -> bool:
+    """Whether nothing but white space and marks of reasoning is left of a text when what is shown is taken out."""
+    for words in shown:
+        text = text.replace(words, "", 1) if words else text
+    return not text.replace("<think>", "").replace("</think>", "").strip()
+
+
 def _then(outer: Callable, name: str) -> Callable:
     inner = getattr(str, name)
     return lambda text, *args: outer(inner(text, *args))
@@ -120,6 +127,7 @@ QUESTIONS: dict[str, Callable] = {
     "bool": bool,
     "text": str,
     "structure": structure,
+    "covered": _covered,
     **{f"len {name}": _then(len, name) for name in _LISTS.split()},
     **{f"bool {name}": _then(bool, name) for name in ("strip", "lstrip", "rstrip")},
 }

@@ -58,14 +58,15 @@ def subtree_ends(parents_N: np.ndarray) -> np.ndarray:
 def paths(tree: TokenTree) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """(turn, context tokens, response tokens) of every response, in order: what the tree is the union of."""
     found = []
-    supervised = np.flatnonzero(tree.response_mask_N > 0)
-    for turn in np.unique(tree.turn_ids_N[supervised]):
-        response = supervised[tree.turn_ids_N[supervised] == turn]
-        context, node = [], tree.parents_N[response[0]]
-        while node >= 0:
-            context.append(node)
-            node = tree.parents_N[node]
-        found.append((int(turn), tree.tokens_N[context[::-1]], tree.tokens_N[response]))
+    for end in response_ends(tree).tolist():
+        nodes, turn = [end], tree.turn_ids_N[end]
+        while tree.parents_N[nodes[-1]] >= 0:
+            nodes.append(tree.parents_N[nodes[-1]])
+        nodes = nodes[::-1]
+        start = len(nodes)
+        while start and tree.response_mask_N[nodes[start - 1]] > 0 and tree.turn_ids_N[nodes[start - 1]] == turn:
+            start -= 1
+        found.append((int(turn), tree.tokens_N[nodes[:start]], tree.tokens_N[nodes[start:]]))
     return found
 
 

@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 from mtsft.dialogue.jinja import Refused
 from mtsft.dialogue.schema import Dialogue
-from mtsft.dialogue.segments import Controls, Script, Segment, Turn, buffer_of, owned, reasoning_end
+from mtsft.dialogue.segments import Controls, Script, Segment, Turn, buffer_of, owned, place_after, reasoning_end
 from mtsft.dialogue.template import ChatTemplate, Traced
-from mtsft.dialogue.tokenizer import AFTER_CONTROL, CONTINUATION, START
+from mtsft.dialogue.tokenizer import AFTER_CONTROL, START
 from mtsft.dialogue.tracing import Parts, Symbol, Tracer
 from mtsft.errors import InputError
 
@@ -83,7 +83,9 @@ class Writing:
             place = AFTER_CONTROL if control else START
             context += self.controls.cut(self._with_reasoning(parts_of(text[open_at:begin])), place, control)
             number += sum(m.role == "assistant" for m in messages[read:message])
-            turns.append(self._turn(message, number, kept, context, rest, response, "" if response else "stop"))
+            place = place_after(context)
+            unfaithful, opened = "" if response else "stop", _opened((stream.prompt,))
+            turns.append(self._turn(message, number, kept, context, place, rest, response, unfaithful, opened))
             read = message
         return turns
 
@@ -99,7 +101,9 @@ class Writing:
             keep = next(common, min(len(segments), len(previous)))
             previous = segments
             number = sum(self.dialogue.messages[i].role == "assistant" for i in path[:-1])
-            turns.append(self._turn(message, number, keep, segments[keep:], rest, response, unfaithful, opened))
+            place = place_after(segments)
+            new = segments[keep:]
+            turns.append(self._turn(message, number, keep, new, place, rest, response, unfaithful, opened))
         return turns
 
     def _read(self, message: int, path: list[int]) -> tuple[Parts, Parts, Parts | None, str, str]:
@@ -112,13 +116,12 @@ class Writing:
             context, rest = (whole[: own[0]], whole[own[0] :]) if own else (whole, ())
         else:
             context = parts_of(prompt)
-            buffer = buffer_of(whole)
-            rest = parts_of(buffer[len(prompt) :]) if buffer.startswith(prompt) else None
+            rest = self._after(context, whole)
         new = [i for i in path[:-1] if i not in self._seen]
         self._look_for_lost(message, new, (*context, *(whole if rest is None else rest)))
         if rest is not None:
             response = self._cut(message, path, rest)
-            return context, rest, response, "" if response else "stop", ""
+            return context, rest, response, "" if response else "stop", _opened(context)
         after_header = self._after_header(path, prompt, whole)
         response = None if after_header is None else self._cut(message, path, after_header)
         if response is not None:
@@ -132,18 +135,19 @@ class Writing:
         number: int,
         keep: int,
         context: Sequence[Segment],
+        place: int,
         rest: Parts,
         response: Parts | None,
         unfaithful: str,
         opened: str = "",
     ) -> Turn:
-        """A turn under the policy for unfaithful ones. context: from segment `keep` on."""
+        """A turn under the policy for unfaithful ones. context: from segment `keep` on. place: of the response."""
         if not unfaithful and any(i == message for i, _ in self.lost):
             unfaithful = "lost"
         if unfaithful == "stop":
             response = rest
         trained = self._allowed(message, unfaithful, response)
-        emitted = self.controls.cut(self._with_reasoning(response or (), opened), CONTINUATION)
+        emitted = self.controls.cut(self._with_reasoning(response or (), opened), place)
         return Turn(message, number, keep, tuple(context), tuple(emitted), reasoning_end(emitted), unfaithful, trained)
 
     def _path(self, message: int) -> list[int]:
@@ -188,10 +192,46 @@ class Writing:
             except Refused:
                 continue
             ends = owned(parts, message)
-            found = self.controls.find_stop(parts, ends[-1]) if ends and own else None
-            if found is not None:
-                return (*rest[: own[-1] + 1], *found[0][ends[-1] + 1 :])
+            if not own:
+                after = self._after(self.tracer.parts(self._prompt(path)), parts)
+                found = after and self.controls.find_stop(after, -1)
+            else:
+                found = self.controls.find_stop(parts, ends[-1]) if ends else None
+            if found:
+                return (*rest[: own[-1] + 1], *found[0][ends[-1] + 1 :]) if own else found[0]
         return None
+
+    def _after(self, context: Parts, whole: Parts) -> Parts | None:
+        """What the whole rendering adds to a context; None where it does not begin with it.
+
+        Compared as text where symbols differ: a prompt may open what the words themselves open, and symbols be empty.
+        """
+        prompt, buffer = buffer_of(context), buffer_of(whole)
+        if buffer.startswith(prompt):
+            return self.tracer.parts(buffer[len(prompt) :])
+        wanted, given = list(context), list(whole)
+        while wanted:
+            if not given:
+                return None
+            a, b = wanted[0], given[0]
+            if a == b:
+                del wanted[0], given[0]
+            elif type(a) is Symbol and not self.tracer.ask((a,), "bool"):
+                del wanted[0]
+            elif type(b) is Symbol and not self.tracer.ask((b,), "bool"):
+                del given[0]
+            elif type(a) is str and type(b) is str:
+                shared = min(len(a), len(b))
+                if a[:shared] != b[:shared]:
+                    return None
+                wanted[:1] = [a[shared:]] if a[shared:] else []
+                given[:1] = [b[shared:]] if b[shared:] else []
+            elif type(a) is str and type(b) is Symbol and self.tracer.ask((b,), "startswith", (a,)):
+                given[0] = self.tracer.symbol(b.owner, b.field, None, "removeprefix", (a,), None, (b,))
+                del wanted[0]
+            else:
+                return None
+        return self.tracer.parts(buffer_of(given))
 
     def _parent(self, message: int) -> int:
         return message - 1 if self.dialogue.parents is None else self.dialogue.parents[message]
@@ -210,8 +250,7 @@ class Writing:
     def _own_words(self, message: int, context: Parts) -> tuple[Parts | None, str]:
         """A reply's own words and a stop, less the reasoning that the prompt has opened; and what it has opened."""
         fields = self.dialogue.messages[message].fields or {}
-        tail = context[-1] if context and type(context[-1]) is str else ""
-        opened = tail[tail.rindex(_OPEN) :] if _OPEN in tail and _CLOSE not in tail[tail.rindex(_OPEN) :] else ""
+        opened = _opened(context)
         stop = self.controls.usual_stop
         if "tool_calls" in fields or stop is None:
             return None, opened
@@ -219,7 +258,7 @@ class Writing:
         parts = []
         if fields.get("reasoning_content"):
             reasoning = tracer.symbol(message, "reasoning_content", (*path, "reasoning_content"))
-            parts += [(opened and "") or f"{_OPEN}\n", reasoning, f"\n{_CLOSE}\n\n"]
+            parts += ["" if opened else f"{_OPEN}\n", reasoning, f"\n{_CLOSE}\n\n"]
         if self.dialogue.messages[message].content:
             content = tracer.symbol(message, "content", (*path, "content"))
             if opened:
@@ -270,12 +309,22 @@ class Writing:
             self._seen.add(i)
             for place, field in self._wanted_words(i, i == message):
                 found = any(path[: len(place)] == place or place[: len(path)] == path for path in shown.get(i, ()))
+                if found and field == "content" and i == message:
+                    found = self._covers(message, place, parts)
                 if not found and (i, field) not in self.lost and (field != "content" or self._has_content(i)):
                     self.lost.append((i, field))
 
+    def _covers(self, message: int, place: tuple, parts: Parts) -> bool:
+        """Whether the words of a response's content all stand in parts, but for white space and reasoning marks."""
+        own = [parts[i] for i in owned(parts, message) if place in sources(parts[i])]
+        if any(_is_whole(symbol) for symbol in own):
+            return True
+        content = self.tracer.symbol(message, "content", place)
+        return self.tracer.ask((content,), "covered", tuple(own))
+
     def _has_content(self, message: int) -> bool:
         """Whether there is more than white space in a message's content; asked only where it matters."""
-        if self.traced.records["messages"][message]["content"] is None:
+        if self.traced.records["messages"][message].get("content") is None:
             return False
         symbol = self.tracer.symbol(message, "content", ("messages", message, "content"))
         return self.tracer.ask((symbol,), "bool strip", (None,))
@@ -321,3 +370,19 @@ def sources(symbol: Symbol) -> Iterator[tuple]:
     for part in (*symbol.parts, *symbol.args):
         if type(part) is Symbol:
             yield from sources(part)
+
+
+def _opened(context: Parts) -> str:
+    """The reasoning mark that a prompt ends with, and what follows it; "" if it opens none."""
+    tail = context[-1] if context and type(context[-1]) is str else ""
+    opened = tail[tail.rindex(_OPEN) :] if _OPEN in tail else ""
+    return "" if _CLOSE in opened else opened
+
+
+def _is_whole(symbol: Symbol) -> bool:
+    """Whether a symbol is a string of the dialogue, or one less white space at its ends."""
+    while symbol.method in ("strip", "lstrip", "rstrip") and len(symbol.parts) == 1 and symbol.args in ((), (None,)):
+        symbol = symbol.parts[0]
+        if type(symbol) is str:
+            return False
+    return not symbol.method

@@ -212,6 +212,14 @@ def test_a_tree_that_fits_as_paths_is_not_too_long(examine, encoder):
     assert as_paths["train"]["fill"][0]["rows"] == 2
 
 
+def test_of_several_paths_the_longest_counts(examine):
+    first, last = ({**TREE["messages"][1], "content": "z" * 2 * ROW}, TREE["messages"][2])
+    report = examine([{"messages": [TREE["messages"][0], first, last]}, GOOD], trees="paths", over_length="drop")
+    assert problems(report) == {("warning", f"dialogues longer than a row of {ROW}"): (1, ["1"])}
+    lost = report["train"]["over_length"]["policies"]["drop"]
+    assert (lost["dialogues_lost"], lost["responses_lost"]) == (1, 2)
+
+
 def test_nothing_left_is_an_error_in_training_alone(examine):
     nothing = said("x")
     assert problems(examine([nothing])) == {

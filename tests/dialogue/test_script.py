@@ -140,7 +140,7 @@ hostile = st.lists(
         st.sampled_from([*SPELLINGS, "<|im_start|>assistant\n", "|im_end|>", "<|", "[gMASK]", "</tool_call>"]),
         st.sampled_from([" ", "\n", "\n\n", "\t", "\r", "\0", "\x1b", "\x1c", "\u200b", "\u2581", "\u2028", "\ufeff"]),
         st.sampled_from(
-            ["hi", "yes", "é", "中", "ا", "\U0001f600", "\U000f0000", "\U000f0001", "\U0010fffd", "\ue000"]
+            ["hi", "yes", "é", "中", "\u0627", "\U0001f600", "\U000f0000", "\U000f0001", "\U0010fffd", "\ue000"]
         ),
         st.text(st.characters(exclude_categories=["Cs"]), max_size=3),
     ),
@@ -189,7 +189,7 @@ def test_paths_are_the_plain_renderings_tokenised_whole(name, turns):
 
 def disarmed(turns):
     """The same with words that spell no control, and as many characters."""
-    return [(role, content.replace("<", "ᐸ").replace("[", "⟦")) for role, content in turns]
+    return [(role, content.replace("<", "\u1438").replace("[", "⟦")) for role, content in turns]
 
 
 @pytest.mark.parametrize("name", FAITHFUL)

@@ -19,8 +19,9 @@ x.strip() | x.strip('ab') | x.lstrip() | x.rstrip('\\n') | (x+' ').strip() | (' 
 x.split() | join('/') | x.split(y)[0] | x.rsplit('a', 1)[0] | x.partition('a')[2] | x.split(sep='a', maxsplit=1)[-1]
 x.splitlines() | join('/') | (x~'a').replace('a', 'q') | x.replace(y, 'b') | 'abc'.replace('b', x) | x ~ y | x + 'a'
 'a' + x | '%s-%s' % (x, y) | '%s' % x | '{0}{1}'.format(x, y) | x * 2 | 2 * x | x.join(['a', 'b']) | ','.join([x, y])
-x == y | x != y | x < y | x == 'a' | 'a' == x | 'a' in x | x in y | y in x | x in [y] | x not in [y, 'a'] | x in {'a': 1}
-{'a': 1}.get(x, 0) | x.startswith('a') | x.endswith(('a', 'b')) | x.startswith(y) | x.find('a', 1) | x.count('a')
+x == y | x != y | x < y | x == 'a' | 'a' == x | 'a' in x | x in y | y in x | x in [y] | x not in [y, 'a']
+x in {'a': 1} | {'a': 1}.get(x, 0) | x.startswith('a') | x.endswith(('a', 'b'))
+x.startswith(y) | x.find('a', 1) | x.count('a')
 x.upper().lower() | x.removeprefix('a') | x.zfill(10) | x.isspace() | x | trim | x | length | (x ~ y) | length | x or y
 x | upper | x | capitalize | x | replace('a', 'b') | x | first | x | list | join('-') | x | reverse | x | indent
 x | truncate(5, true, '..') | x | int | x | float | x | default('q', true) | [x, y] | sort | join(',') | x is string
@@ -40,8 +41,9 @@ tools[0].function.parameters.required[:1]|tojson; tools|list|tojson; (tools[0].f
 # What reaches behind a rope's back must be followed or refused, never written wrong.
 BEHIND = """
 [x, [y]]; {'k': x}; (x, y); '%r' % x; x|pprint; x|list; x.split(); m.tool_calls; call.arguments.keys()|list
-call.arguments.items()|list; tools[0].function.parameters.required + ['q']; '{!r}'.format(x); messages|groupby('content')
-x in 'abc'; 'abc'.startswith(x); 'abc'.find(x); 'ab'.strip(x); 'aXb'.split(x)|join('/'); '%5s' % x; '%-5s|' % (x,)
+call.arguments.items()|list; tools[0].function.parameters.required + ['q']; '{!r}'.format(x)
+messages|groupby('content'); x in 'abc'; 'abc'.startswith(x); 'abc'.find(x); 'ab'.strip(x)
+'aXb'.split(x)|join('/'); '%5s' % x; '%-5s|' % (x,)
 x|title; x|e; x|wordcount; x|striptags; x|wordwrap(4); x|forceescape; x|urlize; call.arguments|xmlattr; x.encode()
 """
 

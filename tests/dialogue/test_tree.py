@@ -180,3 +180,15 @@ def test_paths_are_what_was_put_in(pairs):
     assert found == [(turn, *pair) for turn, pair in enumerate(pairs)]
     assert (tree.parents_N < np.arange(len(tree))).all()
     assert len(tree) <= sum(len(context) + len(response) for context, response in pairs)
+
+
+def test_a_tree_of_one_root_expands_to_a_chain_a_leaf_each_supervised_token_once():
+    tree = grow((0, [10, 11], 0, 0.0), (2, [12, 13], 0, 1.0), (4, [14], 1, 2.0), (3, [15], 1, 0.5), (1, [16], 2, 0.0))
+    chains = expand(tree)
+    assert [chain.tokens_N.tolist() for chain in chains] == [[10, 11, 12, 13, 14], [10, 11, 12, 15]]
+    assert [chain.response_mask_N.tolist() for chain in chains] == [[0, 0, 1, 1, 2], [0, 0, 0, 0.5]]
+    assert [chain.turn_ids_N.tolist() for chain in chains] == [[0, 0, 0, 0, 1], [0, 0, 0, 1]]
+    assert all(map(is_one_chain, chains))
+    assert not is_one_chain(tree)
+    assert response_ends(tree).tolist() == [3, 4, 5]
+    assert [expand(chain) for chain in chains] == [[chain] for chain in chains]
