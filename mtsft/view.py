@@ -3,8 +3,8 @@
 text: every token in the terminal, in colour. html: one page that needs nothing else. json: one object a line.
 """
 
+import contextlib
 import itertools
-import os
 import sys
 from pathlib import Path
 
@@ -40,12 +40,10 @@ def main() -> None:
         except OSError as error:
             raise InputError(f"--output={_OUTPUT.value}: {error.strerror}; name a file that can be written") from error
         return
-    try:
+    with contextlib.suppress(BrokenPipeError):  # as by `| head`
         for piece in pieces:
             sys.stdout.write(piece)
         sys.stdout.flush()
-    except BrokenPipeError:  # as by `| head`; what is still to be flushed goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -73,7 +73,9 @@ class Writing:
             begin += len(stream.prompt)
             rest = parts_of(text[begin:end] + stream.tail)
             response = self._cut(message, range(message + 1), rest)
-            self._look_for_lost(message, range(read, message), parts_of(text[stream.marks[read] if read else 0 : end]))
+            self._look_for_lost(
+                [message], range(read, message), parts_of(text[stream.marks[read] if read else 0 : end])
+            )
             # Segments up to the last control are closed: the stretch after it may go on in the next context.
             last, name = self.controls.end_of_last(text, open_at, begin)
             place = AFTER_CONTROL if control else START
@@ -118,7 +120,9 @@ class Writing:
             context = parts_of(prompt)
             rest = self._after(context, whole)
         new = [i for i in path[:-1] if i not in self._seen]
-        self._look_for_lost(message, new, (*context, *(whole if rest is None else rest)))
+        # Of a response that is not rendered after its prompt, the rendering is not what is trained.
+        last = [] if rest is None else [message]
+        self._look_for_lost(last, new, (*context, *(whole if rest is None else rest)))
         if rest is not None:
             response = self._cut(message, path, rest)
             return context, rest, response, "" if response else "stop", _opened(context)
@@ -297,20 +301,20 @@ class Writing:
                 found.append(part)
         return self.tracer.parts(buffer_of(found))
 
-    def _look_for_lost(self, message: int, new: Sequence[int], parts: Parts) -> None:
-        """Notes what of the response `message`, and of messages that are new before it, stands nowhere in the parts."""
+    def _look_for_lost(self, responses: Sequence[int], new: Sequence[int], parts: Parts) -> None:
+        """Notes what of responses, and of messages that are new before them, stands nowhere in the parts."""
         if not self._seen and self.dialogue.tools:
             new = [-1, *(i for i in new if i >= 0)]
         shown: dict[int, set[tuple]] = {}
         for part in parts:
             if type(part) is Symbol:
                 shown.setdefault(part.owner, set()).update(sources(part))
-        for i in [*new, message]:
+        for i in [*new, *responses]:
             self._seen.add(i)
-            for place, field in self._wanted_words(i, i == message):
+            for place, field in self._wanted_words(i, i in responses):
                 found = any(path[: len(place)] == place or place[: len(path)] == path for path in shown.get(i, ()))
-                if found and field == "content" and i == message:
-                    found = self._covers(message, place, parts)
+                if found and field == "content" and i in responses:
+                    found = self._covers(i, place, parts)
                 if not found and (i, field) not in self.lost and (field != "content" or self._has_content(i)):
                     self.lost.append((i, field))
 

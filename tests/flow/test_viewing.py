@@ -64,8 +64,9 @@ def test_color_is_for_terminals(config):
     assert b"\x1b[1;32mIt is 0." in shown
 
 
-def test_a_reader_that_leaves_early_is_no_error(config):
-    process = start("view", f"--config={config}", "--format=json", "--limit=0")
+@pytest.mark.parametrize("limit", [0, 1])
+def test_a_reader_that_leaves_early_is_no_error(config, limit):
+    process = start("view", f"--config={config}", "--format=json", f"--limit={limit}")
     process.stdout.close()
     error = process.stderr.read()
     process.stderr.close()
