@@ -1,5 +1,6 @@
 """Everything a run trains and is tested on: the tokenizer, the stores and their rows, found or made."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -255,7 +256,10 @@ def _texts(files: Sequence[Path], format: str) -> Iterator[str]:
     for path in files:
         for chunk in readers.read_chunks(path):
             for number, item in zip(chunk.numbers, chunk.records):
-                dialogue = readers.parse(item, path, number, format) if number % stride == 0 else None
+                dialogue = None
+                if number % stride == 0:
+                    with contextlib.suppress(InputError):  # said where dialogues are tokenised
+                        dialogue = readers.parse(item, path, number, format)
                 for message in dialogue.messages if dialogue else ():
                     yield message.role
                     yield message.content or ""

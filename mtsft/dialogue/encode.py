@@ -183,6 +183,7 @@ class Encoder:
         wanted = self.selection.weights(dialogue)
         if not wanted:
             counts.without_response += 1
+            counts.note("without a response", dialogue.source)
             return None
         counts.responses += len(wanted)
         try:
@@ -229,6 +230,7 @@ class Encoder:
             counts.supervised_tokens += tokens
             counts.supervised_weight += tokens * plan.weights[message]
             counts.response_tokens += end
+        self._count_double_bos(dialogue, plan.program.steps[0].ids)
         for text in plan.program.spoken:
             counts.altered += not self._is_exact(plan.words[text])
         return True
@@ -369,7 +371,9 @@ class Encoder:
                     depth = builder.descend(depth, ids, message, turn.number, weight)
             responses.append((first, len(builder), turn.message))
             self.counts.altered += self._is_altered(leg.response)
-        self.counts.rewriting += not builder.is_chain and dialogue.parents is None
+        if not builder.is_chain and dialogue.parents is None:
+            self.counts.rewriting += 1
+            self.counts.note("rewriting", dialogue.source)
         tree = builder.build()
         if self.selection.weigh_per != "token":
             _share_out(tree, responses, self.selection.weigh_per)
@@ -423,7 +427,7 @@ class Encoder:
 
     def _measure(self, tree: TokenTree) -> int:
         """The slots that the longest piece of a tree takes, as it is laid out."""
-        return len(tree) if self.trees == "tree" else int(positions(tree.parents_N)[-1:].max(initial=-1)) + 1
+        return len(tree) if self.trees == "tree" else int(positions(tree.parents_N).max()) + 1
 
     def _count(self, dialogue: Dialogue, tree: TokenTree) -> None:
         counts, mask = self.counts, tree.response_mask_N
@@ -449,10 +453,12 @@ class Encoder:
         owners = np.where(last >= 0, owners[last], -1)
         for message, count in zip(*(values.tolist() for values in np.unique(owners, return_counts=True))):
             counts.by_role[dialogue.messages[message].role if message >= 0 else "assistant"] += count
-        bos = self.tokenizer.bos_id
-        if bos is not None and len(tree) > 1 and tree.tokens_N[0] == bos == tree.tokens_N[1]:
-            counts.double_bos += 1
-            counts.note("double BOS", dialogue.source)
+        self._count_double_bos(dialogue, tree.tokens_N[:2].tolist())
+
+    def _count_double_bos(self, dialogue: Dialogue, first: Sequence[int]) -> None:
+        if len(first) > 1 and first[0] == first[1] == self.tokenizer.bos_id:
+            self.counts.double_bos += 1
+            self.counts.note("double BOS", dialogue.source)
 
 
 def _strip(parts: list[tuple[str, int]], left: bool, right: bool) -> list[tuple[str, int]]:

@@ -7,6 +7,7 @@ Rendering with it equals transformers' to the byte; strings may also be ropes, w
 
 import datetime
 import json
+import re
 from typing import Any
 
 import jinja2
@@ -16,8 +17,18 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from mtsft.dialogue.tracing import PRIVATE, Rope, Tracer, Untraceable
+from mtsft.dialogue.tracing import PRIVATE, Opaque, Rope, Tracer, Untraceable
 from mtsft.errors import InputError, one_line
+
+_OF_DICTS = frozenset(dir(dict))
+_UNTRACEABLE = ("format", "format_map", "encode", "translate", "maketrans")
+# Filters that work through the methods of what they are given; others would look at a rope's buffer.
+_FOLLOWED = frozenset(
+    "trim tojson string length count upper lower capitalize replace join default d first last list map select reject "
+    "selectattr rejectattr items dictsort int float abs round sort unique reverse batch slice sum min max groupby safe "
+    "indent attr pprint truncate center _contains _concat _mod".split()
+)
+_WIDTH = re.compile(r"%(?![sd%])")  # a format that goes by the length or the kind of what it is given
 
 
 class Refused(Exception):
@@ -27,7 +38,7 @@ class Refused(Exception):
 class _Generation(Extension):
     """`{% generation %}` blocks render as if the tags were not there."""
 
-    tags = {"generation"}
+    tags = frozenset(("generation",))
 
     def parse(self, parser: jinja2.parser.Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -43,9 +54,21 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     tracer: Tracer | None = None
 
+    def getattr(self, obj, attribute):
+        if type(obj) is dict and attribute not in _OF_DICTS:
+            # What the general way comes to, in a tenth of its time.
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
     def call(self, context, obj, *args, **kwargs):
-        result = super().call(context, obj, *args, **kwargs)
-        return self.tracer.lift(result) if self.tracer is not None else result
+        if self.tracer is None:
+            return super().call(context, obj, *args, **kwargs)
+        owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
+        if isinstance(owner, Rope) and name in _UNTRACEABLE:
+            raise Untraceable(f"its method {name} is used")
+        if type(owner) is str and name not in _UNTRACEABLE and any(isinstance(arg, Rope) for arg in args):
+            obj = getattr(Rope(self.tracer, owner), name)  # str's own would look at the buffer
+        return self.tracer.lift(super().call(context, obj, *args, **kwargs))
 
 
 def _raise(message: str) -> None:
@@ -69,14 +92,29 @@ def _make_environment(now: datetime.datetime | None) -> _Environment:
     def strftime_now(form: str) -> str:
         return (now or datetime.datetime.now()).strftime(form)
 
-    def contains(container: Any) -> Any:
+    @jinja2.pass_context  # so that it is not worked out before there is a tracer
+    def contains(context: Any, container: Any) -> Any:
         """The right side of `in`: a plain str would look at a rope's buffer."""
         if environment.tracer is not None and type(container) is str:
             return Rope(environment.tracer, container)
         return container
 
-    def lifted(function: Any) -> Any:
+    @jinja2.pass_context
+    def mod(context: Any, left: Any, right: Any) -> Any:
+        """The operator %: of a plain str it would go by the buffers of ropes."""
+        if environment.tracer is not None and type(left) is str:
+            among = right if isinstance(right, tuple) else (right,)
+            if any(isinstance(value, Rope) for value in among) and _WIDTH.search(left):
+                raise Untraceable(f"it is formatted by {left!r}")
+            if isinstance(right, Rope):
+                right = (right,)
+        return lift(left % right)
+
+    def lifted(name: str, function: Any) -> Any:
         def filtered(*args, **kwargs):
+            traced = environment.tracer is not None and any(isinstance(arg, Rope | Opaque) for arg in args)
+            if traced and name not in _FOLLOWED:
+                raise Untraceable(f"the filter {name} is used")
             return lift(function(*args, **kwargs))
 
         for mark in ("jinja_pass_arg", "jinja_async_variant"):
@@ -85,8 +123,8 @@ def _make_environment(now: datetime.datetime | None) -> _Environment:
         return filtered
 
     environment.concat = lambda pieces: lift("".join(pieces))
-    environment.filters = {name: lifted(function) for name, function in environment.filters.items()}
-    environment.filters |= {"tojson": tojson, "_contains": contains}
+    environment.filters = {name: lifted(name, function) for name, function in environment.filters.items()}
+    environment.filters |= {"tojson": tojson, "_contains": contains, "_mod": mod}
     environment.filters["_concat"] = lambda pieces: lift("".join(map(str, pieces)))
     for name in ("int", "float"):
         number = environment.filters[name]
@@ -137,6 +175,10 @@ class _Traceable(jinja2.visitor.NodeTransformer):
         node = self.generic_visit(node)
         parts = nodes.List(node.nodes, lineno=node.lineno)
         return nodes.Filter(parts, "_concat", [], [], None, None, lineno=node.lineno)
+
+    def visit_Mod(self, node: nodes.Mod) -> nodes.Node:
+        node = self.generic_visit(node)
+        return nodes.Filter(node.left, "_mod", [node.right], [], None, None, lineno=node.lineno)
 
     def visit_Operand(self, node: nodes.Operand) -> nodes.Node:
         node = self.generic_visit(node)

@@ -107,6 +107,7 @@ class _Cuts:
     def __init__(self, dialogue: Dialogue, wanted: Wanted, grow: Grow, measure: Measure, max_length: int):
         self.dialogue, self.wanted = dialogue, wanted
         self.grow, self.measure, self.max_length = grow, measure, max_length
+        self._lengths: dict[tuple[int, int], int] = {}
         roles = [message.role for message in dialogue.messages]
         self.head = next((i for i, role in enumerate(roles) if role not in _HEAD), len(roles))
         # The first message after the head may be anybody's; every other piece begins with a user's.
@@ -116,37 +117,49 @@ class _Cuts:
         """The longest piece up to the last response that fits, or none."""
         last = max(self.wanted)
         start = self._earliest_start(last, [s for s in self.starts if s <= last])
-        return [] if start is None else [self._piece(start, self._between(start, last))]
+        while start is not None:
+            piece = self._piece(start, self._between(start, last))
+            if self.measure(piece) <= self.max_length:
+                return [piece]
+            start = next((s for s in self.starts if start < s <= last), None)
+        return []
 
     def windows(self) -> list[TokenTree]:
         """Pieces in which every response that fits anywhere is supervised once."""
         responses, found, place = sorted(self.wanted), [], 0
         while place < len(responses):
-            first = responses[place]
-            starts = [s for s in self.starts if s <= first]
-            end = self._window_end(responses, place, starts)
-            start = None if end is None else self._earliest_start(responses[end], starts)
-            if start is None:
+            starts = [s for s in self.starts if s <= responses[place]]
+            made = self._window(responses[place:], starts, is_first=place == 0)
+            if made is None:
                 place += 1  # not even alone with the message before it
                 continue
-            found.append(self._piece(start, {m: self.wanted[m] for m in responses[place : end + 1]}))
-            place = end + 1
+            found.append(made[0])
+            place += made[1]
         return found
 
-    def _window_end(self, responses: list[int], place: int, starts: list[int]) -> int | None:
-        """The last response of a window that begins with the one at `place`."""
+    def _window(self, responses: list[int], starts: list[int], is_first: bool) -> tuple[TokenTree, int] | None:
+        """A piece in which the first few of `responses` are supervised, and how many; None if not even one fits."""
         if not starts:
             return None
         # From the very beginning as far as it goes; later, new turns take half of the row and leave half for context.
-        start, room = (starts[0], self.max_length) if place == 0 else (starts[-1], self.max_length // 2)
-        low, high = place - 1, len(responses) - 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self._length(start, responses[middle]) <= room else (low, middle - 1)
-        return max(low, place)
+        start, room = (starts[0], self.max_length) if is_first else (starts[-1], self.max_length // 2)
+        low, count = 1, len(responses)
+        while low < count:
+            middle = (low + count + 1) // 2
+            low, count = (middle, count) if self._length(start, responses[middle - 1]) <= room else (low, middle - 1)
+        while count:
+            begin = self._earliest_start(responses[count - 1], starts)
+            while begin is not None:
+                piece = self._piece(begin, {m: self.wanted[m] for m in responses[:count]})
+                if self.measure(piece) <= self.max_length:
+                    return piece, count
+                # A template that rewrites history makes a tree, which is longer than its last path.
+                begin = next((s for s in starts if s > begin), None)
+            count -= 1
+        return None
 
     def _earliest_start(self, last: int, starts: list[int]) -> int | None:
-        """The first of `starts` from which on everything up to message `last` fits."""
+        """The first of `starts` from which on everything up to response `last` fits."""
         low, high = 0, len(starts)
         while low < high:
             middle = (low + high) // 2
@@ -157,7 +170,10 @@ class _Cuts:
         return {m: weight for m, weight in self.wanted.items() if start <= m <= last}
 
     def _length(self, start: int, last: int) -> int:
-        return self.measure(self._piece(start, self._between(start, last) or {last: 1.0}))
+        """Tokens from the head to the end of response `last`, with the messages from `start` on between."""
+        if (start, last) not in self._lengths:
+            self._lengths[start, last] = self.measure(self._piece(start, {last: 1.0}))
+        return self._lengths[start, last]
 
     def _piece(self, start: int, wanted: Wanted) -> TokenTree:
         """The head and the messages from `start` to the last response, numbered as in the whole dialogue."""

@@ -109,8 +109,9 @@ def _first_control_after_words(template: ChatTemplate, controls: Controls, dialo
     found = controls.in_text(after) if type(after) is str else []
     if known := [control for control in found if control in controls.stops]:
         return known[0]
-    # After a tool call its own closing tag comes first, which is no special token.
-    return next((c for c in found if not dialogue.messages[1].fields or controls.known[c].special), "")
+    # After a tool call its own closing tag comes first, which is no special token, nor looks like one.
+    plain = not dialogue.messages[1].fields
+    return next((c for c in found if plain or controls.known[c].special or c.startswith("<|")), "")
 
 
 def _shape(dialogue: Dialogue, wanted: Collection[int]) -> Any:

@@ -120,6 +120,7 @@ OPERATIONS: dict[str, Callable] = {
     "json": _json,
     "json_inside": lambda text, *options: _json(text, *options)[1:-1],
     "str": str,
+    "repr": repr,
     "key": lambda value, place: list(value)[place],
 }
 QUESTIONS: dict[str, Callable] = {
@@ -227,6 +228,9 @@ class Rope(str):
     def __str__(self) -> str:
         return self
 
+    def __repr__(self) -> str:
+        return self._made("repr")
+
     def _made(self, method: str, args: tuple = (), item: int | None = None) -> "Rope":
         """What a method makes of this text, as one symbol."""
         parts, tracer = self._parts, self._tracer
@@ -291,9 +295,6 @@ class Rope(str):
 
     def __mod__(self, values):
         raise Untraceable("it is used as a format")
-
-    def __rmod__(self, text):
-        return self._tracer.lift(str.__mod__(text, str.__str__(self)))
 
     def __format__(self, spec):
         if spec:
@@ -365,7 +366,7 @@ for _name in _PREDICATES.split():
     setattr(Rope, _name, _predicate(_name))
 
 
-class _Opaque:
+class Opaque:
     """A container whose structure counts as asked for only when a template looks into it."""
 
     def __init__(self, tracer: Tracer, items: Any, path: tuple, owner: int, field: str):
@@ -391,7 +392,7 @@ def _opening(name: str, kind: type) -> Callable:
     return method
 
 
-class _OpaqueDict(_Opaque, dict):
+class _OpaqueDict(Opaque, dict):
     """Its keys are ropes too: they are somebody's words."""
 
     def keys(self) -> list[Rope]:
@@ -408,7 +409,7 @@ class _OpaqueDict(_Opaque, dict):
         return list(zip(self.keys(), self.values()))
 
 
-class _OpaqueList(_Opaque, list):
+class _OpaqueList(Opaque, list):
     pass
 
 

@@ -260,11 +260,11 @@ class Writing:
             return None, opened
         tracer, path = self.tracer, ("messages", message)
         parts = []
-        if fields.get("reasoning_content"):
-            reasoning = tracer.symbol(message, "reasoning_content", (*path, "reasoning_content"))
+        reasoning = tracer.symbol(message, "reasoning_content", (*path, "reasoning_content"))
+        if "reasoning_content" in fields and tracer.ask((reasoning,), "bool"):
             parts += ["" if opened else f"{_OPEN}\n", reasoning, f"\n{_CLOSE}\n\n"]
-        if self.dialogue.messages[message].content:
-            content = tracer.symbol(message, "content", (*path, "content"))
+        content = tracer.symbol(message, "content", (*path, "content"))
+        if self.dialogue.messages[message].content is not None and tracer.ask((content,), "bool"):
             if opened:
                 content = tracer.symbol(message, "content", (*path, "content"), "removeprefix", (opened,))
             parts.append(content)
@@ -344,10 +344,15 @@ class Writing:
         for i, call in enumerate(fields.get("tool_calls") or ()):
             yield (*path, "tool_calls", i), "tool_calls"
             function = call.get("function") if isinstance(call, dict) else None
-            if isinstance(function, dict) and function.get("arguments"):
-                yield (*path, "tool_calls", i, "function", "arguments"), "tool_calls"
-        if is_response and fields.get("reasoning_content"):
-            yield (*path, "reasoning_content"), "reasoning_content"
+            place = (*path, "tool_calls", i, "function", "arguments")
+            if isinstance(function, dict) and "arguments" in function and self._is_there(message, place):
+                yield place, "tool_calls"
+        place = (*path, "reasoning_content")
+        if is_response and "reasoning_content" in fields and self._is_there(message, place):
+            yield place, "reasoning_content"
+
+    def _is_there(self, message: int, place: tuple) -> bool:
+        return self.tracer.ask((self.tracer.symbol(message, place[2], place),), "bool")
 
     def _allowed(self, message: int, unfaithful: str, response: Parts | None) -> bool:
         """Whether a turn is trained under the policy. Raises InputError under "error"."""

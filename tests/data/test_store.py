@@ -109,7 +109,8 @@ def test_files_without_a_response_make_a_store_of_none(tmp_path, recipe, open_qu
     store = open_quietly([path], recipe)
     assert len(store) == 0
     assert store.lengths_N.tolist() == store.weights_N.tolist() == []
-    assert store.counts == Counts(dialogues=3, without_response=3)
+    places = [f"{path}:{line}" for line in (1, 2, 3)]
+    assert store.counts == Counts(dialogues=3, without_response=3, examples={"without a response": places})
 
 
 @pytest.mark.parametrize("over_length", ["drop", "keep_first"])

@@ -163,7 +163,8 @@ def test_a_turn_of_weight_zero_at_the_end_is_not_stored(plain_encoder, plain):
 )
 def test_a_dialogue_without_a_response_is_counted_and_left_out(plain_encoder, messages):
     assert plain_encoder(dialogue(*messages)) is None
-    assert plain_encoder.counts == Counts(dialogues=1, without_response=1)
+    noted = {"without a response": ["d.jsonl:7"]}
+    assert plain_encoder.counts == Counts(dialogues=1, without_response=1, examples=noted)
 
 
 def test_an_empty_response_is_its_stop(plain_encoder, plain):

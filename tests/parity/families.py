@@ -2,8 +2,8 @@
 """Families of models: their chat templates, as trl ships them, and tokenizers made here of the kinds that they use.
 
 A tokenizer is made with the `tokenizers` package, as a folder that transformers reads: the family's pre-tokenisation,
-its added tokens with their flags, its stops in generation_config.json. Its vocabulary is small, learnt from the dialogues
-that it will read.
+its added tokens with their flags, its stops in generation_config.json. Its vocabulary is small, learnt from the
+dialogues that it will read.
 """
 
 import importlib.util
@@ -32,7 +32,8 @@ GPT4O = "|".join(
 DEEPSEEK = (
     r"\p{N}{1,3}",
     r"[一-龥\u0800-一가-퟿]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 PREPEND = {
     "type": "Sequence",
@@ -160,6 +161,20 @@ MISTRAL_TEMPLATE = """\
 {%- endfor -%}
 """
 
+# In the manner of Llama-2-chat and Mistral-7B-Instruct-v0.1, whose marks are text: the reply goes on from it.
+LLAMA2_TEMPLATE = """\
+{%- for m in messages -%}
+    {%- if (m["role"] == "user") != (loop.index0 % 2 == 0) -%}
+        {{- raise_exception("user and assistant must take turns") -}}
+    {%- endif -%}
+    {%- if m["role"] == "user" -%}
+        {{- bos_token + "[INST] " + m["content"] | trim + " [/INST]" -}}
+    {%- elif m["role"] == "assistant" -%}
+        {{- " " + m["content"] | trim + " " + eos_token -}}
+    {%- endif -%}
+{%- endfor -%}
+"""
+
 
 def _qwen(name: str, template: str, **more) -> Family:
     return Family(name, template, "qwen", CHATML, QWEN3, QWEN_NAMED, QWEN_STOPS, **more)
@@ -194,7 +209,8 @@ FAMILIES = {
         _phi("Phi-3.5", "phi3_5"),
         _deepseek("DeepSeek-V3.1", "deepseekv3"),
         _deepseek("DeepSeek-R1-Distill", "deepseek_r1_distill"),
-        Family("GLM-4.5", "glm4moe", "llama3", GLM, GLM_ADDED, {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        Family("GLM-4.5", "glm4moe", "llama3", GLM, GLM_ADDED,
+               {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
                ("<|endoftext|>", "<|user|>", "<|observation|>"), ("<|user|>", None), ("<|observation|>", None)),
         Family("gpt-oss", "gptoss", "gpt4o", GPT, (), {"bos_token": "<|startoftext|>", "eos_token": "<|return|>",
                "pad_token": "<|endoftext|>"}, ("<|return|>", "<|endoftext|>", "<|call|>"), ("<|return|>", ""),
@@ -213,6 +229,8 @@ FAMILIES = {
                "eos_token": "<|eot|>"}, ("<|eot|>",), ("<|eot|>", "")),
         Family("Mistral v0.3", MISTRAL_TEMPLATE, "mistral", MISTRAL, (), MISTRAL_NAMED, ("</s>",), ("</s>", "")),
         Family("Mistral, Llama-2 tokenizer", MISTRAL_TEMPLATE, "llama2", MISTRAL, (), MISTRAL_NAMED, ("</s>",),
+               ("</s>", "")),
+        Family("Llama 2", LLAMA2_TEMPLATE, "llama2", ("<unk>", "<s>", "</s>"), (), MISTRAL_NAMED, ("</s>",),
                ("</s>", "")),
         Family("Mistral Nemo", MISTRAL_TEMPLATE, "gpt4o", MISTRAL, (), MISTRAL_NAMED, ("</s>",), ("</s>", "")),
     )

@@ -3,7 +3,7 @@
 
 CALL = {"type": "function", "id": "c00000001", "function": {"name": "look_up", "arguments": {"word": "owl", "n": 2}}}
 OTHER = {**CALL, "id": "c00000002", "function": {"name": "count", "arguments": {"things": ["owls", "elks"]}}}
-DEEP = {"a": {"list": [1, 'é"q\'\\\n', None, True]}, "ключ": "<b>&amp;</b> 值"}
+DEEP = {"a": {"list": [1, "é\"q'\\\n", None, True]}, "ключ": "<b>&amp;</b> 值"}
 TOOLS = [
     {
         "type": "function",
@@ -39,12 +39,35 @@ def tool(text):
 ASKED = user("What is an owl?")
 PLAIN = {
     "two turns": [ASKED, said("A bird of the night."), user("And an elk?"), said("A large deer.\n\nIt swims well.")],
-    "system": [{"role": "system", "content": "Be brief. 简短"}, ASKED, said("A bird."), user("Sure?"), said("Yes! 是的 🦉")],
-    "edges": [user("  a \n"), said("  b  \n"), user(" \n "), said("\n\nc\n"), user("123456 x = 1\t\n\n\n\ny"), said("é e\u0301 ①")],
+    "system": [
+        {"role": "system", "content": "Be brief. 简短"},
+        ASKED,
+        said("A bird."),
+        user("Sure?"),
+        said("Yes! 是的 🦉"),
+    ],
+    "edges": [
+        user("  a \n"),
+        said("  b  \n"),
+        user(" \n "),
+        said("\n\nc\n"),
+        user("123456 x = 1\t\n\n\n\ny"),
+        said("é e\u0301 ①"),
+    ],
 }
 REASONING = {
-    "fields": [ASKED, said("A bird.", reasoning_content="Easy one."), user("Sure?"), said("Yes.", reasoning_content="Hm.\n\nSo.")],
-    "inline": [ASKED, said("<think>\nEasy.\n</think>\n\nA bird."), user("Sure?"), said("<think>\nHm.\n</think>\n\nYes.")],
+    "fields": [
+        ASKED,
+        said("A bird.", reasoning_content="Easy one."),
+        user("Sure?"),
+        said("Yes.", reasoning_content="Hm.\n\nSo."),
+    ],
+    "inline": [
+        ASKED,
+        said("<think>\nEasy.\n</think>\n\nA bird."),
+        user("Sure?"),
+        said("<think>\nHm.\n</think>\n\nYes."),
+    ],
     "inline, no newlines": [ASKED, said("<think>Easy.</think>A bird."), user("Sure?"), said("<think>Hm.</think>Yes.")],
     "inline, nothing": [ASKED, said("<think>\n\n</think>\n\nA bird."), user("Sure?"), said("<think></think>Yes.")],
     "while calling": [
@@ -57,7 +80,14 @@ REASONING = {
     ],
 }
 CALLS = {
-    "one": [ASKED, said("", tool_calls=[CALL]), tool('{"owl": "bird"}'), said("A bird."), user("Thanks"), said("Sure.")],
+    "one": [
+        ASKED,
+        said("", tool_calls=[CALL]),
+        tool('{"owl": "bird"}'),
+        said("A bird."),
+        user("Thanks"),
+        said("Sure."),
+    ],
     "none": [ASKED, said(None, tool_calls=[CALL]), tool("bird"), said("A bird."), user("Thanks"), said("Sure.")],
     "with words": [ASKED, said("Let me see.", tool_calls=[CALL]), tool("bird"), said("A bird.")],
     "two at once": [ASKED, said("", tool_calls=[CALL, OTHER]), tool("bird"), tool("2"), said("A bird, twice.")],
@@ -66,7 +96,14 @@ CALLS = {
 }
 ODD = {
     "spelled": [user(SPELLED), said(f"Say {SPELLED}."), user("Why?"), said("Because.")],
-    "two systems": [{"role": "system", "content": "S"}, ASKED, said("A."), {"role": "system", "content": "T"}, user("B?"), said("C.")],
+    "two systems": [
+        {"role": "system", "content": "S"},
+        ASKED,
+        said("A."),
+        {"role": "system", "content": "T"},
+        user("B?"),
+        said("C."),
+    ],
     "developer": [{"role": "developer", "content": "Be brief."}, ASKED, said("A bird.")],
     "two replies": [ASKED, said("A bird."), said("Of the night.")],
     "starts with a reply": [said("Hello."), ASKED, said("A bird.")],

@@ -1,11 +1,11 @@
-# ruff: noqa: RUF001
 """What transformers makes of a dialogue, and everything in which mtsft differs from it, by name.
 
 For response k at message i, by transformers alone, on the records that the template is given:
 
     context_k   ids of apply_chat_template(m_1 .. m_{i-1}, add_generation_prompt=True)
     response_k  ids of what apply_chat_template(m_1 .. m_i) adds to that text, up to the family's own end of a turn
-                (families.py says which), read as a continuation: as the model emits it, after a prompt that is there
+                (families.py says which), read in its place: after the control token that ends the context, or going on
+                from the text that does
 """
 
 import datetime
@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from mtsft.errors import InputError
 
 DATE = "2026-01-31"
 _NEWLINE = "\n"
+_THOUGHT = ("<think>", "</think>")
 
 
 class Now(datetime.datetime):
@@ -69,8 +71,8 @@ class Pair:
         self.recipe = Recipe(chat, 2**31 - 1, unfaithful="skip", refused="skip")
         self.encoder: Encoder = self.recipe.encoder()
         self.template, self.ours = self.encoder.template, self.encoder.tokenizer
-        texts = sorted((token.content for token in self.theirs.added_tokens_decoder.values()), key=len, reverse=True)
-        self._controls = re.compile(f"({'|'.join(map(re.escape, texts))})")
+        self._added = list(self.theirs.added_tokens_decoder.values())
+        self._plain_control = next(t.content for t in self._added if t.special and not t.lstrip and not t.rstrip)
 
     def render(self, records: list[dict], dialogue: Dialogue, prompt: bool) -> str | None:
         """What transformers renders; None where it raises."""
@@ -102,20 +104,25 @@ class Pair:
     def ids(self, text: str) -> list[int]:
         return self.theirs(text, add_special_tokens=False).input_ids
 
-    def continuation(self, text: str) -> list[int]:
-        """The ids of a text that goes on from another: without the space that some tokenizers put first.
+    def response_ids(self, context: str, response: str) -> list[int]:
+        """The ids of a response, as the tokenizer reads it in its place: after a control token, or going on from text.
 
-        What a model emits after a control token of its own goes on from it in the same way, though such a tokenizer
-        would put a space there if it read the whole.
+        Only where that makes a difference: some tokenizers put a space before what follows a control token, but not
+        before what goes on from text. What stands before a response here is only its last token's like, so that
+        neither joins the other: a model goes on from the tokens that it is given.
         """
         if not self.family.puts_space:
-            return self.ids(text)
-        before, ids = self.ids(_NEWLINE), []
-        for piece in filter(None, self._controls.split(text)):
-            found = self.ids(_NEWLINE + piece)
-            assert found[: len(before)] == before
-            ids += found[len(before) :]
-        return ids
+            return self.ids(response)
+        before = self._plain_control if self._ends_in_control(context) else _NEWLINE
+        known, ids = self.ids(before), self.ids(before + response)
+        assert ids[: len(known)] == known
+        return ids[len(known) :]
+
+    def _ends_in_control(self, text: str) -> bool:
+        """Whether a text ends in a control token, or in white space that one eats."""
+        bare = text.rstrip()
+        token = next((token for token in self._added if bare.endswith(token.content)), None)
+        return token is not None and (bare == text or token.rstrip)
 
     def same_text(self, ids: Sequence[int], text: str) -> bool:
         """Whether ids decode to a text, but for what the tokenizer normalises and the white space that it eats."""
@@ -218,23 +225,40 @@ class Comparison:
 
     def _compare_ids(self, turn: Turn, context: list[int], response: list[int]) -> None:
         pair, counts = self.pair, self.counts
-        expected = pair.ids(turn.context), pair.continuation(turn.response)
+        expected = pair.ids(turn.context), pair.response_ids(turn.context, turn.response)
         if (context, response) == expected:
             counts["turns: identical"] += 1
         elif spelled := self._spelled(turn.message):
             counts["turns: text spells a control token"] += 1
-            kept = Counter(context + response)
-            theirs = Counter(expected[0] + expected[1])
-            for text in pair.ours.controls:
-                index = pair.ours.controls[text].id
-                if kept[index] > theirs[index]:
-                    self.note(f"message {turn.message}: more of {text!r} than in transformers ({spelled})")
+            self._compare_controls(turn.message, context + response, Counter(expected[0] + expected[1]), spelled)
         else:
             part = 0 if context != expected[0] else 1
             show = [pair.theirs.convert_ids_to_tokens(ids) for ids in ((context, response)[part], expected[part])]
             self.note(f"message {turn.message}: {('context', 'response')[part]} ids", *_around(*show))
         if not pair.same_text(context + response, turn.context + turn.response):
             self.note(f"message {turn.message}: decodes otherwise", pair.ours.decode(context + response)[-300:])
+
+    def _compare_controls(self, message: int, ids: list[int], theirs: Counter, spelled: list[str]) -> None:
+        """Whether the control tokens are those that are there where the words spell none.
+
+        Not of the marks of reasoning, which templates look for in the words: no more of them than transformers has.
+        """
+        pair = self.pair
+        controls = {control.id: text for text, control in pair.ours.controls.items()}
+        thought = {index for index, text in controls.items() if text in _THOUGHT}
+        kept = Counter(ids)
+        for index in thought:
+            if kept[index] > theirs[index]:
+                self.note(f"message {message}: more of {controls[index]!r} than in transformers")
+        armless = Comparison(pair, _disarmed(self.dialogue, spelled), Findings(Counter(), self.different))
+        turn = armless._turn(message)
+        if turn is None or turn.unfaithful:
+            self.note(f"message {message}: refused or unfaithful where nothing is spelled")
+            return
+        wanted = [i for i in pair.ids(turn.context + turn.response) if i in controls and i not in thought]
+        found = [i for i in ids if i in controls and i not in thought]
+        if found != wanted:
+            self.note(f"message {message}: controls", *([controls[i] for i in these] for these in (found, wanted)))
 
     def _turn(self, message: int) -> Turn | None:
         """A response as transformers renders it; None where that raises."""
@@ -267,6 +291,20 @@ class Comparison:
                 content = content.removeprefix("<think>").replace("</think>", "", 1)
             texts += [content, *_strings(said.fields or {})]
         return [control for control in self.pair.ours.controls if any(control in text for text in texts)]
+
+
+def _disarmed(dialogue: Dialogue, spelled: Sequence[str]) -> Dialogue:
+    """A dialogue that spells these controls no more, but for the marks of reasoning."""
+
+    def disarm(value: Any) -> Any:
+        text = json.dumps(value, ensure_ascii=False)
+        for control in spelled:
+            if control not in _THOUGHT:
+                text = text.replace(control, f"{control[0]}\u2060{control[1:]}")
+        return json.loads(text)
+
+    messages = [m._replace(content=disarm(m.content), fields=disarm(m.fields)) for m in dialogue.messages]
+    return replace(dialogue, messages=tuple(messages), tools=disarm(dialogue.tools))
 
 
 def missing_words(said: Message, text: str) -> Iterator[str]:

@@ -10,20 +10,20 @@ import re
 from collections import Counter
 from dataclasses import replace
 
-import pytest
-
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("trl")
-
 import families
 import handmade
-import oracle
+import pytest
 from families import FAMILIES
-from transformers.utils import chat_template_utils
 
 from mtsft.dialogue.formats import parse_record
 from mtsft.dialogue.tree import is_one_chain
 from mtsft.errors import InputError
+
+transformers = pytest.importorskip("transformers")
+if families.trl_templates() is None:
+    pytest.skip("needs the chat templates of trl, from the parity extra", allow_module_level=True)
+
+import oracle  # noqa: E402 (which needs transformers)
 
 pytestmark = pytest.mark.parity
 
@@ -32,12 +32,17 @@ FILES = [
     "preference_pairs_en_trees", "reasoning_tool_use", "sgd_train_plain", "sgd_train_tools", "taskmaster4_train",
     "taskmaster4_valid", "tau_airline_tools",
 ]  # fmt: skip
+DEFAULT = {
+    "Qwen2.5", "Qwen3", "Llama 3.2", "Gemma 3", "Phi-3", "DeepSeek-R1-Distill", "DeepSeek-V3.1", "GLM-4.5",
+    "Mistral v0.3", "Mistral, Llama-2 tokenizer", "Llama 2", "gpt-oss", "LFM2",
+}  # fmt: skip
+ALL = [pytest.param(name, marks=[] if name in DEFAULT else [pytest.mark.slow]) for name in FAMILIES]
 DIALOGUES = [parse_record(record, record["id"]) for record in handmade.records()]
 
 
 @pytest.fixture(autouse=True)
 def _today(monkeypatch):
-    monkeypatch.setattr(chat_template_utils, "datetime", oracle.Now)
+    monkeypatch.setattr(transformers.utils.chat_template_utils, "datetime", oracle.Now)
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +101,7 @@ def replies(pair, dialogue, **changes):
     return [tuple(map(pair.ours.decode, ids)) for ids in found]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL)
 def test_dialogues_written_by_hand(name, pairs):
     counts, different = oracle.compare(pairs(name), DIALOGUES)
     show(name, counts)
@@ -104,7 +109,7 @@ def test_dialogues_written_by_hand(name, pairs):
     assert counts["turns: identical"] > 5
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL)
 def test_real_dialogues(name, pairs, real, real_data):
     real_data(f"{FILES[0]}.jsonl")
     total, different = Counter(), []
@@ -143,7 +148,7 @@ BESIDE = {
 }
 # Their prompts open a thought that replies without reasoning do not close: none of these is faithful.
 OPENS_A_THOUGHT = {"DeepSeek-V3.1", "DeepSeek-R1-Distill", "Nemotron 3 Nano"}
-TWINS = [name for name, family in FAMILIES.items() if families.trl_templates() and families.template_of(family, True)]
+TWINS = [param for param in ALL if families.template_of(FAMILIES[param.values[0]], training=True)]
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -240,7 +245,8 @@ def test_gpt_oss_returns_when_it_speaks_and_is_ended_in_history(pairs):
     assert calling[1].endswith('{"word": "owl", "n": 2}<|call|>')
     assert seen.endswith("<|start|>assistant")
     assert answer == (
-        "<|channel|>analysis<|message|>There it is.<|end|><|start|>assistant<|channel|>final<|message|>A bird.<|return|>"
+        "<|channel|>analysis<|message|>There it is.<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>A bird.<|return|>"
     )
     assert "<|channel|>final<|message|>A bird.<|end|>" in history
     assert "<|return|>" not in history
@@ -266,8 +272,9 @@ def test_deepseek_opens_a_thought_that_its_history_does_not_show(name, pairs):
 def test_phi_ends_at_end(name, pairs):
     pair = pairs(name)
     (_, first), (history, last) = replies(pair, dialogue(handmade.PLAIN["two turns"]))
-    assert (first, last) == ("A bird of the night.<|end|>", "A large deer.\n\nIt swims well.<|end|>")
-    assert history.endswith("<|assistant|>")  # which eats the newline after it
+    assert (first, last) == (" A bird of the night.<|end|>", " A large deer.\n\nIt swims well.<|end|>")
+    # It eats the newline after it; and what follows it begins with a space, as in what the tokenizer reads.
+    assert history.endswith("<|assistant|>")
     assert pair.encoder(dialogue(handmade.PLAIN["two turns"])).tokens_N[-1] == pair.ours.controls["<|end|>"].id
 
 
