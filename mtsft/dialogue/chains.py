@@ -7,8 +7,8 @@ history as it was emitted; where it does not, the dialogue is no chain and takes
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
-from typing import Any, NamedTuple
+from itertools import accumulate, chain
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,32 +32,38 @@ class _Text(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """Tokens that come next. ids: those known beforehand, or text: the index of a text of the program.
+    """Tokens that come next.
 
-    before: tokens of the text's own template text at its head. message: whose words the others are. turn: number of
-    the response that they are, or lead to. response: its index, -1 for context.
+    piece: their ids where they are known beforehand, else the index of a text of the program. head: the ids of the
+    text's own template text. message: whose words the others are. turn: number of the response that they are, or lead
+    to. response: its index, -1 for context.
     """
 
-    ids: tuple[int, ...]
-    text: int
-    before: tuple[int, ...]
+    piece: list[int] | int
+    head: list[int]
     message: int
     turn: int
     response: int
 
 
-class Program(NamedTuple):
-    """A chain as steps.
+class _Check(NamedTuple):
+    """A text of the history that must be read as `before` and then as a text that was emitted by itself."""
 
-    checks: (text, ids, text): the first must be read as the ids and then the second. messages: of the responses.
-    spoken: the texts of the responses.
-    """
+    whole: _Text
+    before: str
+    ids: list[int]
+    part: int
+
+
+class Program(NamedTuple):
+    """A chain as steps. messages: of the responses, in order. spoken: their texts. spans: (turn, step, step after)."""
 
     texts: tuple[_Text, ...]
     steps: tuple[_Step, ...]
-    checks: tuple[tuple[int, tuple[int, ...], int], ...]
+    checks: tuple[_Check, ...]
     messages: tuple[int, ...]
     spoken: tuple[int, ...]
+    spans: tuple[tuple[int, int, int], ...]
 
     def words(self, dialogue: Dialogue) -> list[Key]:
         """The texts of a dialogue that are to be tokenised."""
@@ -67,21 +73,23 @@ class Program(NamedTuple):
             for before, i, place, method, args in self.texts
         ]
 
+    def doubts(self, words: Sequence[Key], tokenizer: Tokenizer) -> list[tuple[Key, _Check]]:
+        """Texts of the history that may be read otherwise than they were emitted, to be tokenised too."""
+        found = []
+        for check in self.checks:
+            text, place = words[check.part][0], check.whole.place
+            if not tokenizer.reads_apart(check.before, text, place):
+                found.append(((check.before + text, place), check))
+        return found
+
     def length(self, read: Sequence[Sequence[int]]) -> int:
         """Tokens of a chain. read: the ids of `words`."""
-        return sum(len(step.ids) if step.text < 0 else len(read[step.text]) for step in self.steps)
+        return sum([len(piece if type(piece) is list else read[piece]) for piece, *_ in self.steps])
 
-    def holds(self, read: Sequence[Any]) -> bool:
-        """Whether the texts can be read, and the history as it was emitted. read: the ids of `words`."""
-        if any(type(ids) is not list for ids in read):
-            return False
-        for whole, before, part in self.checks:
-            ids, own = read[whole], read[part]
-            if len(ids) != len(before) + len(own) or ids[len(before) :] != own:
-                return False
-            if before and ids[: len(before)] != list(before):
-                return False
-        return True
+
+def as_emitted(whole: Sequence[int], check: _Check, read: Sequence[Sequence[int]]) -> bool:
+    """Whether the ids `whole` of a text in the history are those of what was emitted. read: the ids of `words`."""
+    return whole == [*check.ids, *read[check.part]]
 
 
 def compile_program(script: Script, tokenizer: Tokenizer) -> Program | None:
@@ -98,7 +106,7 @@ class _Compiler:
         self.tokenizer = tokenizer
         self.texts: dict[_Text, int] = {}
         self.steps: list[_Step] = []
-        self.checks: list[tuple[int, tuple[int, ...], int]] = []
+        self.checks: list[_Check] = []
 
     def program(self, script: Script) -> Program | None:
         if not script.turns or not all(turn.trained for turn in script.turns):
@@ -117,9 +125,13 @@ class _Compiler:
                     self._step(segment, turn, number)
         except _Unfit:
             return None
-        spoken = tuple(step.text for step in self.steps if step.text >= 0 and step.response >= 0)
+        steps, spans = self.steps, []
+        for number, turn in enumerate(script.turns):
+            places = [i for i, step in enumerate(steps) if step.response == number]
+            spans.append((turn.number, places[0], places[-1] + 1))
+        spoken = tuple(step.piece for step in steps if type(step.piece) is int and step.response >= 0)
         messages = tuple(turn.message for turn in script.turns)
-        return Program(tuple(self.texts), tuple(self.steps), tuple(self.checks), messages, spoken)
+        return Program(tuple(self.texts), tuple(steps), tuple(self.checks), messages, spoken, tuple(spans))
 
     def _context(self, turn: Turn, again: list[Segment]) -> None:
         """The context of a turn: first what shows again what was emitted, then what is new."""
@@ -148,43 +160,46 @@ class _Compiler:
         if taken == [segment]:
             return
         if not any(type(part) is Symbol for part in segment.parts):
-            before = sum((self._ids(t) for t in taken), ())
-            if before != self._ids(segment):
+            if [i for stretch in taken for i in self._ids(stretch)] != self._ids(segment):
                 raise _Unfit
             return
         *heads, last = taken
         if any(type(part) is Symbol for head in heads for part in head.parts):
             raise _Unfit
-        before = sum((self._ids(head) for head in heads), ())
-        self.checks.append((self._number(self._text(segment)), before, self._number(self._text(last))))
+        whole, part = self._text(segment), self._text(last)
+        before = "".join(head.parts[0] for head in heads)
+        if part.before or whole != _Text(before, part.message, segment.place, part.method, part.args):
+            raise _Unfit
+        ids = [i for head in heads for i in self._ids(head)]
+        self.checks.append(_Check(whole, before, ids, self._number(part)))
 
     def _step(self, segment: Segment, turn: Turn, response: int) -> None:
         if type(segment) is str:
-            self._constant((self.tokenizer.controls[segment].id,), turn, response)
+            self._constant([self.tokenizer.controls[segment].id], turn, response)
         elif segment.lstrip or segment.rstrip:
             raise _Unfit
         elif not any(type(part) is Symbol for part in segment.parts):
             self._constant(self._ids(segment), turn, response)
         else:
             text = self._text(segment)
-            head = self._read(text.before, text.place) if text.before else ()
-            self.steps.append(_Step((), self._number(text), head, text.message, turn.number, response))
+            head = self._read(text.before, text.place) if text.before else []
+            self.steps.append(_Step(self._number(text), head, text.message, turn.number, response))
 
-    def _constant(self, ids: tuple[int, ...], turn: Turn, response: int) -> None:
+    def _constant(self, ids: list[int], turn: Turn, response: int) -> None:
         last = self.steps[-1] if self.steps else None
-        if last is not None and last.text < 0 and (last.turn, last.response) == (turn.number, response):
-            self.steps[-1] = last._replace(ids=last.ids + ids)
+        if last and type(last.piece) is list and (last.turn, last.response) == (turn.number, response):
+            self.steps[-1] = last._replace(piece=last.piece + ids)
         else:
-            self.steps.append(_Step(ids, -1, (), -1, turn.number, response))
+            self.steps.append(_Step(ids, [], -1, turn.number, response))
 
-    def _ids(self, stretch: Stretch) -> tuple[int, ...]:
+    def _ids(self, stretch: Stretch) -> list[int]:
         if len(stretch.parts) != 1 or type(stretch.parts[0]) is Symbol or stretch.lstrip or stretch.rstrip:
             raise _Unfit
         return self._read(stretch.parts[0], stretch.place)
 
-    def _read(self, text: str, place: int) -> tuple[int, ...]:
+    def _read(self, text: str, place: int) -> list[int]:
         """The ids of a template's own text, which scripts repeat."""
-        return tuple(self.tokenizer.encode_cached(text, place))
+        return list(self.tokenizer.encode_cached(text, place))
 
     def _number(self, text: _Text) -> int:
         return self.texts.setdefault(text, len(self.texts))
@@ -228,36 +243,24 @@ class Chains:
         self, program: Program, read: Sequence[list[int]], weights: Mapping[int, float]
     ) -> list[tuple[int, int, int]]:
         """Lays one more chain out; returns (turn, tokens, depth of the end) of its responses."""
-        ids, counts, marks = self._ids, self._counts, self._marks
-        length, responses, current = 0, [], -1
-        for step in program.steps:
-            weight = weights[program.messages[step.response]] if step.response >= 0 else 0.0
-            if step.text < 0:
-                ids.append(step.ids)
-                count = len(step.ids)
-                counts.append(count)
-                marks.append((weight, step.turn, -1))
-            else:
-                words = read[step.text]
-                ids.append(words)
-                count, head = len(words), len(step.before)
-                if head and words[:head] != list(step.before):
-                    # A token that reaches across the border goes with the words.
-                    head = next((i for i, (a, b) in enumerate(zip(step.before, words)) if a != b), 0)
-                if head:
-                    counts.append(head)
-                    marks.append((weight, step.turn, -1))
-                counts.append(count - head)
-                marks.append((weight, step.turn, step.message))
-            length += count
-            if step.response >= 0:
-                if step.response != current:
-                    responses.append([step.turn, 0, 0])
-                    current = step.response
-                responses[-1][1] += count
-                responses[-1][2] = length
-        self.lengths.append(length)
-        return responses
+        counts, marks = self._counts, self._marks
+        pieces = [piece if type(piece) is list else read[piece] for piece, *_ in program.steps]
+        self._ids += pieces
+        for ids, (_, head, message, turn, response) in zip(pieces, program.steps):
+            weight = weights[program.messages[response]] if response >= 0 else 0.0
+            count = len(ids)
+            if head:
+                own = len(head)
+                if ids[:own] != head:  # a token that reaches across the border goes with the words
+                    own = next((i for i, (a, b) in enumerate(zip(head, ids)) if a != b), 0)
+                counts.append(own)
+                marks.append((weight, turn, -1))
+                count -= own
+            counts.append(count)
+            marks.append((weight, turn, message))
+        ends = list(accumulate(map(len, pieces)))
+        self.lengths.append(ends[-1])
+        return [(turn, ends[b - 1] - (ends[a - 1] if a else 0), ends[b - 1]) for turn, a, b in program.spans]
 
     def trees(self) -> list[TokenTree]:
         """A TokenTree of each."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtsft.dialogue.chains import Chains, Key, Program, compile_program
+from mtsft.dialogue.chains import Chains, Key, Program, as_emitted, compile_program
 from mtsft.dialogue.counts import Counts
 from mtsft.dialogue.over_length import POLICIES, shorten
 from mtsft.dialogue.schema import Dialogue
@@ -54,12 +54,16 @@ class _Leg(NamedTuple):
 
 
 class _Chain(NamedTuple):
-    """A dialogue that takes the short way. state: its script, records and known values, should it not work out."""
+    """A dialogue that takes the short way.
+
+    state: its script, records and known values, should it not work out. words, doubts: see Program.
+    """
 
     program: Program
     weights: dict[int, float]
     state: tuple[Script, dict, dict]
     words: list[Key]
+    doubts: list
 
 
 class Grown(NamedTuple):
@@ -192,7 +196,9 @@ class Encoder:
             self._count_script(dialogue, script)
             program = self._program(script)
             if program is not None:
-                return _Chain(program, wanted, (script, records, known), program.words(dialogue))
+                words = program.words(dialogue)
+                doubts = program.doubts(words, self.tokenizer)
+                return _Chain(program, wanted, (script, records, known), words, doubts)
             legs = self._legs(dialogue, wanted, script, records, known)
         except TemplateRefusal as error:
             self._leave_out(dialogue, error)
@@ -217,7 +223,11 @@ class Encoder:
     def _lay_out(self, chains: Chains, plan: "_Chain", dialogue: Dialogue) -> bool:
         """Lays a chain out and counts it; False where it is none, or too long."""
         read = [self._ids[key] for key in plan.words]
-        if not plan.program.holds(read) or plan.program.length(read) > self.max_length:
+        if any(type(ids) is not list for ids in read):
+            return False
+        if not all(as_emitted(self._ids[key], check, read) for key, check in plan.doubts):
+            return False
+        if plan.program.length(read) > self.max_length:
             return False
         responses = chains.add(plan.program, read, plan.weights)
         counts, length = self.counts, chains.lengths[-1]
@@ -230,7 +240,8 @@ class Encoder:
             counts.supervised_tokens += tokens
             counts.supervised_weight += tokens * plan.weights[message]
             counts.response_tokens += end
-        self._count_double_bos(dialogue, plan.program.steps[0].ids)
+        first = plan.program.steps[0].piece
+        self._count_double_bos(dialogue, first if type(first) is list else ())
         for text in plan.program.spoken:
             counts.altered += not self._is_exact(plan.words[text])
         return True
@@ -240,6 +251,8 @@ class Encoder:
         exact = self._exact.get(key)
         if exact is None:
             text, place = key
+            if self.tokenizer.spells_ascii and text.isascii():
+                return True
             said = self.tokenizer.decode(self._ids[key])
             # Some tokenizers write a space after a control token: the server's, and so the model's, way to begin.
             exact = self._exact[key] = said == text or (place != CONTINUATION and said == f" {text}")
@@ -321,6 +334,8 @@ class Encoder:
                 for key in plan.words:
                     if key not in known:
                         wanted[key[1]][key[0]] = None
+                for (text, place), _ in plan.doubts:
+                    wanted[place][text] = None
             else:
                 for leg in plan or ():
                     for pieces in (*leg.context, leg.response):

@@ -82,6 +82,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 variants[key] = plain, words(layout, plain, self._watched)
         self._plain, self._words = zip(*(variants[json.dumps(layout)] for layout in layouts))
         self._ordinary = self._ordinary_added()
+        self.spells_ascii = all(found is not None for found in self._words)
         self._puts_space = self._plain[CONTINUATION] is not self._plain[AFTER_CONTROL]
         self.fingerprint = hashlib.sha256(
             files["tokenizer.json"]
@@ -93,7 +94,10 @@ class HuggingFaceTokenizer(Tokenizer):
         known, ordinary = self._words[place], self._ordinary
         if known is None:
             return self._encode_batch(texts, place)
-        rows = [known.encode(text) if text.isascii() and not ordinary(text) else None for text in texts]
+        if ordinary is None:
+            rows = [known.encode(text) if text.isascii() else None for text in texts]
+        else:
+            rows = [known.encode(text) if text.isascii() and not ordinary(text) else None for text in texts]
         if None in rows:
             left = [i for i, row in enumerate(rows) if row is None]
             for i, row in zip(left, self._encode_batch([texts[i] for i in left], place)):
@@ -101,12 +105,19 @@ class HuggingFaceTokenizer(Tokenizer):
         return rows
 
     def _encode_batch(self, texts: Sequence[str], place: int) -> list[list[int]]:
-        if place == CONTINUATION and self._puts_space and any(map(self._ordinary, texts)):
+        if place == CONTINUATION and self._puts_space and self._ordinary and any(map(self._ordinary, texts)):
             return [self._continue(text) for text in texts]
         rows = list(map(_IDS, self._plain[place].encode_batch_fast(texts, add_special_tokens=False)))
         if self._watched.isdisjoint(chain.from_iterable(rows)):
             return rows
         return [row if self._watched.isdisjoint(row) else self._apart(text, place) for text, row in zip(texts, rows)]
+
+    def reads_apart(self, before: str, after: str, place: int) -> bool:
+        """See `Tokenizer.reads_apart`: true where a word ends at the border."""
+        words = self._words[place]
+        if words is None or words is not self._words[CONTINUATION] or not (before.isascii() and after.isascii()):
+            return False
+        return words.end_at(before, after) and not (self._ordinary and self._ordinary(before + after))
 
     def normalised(self, text: str) -> str:
         """See `Tokenizer.normalised`."""
@@ -178,13 +189,13 @@ class HuggingFaceTokenizer(Tokenizer):
             raise InputError(f"{self.source}: the ids of its added tokens have gaps; save it again with transformers")
         return plain
 
-    def _ordinary_added(self) -> Callable[[str], re.Match | None]:
-        """Finds where the first added token that is no control begins, with the white space it eats."""
+    def _ordinary_added(self) -> Callable[[str], re.Match | None] | None:
+        """Finds where the first added token that is no control begins, with the white space it eats; None: no such."""
         ordinary = [token for i, token in self._added.items() if i not in self._control_ids]
         ordinary.sort(key=lambda token: -len(token.content))
         eaten = f"[{WHITESPACE}]*"
         found = [(eaten if token.lstrip else "") + re.escape(token.content) for token in ordinary]
-        return re.compile("|".join(found) if found else "(?!)").search
+        return re.compile("|".join(found)).search if found else None
 
     def _unknown_id(self) -> int | None:
         if isinstance(self._model, models.Unigram):

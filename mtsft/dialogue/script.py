@@ -79,39 +79,36 @@ class ScriptWriter:
 
 
 def shown_stops(template: ChatTemplate, controls: Controls) -> tuple[str, ...]:
-    """The controls that a template writes after the words of a reply, and after a tool call.
+    """The controls with which a template ends a reply, and a tool call.
 
-    Where a reply ends without one, the header of whatever follows it does the work. controls.stops: those that are
-    known to end a turn already; where one is written, it does, whatever stands before it.
+    controls.stops: those that are known to end turns. Of what the template writes between a reply and the next message
+    it is the one that is known; else the first that follows the reply where it is the last message (Phi-3 writes its
+    known one only at the very end); else, where a reply ends without one, the header of whatever follows.
     """
     call = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {"key": "value"}}}
     asked, said = Message("user", "x"), Message("assistant", "y")
     calls = Message("assistant", "", fields={"tool_calls": [call]})
     found = {}
     for reply, following in ((said, Message("user", "z")), (calls, Message("tool", "z"))):
-        for messages in ((asked, reply), (asked, reply, following)):
-            if stop := _first_control_after_words(template, controls, Dialogue("", messages)):
-                found[stop] = None
-                break
+        last = _controls_after_words(template, controls, (asked, reply))
+        between = _controls_after_words(template, controls, (asked, reply, following))
+        # After a tool call its own closing tag comes first, which is no special token, nor looks like one.
+        ending = [c for c in (*last, *between) if reply is said or controls.known[c].special or c.startswith("<|")]
+        if stops := [*(c for c in between if c in controls.stops), *ending]:
+            found[stops[0]] = None
     return tuple(found)
 
 
-def _first_control_after_words(template: ChatTemplate, controls: Controls, dialogue: Dialogue) -> str:
-    """The first control after the words of the second message, "" if none; of a tool call, a special one."""
-    traced = Traced(template, dialogue)
+def _controls_after_words(template: ChatTemplate, controls: Controls, messages: tuple[Message, ...]) -> list[str]:
+    """The controls between the words of the second message and whatever words come next."""
+    traced = Traced(template, Dialogue("", messages))
     try:
-        parts = traced.tracer.parts(traced.render(range(len(dialogue.messages)), False))
+        parts = traced.tracer.parts(traced.render(range(len(messages)), False))
     except (Refused, InputError):
-        return ""
-    if not (own := owned(parts, 1)):
-        return ""
-    after = parts[own[-1] + 1] if own[-1] + 1 < len(parts) else ""
-    found = controls.in_text(after) if type(after) is str else []
-    if known := [control for control in found if control in controls.stops]:
-        return known[0]
-    # After a tool call its own closing tag comes first, which is no special token, nor looks like one.
-    plain = not dialogue.messages[1].fields
-    return next((c for c in found if plain or controls.known[c].special or c.startswith("<|")), "")
+        return []
+    own = owned(parts, 1)
+    after = parts[own[-1] + 1] if own and own[-1] + 1 < len(parts) else ""
+    return controls.in_text(after) if type(after) is str else []
 
 
 def _shape(dialogue: Dialogue, wanted: Collection[int]) -> Any:

@@ -39,6 +39,9 @@ class Selection:
 
     def weights(self, dialogue: Dialogue) -> dict[int, float]:
         """{message index: weight} of the responses, in order."""
+        if self.responses == "all" and self.tool_calls:
+            said = enumerate(dialogue.messages)
+            return {i: message.weight for i, message in said if message.role == "assistant" and message.weight > 0}
         roles = self._roles()
         found = {
             i: message.weight

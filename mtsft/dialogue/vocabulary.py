@@ -55,6 +55,12 @@ class Tokenizer(ABC):
     def __init__(self) -> None:
         self._cached: dict[tuple[str, int], list[int]] = {}
 
+    spells_ascii = False  # whether the tokens of an ASCII text are known to decode to it
+
+    def reads_apart(self, before: str, after: str, place: int) -> bool:
+        """Whether `before + after` at `place` is sure to be read as `before` there and `after` as a CONTINUATION."""
+        return False
+
     @abstractmethod
     def encode_batch(self, texts: Sequence[str], place: int) -> list[list[int]]:
         """The ids of each text, all of them read as plain text whatever they spell, in the same place.

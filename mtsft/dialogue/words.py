@@ -5,7 +5,8 @@ before is looked up. On ASCII text its expression means what Python's `re` makes
 """
 
 import re
-from collections.abc import Callable, Set
+from collections.abc import Set
+from itertools import chain
 
 import tokenizers
 
@@ -30,19 +31,30 @@ _MOST_WORDS, _LONGEST = 1 << 18, 64  # what is kept, some 50 MB at most
 class Words:
     """The words that one tokenizer has met, with their ids."""
 
-    def __init__(self, cut: Callable[[str], list[str]], model: tokenizers.models.Model, forbidden: Set[int]):
-        self._cut, self._model, self._forbidden = cut, model, forbidden
+    def __init__(self, expression: re.Pattern, model: tokenizers.models.Model, forbidden: Set[int]):
+        self._cut, self._match = expression.findall, expression.match
+        self._model, self._forbidden = model, forbidden
         self._known: dict[str, tuple[int, ...]] = {}
+        self._last_words: dict[str, int] = {}  # where the last word of a template's text begins
 
     def encode(self, text: str) -> list[int] | None:
         """The ids of an ASCII text without added tokens; None if one of them is forbidden."""
-        ids, known = [], self._known
         try:
-            for word in self._cut(text):
-                ids += known[word]
+            return [*chain.from_iterable(map(self._known.__getitem__, self._cut(text)))]
         except KeyError:
             return self._learn(text)
-        return ids
+
+    def end_at(self, before: str, after: str) -> bool:
+        """Whether a word ends where `before` does, in `before + after`.
+
+        The expressions look ahead by no more than a character: words before the last of `before` stay what they are.
+        """
+        start = self._last_words.get(before)
+        if start is None:
+            words = self._cut(before)
+            start = self._last_words[before] = len(before) - len(words[-1]) if words else 0
+        found = self._match(before + after, start)
+        return not before or (found is not None and found.end() == len(before))
 
     def _learn(self, text: str) -> list[int] | None:
         if len(self._known) > _MOST_WORDS:
@@ -67,11 +79,12 @@ def words(layout: dict, plain: tokenizers.Tokenizer, forbidden: Set[int]) -> Wor
     alters_ascii = normalizer is not None and normalizer.get("type") not in ("NFC", "NFKC", "NFD", "NFKD")
     if pattern is None or alters_ascii or not isinstance(plain.model, tokenizers.models.BPE):
         return None
-    cut = re.compile(pattern, re.ASCII).findall
+    expression = re.compile(pattern, re.ASCII)
+    cut = expression.findall
     for text in _SAMPLES:
         if cut(text) != [text[start:end] for _, (start, end) in plain.pre_tokenizer.pre_tokenize_str(text)]:
             return None
-    return Words(cut, plain.model, forbidden)
+    return Words(expression, plain.model, forbidden)
 
 
 def _pattern(pre_tokenizer: dict | None) -> str:

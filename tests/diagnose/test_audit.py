@@ -396,10 +396,11 @@ def test_what_people_wrote_steers_no_terminal(examine, tmp_path):
     refuses = "{%- if 'x' in messages[0].content -%}{{- raise_exception(messages[0].content) -}}{%- endif -%}" + CHATML
     records = [said(evil + "x" * 400, "y"), {"messages": [{"role": evil, "content": "x"}]}, GOOD]
     report = examine(records, chat=hugging_face(refuses))
-    assert evil in "".join(example for problem in report["problems"] for example in problem["examples"])
+    shown = r"\x1b[2J\x9b\x202ex"
+    assert shown in "".join(example for problem in report["problems"] for example in problem["examples"])
     text = as_text(report)
     assert not set(text) & set(evil) - set("[2J")
-    assert "␛[2J<U+009B><U+202E>x" in text
+    assert shown in text
     assert max(map(len, text.splitlines())) <= 200
 
 
