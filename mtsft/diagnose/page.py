@@ -54,7 +54,7 @@ def seen(files: Sequence[Path], recipe: Recipe) -> Iterator[Seen]:
 
 def _text(shown: Iterable[Seen], tokenizer: Tokenizer, color: bool) -> Iterator[str]:
     for one in shown:
-        yield f"{_title(one)}\n{as_text(one.tree, tokenizer, color)}\n\n"
+        yield f"{_title(one)}\n{as_text(one.tree, tokenizer, color, places=True)}\n\n"
 
 
 def _html(shown: Iterable[Seen], tokenizer: Tokenizer, color: bool) -> Iterator[str]:

@@ -95,11 +95,12 @@ def _read_piece(tree: TokenTree, tokenizer: Tokenizer, start: int, follows_N: np
     return 1, tokenizer.piece(tree.tokens_N[start])
 
 
-def as_text(tree: TokenTree, tokenizer: Tokenizer, color: bool = True) -> str:
+def as_text(tree: TokenTree, tokenizer: Tokenizer, color: bool = True, places: bool = False) -> str:
     """A tree for a terminal: context dim, what is supervised bold and green, markers underlined.
 
     Without color, what is supervised stands in ⟦ ⟧. A weight that is not 1 stands first; a newline is shown as
-    ⏎; a branch begins on a line of its own, with the depth at which it leaves the path before it.
+    ⏎; a branch begins on a line of its own, with the depth at which it leaves the path before it. places: whether to
+    say of everything supervised which turn it is and at which position it begins.
     """
     lines = []
     for starts_branch, weight, stretch in _stretches(tree, tokenizer):
@@ -110,7 +111,9 @@ def as_text(tree: TokenTree, tokenizer: Tokenizer, color: bool = True) -> str:
             words += f"{_UNDERLINE}{text}{_RESET}{style}" if run.marker and color else text
         before, after = (style, _RESET) if color else ("⟦", "⟧") if weight else ("", "")
         branch = f"\n{_BRANCH} {stretch[0].position}: " if starts_branch else ""
-        lines.append(f"{branch}{before}{_weight(weight)}{words}{after}")
+        place = f"[turn {stretch[0].turn} at {stretch[0].position}]" if places and weight else ""
+        place = f"{_DIM}{place}{_RESET}" if color and place else place
+        lines.append(f"{branch}{place}{before}{_weight(weight)}{words}{after}")
     return "".join(lines)
 
 

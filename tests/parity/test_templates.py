@@ -114,12 +114,12 @@ def test_real_dialogues(name, pairs, real, real_data):
     real_data(f"{FILES[0]}.jsonl")
     total, different = Counter(), []
     for file in FILES:
-        found = oracle.compare(pairs(name), oracle.sample(real(file) or (), 3))
+        found = oracle.compare(pairs(name), oracle.sample(real(file) or (), 2))
         total += found.counts
         different += found.different
     show(name, total)
     assert not different
-    assert total["renderings"] > 600
+    assert total["renderings"] > 400
 
 
 @pytest.mark.slow

@@ -1,0 +1,74 @@
+"""Invariant 3 on real dialogues: a tree trains like its paths, and how many tokens that saves."""
+
+import json
+
+import chats
+import jax
+import pytest
+from support import small_model
+
+from mtsft.diagnose import numeric
+from mtsft.dialogue.encode import Encoder
+from mtsft.dialogue.formats import parse_record
+from mtsft.dialogue.recipe import Recipe
+from mtsft.dialogue.tree import is_one_chain
+from mtsft.training.step import batch_nll
+
+
+def trees_of(encoder: Encoder, records, row: int, count: int):
+    """The first few trees that branch and fit into a row."""
+    found = []
+    for number, record in enumerate(records):
+        tree = encoder(parse_record(record, f"{number}"))
+        if tree is not None and len(tree) <= row and not is_one_chain(tree):
+            found.append(tree)
+        if len(found) == count:
+            break
+    return found
+
+
+def compare(trees, vocab_size, row):
+    model = small_model(vocab_size=vocab_size)
+    def nll(params, batch):
+        return batch_nll(model, params, batch, chunk=64)
+
+    return numeric.compare(nll, model.init(jax.random.key(0)), trees, row)
+
+
+def cut(record, characters):
+    """A dialogue with its long words cut, so that a byte-level tokenizer has short work."""
+    if "tree" in record:
+        return {"tree": cut_node(record["tree"], characters)}
+    said = [m for m in record["messages"] if m["role"] != "tool"]
+    return {"messages": [{**m, "content": m["content"][:characters], "tool_calls": None} for m in said]}
+
+
+def cut_node(node, characters):
+    replies = [cut_node(reply, characters) for reply in node["replies"]]
+    return {"role": node["role"], "content": node["content"][:characters], "replies": replies}
+
+
+@pytest.mark.parametrize(("kind", "row"), [("replies", 384), ("reasoning", 896)])
+def test_a_real_tree_trains_like_its_paths(kind, row, real_data, capsys):
+    name = "oasst_trees_en.jsonl" if kind == "replies" else "reasoning_tool_use.jsonl"
+    lines = real_data(name).read_text().split("\n")
+    records = [json.loads(line) for line in lines if line]
+    if kind == "reasoning":  # thoughts that the template drops from earlier turns, and words
+        for record in records:
+            for message in record["messages"]:
+                thought, found, words = message["content"].partition("</think>")
+                if found:
+                    message |= {"content": words.strip(), "reasoning_content": thought[8:48]}
+        records = [r for r in records if len(r["messages"]) > 4]
+    records = [cut(record, 40) for record in records]
+    chat = chats.chat_of("chatml" if kind == "replies" else "thinking")
+    encoder = Recipe(chat, 1 << 20, refused="skip", unfaithful="skip").encoder()
+    trees = trees_of(encoder, records, row, 2)
+    assert len(trees) == 2
+    found = compare(trees, encoder.tokenizer.vocab_size, row)
+    saved = 1 - encoder.counts.tokens / encoder.counts.response_tokens
+    with capsys.disabled():
+        print(f"\n{kind}: {saved:.1%} of tokens saved against one sequence per response; {found}")
+    assert found["responses"] > 4
+    assert max(found["passes"]["loss"], found["packed"]["loss"]) < 1e-5
+    assert max(found["passes"]["gradient"], found["packed"]["gradient"]) < 1e-5
