@@ -29,6 +29,7 @@ def trees_of(encoder: Encoder, records, row: int, count: int):
 
 def compare(trees, vocab_size, row):
     model = small_model(vocab_size=vocab_size)
+
     def nll(params, batch):
         return batch_nll(model, params, batch, chunk=64)
 

@@ -300,3 +300,14 @@ def test_content_that_is_null_is_no_word(pairs):
     asked = dialogue(handmade.CALLS["none"], tools=handmade.TOOLS)
     for name in ("Qwen3", "GLM-4.5", "gpt-oss", "LFM2", "Mistral v0.3", "Llama 3.1"):
         assert not any("None" in response for _, response in replies(pairs(name), asked)), name
+
+
+@pytest.mark.parametrize("form", ["inline", "inline, no newlines"])
+def test_reasoning_in_the_content_has_its_marks_as_tokens(form, pairs):
+    """Under a template that writes the content as it is: LFM2.5's, of the last reply."""
+    pair = pairs("LFM2.5")
+    asked = dialogue(handmade.REASONING[form][:2])
+    tree = pair.encoder(asked)
+    assert pair.ours.decode(tree.tokens_N[tree.response_mask_N > 0]).startswith("<think>")
+    for mark in ("<think>", "</think>"):
+        assert (tree.tokens_N == pair.ours.controls[mark].id).sum() == 1
