@@ -31,7 +31,17 @@ FLOORS = (
 )
 # Who alone may import these, wherever they stand.
 ONLY = {
-    "ml_collections": ("config", "cli", "training.run", "training.workdir", "training.loop", "training.trained", "training.numeric"),
+    "ml_collections": (
+        "config", "cli", "training.run", "training.workdir", "training.loop", "training.trained", "training.numeric",
+    ),
+        "config",
+        "cli",
+        "training.run",
+        "training.workdir",
+        "training.loop",
+        "training.trained",
+        "training.numeric",
+    ),
     "mtsft.config": ("training.run", "training.workdir", ""),
     "absl": ("cli", ""),
     "jax": ("model", "diagnose", "training", ""),

@@ -17,9 +17,9 @@ from typing import Any
 from mtsft.dialogue.jinja import Refused
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.dialogue.segments import Controls, Script, Segment, owned
+from mtsft.dialogue.symbols import structure
 from mtsft.dialogue.template import ChatTemplate, Traced
 from mtsft.dialogue.tokenizer import Control
-from mtsft.dialogue.tracing import structure
 from mtsft.dialogue.writing import Writing
 from mtsft.errors import InputError
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from mtsft.dialogue.symbols import Parts, Question, Symbol
 from mtsft.dialogue.tokenizer import AFTER_CONTROL, CONTINUATION, WHITESPACE, Control
-from mtsft.dialogue.tracing import Parts, Question, Symbol
 
 
 class Stretch(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from mtsft.dialogue.jinja import JinjaTemplate, Reader, Refused
 from mtsft.dialogue.schema import Dialogue, Message
-from mtsft.dialogue.tracing import Tracer, Untraceable
+from mtsft.dialogue.tracing import PRIVATE, Tracer, Untraceable
 from mtsft.errors import InputError, one_line
 
 CHATML = """\
@@ -147,6 +147,11 @@ class Traced:
 
     def __init__(self, template: ChatTemplate, dialogue: Dialogue):
         self.dialogue, self._template = dialogue, template
+        if dialogue.variables and PRIVATE.search(json.dumps(dialogue.variables, ensure_ascii=False)):
+            raise InputError(
+                f"{dialogue.source}: the variables of its template hold characters of Unicode's private planes 15 and "
+                "16, which mtsft needs itself; remove them"
+            )
         self.records = records_of(template, dialogue)
         self.tracer = Tracer(self.records)
         self._messages = [self._wrap(record, i) for i, record in enumerate(self.records["messages"])]

@@ -8,130 +8,31 @@ it stands for, and noted with their answer: for every other dialogue of the same
 the template writes the same symbols.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+from mtsft.dialogue.symbols import (
+    LIST_METHODS,
+    PREDICATES,
+    QUESTIONS,
+    TEXT_METHODS,
+    Parts,
+    Question,
+    Symbol,
+    as_json,
+    text_of,
+    values_of,
+)
 
 # Planes 15 and 16 of Unicode are private use: every symbol of a dialogue gets a character of its own.
 _FIRST, _LAST = 0xF0000, 0x10FFFD
 PRIVATE = re.compile("[\U000f0000-\U0010fffd]")
 _PARTS = re.compile("([\U000f0000-\U0010fffd])")
 
-Parts = tuple["str | Symbol", ...]  # template text and symbols, as they follow each other
-
 
 class Untraceable(Exception):
     """A template did something to a message that leaves no trace; the text says what."""
-
-
-class Symbol:
-    """A value of a dialogue by its place, or the text that one operation made of others.
-
-    path: where it stands, (message index, key, ...) or ("tools", ...). Made ones have a method of `OPERATIONS` with
-    its args, applied to what stands at the path or to `parts`, and item: which of the strings returned. owner: index of
-    the message whose words they are, -1 for tools. field: "content", "reasoning_content", "tool_calls" and so on.
-    """
-
-    __slots__ = ("args", "character", "field", "item", "key", "method", "owner", "parts", "path")
-
-    def __init__(self, character: str, key: tuple, owner: int, field: str):
-        self.character, self.key, self.owner, self.field = character, key, owner, field
-        self.path, self.method, self.args, self.item, self.parts = key
-
-    def value(self, records: Any, known: dict["Symbol", Any]) -> Any:
-        """What it is in the dialogue `records` ([record of message 0, ...] or "tools"); known: what was found."""
-        if self in known:
-            return known[self]
-        if self.path is None:
-            found = text_of(self.parts, records, known)
-        else:
-            found = records
-            for key in self.path:
-                found = found[key]
-        if self.method:
-            found = OPERATIONS[self.method](found, *_values(self.args, records, known))
-            found = found if self.item is None else found[self.item]
-        known[self] = found
-        return found
-
-
-class Question(NamedTuple):
-    """What a template asked of some text, and the answer that it got."""
-
-    parts: Parts
-    method: str
-    args: tuple
-    answer: Any
-
-    def holds(self, records: Any, known: dict[Symbol, Any]) -> bool:
-        """Whether another dialogue gives the same answer."""
-        subject = text_of(self.parts, records, known)
-        return QUESTIONS[self.method](subject, *_values(self.args, records, known)) == self.answer
-
-
-def text_of(parts: Parts, records: Any, known: dict[Symbol, Any]) -> Any:
-    """The words that parts stand for in a dialogue; the value itself where one symbol stands for something else."""
-    if len(parts) == 1 and type(parts[0]) is Symbol:
-        return parts[0].value(records, known)
-    return "".join(part if type(part) is str else part.value(records, known) for part in parts)
-
-
-def _values(args: tuple, records: Any, known: dict[Symbol, Any]) -> tuple:
-    return tuple(arg.value(records, known) if type(arg) is Symbol else arg for arg in args)
-
-
-def _json(value: Any, options: tuple = ()) -> str:
-    return json.dumps(value, **{"ensure_ascii": False, **dict(options)})
-
-
-def structure(value: Any) -> Any:
-    """What a template can see of a value but the words of its strings."""
-    if isinstance(value, dict):
-        return ("dict", tuple((key, structure(item)) for key, item in value.items()))
-    if isinstance(value, list | tuple):
-        return ("list", tuple(structure(item) for item in value))
-    return "str" if isinstance(value, str) else (type(value).__name__, value)
-
-
-_TEXT = "strip lstrip rstrip lower upper capitalize title casefold swapcase replace removeprefix removesuffix"
-_TEXT += " center ljust rjust zfill expandtabs __getitem__ __mul__"
-_LISTS = "split rsplit splitlines partition rpartition"
-_PREDICATES = "startswith endswith find rfind index rindex count isspace isdigit isalpha isalnum isnumeric isdecimal"
-_PREDICATES += " islower isupper istitle isascii isidentifier isprintable __contains__ __len__"
-_PREDICATES += " __eq__ __ne__ __lt__ __le__ __gt__ __ge__"
-
-
-def _covered(text: str, *shown: str) -> bool:
-    """Whether nothing but white space and marks of reasoning is left of a text when what is shown is taken out."""
-    for words in shown:
-        text = text.replace(words, "", 1) if words else text
-    return not text.replace("<think>", "").replace("</think>", "").strip()
-
-
-def _then(outer: Callable, name: str) -> Callable:
-    inner = getattr(str, name)
-    return lambda text, *args: outer(inner(text, *args))
-
-
-OPERATIONS: dict[str, Callable] = {
-    **{name: getattr(str, name) for name in f"{_TEXT} {_LISTS}".split()},
-    "slice": lambda text, *bounds: text[slice(*bounds)],
-    "json": _json,
-    "json_inside": lambda text, *options: _json(text, *options)[1:-1],
-    "str": str,
-    "repr": repr,
-    "key": lambda value, place: list(value)[place],
-}
-QUESTIONS: dict[str, Callable] = {
-    **{name: getattr(str, name) for name in _PREDICATES.split()},
-    "bool": bool,
-    "text": str,
-    "structure": structure,
-    "covered": _covered,
-    **{f"len {name}": _then(len, name) for name in _LISTS.split()},
-    **{f"bool {name}": _then(bool, name) for name in ("strip", "lstrip", "rstrip")},
-}
 
 
 class Tracer:
@@ -178,7 +79,7 @@ class Tracer:
         asked = self.questions.get(key)
         if asked is None:
             subject = text_of(parts, self.records, self.known)
-            answer = QUESTIONS[method](subject, *_values(args, self.records, self.known))
+            answer = QUESTIONS[method](subject, *values_of(args, self.records, self.known))
             asked = self.questions[key] = Question(parts, method, args, answer)
         return asked.answer
 
@@ -204,7 +105,7 @@ class Tracer:
         if isinstance(value, _OpaqueDict | _OpaqueList):
             symbol = self.symbol(value._owner, value._field, value._path, "json", (options,))
             return Rope(self, symbol.character)
-        return self.lift(_json(self._inside(value, options), options))
+        return self.lift(as_json(self._inside(value, options), options))
 
     def _inside(self, value: Any, options: tuple) -> Any:
         """A value as json.dumps may write it: every rope's buffer is a symbol that is escaped already."""
@@ -357,12 +258,12 @@ def _predicate(name: str) -> Callable:
     return method
 
 
-for _name in _TEXT.split():
+for _name in TEXT_METHODS.split():
     if _name not in vars(Rope):
         setattr(Rope, _name, _text_method(_name))
-for _name in _LISTS.split():
+for _name in LIST_METHODS.split():
     setattr(Rope, _name, _list_method(_name))
-for _name in _PREDICATES.split():
+for _name in PREDICATES.split():
     setattr(Rope, _name, _predicate(_name))
 
 

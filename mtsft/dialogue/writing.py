@@ -5,9 +5,10 @@ from collections.abc import Collection, Iterator, Sequence
 from mtsft.dialogue.jinja import Refused
 from mtsft.dialogue.schema import Dialogue
 from mtsft.dialogue.segments import Controls, Script, Segment, Turn, buffer_of, owned, place_after, reasoning_end
+from mtsft.dialogue.symbols import Parts, Symbol
 from mtsft.dialogue.template import ChatTemplate, Traced
 from mtsft.dialogue.tokenizer import AFTER_CONTROL, START
-from mtsft.dialogue.tracing import Parts, Symbol, Tracer
+from mtsft.dialogue.tracing import Tracer
 from mtsft.errors import InputError
 
 _OPEN, _CLOSE = "<think>", "</think>"  # reasoning inside the content of a reply, where these are control tokens

@@ -7,8 +7,8 @@ import pytest
 from chats import dialogue
 
 from mtsft.dialogue.jinja import Refused
+from mtsft.dialogue.symbols import Symbol
 from mtsft.dialogue.template import ChatTemplate, Traced, records_of
-from mtsft.dialogue.tracing import Symbol
 from mtsft.errors import InputError
 
 TEXTS = ["a", "", " ab a\n", "Aé'\"<b>&a", "中 \U000f0001a", "3", "aaXb  c", "<|s|>", "a\tb\r\nc"]

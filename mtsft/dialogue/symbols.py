@@ -1,0 +1,122 @@
+"""What a template writes beside its own text: symbols, each a string of the dialogue or made of some.
+
+A symbol stands for its words in any dialogue of the same shape. So do questions that a template asked of words, with
+the answer that it got: a dialogue that gives the same answers is written with the same symbols.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+Parts = tuple["str | Symbol", ...]  # template text and symbols, as they follow each other
+
+
+class Symbol:
+    """A value of a dialogue by its place, or the text that one operation made of others.
+
+    path: where it stands, (message index, key, ...) or ("tools", ...). Made ones have a method of `OPERATIONS` with
+    its args, applied to what stands at the path or to `parts`, and item: which of the strings returned. owner: index of
+    the message whose words they are, -1 for tools. field: "content", "reasoning_content", "tool_calls" and so on.
+    """
+
+    __slots__ = ("args", "character", "field", "item", "key", "method", "owner", "parts", "path")
+
+    def __init__(self, character: str, key: tuple, owner: int, field: str):
+        self.character, self.key, self.owner, self.field = character, key, owner, field
+        self.path, self.method, self.args, self.item, self.parts = key
+
+    def value(self, records: Any, known: dict["Symbol", Any]) -> Any:
+        """What it is in the dialogue `records` ([record of message 0, ...] or "tools"); known: what was found."""
+        if self in known:
+            return known[self]
+        if self.path is None:
+            found = text_of(self.parts, records, known)
+        else:
+            found = records
+            for key in self.path:
+                found = found[key]
+        if self.method:
+            found = OPERATIONS[self.method](found, *values_of(self.args, records, known))
+            found = found if self.item is None else found[self.item]
+        known[self] = found
+        return found
+
+
+class Question(NamedTuple):
+    """What a template asked of some text, and the answer that it got."""
+
+    parts: Parts
+    method: str
+    args: tuple
+    answer: Any
+
+    def holds(self, records: Any, known: dict[Symbol, Any]) -> bool:
+        """Whether another dialogue gives the same answer."""
+        subject = text_of(self.parts, records, known)
+        return QUESTIONS[self.method](subject, *values_of(self.args, records, known)) == self.answer
+
+
+def text_of(parts: Parts, records: Any, known: dict[Symbol, Any]) -> Any:
+    """The words that parts stand for in a dialogue; the value itself where one symbol stands for something else."""
+    if len(parts) == 1 and type(parts[0]) is Symbol:
+        return parts[0].value(records, known)
+    return "".join(part if type(part) is str else part.value(records, known) for part in parts)
+
+
+def values_of(args: tuple, records: Any, known: dict[Symbol, Any]) -> tuple:
+    """Arguments with the words that symbols among them stand for."""
+    return tuple(arg.value(records, known) if type(arg) is Symbol else arg for arg in args)
+
+
+def as_json(value: Any, options: tuple = ()) -> str:
+    """JSON as templates write it; options: keyword arguments of json.dumps, as pairs."""
+    return json.dumps(value, **{"ensure_ascii": False, **dict(options)})
+
+
+def structure(value: Any) -> Any:
+    """What a template can see of a value but the words of its strings."""
+    if isinstance(value, dict):
+        return ("dict", tuple((key, structure(item)) for key, item in value.items()))
+    if isinstance(value, list | tuple):
+        return ("list", tuple(structure(item) for item in value))
+    return "str" if isinstance(value, str) else (type(value).__name__, value)
+
+
+TEXT_METHODS = "strip lstrip rstrip lower upper capitalize title casefold swapcase replace removeprefix removesuffix"
+TEXT_METHODS += " center ljust rjust zfill expandtabs __getitem__ __mul__"
+LIST_METHODS = "split rsplit splitlines partition rpartition"
+PREDICATES = "startswith endswith find rfind index rindex count isspace isdigit isalpha isalnum isnumeric isdecimal"
+PREDICATES += " islower isupper istitle isascii isidentifier isprintable __contains__ __len__"
+PREDICATES += " __eq__ __ne__ __lt__ __le__ __gt__ __ge__"
+
+
+def _covered(text: str, *shown: str) -> bool:
+    """Whether nothing but white space and marks of reasoning is left of a text when what is shown is taken out."""
+    for words in shown:
+        text = text.replace(words, "", 1) if words else text
+    return not text.replace("<think>", "").replace("</think>", "").strip()
+
+
+def _then(outer: Callable, name: str) -> Callable:
+    inner = getattr(str, name)
+    return lambda text, *args: outer(inner(text, *args))
+
+
+OPERATIONS: dict[str, Callable] = {
+    **{name: getattr(str, name) for name in f"{TEXT_METHODS} {LIST_METHODS}".split()},
+    "slice": lambda text, *bounds: text[slice(*bounds)],
+    "json": as_json,
+    "json_inside": lambda text, *options: as_json(text, *options)[1:-1],
+    "str": str,
+    "repr": repr,
+    "key": lambda value, place: list(value)[place],
+}
+QUESTIONS: dict[str, Callable] = {
+    **{name: getattr(str, name) for name in PREDICATES.split()},
+    "bool": bool,
+    "text": str,
+    "structure": structure,
+    "covered": _covered,
+    **{f"len {name}": _then(len, name) for name in LIST_METHODS.split()},
+    **{f"bool {name}": _then(bool, name) for name in ("strip", "lstrip", "rstrip")},
+}
