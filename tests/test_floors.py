@@ -32,8 +32,6 @@ FLOORS = (
 # Who alone may import these, wherever they stand.
 ONLY = {
     "ml_collections": (
-        "config", "cli", "training.run", "training.workdir", "training.loop", "training.trained", "training.numeric",
-    ),
         "config",
         "cli",
         "training.run",
