@@ -52,7 +52,7 @@ class ScriptWriter:
 
         records, known: of `records_of`, and the values of symbols found so far, which are added to.
         """
-        shape = _shape(dialogue, wanted)
+        shape = _shape(dialogue, wanted, records["messages"])
         scripts = self._kept.get(shape)
         if scripts is None:
             if len(self._kept) >= _SHAPES:
@@ -111,11 +111,14 @@ def _controls_after_words(template: ChatTemplate, controls: Controls, messages: 
     return controls.in_text(after) if type(after) is str else []
 
 
-def _shape(dialogue: Dialogue, wanted: Collection[int]) -> Any:
-    """What of a dialogue decides its script, but for the answers to a template's questions."""
+def _shape(dialogue: Dialogue, wanted: Collection[int], records: Sequence[Mapping[str, Any]]) -> Any:
+    """What of a dialogue decides its script, but for the answers to a template's questions.
+
+    records: its messages as the template is given them, where a content may be null that was empty.
+    """
     messages = tuple(
-        m.role if not m.fields and m.content is not None else (m.role, m.content is None, _fields(m.fields or {}))
-        for m in dialogue.messages
+        m.role if not m.fields and m.content is not None else (m.role, _fields(record))
+        for m, record in zip(dialogue.messages, records)
     )
     tools = dialogue.tools and tuple(type(tool).__name__ for tool in dialogue.tools)
     variables = dialogue.variables and json.dumps(dialogue.variables, sort_keys=True)

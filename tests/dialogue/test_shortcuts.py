@@ -129,3 +129,27 @@ def test_words_after_a_header_are_read_apart(gpt2_like):
     assert not gpt2_like.reads_apart("assistant\n", "\n", 1)
     assert not gpt2_like.reads_apart("a", "b", 1)
     assert not gpt2_like.reads_apart("assistant\n", "é", 1)
+
+
+# As DeepSeek-R1: a reply calls tools only where it says nothing at all.
+SILENT_CALLS = """\
+{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}
+    {%- if m.role == 'assistant' and m.content is none %}{{ m.tool_calls[0].function.arguments }}
+    {%- else %}{{ m.content }}{% endif %}{{ '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+
+@pytest.mark.parametrize("order", [("", "words"), ("words", "")])
+def test_a_script_is_not_shared_by_what_the_template_is_given_otherwise(order):
+    recipe = Recipe(chat_with(SILENT_CALLS), 1 << 20, unfaithful="skip")
+    calls = [{"type": "function", "id": "1", "function": {"name": "f", "arguments": {"key": "value"}}}]
+    dialogues = [
+        chats.dialogue(
+            ("user", "q"), ("assistant", said, 1.0, {"tool_calls": calls}), ("tool", "r"), ("assistant", "yes")
+        )
+        for said in order
+    ]
+    one_by_one = [encoded(recipe.encoder(), [dialogue])[0][0][1:] for dialogue in dialogues]
+    assert one_by_one[0] != one_by_one[1]
+    assert [found[1:] for found in encoded(recipe.encoder(), dialogues)[0]] == one_by_one
