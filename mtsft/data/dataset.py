@@ -230,7 +230,7 @@ def _open_chat(
     if not read:
         read = _train_tokenizer(Chat({}, sources, name, *parts), vocab_size, files, format, folder)
     chat = Chat(read, sources, name, *parts)
-    chat.open(tokenizer or "the tokenizer")  # refuses what does not go together
+    chat.open(tokenizer or "the tokenizer")  # refuses what does not go together, by the name of the file
     return chat
 
 

@@ -18,7 +18,7 @@ from mtsft.dialogue.recipe import Recipe
 from mtsft.dialogue.schema import Dialogue
 from mtsft.dialogue.tree import expand
 
-_LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+_LENGTHS = (512, 1024, 2048, 4096, 8192)
 _SAMPLED = 200  # over-length dialogues that the policies are tried on; beyond, the cost is scaled up
 _EXAMPLES = 5
 

@@ -56,7 +56,12 @@ class _Check(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A chain as steps. messages: of the responses, in order. spoken: their texts. spans: (turn, step, step after)."""
+    """A chain as steps.
+
+    messages: of the responses, in order. spoken: their texts. spans: (turn, step, step after) of each. runs: the
+    stretches of one owner that the steps come to, int32 (R, 3) of turn, message and response; ones: their weights where
+    every response weighs 1. heads: steps that begin with the template's own text, a run of its own.
+    """
 
     texts: tuple[_Text, ...]
     steps: tuple[_Step, ...]
@@ -64,6 +69,9 @@ class Program(NamedTuple):
     messages: tuple[int, ...]
     spoken: tuple[int, ...]
     spans: tuple[tuple[int, int, int], ...]
+    runs: np.ndarray
+    ones: np.ndarray
+    heads: tuple[tuple[int, list[int]], ...]
 
     def words(self, dialogue: Dialogue) -> list[Key]:
         """The texts of a dialogue that are to be tokenised."""
@@ -131,7 +139,13 @@ class _Compiler:
             spans.append((turn.number, places[0], places[-1] + 1))
         spoken = tuple(step.piece for step in steps if type(step.piece) is int and step.response >= 0)
         messages = tuple(turn.message for turn in script.turns)
-        return Program(tuple(self.texts), tuple(steps), tuple(self.checks), messages, spoken, tuple(spans))
+        runs = []
+        for _, head, message, turn, response in steps:
+            runs += [(turn, -1, response)] * bool(head) + [(turn, message, response)]
+        runs, heads = np.array(runs, np.int32), tuple((i, step.head) for i, step in enumerate(steps) if step.head)
+        ones = (runs[:, 2] >= 0).astype(np.float32)
+        texts, checks = tuple(self.texts), tuple(self.checks)
+        return Program(texts, tuple(steps), checks, messages, spoken, tuple(spans), runs, ones, heads)
 
     def _context(self, turn: Turn, again: list[Segment]) -> None:
         """The context of a turn: first what shows again what was emitted, then what is new."""
@@ -237,28 +251,29 @@ class Chains:
         self.lengths: list[int] = []
         self._ids: list[Sequence[int]] = []
         self._counts: list[int] = []
-        self._marks: list[tuple[float, int, int]] = []  # weight, turn, message of each run
+        self._runs: list[np.ndarray] = []
+        self._weights: list[np.ndarray] = []
 
     def add(
         self, program: Program, read: Sequence[list[int]], weights: Mapping[int, float]
     ) -> list[tuple[int, int, int]]:
         """Lays one more chain out; returns (turn, tokens, depth of the end) of its responses."""
-        counts, marks = self._counts, self._marks
         pieces = [piece if type(piece) is list else read[piece] for piece, *_ in program.steps]
         self._ids += pieces
-        for ids, (_, head, message, turn, response) in zip(pieces, program.steps):
-            weight = weights[program.messages[response]] if response >= 0 else 0.0
-            count = len(ids)
-            if head:
-                own = len(head)
-                if ids[:own] != head:  # a token that reaches across the border goes with the words
-                    own = next((i for i, (a, b) in enumerate(zip(head, ids)) if a != b), 0)
-                counts.append(own)
-                marks.append((weight, turn, -1))
-                count -= own
-            counts.append(count)
-            marks.append((weight, turn, message))
-        ends = list(accumulate(map(len, pieces)))
+        counts = list(map(len, pieces))
+        ends = list(accumulate(counts))
+        for i, head in reversed(program.heads):
+            own, ids = len(head), pieces[i]
+            if ids[:own] != head:  # a token that reaches across the border goes with the words
+                own = next((k for k, (a, b) in enumerate(zip(head, ids)) if a != b), 0)
+            counts[i : i + 1] = (own, counts[i] - own)
+        self._counts += counts
+        self._runs.append(program.runs)
+        said = [weights[message] for message in program.messages]
+        if said.count(1.0) == len(said):
+            self._weights.append(program.ones)
+        else:  # of a run of context the response is -1: the last weight, which is none
+            self._weights.append(np.array([*said, 0], np.float32)[program.runs[:, 2]])
         self.lengths.append(ends[-1])
         return [(turn, ends[b - 1] - (ends[a - 1] if a else 0), ends[b - 1]) for turn, a, b in program.spans]
 
@@ -268,10 +283,9 @@ class Chains:
             return []
         ends = np.cumsum(self.lengths)
         tokens = np.fromiter(chain.from_iterable(self._ids), np.int32, int(ends[-1]))
-        weights, turns, messages = zip(*self._marks)
-        mask = np.repeat(np.array(weights, np.float32), self._counts)
-        turn_ids = np.repeat(np.array(turns, np.int32), self._counts)
-        message_ids = np.repeat(np.array(messages, np.int32), self._counts)
+        runs = np.concatenate(self._runs)
+        mask = np.repeat(np.concatenate(self._weights), self._counts)
+        turn_ids, message_ids = np.repeat(runs[:, 0], self._counts), np.repeat(runs[:, 1], self._counts)
         parents = np.arange(-1, max(self.lengths) - 1, dtype=np.int32)
         return [
             TokenTree(tokens[a:b], parents[: b - a], mask[a:b], turn_ids[a:b], message_ids[a:b])

@@ -22,7 +22,7 @@ from mtsft.dialogue.schema import Dialogue
 from mtsft.dialogue.script import ScriptWriter
 from mtsft.dialogue.segments import Script, Segment, Turn
 from mtsft.dialogue.selection import Selection
-from mtsft.dialogue.template import ChatTemplate, records_of
+from mtsft.dialogue.template import ChatTemplate, Records
 from mtsft.dialogue.tokenizer import CONTINUATION, WHITESPACE, Tokenizer
 from mtsft.dialogue.tree import TokenTree, TreeBuilder, expand, is_one_chain, positions, response_ends
 from mtsft.dialogue.writing import TemplateRefusal
@@ -161,7 +161,7 @@ class Encoder:
         """The whole tree of a dialogue in which these messages are responses, of any length; counts nothing."""
         before, self.counts = self.counts, Counts()
         try:
-            records, known = records_of(self.template, dialogue), {}
+            records, known = Records(self.template, dialogue), {}
             script = self._write(dialogue, tuple(wanted), records, known)
             legs = self._legs(dialogue, wanted, script, records, known)
             self._tokenise([legs])
@@ -174,7 +174,7 @@ class Encoder:
 
         Raises InputError where the template refuses.
         """
-        pieces = self._realise(self._write.prompt(dialogue), records_of(self.template, dialogue), {})
+        pieces = self._realise(self._write.prompt(dialogue), Records(self.template, dialogue), {})
         ids = []
         for piece in pieces:
             ids += [piece] if type(piece) is int else self.tokenizer.encode_batch([piece.key[0]], piece.key[1])[0]
@@ -191,7 +191,7 @@ class Encoder:
             return None
         counts.responses += len(wanted)
         try:
-            records, known = records_of(self.template, dialogue), {}
+            records, known = Records(self.template, dialogue), {}
             script = self._write(dialogue, tuple(wanted), records, known)
             self._count_script(dialogue, script)
             program = self._program(script)

@@ -16,6 +16,8 @@ from mtsft.dialogue.tokenizer import Tokenizer
 from mtsft.errors import InputError
 
 _UNBOUNDED = 2**31 - 1
+_OPENED: dict[str, tuple[ChatTemplate, Tokenizer]] = {}
+_MOST_OPENED = 8
 # What looks like a token of its own among a template's literals, for a tokenizer that is trained here.
 _MARKER = re.compile(r"<\|[^<>|\s]{1,60}\|>|</?[A-Za-z_][\w:-]{0,60}>|\[/?[A-Z_]{2,30}\]")
 
@@ -35,7 +37,18 @@ class Chat:
     date: str = ""
 
     def open(self, source: str = "the tokenizer") -> tuple[ChatTemplate, Tokenizer]:
-        """The template and the tokenizer. Raises InputError if they do not go together; source: for its message."""
+        """The template and the tokenizer. Raises InputError if they do not go together; source: for its message.
+
+        Chats that are alike share them: a large tokenizer takes a while to load.
+        """
+        key = f"{digest(self.tokenizer)} {self.as_json()}"
+        if key not in _OPENED:
+            if len(_OPENED) >= _MOST_OPENED:
+                _OPENED.clear()
+            _OPENED[key] = self._open(source)
+        return _OPENED[key]
+
+    def _open(self, source: str) -> tuple[ChatTemplate, Tokenizer]:
         literals = ChatTemplate(self.sources, self.name).literals
         tokenizer = tokenizers.from_files(self.tokenizer, literals, source)
         now = datetime.datetime.fromisoformat(self.date) if self.date else None
@@ -44,8 +57,7 @@ class Chat:
 
     def as_json(self) -> str:
         """All of it but the tokenizer, to be kept beside a trained model."""
-        record = asdict(self)
-        del record["tokenizer"]
+        record = {"sources": dict(self.sources), "name": self.name, "variables": self.variables, "date": self.date}
         return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod

@@ -50,9 +50,9 @@ class ScriptWriter:
     def __call__(self, dialogue: Dialogue, wanted: Collection[int], records: Any, known: dict) -> Script:
         """The script of a dialogue in which the messages `wanted` are responses.
 
-        records, known: of `records_of`, and the values of symbols found so far, which are added to.
+        records, known: `Records`, and the values of symbols found so far, which are added to.
         """
-        shape = _shape(dialogue, wanted, records["messages"])
+        shape = _shape(dialogue, wanted, records)
         scripts = self._kept.get(shape)
         if scripts is None:
             if len(self._kept) >= _SHAPES:
@@ -111,14 +111,16 @@ def _controls_after_words(template: ChatTemplate, controls: Controls, messages: 
     return controls.in_text(after) if type(after) is str else []
 
 
-def _shape(dialogue: Dialogue, wanted: Collection[int], records: Sequence[Mapping[str, Any]]) -> Any:
+def _shape(dialogue: Dialogue, wanted: Collection[int], records: Mapping[str, Any]) -> Any:
     """What of a dialogue decides its script, but for the answers to a template's questions.
 
     records: its messages as the template is given them, where a content may be null that was empty.
     """
     messages = tuple(
-        m.role if not m.fields and m.content is not None else (m.role, _fields(record))
-        for m, record in zip(dialogue.messages, records)
+        [
+            m.role if not m.fields and m.content is not None else (m.role, _fields(records["messages"][i]))
+            for i, m in enumerate(dialogue.messages)
+        ]
     )
     tools = dialogue.tools and tuple(type(tool).__name__ for tool in dialogue.tools)
     variables = dialogue.variables and json.dumps(dialogue.variables, sort_keys=True)

@@ -152,7 +152,7 @@ class Traced:
                 f"{dialogue.source}: the variables of its template hold characters of Unicode's private planes 15 and "
                 "16, which mtsft needs itself; remove them"
             )
-        self.records = records_of(template, dialogue)
+        self.records = Records(template, dialogue)
         self.tracer = Tracer(self.records)
         self._messages = [self._wrap(record, i) for i, record in enumerate(self.records["messages"])]
         tools = self.records["tools"]
@@ -206,9 +206,16 @@ class Traced:
         return wrapped
 
 
-def records_of(template: ChatTemplate, dialogue: Dialogue) -> dict[str, Any]:
-    """What symbols take their values from: {"messages": [...], "tools": [...] or None}."""
-    return {"messages": [template.record(m) for m in dialogue.messages], "tools": dialogue.tools}
+class Records(dict):
+    """What symbols take their values from: {"messages": [...], "tools": [...] or None}, made when first asked for."""
+
+    def __init__(self, template: ChatTemplate, dialogue: Dialogue):
+        super().__init__(tools=dialogue.tools)
+        self._template, self._dialogue = template, dialogue
+
+    def __missing__(self, key: str) -> list[dict[str, Any]]:
+        self[key] = records = [self._template.record(message) for message in self._dialogue.messages]
+        return records
 
 
 def find(name: str, own: Mapping[str, str]) -> tuple[dict[str, str], str]:

@@ -156,7 +156,7 @@ def test_tokens_by_role_turn_and_source(examine, encoder):
         "fill": round(lay_out(np.array([*sizes, sizes[2]]), ROW).fill, 4),
         "too_long": 0,
     }
-    assert [fill["row_length"] for fill in train["fill"]] == [ROW, 512, 1024, 2048, 4096, 8192, 16384, 32768]
+    assert [fill["row_length"] for fill in train["fill"]] == [ROW, 512, 1024, 2048, 4096, 8192]
 
 
 def dialogue(record):

@@ -312,7 +312,7 @@ LAYOUTS = {
 PACKED = {
     "plain": bytes,
     "gzip": gzip.compress,
-    "two gzips": lambda data: gzip.compress(data[:99]) + gzip.compress(data[99:]),
+    "two gzips": lambda data: gzip.compress(data[:99], mtime=0) + gzip.compress(data[99:]),
     "zstd": zstandard.compress,
     "two zstds": lambda data: zstandard.compress(data[:99]) + zstandard.compress(data[99:]),
 }
@@ -389,13 +389,13 @@ DAMAGED = {
     b'[\n{"a": "\xff"}]': ":2: not UTF-8 (byte 0xff at column 8); save the file as UTF-8",
     b'\xef\xbb\xbf[\n{"a": "\xff"}]': ":2: not UTF-8 (byte 0xff at column 8); save the file as UTF-8",
     b'{\n "a": 1,\n "b"\n}': ":4: not JSON (Expecting ':' delimiter, column 1); repair it there",
-    gzip.compress(LINES)[:-9]: ":1: cannot be decompressed from about this line on (",
-    gzip.compress(LINES) + b"tail": ":1: cannot be decompressed from about this line on (",
-    gzip.compress(LINES)[:90] + bytes(90): ":1: cannot be decompressed from about this line on (",
+    gzip.compress(LINES, mtime=0)[:-9]: ":1: cannot be decompressed from about this line on (",
+    gzip.compress(LINES, mtime=0) + b"tail": ":1: cannot be decompressed from about this line on (",
+    gzip.compress(LINES, mtime=0)[:90] + bytes(90): ":1: cannot be decompressed from about this line on (",
     zstandard.compress(LINES)[:-9]: ":1: cannot be decompressed from about this line on (",
     zstandard.compress(LINES)[:50] + bytes(90): ":1: cannot be decompressed from about this line on (",
     b"PAR1 and no more": ":1: Parquet that cannot be read (",
-    gzip.compress(b"PAR1 and no more"): ": is Parquet inside a compressed file; decompress it",
+    gzip.compress(b"PAR1 and no more", mtime=0): ": is Parquet inside a compressed file; decompress it",
     b"PK\x03\x04": ": is a zip archive; unpack it",
     b"BZh91": ": is compressed with bzip2; unpack it",
 }

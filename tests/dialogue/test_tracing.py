@@ -8,7 +8,7 @@ from chats import dialogue
 
 from mtsft.dialogue.jinja import Refused
 from mtsft.dialogue.symbols import Symbol
-from mtsft.dialogue.template import ChatTemplate, Traced, records_of
+from mtsft.dialogue.template import ChatTemplate, Records, Traced
 from mtsft.errors import InputError
 
 TEXTS = ["a", "", " ab a\n", "Aé'\"<b>&a", "中 \U000f0001a", "3", "aaXb  c", "<|s|>", "a\tb\r\nc"]
@@ -130,5 +130,5 @@ def test_questions_tell_dialogues_apart():
     traced = Traced(template, dialogue(("user", "abc")))
     traced.render([0], False)
     [question] = traced.tracer.questions.values()
-    holds = {w: question.holds(records_of(template, dialogue(("user", w))), {}) for w in ("abc", "xa", "b", "")}
+    holds = {w: question.holds(Records(template, dialogue(("user", w))), {}) for w in ("abc", "xa", "b", "")}
     assert holds == {"abc": True, "xa": True, "b": False, "": False}
