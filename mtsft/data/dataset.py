@@ -61,6 +61,11 @@ class Dataset:
         """The rows of the held-out dialogues."""
         return lay_out(self.eval.lengths_N, self.sequence_length)
 
+    def accounts(self) -> dict[str, dict]:
+        """What became of every dialogue read, on each side, in plain values."""
+        sides = {"train": self.train, "eval": self.eval}
+        return {name: store.counts.as_record() for name, store in sides.items() if store is not None}
+
     def summary(self) -> list[str]:
         """Lines that account for every dialogue read."""
         lines = [_account("train", self.train)]
@@ -182,13 +187,18 @@ def _account(name: str, store: Store) -> str:
     )
     if c.without_response:
         line += f"; {c.without_response:,} without a response left out"
+    if c.refused:
+        line += f"; {c.refused:,} refused by the template left out"
+    if c.skipped_turns:
+        line += f"; {c.skipped_turns:,} responses that are not faithful left out"
     if c.over_length_dropped or c.over_length_cut:
+        pieces = f" into {c.over_length_cut + c.over_length_windows:,} pieces" if c.over_length_windows else ""
         line += (
-            f"; over-length: {c.over_length_dropped:,} dropped, {c.over_length_cut:,} cut, "
+            f"; over-length: {c.over_length_dropped:,} dropped, {c.over_length_cut:,} cut{pieces}, "
             f"{c.over_length_responses:,} responses ({c.over_length_supervised_tokens:,} supervised tokens) lost"
         )
     if c.branching:
-        line += f"; {c.branching:,} branching"
+        line += f"; {c.branching:,} branching ({c.tokens:,} tokens as trees, {c.chain_tokens:,} as paths)"
     if c.altered:
         line += f"; {c.altered:,} responses that the tokenizer cannot spell exactly"
     return line

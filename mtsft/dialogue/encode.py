@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -115,8 +116,7 @@ class Encoder:
         self._literals: dict[Key, list[int]] = {}
         self._ids: dict[Key, list[int] | InputError] = {}
         self._exact: dict[Key, bool] = {}
-        self._programs: dict[int, Program | None] = {}
-        self._scripts: list[Script] = []
+        self._programs: WeakKeyDictionary[Script, Program | None] = WeakKeyDictionary()
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -211,14 +211,9 @@ class Encoder:
         """The way to make chains of all dialogues of a script; None where it takes the general one."""
         if not self.selection.reasoning or self.selection.weigh_per != "token":
             return None
-        program = self._programs.get(id(script), self)
-        if program is self:
-            if len(self._programs) > 50_000:
-                self._programs.clear()
-                self._scripts.clear()
-            program = self._programs[id(script)] = compile_program(script, self.tokenizer)
-            self._scripts.append(script)  # so that its id stays its own
-        return program
+        if script not in self._programs:
+            self._programs[script] = compile_program(script, self.tokenizer)
+        return self._programs[script]
 
     def _lay_out(self, chains: Chains, plan: "_Chain", dialogue: Dialogue) -> bool:
         """Lays a chain out and counts it; False where it is none, or too long."""

@@ -23,7 +23,7 @@ from mtsft.dialogue.tokenizer import Control
 from mtsft.dialogue.writing import Writing
 from mtsft.errors import InputError
 
-_PER_SHAPE, _SHAPES = 64, 20_000  # scripts kept
+_PER_SHAPE, _MOST = 64, 4000  # scripts kept: of one shape, and in all (one of a long dialogue takes 100 kB)
 
 
 class ScriptWriter:
@@ -46,6 +46,7 @@ class ScriptWriter:
         self.template, self.unfaithful = template, unfaithful
         self.controls = Controls(controls, (*shown, *stops))
         self._kept: dict[Any, list[Script]] = {}
+        self._count = 0
 
     def __call__(self, dialogue: Dialogue, wanted: Collection[int], records: Any, known: dict) -> Script:
         """The script of a dialogue in which the messages `wanted` are responses.
@@ -53,21 +54,21 @@ class ScriptWriter:
         records, known: `Records`, and the values of symbols found so far, which are added to.
         """
         shape = _shape(dialogue, wanted, records)
-        scripts = self._kept.get(shape)
-        if scripts is None:
-            if len(self._kept) >= _SHAPES:
-                self._kept.clear()
-            scripts = self._kept[shape] = []
-        for script in scripts:
+        for script in self._kept.get(shape, ()):
             for question in script.questions:
                 if not question.holds(records, known):
                     break
             else:
                 return script
         script = self._writing(dialogue, wanted).script()
+        if self._count >= _MOST:
+            self._kept, self._count = {}, 0
+        scripts = self._kept.setdefault(shape, [])
         scripts.append(script)
+        self._count += 1
         if len(scripts) > _PER_SHAPE:
             del scripts[0]
+            self._count -= 1
         return script
 
     def prompt(self, dialogue: Dialogue) -> list[Segment]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from mtsft.dialogue.symbols import Parts, Question, Symbol
@@ -42,7 +43,8 @@ class Turn(NamedTuple):
     trained: bool = True
 
 
-class Script(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Script:
     """The turns of a dialogue in order. lost: (message index or -1 for tools, field) of words no rendering shows.
 
     rewrites: whether a context shows an earlier turn otherwise than it was emitted. questions: see tracing.py.

@@ -365,8 +365,9 @@ class Writing:
                 what += f" ({', '.join(sorted({f for i, f in self.lost if i == message}))})"
             if unfaithful == "stop":
                 what += "; name the token that does in data.stops"
+            role = self.dialogue.messages[message].role
             raise InputError(
-                f"{self.dialogue.source}: message {message + 1} (assistant): not faithful under the chat template "
+                f"{self.dialogue.source}: message {message + 1} ({role}): not faithful under the chat template "
                 f"{self.template.name}: {what}; set data.unfaithful='skip' to leave such turns out, or 'emit' "
                 "to train the message's own words in this context"
             )

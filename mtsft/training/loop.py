@@ -55,7 +55,7 @@ def train(
             return result
     if run.dataset.corpus_eval is not None:
         result |= _measure_context(run, state)
-    result |= {"seconds": round(time.monotonic() - began, 3)}
+    result |= {"seconds": round(time.monotonic() - began, 3), "data": run.dataset.accounts()}
     if _is_first():
         write_whole(workdir / "result.json", (json.dumps(result, indent=1) + "\n").encode())
     return result
