@@ -49,7 +49,7 @@ def cut_node(node, characters):
     return {"role": node["role"], "content": node["content"][:characters], "replies": replies}
 
 
-@pytest.mark.parametrize(("kind", "row"), [("replies", 384), ("reasoning", 896)])
+@pytest.mark.parametrize(("kind", "row"), [("replies", 256), ("reasoning", 512)])
 def test_a_real_tree_trains_like_its_paths(kind, row, real_data, capsys):
     name = "oasst_trees_en.jsonl" if kind == "replies" else "reasoning_tool_use.jsonl"
     lines = real_data(name).read_text().split("\n")
@@ -59,9 +59,9 @@ def test_a_real_tree_trains_like_its_paths(kind, row, real_data, capsys):
             for message in record["messages"]:
                 thought, found, words = message["content"].partition("</think>")
                 if found:
-                    message |= {"content": words.strip(), "reasoning_content": thought[8:48]}
+                    message |= {"content": words.strip(), "reasoning_content": thought[8:28]}
         records = [r for r in records if len(r["messages"]) > 4]
-    records = [cut(record, 40) for record in records]
+    records = [cut(record, 16) for record in records]
     chat = chats.chat_of("chatml" if kind == "replies" else "thinking")
     encoder = Recipe(chat, 1 << 20, refused="skip", unfaithful="skip").encoder()
     trees = trees_of(encoder, records, row, 2)

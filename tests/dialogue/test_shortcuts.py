@@ -78,7 +78,7 @@ def ways(source, dialogues, monkeypatch):
 def test_the_short_ways_change_nothing(name):
     source = (FRONT_TO_BACK | OTHERS)[name]
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(st.lists(TURNS, min_size=1, max_size=4))
     def check(many):
         with pytest.MonkeyPatch.context() as monkeypatch:
