@@ -18,6 +18,9 @@ from mtsft.errors import InputError, one_line
 
 CHATML = """\
 {%- for message in messages -%}
+    {%- if message.content is not string -%}
+        {{- raise_exception('it writes nothing but text, and there is none, as where tools are only called') -}}
+    {%- endif -%}
     {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
