@@ -12,11 +12,11 @@ Measured on one of two shared cores (speed drifts by a quarter), 100,000 dialogu
 Dialogue dataset, three rounds:
 
     messages  tokens each  dialogues/s       transformers   ratio
-           2           41  16,200 to 20,000   5,900 to 7,000  2.3 to 3.1
-           4           85  10,100 to 10,600   3,200 to 4,400  2.4 to 3.3
+           2           41  16,800 to 21,100   5,900 to 7,600  2.2 to 3.4
+           4           85  12,400 to 13,400   4,200 to 4,500  2.9 to 3.0
 
 Where the time goes, of 4 messages: a third to tokenising, a sixth to reading JSON, the rest to laying tokens out and to
-checks. Without Python's garbage collector it is a tenth less, which was left as it is.
+checks. Python's garbage collector, which took a tenth, rests while a piece of a file is encoded.
 """
 
 import argparse
