@@ -11,7 +11,7 @@ from typing import Any
 from mtsft.dialogue import tokenizer as tokenizers
 from mtsft.dialogue.encode import Encoder
 from mtsft.dialogue.selection import Selection
-from mtsft.dialogue.template import ChatTemplate
+from mtsft.dialogue.template import BUILT_IN, ChatTemplate
 from mtsft.dialogue.tokenizer import Tokenizer
 from mtsft.errors import InputError
 
@@ -51,6 +51,8 @@ class Chat:
     def _open(self, source: str) -> tuple[ChatTemplate, Tokenizer]:
         literals = ChatTemplate(self.sources, self.name).literals
         tokenizer = tokenizers.from_files(self.tokenizer, literals, source)
+        if self.name in BUILT_IN:  # whose markers are tokens, or turns would have no end
+            tokenizer.require(markers_of(literals))
         now = datetime.datetime.fromisoformat(self.date) if self.date else None
         variables = json.loads(self.variables)
         return ChatTemplate(self.sources, self.name, tokenizer.special_tokens, variables, now), tokenizer

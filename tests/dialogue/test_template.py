@@ -3,9 +3,10 @@
 import datetime
 
 import pytest
-from chats import dialogue
+from chats import byte_level, dialogue
 
 from mtsft.dialogue.jinja import Refused
+from mtsft.dialogue.recipe import Chat
 from mtsft.dialogue.template import CHATML, ChatTemplate, find
 from mtsft.errors import InputError
 
@@ -129,3 +130,9 @@ def test_the_fingerprint_covers_what_may_be_written():
     clock = "{{ strftime_now('%d') }}"
     assert made() == made(day=2)
     assert len({made(), made("y"), made(variables={"a": 1}), made(clock), made(clock, day=2)}) == 5
+
+
+def test_the_built_in_template_needs_its_markers_as_tokens():
+    files = byte_level(["<|im_start|>"])
+    with pytest.raises(InputError, match=r"^the tokenizer: has no piece '<\|im_end\|>', which the chat template needs"):
+        Chat(files, {"default": CHATML}, "chatml").open()
