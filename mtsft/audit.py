@@ -8,7 +8,7 @@ import json
 from absl import flags
 
 from mtsft import cli
-from mtsft.config import validate
+from mtsft.config import data_of, validate
 from mtsft.data.dataset import find_sources
 from mtsft.diagnose.audit import audit
 from mtsft.diagnose.audit_text import as_text
@@ -22,7 +22,7 @@ _NUMERIC = flags.DEFINE_bool("numeric", False, "Also check with the model that o
 def main() -> None:
     """Audits what the flags name, and prints."""
     validate(_CONFIG.value)
-    sources = find_sources(**_CONFIG.value.data)
+    sources = find_sources(**data_of(_CONFIG.value))
     report = audit(sources)
     if _NUMERIC.value:
         # Imported here: processes that tokenise import this file too, and have no use for JAX.

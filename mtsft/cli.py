@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -27,6 +28,23 @@ def define_workdir(required: bool = True) -> flags.FlagHolder:
     if required:
         flags.mark_flag_as_required("workdir")
     return holder
+
+
+def define_sampling() -> Callable[[], dict[str, Any]]:
+    """The flags of decoding; returns what reads them, as the fields of Sampling."""
+    holders = {
+        "temperature": flags.DEFINE_float("temperature", 0.0, "Of what is drawn; 0 for the most probable tokens."),
+        "top_k": flags.DEFINE_integer("top_k", 0, "Draw of so many most probable tokens; 0 for all."),
+        "top_p": flags.DEFINE_float("top_p", 1.0, "Draw of the fewest tokens that make up this probability."),
+        "seed": flags.DEFINE_integer("seed", 0, "Of what is drawn.", lower_bound=0),
+    }
+    flags.DEFINE_integer("max_new", 512, "Tokens of a reply at most.", lower_bound=1)
+    return lambda: {name: holder.value for name, holder in holders.items()}
+
+
+def max_new_tokens() -> int:
+    """What --max_new says."""
+    return flags.FLAGS.max_new
 
 
 def run(main: Callable[[], None]) -> None:

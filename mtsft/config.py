@@ -4,6 +4,9 @@ A config file is Python with a `get_config()` that takes `default()` and changes
 changed again on the command line, as --config.train.steps=500.
 """
 
+from pathlib import Path
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from mtsft.errors import InputError
@@ -41,21 +44,46 @@ def default() -> ConfigDict:
     data.cache_dir = "~/.cache/mtsft"  # tokenised data, trained tokenizers and built-in corpora
 
     config.model = model = ConfigDict()
+    model.init_from = ""  # a Hugging Face folder, or a workdir, to start from; it then says all sizes and customs here
+    model.vocab_size = 0  # rows of the embedding; 0 for as many as the tokenizer has ids
     model.hidden_size = 512
     model.intermediate_size = 1376
     model.num_hidden_layers = 8
     model.num_attention_heads = 8
     model.num_key_value_heads = 4
     model.head_dim = 64
-    model.rope_theta = 10_000.0
+    model.max_position_embeddings = 0  # positions that the model is made for, as an export says; 0: sequence_length
+    model.hidden_act = "silu"  # of the gated MLP; or "gelu", "gelu_pytorch_tanh"
     model.rms_norm_eps = 1e-6
+    model.zero_centered_norms = False  # norms scale by 1 + weight (Gemma)
+    model.post_norms = False  # norms after attention and MLP as well (Gemma)
+    model.qk_norm = False  # norms of every head's queries and keys (Qwen3, Gemma 3)
+    model.attention_bias = False  # of queries, keys and values (Qwen2)
+    model.attention_output_bias = False
+    model.mlp_bias = False
+    model.query_pre_attn_scalar = 0.0  # scores are divided by its root; 0 for head_dim
+    model.attn_logit_softcapping = 0.0  # scores stay within +- this (Gemma 2); 0 for no cap
+    model.final_logit_softcapping = 0.0  # the same of logits
+    model.scale_embeddings = False  # by the root of hidden_size (Gemma)
+    model.sliding_window = 0  # tokens that a sliding layer looks back, its own with them
+    model.layer_types = "full"  # attention, "full" or "sliding", that the layers repeat: "sliding,full"
+    model.rope_theta = 10_000.0
+    model.rope_scaling = ""  # JSON object under Hugging Face's names; rope_type "linear", "llama3" or "yarn"
+    model.rope_local_theta = 0.0  # of sliding layers, which are not scaled then (Gemma 3); 0: they turn as all do
     model.tie_word_embeddings = False
     model.initializer_range = (
         0.02  # standard deviation of a fresh embedding and head; layers' matrices go by their size
     )
-    model.dtype = "float32"  # of the computation: "float32" or "bfloat16"; parameters are float32
+    model.dtype = "float32"  # of the computation: "float32" or "bfloat16"
+    model.param_dtype = "float32"  # that parameters are kept in; what is frozen may well be "bfloat16"
     model.scan_layers = True  # compile one layer and scan it; False unrolls (faster steps on CPU, longer compile)
     model.remat = "none"  # activations kept for the backward pass: "none" keeps all, "dots", "dots_no_batch", "full"
+
+    config.lora = lora = ConfigDict()
+    lora.rank = 0  # of low-rank adapters, which are then all that is trained; 0 for none
+    lora.alpha = 16.0  # adapters are scaled by alpha / rank
+    lora.targets = r"layers/(attention|mlp)/"  # regex found in the names of matrices, as layers/attention/query
+    lora.dropout = 0.0  # of what enters an adapter, in training
 
     config.objective = objective = ConfigDict()
     objective.normalize = "dataset"  # divide gradient sums by the dataset's mean weight per batch, or the "batch"'s own
@@ -67,15 +95,21 @@ def default() -> ConfigDict:
     train.batch_size = 8  # rows of a batch, over all devices and hosts
     train.microbatches = 1  # parts that a batch is computed in, to save memory; changes no number
     train.seed = 0
-    train.optimizer = "adamw"  # or "muon": Muon for the layers' matrices, AdamW for the rest
-    train.learning_rate = 3e-4  # at its peak
+    train.optimizer = "adamw"  # or "adafactor", "lion", or "muon": Muon for the layers' matrices, AdamW for the rest
+    train.learning_rate = 3e-4  # at its peak; "lion" wants a third of AdamW's or less, and as much more weight decay
+    train.learning_rate_groups = ""  # JSON object of factors by regex of parameter names, as {"embed|head": 0.1}
+    train.schedule = "cosine"  # after the warm-up: "constant", "linear", "cosine", or "wsd": the peak, then a decay
     train.warmup_steps = 100
-    train.end_learning_rate = 0.1  # at the end of the cosine, as a share of the peak
+    train.decay_fraction = 0.2  # share of the steps over which "wsd" decays
+    train.end_learning_rate = 0.1  # at the end of a schedule that falls, as a share of the peak
     train.weight_decay = 0.1  # of matrices
     train.b1 = 0.9
     train.b2 = 0.95
     train.eps = 1e-8
     train.clip_norm = 1.0  # global norm that gradients are clipped to; 0 for no clipping
+    train.freeze = ""  # regex of the names of parameters that are not trained, as "embed|layers/mlp"
+    train.neftune_alpha = 0.0  # NEFTune's noise on embeddings, such as 5.0; 0 for none
+    train.average_decay = 0.0  # of a moving average of parameters, which is then evaluated and exported; 0 for none
     train.max_bad_steps = 10  # stop after so many steps in a row whose loss or gradient is not finite
     train.log_every = 10  # steps
 
@@ -83,6 +117,9 @@ def default() -> ConfigDict:
     evaluation.every = 500  # steps between evaluations on held-out dialogues, and once at the end; 0 for never
     evaluation.batch_size = 0  # rows; 0 for those of a micro-batch
     evaluation.turns = 32  # turns told apart in the loss by turn; later ones are counted with the last
+
+    evaluation.patience = 0  # stop after so many evaluations in a row without a better loss; 0 for never
+    evaluation.min_improvement = 0.0  # nats per supervised token by which a loss must be better
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every = 500  # steps between checkpoints, and once at the end
@@ -93,6 +130,19 @@ def default() -> ConfigDict:
     parallel.mesh = ""  # such as "data=2,fsdp=4,tensor=1"; -1 for what is left; "" puts all devices on data
     parallel.compilation_cache = "~/.cache/mtsft/compiled"  # compiled programs, kept between runs; "" for none
     return config.lock()
+
+
+def data_of(config: ConfigDict) -> dict[str, Any]:
+    """The keys of config.data; where they name no tokenizer or template, those of model.init_from."""
+    keys, base = dict(config.data), config.model.init_from
+    if base and not keys["tokenizer"]:
+        workdir = Path(base).expanduser()
+        if (workdir / "template.json").exists():  # a run's, in place of a Hugging Face folder
+            keys["tokenizer"] = str(workdir / "tokenizer")
+            keys["template"] = keys["template"] or str(workdir / "template.json")
+        else:
+            keys["tokenizer"] = base
+    return keys
 
 
 def validate(config: ConfigDict) -> None:
@@ -111,6 +161,10 @@ def validate(config: ConfigDict) -> None:
         "train.max_bad_steps": 1,
         "train.clip_norm": 0,
         "train.learning_rate": 0,
+        "train.neftune_alpha": 0,
+        "train.average_decay": 0,
+        "eval.patience": 0,
+        "eval.min_improvement": 0,
         "eval.every": 0,
         "eval.batch_size": 0,
         "eval.turns": 1,
@@ -123,6 +177,16 @@ def validate(config: ConfigDict) -> None:
             raise InputError(f"{key}={config[group][name]}: must be at least {least}")
     if not 0 <= config.data.eval_fraction < 1:
         raise InputError(f"data.eval_fraction={config.data.eval_fraction}: must be in [0, 1)")
+    for key, value in (
+        ("train.decay_fraction", config.train.decay_fraction),
+        ("train.end_learning_rate", config.train.end_learning_rate),
+    ):
+        if not 0 <= value <= 1:
+            raise InputError(f"{key}={value}: must be in [0, 1]")
+    if not config.train.average_decay < 1:
+        raise InputError(f"train.average_decay={config.train.average_decay}: must be below 1, such as 0.999")
+    if config.eval.patience and not config.eval.every:
+        raise InputError("eval.patience is set and eval.every is 0: without evaluations there is nothing to wait for")
     if config.objective.normalize not in ("dataset", "batch"):
         raise InputError(f"objective.normalize={config.objective.normalize!r}: use 'dataset' or 'batch'")
     if not config.train.steps and not config.train.epochs:

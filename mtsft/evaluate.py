@@ -1,18 +1,26 @@
 """Held-out loss, in all and by turn: python -m mtsft.evaluate --config=... --workdir=DIR [--format=json].
 
-The model is the best of DIR by held-out loss; the dialogues are those that the config holds out. Only the assistant's
-turns are supervised, so these are losses of that role.
+The model is the best of DIR by held-out loss, or without --workdir that of model.init_from; the dialogues are those
+that the config holds out. Only the assistant's turns are supervised, so these are losses of that role.
+
+--generate=FILE also writes what the model says in each of their contexts beside what the dialogue has there, a JSON
+object a turn; --limit, --max_new, --temperature, --top_k, --top_p and --seed say of how many, and how.
 """
 
 import json
+from pathlib import Path
 
 from absl import flags
 
 from mtsft import cli
+from mtsft.files import write_whole
 
 _CONFIG = cli.define_config()
-_WORKDIR = cli.define_workdir()
+_WORKDIR = cli.define_workdir(required=False)
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "A table to read, or one JSON object.")
+_GENERATE = flags.DEFINE_string("generate", None, "A file to write the model's replies to, as JSON lines.")
+_LIMIT = flags.DEFINE_integer("limit", 0, "Held-out dialogues to reply to; 0 for all.", lower_bound=0)
+_SAMPLING = cli.define_sampling()
 
 
 def main() -> None:
@@ -20,12 +28,21 @@ def main() -> None:
     # Imported here: processes that tokenise import this file too, and have no use for JAX.
     import jax
 
+    from mtsft.diagnose.evaluation import as_table
+    from mtsft.model.sampling import Sampling
     from mtsft.training import distributed, metrics, trained
 
+    sampling = Sampling(**_SAMPLING())
     distributed.initialize()
-    scores = trained.evaluate(_CONFIG.value, _WORKDIR.value)
+    subject = trained.Subject.of(_CONFIG.value, _WORKDIR.value)
+    scores = subject.evaluate()
     if jax.process_index() == 0:
-        print(json.dumps(metrics.finite(scores)) if _FORMAT.value == "json" else trained.as_table(scores))
+        print(json.dumps(metrics.finite(scores)) if _FORMAT.value == "json" else as_table(scores), flush=True)
+    if _GENERATE.value:
+        records = subject.replies(sampling, cli.max_new_tokens(), _LIMIT.value)
+        if jax.process_index() == 0:
+            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            write_whole(Path(_GENERATE.value).expanduser(), "".join(lines).encode())
 
 
 if __name__ == "__main__":

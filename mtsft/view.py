@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from mtsft import cli
-from mtsft.config import validate
+from mtsft.config import data_of, validate
 from mtsft.data.dataset import find_sources
 from mtsft.diagnose import page
 from mtsft.errors import InputError
@@ -27,7 +27,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "A file to write to, in place of t
 def main() -> None:
     """Shows what the flags name."""
     validate(_CONFIG.value)
-    sources = find_sources(**_CONFIG.value.data)
+    sources = find_sources(**data_of(_CONFIG.value))
     shown = page.seen(sources.train_files, sources.train_recipe)
     shown = itertools.islice(shown, _SKIP.value, _SKIP.value + _LIMIT.value if _LIMIT.value else None)
     tokenizer = sources.train_recipe.chat.open()[1]

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PYTHONPATH = os.pathsep.join([str(ROOT), str(Path(__file__).with_name("without_torch"))])
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0"
 
 CONFIG = """
 from mtsft.config import default
@@ -57,18 +59,18 @@ def write_config(folder):
     return path
 
 
-def environment(devices=1, **extra):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **extra}
+def environment(devices=1, xla="", **extra):
+    flags = f"{xla} --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": PYTHONPATH, **extra}
 
 
-def start(door, *flags, devices=1):
-    """Starts a door; its output is read by whoever waits for it."""
+def start(door, *flags, **settings):
+    """Starts a door, with the settings of `environment`; its output is read by whoever waits for it."""
     command = [sys.executable, "-m", f"mtsft.{door}", *map(str, flags)]
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment(devices),
+        env=environment(**settings),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -76,9 +78,9 @@ def start(door, *flags, devices=1):
     )
 
 
-def run(door, *flags, devices=1, status=0):
+def run(door, *flags, status=0, **settings):
     """Runs a door to its end and asserts its exit status; returns (stdout, stderr)."""
-    process = start(door, *flags, devices=devices)
+    process = start(door, *flags, **settings)
     out, err = process.communicate(timeout=900)
     assert process.returncode == status, f"exit status {process.returncode}\n{out}\n{err}"
     return out, err

@@ -5,7 +5,8 @@ import numpy as np
 
 from mtsft.data.batches import PackedBatch, empty_batch, pack_row
 from mtsft.dialogue.tree import TokenTree
-from mtsft.model.transformer import Architecture, Model
+from mtsft.model.architecture import Architecture, LoRA
+from mtsft.model.transformer import Model
 from mtsft.training.step import batch_nll
 
 VOCAB = 96
@@ -17,18 +18,35 @@ SIZES = dict(
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=8,
-    rope_theta=10_000.0,
+    max_position_embeddings=0,
+    hidden_act="silu",
     rms_norm_eps=1e-6,
+    zero_centered_norms=False,
+    post_norms=False,
+    qk_norm=False,
+    attention_bias=False,
+    attention_output_bias=False,
+    mlp_bias=False,
+    query_pre_attn_scalar=0.0,
+    attn_logit_softcapping=0.0,
+    final_logit_softcapping=0.0,
+    scale_embeddings=False,
+    sliding_window=0,
+    layer_types="full",
+    rope_theta=10_000.0,
+    rope_scaling="",
+    rope_local_theta=0.0,
     tie_word_embeddings=False,
     initializer_range=0.3,
     dtype="float32",
+    param_dtype="float32",
     scan_layers=True,
     remat="none",
 )
 
 
-def small_model(**changes) -> Model:
-    return Model(Architecture(**SIZES | changes))
+def small_model(lora=None, **changes) -> Model:
+    return Model(Architecture(**SIZES | changes), lora or LoRA())
 
 
 def tree(parents, mask, tokens=None, turns=None, seed=0) -> TokenTree:

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from mtsft.model.attention import attend
+from mtsft.model.attention import Scores, attend
 from mtsft.training.objective import token_nll
 
 
@@ -22,7 +22,7 @@ def test_attention_weights_of_large_scores_are_those_of_float32():
     assert 30 < np.abs(scores).max() < 300
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     expected = np.einsum("bhls,bshk->blhk", weights / weights.sum(-1, keepdims=True), value)
-    out = attend(query_low, key_low, value_low, jnp.ones((1, 4, 6), bool))
+    out = attend(query_low, key_low, value_low, jnp.ones((1, 4, 6), bool), Scores(8**-0.5))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.02)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +66,18 @@ class Dataset:
         sides = {"train": self.train, "eval": self.eval}
         return {name: store.counts.as_record() for name, store in sides.items() if store is not None}
 
+    def check_ids_below(self, vocab_size: int) -> None:
+        """Raises InputError for a token that a model of so many embeddings does not have."""
+        if self.tokenizer.vocab_size <= vocab_size:
+            return
+        for store in filter(None, (self.train, self.eval)):
+            if (highest := store.highest_token) >= vocab_size:
+                raise InputError(
+                    f"the dialogues have the token {highest} ({self.tokenizer.decode([highest])!r}), and the model "
+                    f"embeds {vocab_size:,}; use the tokenizer and the template that belong to the model "
+                    "(data.tokenizer, data.template)"
+                )
+
     def summary(self) -> list[str]:
         """Lines that account for every dialogue read."""
         lines = [_account("train", self.train)]
@@ -122,9 +134,11 @@ def find_sources(
     for path in [*train_files, *eval_files]:
         if not path.stat().st_size:
             raise InputError(f"{path}: is empty; it should hold one dialogue a line")
-    chat = _open_chat(
-        tokenizer, vocab_size, template, template_variables, template_date, train_files, format, cache / "tokenizers"
-    )
+
+    def train_tokenizer(chat: Chat) -> Mapping[str, bytes]:
+        return _train_tokenizer(chat, vocab_size, train_files, format, cache / "tokenizers")
+
+    chat = open_chat(tokenizer, template, template_variables, template_date, train_tokenizer)
     held_out = eval_fraction if not eval_files else 0.0
 
     def recipe(split: tuple[float, float]) -> Recipe:
@@ -220,26 +234,24 @@ def _write_corpus(name: str, train: int, held_out: int, seed: int, folder: Path)
     return files[0], files[1]
 
 
-def _open_chat(
+def open_chat(
     tokenizer: str,
-    vocab_size: int,
-    template: str,
-    variables: str,
-    date: str,
-    files: Sequence[Path],
-    format: str,
-    folder: Path,
+    template: str = "",
+    variables: str = "",
+    date: str = "",
+    train: Callable[[Chat], Mapping[str, bytes]] | None = None,
 ) -> Chat:
-    """The template that was named and the tokenizer's files: those named, or of one trained on `files`."""
+    """The template that was named and the tokenizer's files: those named, or where none are, what `train` makes.
+
+    The arguments are keys of `data` in mtsft/config.py. Raises InputError if there is no such tokenizer or template.
+    """
     read = tokenizers.read_files(tokenizer) if tokenizer else {}
     own = tokenizers.chat_templates(read, tokenizer)
     if not template and not own and "tokenizer.json" not in read:
         template = "chatml"  # a tokenizer without customs of its own
     sources, name = templates.find(template, own)
     parts = (parse_variables(variables), parse_date(date))
-    if not read:
-        read = _train_tokenizer(Chat({}, sources, name, *parts), vocab_size, files, format, folder)
-    chat = Chat(read, sources, name, *parts)
+    chat = Chat(read or train(Chat({}, sources, name, *parts)), sources, name, *parts)
     chat.open(tokenizer or "the tokenizer")  # refuses what does not go together, by the name of the file
     return chat
 

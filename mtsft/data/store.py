@@ -96,6 +96,11 @@ class Store:
         counts = np.add.reduceat(self._columns["response_mask_N"] != 0, self._starts[:-1], dtype=np.int64)
         return counts if self._order is None else counts[self._order]
 
+    @property
+    def highest_token(self) -> int:
+        """The highest token id that there is; -1 where there is none."""
+        return int(self._columns["tokens_N"].max(initial=-1))
+
     def id(self, index: int) -> str:
         """The dialogue's own name."""
         place = self._place(index)

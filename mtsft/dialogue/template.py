@@ -224,8 +224,8 @@ class Records(dict):
 def find(name: str, own: Mapping[str, str]) -> tuple[dict[str, str], str]:
     """(Jinja texts by name, what to call them) of the template that a config names.
 
-    name: a built-in one, a Jinja file, "" for the tokenizer's own, ":name" for another of the tokenizer's own. own:
-    those by name. Raises InputError if there is no such template.
+    name: a built-in one, a Jinja file, the template.json of a run, "" for the tokenizer's own, ":name" for another of
+    the tokenizer's own. own: those by name. Raises InputError if there is no such template.
     """
     if name in BUILT_IN:
         return {"default": BUILT_IN[name]}, name
@@ -242,12 +242,23 @@ def find(name: str, own: Mapping[str, str]) -> tuple[dict[str, str], str]:
             )
         return (dict(own), "of the tokenizer") if not name else ({"default": own[wanted]}, name)
     try:
-        return {"default": Path(name).expanduser().read_text()}, Path(name).name
+        text = Path(name).expanduser().read_text()
+        if name.endswith(".json"):
+            return _of_a_run(text, name)
+        return {"default": text}, Path(name).name
     except (OSError, UnicodeDecodeError, RuntimeError) as error:
         raise InputError(
             f"data.template={name!r}: neither a built-in template ({', '.join(BUILT_IN)}) nor a Jinja file that can "
             f"be read ({one_line(getattr(error, 'strerror', None) or error, 80)})"
         ) from error
+
+
+def _of_a_run(text: str, path: str) -> tuple[dict[str, str], str]:
+    try:
+        record = json.loads(text)
+        return {str(key): str(source) for key, source in record["sources"].items()}, str(record["name"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"data.template={path!r}: not the template.json that a run leaves in its workdir") from error
 
 
 def _with_arguments_as_text(call: Any) -> Any:

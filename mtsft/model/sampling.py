@@ -1,43 +1,99 @@
-"""Greedy decoding with a key-value cache."""
+"""Decoding with a key-value cache: the most probable token, or a draw, over and over until a stop."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
 
-from mtsft.model.transformer import Model, Params
+from mtsft.errors import InputError
+from mtsft.model.parameters import Params
+from mtsft.model.transformer import Model
 
 
-@partial(jax.jit, static_argnames=("model", "max_new"))
-def _decode(model: Model, params: Params, prompts_BxP, lengths_B, stop_ids, max_new: int):
-    B, P = prompts_BxP.shape
-    slots_S = jnp.arange(P + max_new)
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen: temperature first, then top_k, then top_p, as transformers does.
 
-    def mask(slots_BxL):
-        return slots_S[None, None, :] <= slots_BxL[:, :, None]
+    temperature: 0 for the most probable token. top_k: of so many most probable tokens; 0 for all. top_p: of the fewest
+    most probable ones that make up this probability (Holtzman et al. 2020, arXiv:1904.09751). Raises InputError for
+    impossible values.
+    """
 
-    slots_BxP = jnp.broadcast_to(jnp.arange(P), (B, P))
-    cache = model.empty_cache(B, P + max_new)
-    logits_BxPxV, cache = model.apply_cached(params, cache, prompts_BxP, slots_BxP, mask(slots_BxP))
-    last_BxV = jnp.take_along_axis(logits_BxPxV, lengths_B[:, None, None] - 1, axis=1)[:, 0]
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, value, fits, wanted in (
+            ("temperature", self.temperature, self.temperature >= 0, "at least 0"),
+            ("top_k", self.top_k, self.top_k >= 0, "at least 0 (all tokens)"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+        ):
+            if not fits:
+                raise InputError(f"{name}={value}: must be {wanted}")
+
+    def choose(self, logits_BxV: jax.Array, keys_B: jax.Array) -> jax.Array:
+        """A token of each row, int32 (B,); keys_B: what each draws with."""
+        if not self.temperature:
+            return logits_BxV.argmax(-1).astype(jnp.int32)
+        logits_BxV = logits_BxV / self.temperature
+        draw = jax.vmap(jax.random.categorical)
+        if not self.top_k and self.top_p == 1:
+            return draw(keys_B, logits_BxV).astype(jnp.int32)
+        size = logits_BxV.shape[-1]
+        logits_BxT, tokens_BxT = jax.lax.top_k(logits_BxV, min(self.top_k or size, size))
+        probabilities_BxT = jax.nn.softmax(logits_BxT)
+        before_BxT = probabilities_BxT.cumsum(-1) - probabilities_BxT
+        logits_BxT = jnp.where(before_BxT < self.top_p, logits_BxT, -jnp.inf)
+        return jnp.take_along_axis(tokens_BxT, draw(keys_B, logits_BxT)[:, None], axis=1)[:, 0].astype(jnp.int32)
+
+
+GREEDY = Sampling()
+
+
+class Decoding(NamedTuple):
+    """Sequences on their way. slots_B: where the next token goes. logits_BxV: what it is chosen by."""
+
+    slots_B: jax.Array
+    done_B: jax.Array
+    logits_BxV: jax.Array
+    cache: Any
+    keys_B: jax.Array
+
+
+@partial(jax.jit, static_argnames=("model", "num_slots"))
+def _begin(model: Model, params: Params, prompts_BxP, lengths_B, done_B, keys_B, num_slots: int) -> Decoding:
+    logits_BxV, cache = model.prefill(params, prompts_BxP, lengths_B, num_slots)
+    return Decoding(lengths_B, done_B, logits_BxV, cache, keys_B)
+
+
+@partial(jax.jit, static_argnames=("model", "sampling", "count"), donate_argnames="decoding")
+def _go_on(model: Model, params: Params, decoding: Decoding, stops, sampling: Sampling, count: int):
+    """`count` more tokens of every sequence, int32 (B, count), or fewer where all have stopped; -1 after a stop."""
 
     def unfinished(carry):
-        step, done_B, *_ = carry
-        return (step < max_new) & ~done_B.all()
+        step, decoding, _ = carry
+        return (step < count) & ~decoding.done_B.all()
 
     def say_one(carry):
-        step, done_B, last_BxV, cache, said_BxN = carry
-        token_B = jnp.where(done_B, stop_ids[0], last_BxV.argmax(-1)).astype(jnp.int32)
-        said_BxN = said_BxN.at[:, step].set(token_B)
-        # The next token takes the slot behind a sequence, over whatever padding of the prompts stands there.
-        slots_Bx1 = (lengths_B + step)[:, None]
-        logits, cache = model.apply_cached(params, cache, token_B[:, None], slots_Bx1, mask(slots_Bx1))
-        return step + 1, done_B | jnp.isin(token_B, stop_ids), logits[:, 0], cache, said_BxN
+        step, (slots_B, done_B, logits_BxV, cache, keys_B), said_BxN = carry
+        tokens_B = sampling.choose(logits_BxV, jax.vmap(jax.random.fold_in)(keys_B, slots_B))
+        said_BxN = said_BxN.at[:, step].set(jnp.where(done_B, -1, tokens_B))
+        # The token takes the slot behind its sequence, over whatever padding of the prompts stands there.
+        logits_BxV, cache = model.decode(params, cache, tokens_B, slots_B)
+        done_B |= jnp.isin(tokens_B, stops)
+        return step + 1, Decoding(slots_B + 1, done_B, logits_BxV, cache, keys_B), said_BxN
 
-    start = (0, jnp.zeros(B, bool), last_BxV, cache, jnp.full((B, max_new), stop_ids[0], jnp.int32))
-    return jax.lax.while_loop(unfinished, say_one, start)[-1]
+    said_BxN = jnp.full((len(decoding.slots_B), count), -1, jnp.int32)
+    _, decoding, said_BxN = jax.lax.while_loop(unfinished, say_one, (0, decoding, said_BxN))
+    return decoding, said_BxN
 
 
 def generate(
@@ -46,31 +102,90 @@ def generate(
     prompts: Sequence[Sequence[int]],
     stop_ids: Sequence[int],
     max_new: int,
+    sampling: Sampling = GREEDY,
     batch_size: int = 64,
     length_multiple: int = 64,
+    rows: NamedSharding | None = None,
+    watch: Callable[[int], None] = lambda count: None,
 ) -> list[list[int]]:
-    """The most probable next token, over and over, until one of `stop_ids` or `max_new` tokens; one list a prompt.
+    """What the model says after each prompt, until one of `stop_ids` or `max_new` tokens; one list a prompt.
 
     The stop is part of what is returned where it was said. Prompts are decoded in batches of similar length, padded
-    to a multiple of `length_multiple` so that few shapes are compiled. Raises ValueError for an empty prompt.
+    to a multiple of `length_multiple` so that few shapes are compiled; what is drawn for a prompt depends on the seed
+    and its place among the prompts alone. rows: where the sequences of a batch lie, over a mesh that holds `params`;
+    every process then gives the same prompts and gets all replies. watch: told of every batch how many replies it gave.
+    Raises ValueError for an empty prompt or one with
+    a token that the model has no embedding of.
     """
-    if any(not len(prompt) for prompt in prompts):
-        raise ValueError("a prompt has no token to go on from")
+    _check(model, prompts)
     stops = np.array(stop_ids or [-1], np.int32)
+    keys = _keys(sampling, len(prompts))
     replies: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
+    size = batch_size if rows is not None else min(batch_size, len(order))
+    for first in range(0, len(order), size):
+        batch = order[first : first + size]
         longest = -(-len(prompts[batch[-1]]) // length_multiple) * length_multiple
         # A last batch that is short is filled up with one-token prompts: the same shape, compiled already.
-        padded_BxP = np.zeros((min(batch_size, len(order)), longest), np.int32)
-        lengths_B = np.ones(len(padded_BxP), np.int32)
+        padded_BxP, lengths_B, done_B = (
+            np.zeros((size, longest), np.int32),
+            np.ones(size, np.int32),
+            np.ones(size, bool),
+        )
         for row, i in enumerate(batch):
             padded_BxP[row, : len(prompts[i])] = prompts[i]
-            lengths_B[row] = len(prompts[i])
-        said = jax.device_get(_decode(model, params, padded_BxP, lengths_B, stops, max_new))
+            lengths_B[row], done_B[row] = len(prompts[i]), False
+        keys_B = keys[jnp.array([*batch, *[0] * (size - len(batch))])]
+        arguments = (padded_BxP, lengths_B, done_B, keys_B)
+        if rows is not None:
+            arguments = jax.device_put(arguments, rows)
+        decoding = _begin(model, params, *arguments, longest + max_new)
+        said_BxN = _go_on(model, params, decoding, stops, sampling, max_new)[1]
+        said_BxN = multihost_utils.process_allgather(said_BxN, tiled=True) if rows else jax.device_get(said_BxN)
         for row, i in enumerate(batch):
-            tokens = said[row].tolist()
-            end = next((place + 1 for place, token in enumerate(tokens) if token in stop_ids), len(tokens))
-            replies[i] = tokens[:end]
+            replies[i] = said_BxN[row][said_BxN[row] >= 0].tolist()
+        watch(len(batch))
     return replies
+
+
+def stream(
+    model: Model,
+    params: Params,
+    prompt: Sequence[int],
+    stop_ids: Sequence[int],
+    max_new: int,
+    sampling: Sampling = GREEDY,
+    every: int = 1,
+    length_multiple: int = 256,
+) -> Iterator[int]:
+    """The tokens that `generate` gives for one prompt, each as soon as it is known, `every` at a time."""
+    _check(model, [prompt])
+    stops = np.array(stop_ids or [-1], np.int32)
+    longest = -(-len(prompt) // length_multiple) * length_multiple
+    padded_1xP = np.zeros((1, longest), np.int32)
+    padded_1xP[0, : len(prompt)] = prompt
+    num_slots = longest + -(-max_new // every) * every
+    arguments = (np.array([len(prompt)], np.int32), np.zeros(1, bool), _keys(sampling, 1))
+    decoding = _begin(model, params, padded_1xP, *arguments, num_slots)
+    said = 0
+    while said < max_new:
+        decoding, said_1xN = _go_on(model, params, decoding, stops, sampling, every)
+        for token in jax.device_get(said_1xN)[0, : max_new - said].tolist():
+            if token < 0:
+                return
+            yield token
+            if token in stop_ids:
+                return
+        said += every
+
+
+def _keys(sampling: Sampling, count: int) -> jax.Array:
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(jnp.arange(count))
+
+
+def _check(model: Model, prompts: Sequence[Sequence[int]]) -> None:
+    if any(not len(prompt) for prompt in prompts):
+        raise ValueError("a prompt has no token to go on from")
+    highest = max((max(prompt) for prompt in prompts), default=0)
+    if highest >= model.arch.vocab_size:
+        raise ValueError(f"a prompt has the token {highest}, and the model embeds {model.arch.vocab_size}")

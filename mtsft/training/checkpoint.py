@@ -14,7 +14,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from mtsft.errors import InputError, one_line
 from mtsft.files import write_whole
-from mtsft.model.transformer import Model, Params
+from mtsft.model.parameters import Params
+from mtsft.model.transformer import Model
 from mtsft.training.state import TrainState, from_saved, to_saved
 
 _METRIC = "eval_loss"
@@ -24,10 +25,11 @@ class Checkpoints:
     """The checkpoints of one run, in `folder`: the latest `keep`, and the best by held-out loss.
 
     A checkpoint is written aside and renamed when it is whole, so a run that is killed leaves the one before it.
-    keep: 0 to read alone, which leaves the folder as it is, even while a run writes to it.
+    keep: 0 to read alone, which leaves the folder as it is, even while a run writes to it. model: whose states they
+    are; None to look at steps alone.
     """
 
-    def __init__(self, folder: epath.Path, model: Model, keep: int):
+    def __init__(self, folder: epath.Path, model: Model | None, keep: int):
         self._model, self._folder = model, folder
         best = policies.BestN(get_metric_fn=_loss_of, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
@@ -72,7 +74,7 @@ class Checkpoints:
         if step == self.latest:
             return
         metrics = {} if eval_loss is None else {_METRIC: eval_loss}
-        saved = jax.jit(to_saved, static_argnums=1)(state, self._model)._asdict()
+        saved = _fields(jax.jit(to_saved, static_argnums=1)(state, self._model))
         self._check_room(saved)
         self._guard(self._manager.save, step, args=ocp.args.StandardSave(saved), metrics=metrics)
 
@@ -86,16 +88,21 @@ class Checkpoints:
         shapes: the state as this run holds it. shardings: from such shapes to where their arrays lie.
         """
         target = self._target(shapes, shardings)
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(target._asdict()))
+        restored = self._manager.restore(step, args=ocp.args.StandardRestore(_fields(target)))
         return self._place(TrainState(**restored), shardings(shapes))
 
-    def restore_params(self, step: int, shapes: Params, shardings: Callable[[Any], Any]) -> Params:
-        """The parameters alone of a checkpoint, whatever optimizer they were trained with; else as `restore`."""
-        target = {"params": self._target(shapes, shardings)}
+    def restore_params(
+        self, step: int, shapes: Params, shardings: Callable[[Any], Any], field: str = "params"
+    ) -> Params:
+        """The parameters alone of a checkpoint, whatever optimizer they were trained with; else as `restore`.
+
+        field: of TrainState, "params" or "average". They are cast to the dtypes of `shapes`.
+        """
+        target = {field: self._target(shapes, shardings)}
         wanted = ocp.checkpoint_utils.construct_restore_args(target)
         arguments = ocp.args.PyTreeRestore(item=target, restore_args=wanted, partial_restore=True)
         restored = self._manager.restore(step, args=arguments)
-        return self._place(restored["params"], shardings(shapes))
+        return self._place(restored[field], shardings(shapes))
 
     def _target(self, shapes: Any, shardings: Callable[[Any], Any]) -> Any:
         """What a checkpoint holds of a state, or of parameters, and where it is to lie."""
@@ -136,6 +143,10 @@ class Checkpoints:
     def last_good(self) -> str:
         """Says which checkpoint there is to go on from."""
         return f"the last good checkpoint is at step {self.latest}" if self.latest else "no checkpoint was saved before"
+
+
+def _fields(state: TrainState) -> dict[str, Any]:
+    return {name: value for name, value in state._asdict().items() if value is not None}
 
 
 def _loss_of(metrics: dict[str, float]) -> float:

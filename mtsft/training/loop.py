@@ -17,12 +17,14 @@ from mtsft.data.batches import read_ahead
 from mtsft.diagnose import context
 from mtsft.errors import InputError
 from mtsft.files import write_whole
+from mtsft.model.parameters import Params, join
 from mtsft.training import workdir as workdirs
 from mtsft.training.checkpoint import Checkpoints, check_same_run
 from mtsft.training.interrupt import Interrupt
-from mtsft.training.metrics import Log, Meter
+from mtsft.training.metrics import Log, Meter, held_out_losses
 from mtsft.training.run import Run
 from mtsft.training.state import TrainState
+from mtsft.training.stopping import stops_after
 
 
 def train(
@@ -44,9 +46,21 @@ def train(
     with Checkpoints(workdir / "checkpoints", run.model, config.checkpoint.keep) as checkpoints:
         start = checkpoints.latest or 0
         state = run.restore(checkpoints, start) if start else run.create()
-        _say(f"{'resuming after' if start else 'starting at'} step {start:,} of {run.steps:,}, {_describe(state)}")
-        state = _take_steps(run, state, start, checkpoints, workdir, began, watch)
-        result = {"finished": int(state.step) >= run.steps, "steps": int(state.step)}
+        frozen = run.frozen()
+        _say(
+            f"{'resuming after' if start else 'starting at'} step {start:,} of {run.steps:,}, "
+            f"{_describe(state, frozen)}"
+        )
+        losses = held_out_losses(workdir / "eval.jsonl", start)
+        state = _take_steps(run, state, frozen, start, checkpoints, workdir, began, losses, watch)
+        stopped_early = _no_longer_improves(run, losses)
+        result = {"finished": stopped_early or int(state.step) >= run.steps, "steps": int(state.step)}
+        if stopped_early:
+            result["best_step"] = checkpoints.best
+            _say(
+                f"stopped early after step {result['steps']:,}: the held-out loss did not improve for "
+                f"{config.eval.patience} evaluations; the best checkpoint is that of step {checkpoints.best:,}"
+            )
         if not result["finished"]:
             _say(
                 f"stopped after step {result['steps']:,}; "
@@ -54,7 +68,7 @@ def train(
             )
             return result
     if run.dataset.corpus_eval is not None:
-        result |= _measure_context(run, state)
+        result |= _measure_context(run, join(state.best, frozen))
     result |= {"seconds": round(time.monotonic() - began, 3), "data": run.dataset.accounts()}
     if _is_first():
         write_whole(workdir / "result.json", (json.dumps(result, indent=1) + "\n").encode())
@@ -64,13 +78,20 @@ def train(
 def _take_steps(
     run: Run,
     state: TrainState,
+    frozen: Params,
     start: int,
     checkpoints: Checkpoints,
     workdir: epath.Path,
     began: float,
+    losses: list[float],
     watch: Callable[[dict[str, Any]], None] | None,
 ) -> TrainState:
-    """Every step from `start` on, until the last or until asked to stop; returns the state it ends with."""
+    """Every step from `start` on, until the last or until it is time to stop; returns the state it ends with.
+
+    losses: held-out, of the evaluations so far; those made here are appended.
+    """
+    if _no_longer_improves(run, losses):
+        return state
     config, steps = run.config, run.steps
     train_step, batches = run.compile_step(), read_ahead(run.train_source(), start)
     meter = Meter(config.train.batch_size * config.data.sequence_length, began)
@@ -100,7 +121,7 @@ def _take_steps(
 
         pending = None  # metrics are fetched one step late, so that the device always has work
         for step in range(start + 1, steps + 1):
-            state, metrics = train_step(state, run.put(next(batches)))
+            state, metrics = train_step(state, frozen, run.put(next(batches)))
             if pending:
                 report(*pending)
             pending = (step, metrics)
@@ -113,10 +134,13 @@ def _take_steps(
                 continue
             good, pending = report(*pending), None
             with jax.transfer_guard("allow"):
-                scores = run.evaluate(state.params) if evaluating else None
+                scores = run.evaluate(state.best, frozen) if evaluating else None
                 if evaluating:
                     log.evaluation({"step": step, **scores})
                     bar.write(f"step {step:,}: held-out loss {scores['loss']:.4f}", file=sys.stderr)
+                    losses.append(scores["loss"])
+                    stopping |= _no_longer_improves(run, losses)
+                    saving |= stopping
                 # After a skipped step a state is saved at an end alone: its parameters are the last good ones.
                 if saving and (good or stopping or step == steps):
                     log.sync()  # what is logged is never older than the checkpoint it led to
@@ -135,9 +159,8 @@ def _claim(workdir: epath.Path, run: Run) -> None:
         workdirs.write(workdir, run.config, run.dataset.recipe.chat)
 
 
-def _measure_context(run: Run, state: TrainState) -> dict[str, Any]:
+def _measure_context(run: Run, params: Params) -> dict[str, Any]:
     """What the model makes of earlier turns, on the built-in corpus's held-out dialogues; printed and returned."""
-    params = state.params
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(run.door.as_global(params), tiled=True)
     data = run.dataset
@@ -153,6 +176,11 @@ def _measure_context(run: Run, state: TrainState) -> dict[str, Any]:
         "by kind: " + ", ".join(f"{kind} {share:.1%}" for kind, share in scores["by_kind"].items()),
     )
     return scores
+
+
+def _no_longer_improves(run: Run, losses: list[float]) -> bool:
+    evaluation = run.config.eval
+    return stops_after(losses, evaluation.patience, evaluation.min_improvement) is not None
 
 
 def _due(step: int, every: int, last: int) -> bool:
@@ -173,9 +201,10 @@ def _progress_bar(start: int, steps: int) -> tqdm:
     )
 
 
-def _describe(state: TrainState) -> str:
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return f"{count / 1e6:,.1f} M parameters on {jax.device_count()} {jax.devices()[0].platform} device(s)"
+def _describe(state: TrainState, frozen: Params) -> str:
+    trained, kept = (sum(leaf.size for leaf in jax.tree.leaves(part)) / 1e6 for part in (state.params, frozen))
+    counted = f"{trained:,.1f} M of {trained + kept:,.1f} M" if frozen else f"{trained:,.1f} M"
+    return f"{counted} parameters on {jax.device_count()} {jax.devices()[0].platform} device(s)"
 
 
 def _is_first() -> bool:

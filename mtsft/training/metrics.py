@@ -61,6 +61,16 @@ class JsonLines:
             self._file.close()
 
 
+def held_out_losses(path: epath.Path, until: int) -> list[float]:
+    """The losses of the evaluations in an eval.jsonl, up to a step; nan for one that was not finite."""
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [
+        math.nan if record["loss"] is None else record["loss"]
+        for record in sorted(records, key=lambda record: record["step"])
+        if record["step"] <= until
+    ]
+
+
 class Log:
     """The three places that metrics go to; `active` is False on all but one process, which write nothing."""
 
@@ -100,7 +110,9 @@ class Log:
 
     def _draw(self, group: str, record: dict[str, Any]) -> None:
         for name, value in record.items():
-            if name != "step":
+            if isinstance(value, dict):
+                self._draw(f"{group}_{name}", {"step": record["step"], **value})
+            elif name != "step":
                 self._board.add_scalar(f"{group}/{name}", value, record["step"])
 
 
@@ -137,6 +149,9 @@ class Meter:
             "fill": int(metrics["tokens"]) / self._slots,
             "grad_norm": float(metrics["grad_norm"]),
             "learning_rate": float(metrics["learning_rate"]),
+            "param_norm": float(metrics["param_norm"]),
+            "grad_norms": {group: float(norm) for group, norm in metrics["grad_norms"].items()},
+            "param_norms": {group: float(norm) for group, norm in metrics["param_norms"].items()},
             "skipped_steps": int(metrics["skipped"]),
             "tokens_per_second": round(rates[0], 1),
             "supervised_tokens_per_second": round(rates[1], 1),

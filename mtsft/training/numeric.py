@@ -12,10 +12,12 @@ from mtsft.data.dataset import Sources
 from mtsft.data.store import open_store
 from mtsft.diagnose import numeric
 from mtsft.errors import InputError
-from mtsft.model.transformer import Architecture, Model
+from mtsft.model.transformer import Model
+from mtsft.training.pretrained import model_of, resolve
 from mtsft.training.step import batch_nll
 
 _SAMPLE = 8  # dialogues
+_LAYERS = 4  # that are enough to check, with all kinds of them among them
 
 
 def check(config: ConfigDict, sources: Sources) -> dict[str, Any]:
@@ -32,6 +34,8 @@ def check(config: ConfigDict, sources: Sources) -> dict[str, Any]:
     trees = [store[i] for i in picked.tolist()]
     row_length = min(sources.train_recipe.max_length, 2 * max(map(len, trees)))
     vocab_size = sources.train_recipe.chat.open()[1].vocab_size
-    model = Model(Architecture(**{**config.model, "dtype": "float32"}, vocab_size=vocab_size))
+    arch = model_of(resolve(config)[0], vocab_size).arch
+    layers = min(arch.num_hidden_layers, max(_LAYERS, len(arch.layer_types.split(","))))
+    model = Model(replace(arch, dtype="float32", param_dtype="float32", num_hidden_layers=layers))
     params = model.init(jax.random.key(config.train.seed))
     return numeric.compare(partial(batch_nll, model, chunk=config.objective.chunk), params, trees, row_length)

@@ -5,6 +5,7 @@
 Handed hidden states and the projection, it knows nothing of the model.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -46,13 +47,21 @@ def loss_sums_by_turn(nll_BxL, response_mask_BxL, turn_ids_BxL, num_turns: int) 
     return LossSums(by_turn(nll_BxL * response_mask_BxL), by_turn(response_mask_BxL))
 
 
-def token_nll(hidden_BxLxD, projection_DxV, tokens_BxL, parents_BxL, response_mask_BxL, chunk: int) -> jax.Array:
+def token_nll(
+    hidden_BxLxD,
+    projection_DxV,
+    tokens_BxL,
+    parents_BxL,
+    response_mask_BxL,
+    chunk: int,
+    cap: Callable[[jax.Array], jax.Array] = lambda logits: logits,
+) -> jax.Array:
     """-log Pr(token | its path) of every supervised token, in nats, float32 (B, L); 0 elsewhere.
 
     The prediction of slot j is read off the hidden state of slot parents[j], so nothing is ever predicted across a
     segment or from a sibling. Only supervised slots meet the projection: each row's are moved to the front and taken
     `chunk` at a time; chunks without any are skipped, and the logits of a chunk are formed again in the backward
-    pass, never kept. So memory is (B, chunk, V).
+    pass, never kept. So memory is (B, chunk, V). cap: what the model does to its logits.
     """
     B, L = tokens_BxL.shape
     chunk = min(chunk, L)
@@ -72,7 +81,7 @@ def token_nll(hidden_BxLxD, projection_DxV, tokens_BxL, parents_BxL, response_ma
 
     @jax.checkpoint
     def nll_of_chunk(states_BxCxD, targets_BxC, valid_BxC):
-        logits_BxCxV = jnp.matmul(states_BxCxD, projection_DxV, preferred_element_type=jnp.float32)
+        logits_BxCxV = cap(jnp.matmul(states_BxCxD, projection_DxV, preferred_element_type=jnp.float32))
         target_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], axis=-1)[..., 0]
         return jnp.where(valid_BxC, jax.nn.logsumexp(logits_BxCxV, axis=-1) - target_BxC, 0.0)
 

@@ -15,28 +15,36 @@ import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from mtsft.config import validate
+from mtsft.config import data_of, validate
 from mtsft.data.batches import BatchSource, PackedBatch
 from mtsft.data.dataset import Dataset, open_dataset
 from mtsft.diagnose.evaluation import evaluate
 from mtsft.errors import InputError
-from mtsft.model.transformer import Architecture, Model, Params
+from mtsft.model.parameters import Params, names, split
+from mtsft.model.transformer import Model
 from mtsft.training.checkpoint import Checkpoints
-from mtsft.training.optimizer import build_optimizer, learning_rate_schedule
-from mtsft.training.sharding import check_batch_size, make_mesh
+from mtsft.training.frozen import trained_names
+from mtsft.training.noise import noise_of
+from mtsft.training.optimizer import build_optimizer, learning_rate_factors, learning_rate_schedule
+from mtsft.training.pretrained import RUNTIME, HuggingFaceBase, RunBase, initial, model_of, resolve
+from mtsft.training.sharding import check_batch_size, check_rules, make_mesh, param_shardings
 from mtsft.training.state import TrainState, create_state, new_state, state_shardings
 from mtsft.training.step import Door
 
 
 @dataclass(frozen=True)
 class Run:
-    """A config, carried out as far as the first step. Build it with `Run.of`."""
+    """A config, carried out as far as the first step. Build it with `Run.of`.
+
+    base: what model.init_from names, None where parameters are drawn afresh.
+    """
 
     config: ConfigDict
     dataset: Dataset
     model: Model
     optimizer: optax.GradientTransformation
     door: Door
+    base: HuggingFaceBase | RunBase | None
 
     @classmethod
     def of(cls, config: ConfigDict, progress: bool = True) -> "Run":
@@ -57,12 +65,17 @@ class Run:
             b2=train.b2,
             eps=train.eps,
         )
-        dataset = open_dataset(**config.data, progress=progress)
-        model = Model(Architecture(**config.model, vocab_size=dataset.tokenizer.vocab_size))
-        run = cls(config, dataset, model, optimizer, door)
+        config, base = resolve(config)
+        dataset = open_dataset(**data_of(config), progress=progress)
+        model = model_of(config, dataset.tokenizer.vocab_size)
+        dataset.check_ids_below(model.arch.vocab_size)
+        run = cls(config, dataset, model, optimizer, door, base)
         check_batch_size("eval.batch_size", run.eval_batch_size, door.num_shards)
+        check_rules(run.whole_shapes)
+        if model.lora.rank and train.optimizer == "muon":
+            raise InputError("train.optimizer='muon' moves the layers' matrices, which lora.rank freezes; use 'adamw'")
         # What cannot work is found here: a size that an axis does not divide, a dataset of which nothing is left.
-        run.shardings(run.shapes), run.steps
+        run.shardings(run.shapes), run.place(run.frozen_shapes), run.steps, run.schedule, run.rate_factors
         return run
 
     @property
@@ -86,8 +99,14 @@ class Run:
             **{
                 f"model.{name}": value
                 for name, value in asdict(self.model.arch).items()
-                if name not in ("scan_layers", "remat", "dtype")
+                if name not in RUNTIME or name == "param_dtype"
             },
+            "model.init_from (parameters)": self.base and self.base.fingerprint,
+            "lora.rank": self.model.lora.rank,
+            "lora.alpha": self.model.lora.alpha,
+            "lora.targets": self.model.lora.targets if self.model.lora.rank else "",
+            "train.freeze": self.config.train.freeze,
+            "train.average_decay": self.config.train.average_decay,
             "train.optimizer": self.config.train.optimizer,
             "train.batch_size": self.config.train.batch_size,
             "train.seed": self.config.train.seed,
@@ -104,17 +123,48 @@ class Run:
             )
 
     @cached_property
+    def whole_shapes(self) -> Params:
+        """The shapes of all parameters."""
+        return jax.eval_shape(self.model.init, jax.random.key(0))
+
+    @cached_property
+    def trains(self) -> Callable[[str], bool]:
+        """Whether the parameter of a name is trained."""
+        return trained_names(self.model.lora, self.config.train.freeze, names(self.whole_shapes))
+
+    @cached_property
+    def frozen_shapes(self) -> Params:
+        """The shapes of the parameters that are not trained."""
+        return split(self.whole_shapes, self.trains)[1]
+
+    @cached_property
     def shapes(self) -> TrainState:
         """The shapes of the state."""
-        return jax.eval_shape(lambda key: new_state(self.model.init(key), self.optimizer), jax.random.key(0))
+        averages = bool(self.config.train.average_decay)
+        trained = split(self.whole_shapes, self.trains)[0]
+        return jax.eval_shape(lambda params: new_state(params, self.optimizer, averages), trained)
 
     def shardings(self, shapes: TrainState) -> TrainState:
         """Where the arrays of a state of these shapes lie."""
         return state_shardings(shapes, self.optimizer, self.door.mesh)
 
+    def place(self, shapes: Params) -> Params:
+        """Where parameters of these shapes lie."""
+        return param_shardings(shapes, self.door.mesh)
+
     def create(self) -> TrainState:
         """The state before the first step."""
-        return create_state(self.model, self.optimizer, self.shardings(self.shapes), self.config.train.seed)
+        averages = bool(self.config.train.average_decay)
+        params = self._initial(self.shapes.params)
+        return create_state(params, self.optimizer, self.shardings(self.shapes), averages)
+
+    def frozen(self) -> Params:
+        """The parameters that are not trained; {} where all are."""
+        return self._initial(self.frozen_shapes) if self.frozen_shapes else {}
+
+    def _initial(self, shapes: Params) -> Params:
+        progress = jax.process_index() == 0
+        return initial(shapes, self.model, self.base, self.config.train.seed, self.place, progress)
 
     def restore(self, checkpoints: Checkpoints, step: int) -> TrainState:
         """The state of a checkpoint, on this run's devices."""
@@ -133,19 +183,40 @@ class Run:
             steps=self.steps,
         )
 
+    @cached_property
+    def schedule(self) -> Callable:
+        """From a step to its learning rate."""
+        train = self.config.train
+        return learning_rate_schedule(
+            train.schedule,
+            train.learning_rate,
+            self.steps,
+            train.warmup_steps,
+            train.end_learning_rate,
+            decay_steps=round(train.decay_fraction * self.steps),
+        )
+
+    @cached_property
+    def rate_factors(self) -> Params:
+        """What the learning rate of each trained parameter is multiplied by."""
+        return learning_rate_factors(self.config.train.learning_rate_groups, self.shapes.params)
+
     def compile_step(self) -> Callable:
-        """(state, batch of `put`) -> (state, metrics)."""
+        """(state, frozen parameters, batch of `put`) -> (state, metrics)."""
         train, data = self.config.train, self.dataset
-        schedule = learning_rate_schedule(train.learning_rate, self.steps, train.warmup_steps, train.end_learning_rate)
         mean_weight = float(data.train.weights_N.sum()) / data.train_layout.num_rows * train.batch_size
         return self.door.compile_step(
             self.model,
             self.config.objective.chunk,
             self.shardings(self.shapes),
+            self.place(self.frozen_shapes),
+            draw_noise=noise_of(self.model, train.seed, train.neftune_alpha),
             optimizer=self.optimizer,
-            schedule=schedule,
+            schedule=self.schedule,
             microbatches=train.microbatches,
             weight_per_batch=mean_weight if self.config.objective.normalize == "dataset" else 0.0,
+            rate_factors=self.rate_factors,
+            average_decay=train.average_decay,
         )
 
     def put(self, batch: PackedBatch) -> PackedBatch:
@@ -155,11 +226,15 @@ class Run:
     @cached_property
     def _evaluate_batch(self) -> Callable:
         return self.door.compile_evaluation(
-            self.model, self.config.objective.chunk, self.shardings(self.shapes).params, self.config.eval.turns
+            self.model,
+            self.config.objective.chunk,
+            self.place(self.shapes.params),
+            self.place(self.frozen_shapes),
+            self.config.eval.turns,
         )
 
-    def evaluate(self, params: Params) -> dict[str, Any]:
-        """Held-out loss; see `mtsft.diagnose.evaluation.evaluate`."""
+    def evaluate(self, params: Params, frozen: Params) -> dict[str, Any]:
+        """Held-out loss; see `mtsft.diagnose.evaluation.evaluate`. params: those that are trained, or their average."""
         size, layout = self.eval_batch_size, self.dataset.eval_layout
         source = BatchSource(
             self.dataset.eval,
@@ -170,4 +245,8 @@ class Run:
             max_rows=layout.num_rows,
             steps=-(-layout.num_rows // size),
         )
-        return evaluate(self._evaluate_batch, params, source, lambda batch: self.door.put(batch, size))
+
+        def evaluate_batch(params, batch):
+            return self._evaluate_batch(params, frozen, batch)
+
+        return evaluate(evaluate_batch, params, source, lambda batch: self.door.put(batch, size))

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mtsft.errors import InputError
+from mtsft.model.parameters import names
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -22,9 +23,16 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"mlp/down/kernel$", P("tensor", "fsdp")),
     (r"head/kernel$", P("fsdp", "tensor")),
     (r"norm/scale$", P()),
+    # An adapter is cut as the matrix beside it, but for its rank.
+    (r"(query|key|value|gate|up)/lora_a$", P("fsdp", None)),
+    (r"(query|key|value|gate|up)/lora_b$", P(None, "tensor")),
+    (r"(output|down)/lora_a$", P("tensor", None)),
+    (r"(output|down)/lora_b$", P(None, "fsdp")),
+    (r"(query|key|value|gate|up)/bias$", P("tensor")),
+    (r"(output|down)/bias$", P("fsdp")),
 )
-# Rules for parameters that some models do not have.
-_OPTIONAL = (r"head/kernel$",)
+# The rules that fit a parameter of every model.
+_ALWAYS = tuple(pattern for pattern, _ in RULES[:5])
 
 BATCH = P(("data", "fsdp"))  # rows of a batch lie on both axes; every tensor shard reads the same rows
 
@@ -58,23 +66,25 @@ def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
 def param_specs(params, rules: Sequence[tuple[str, P]] = RULES):
     """The PartitionSpec of every parameter (a tree of arrays or shapes), by the first rule that fits its path.
 
-    Raises ValueError for a parameter that no rule fits, and for a rule that fits no parameter.
+    Raises ValueError for a parameter that no rule fits.
     """
-    used = set()
 
     def spec(path, leaf):
         name = "/".join(str(getattr(entry, "key", entry)) for entry in path)
-        for pattern, axes in rules:
-            if re.search(pattern, name):
-                used.add(pattern)
-                stacked = name.startswith("layers/") and not re.match(r"layers/\d+/", name)
-                return P(None, *axes) if stacked else axes
-        raise ValueError(f"no sharding rule fits the parameter {name}")
+        axes = next((axes for pattern, axes in rules if re.search(pattern, name)), None)
+        if axes is None:
+            raise ValueError(f"no sharding rule fits the parameter {name}")
+        stacked = name.startswith("layers/") and not re.match(r"layers/\d+/", name)
+        return P(None, *axes) if stacked else axes
 
-    specs = jax.tree_util.tree_map_with_path(spec, params)
-    if unused := [pattern for pattern, _ in rules if pattern not in used and pattern not in _OPTIONAL]:
+    return jax.tree_util.tree_map_with_path(spec, params)
+
+
+def check_rules(params, patterns: Sequence[str] = _ALWAYS) -> None:
+    """Raises ValueError for the pattern of a rule that fits no parameter of a whole model."""
+    there = names(params)
+    if unused := [pattern for pattern in patterns if not any(re.search(pattern, name) for name in there)]:
         raise ValueError(f"sharding rules that fit no parameter: {', '.join(unused)}")
-    return specs
 
 
 def param_shardings(params, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES):

@@ -8,15 +8,18 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mtsft.model.transformer import Model, Params, stack_layers, unstack_layers
+from mtsft.model.parameters import Params, stack_layers, unstack_layers
+from mtsft.model.transformer import Model
+from mtsft.training.optimizer import state_specs
 from mtsft.training.sharding import param_shardings
 
 
 class TrainState(NamedTuple):
     """All that a step changes.
 
-    step: int32, steps taken. skipped, skipped_in_a_row: int32, steps whose loss or gradient was not finite, and so
-    changed nothing else: in all, and since the last good one.
+    step: int32, steps taken. params: those that are trained; what is frozen stands beside the state. skipped,
+    skipped_in_a_row: int32, steps whose loss or gradient was not finite, and so changed nothing else: in all, and since
+    the last good one. average: an exponential moving average of params in float32, if one is kept.
     """
 
     step: jax.Array
@@ -24,12 +27,20 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    average: Params | None = None
+
+    @property
+    def best(self) -> Params:
+        """The parameters to evaluate and to keep: their average if there is one."""
+        return self.params if self.average is None else self.average
 
 
-def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+def new_state(params: Params, optimizer: optax.GradientTransformation, averages: bool = False) -> TrainState:
+    """The state before the first step. averages: whether a moving average is kept."""
     step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # three arrays: a step donates each
-    return TrainState(step, params, optimizer.init(params), skipped, in_a_row)
+    precise = jax.tree.map(lambda p: p.astype(jnp.float32), params)  # moments of bfloat16 would not do
+    average = jax.tree.map(jnp.copy, precise) if averages else None
+    return TrainState(step, params, optimizer.init(precise), skipped, in_a_row, average)
 
 
 def state_shardings(shapes: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -37,25 +48,20 @@ def state_shardings(shapes: TrainState, optimizer: optax.GradientTransformation,
     replicated = NamedSharding(mesh, P())
     params = param_shardings(shapes.params, mesh)
 
-    def beside_parameter(leaf, sharding):
-        return leaf if isinstance(leaf, optax.MaskedNode) else sharding
-
-    # optax says which leaves of its state mirror the parameters; a masked node stands for one it does not touch.
-    opt_state = optax.tree.map_params(
-        optimizer,
-        beside_parameter,
-        shapes.opt_state,
-        params,
-        transform_non_params=lambda _: replicated,
-        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
-    )
-    return TrainState(replicated, params, opt_state, replicated, replicated)
+    opt_state = state_specs(optimizer, shapes.opt_state, shapes.params, params, replicated)
+    average = None if shapes.average is None else params
+    return TrainState(replicated, params, opt_state, replicated, replicated, average)
 
 
-def create_state(model: Model, optimizer: optax.GradientTransformation, shardings: TrainState, seed: int) -> TrainState:
-    """The state before the first step, each array made on the devices that hold it; the same on any devices."""
-    init = jax.jit(lambda key: new_state(model.init(key), optimizer), out_shardings=shardings)
-    return init(jax.random.key(seed))
+def create_state(
+    params: Params, optimizer: optax.GradientTransformation, shardings: TrainState, averages: bool = False
+) -> TrainState:
+    """The state before the first step; the parameters are donated to it."""
+
+    def begin(params):
+        return new_state(params, optimizer, averages)
+
+    return jax.jit(begin, out_shardings=shardings, donate_argnums=0)(params)
 
 
 def to_saved(state: TrainState, model: Model) -> TrainState:

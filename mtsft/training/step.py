@@ -12,7 +12,10 @@ from jax.sharding import PartitionSpec as P
 
 from mtsft.data.batches import PackedBatch
 from mtsft.errors import InputError
-from mtsft.model.transformer import Model, Params
+from mtsft.model.attention import soft_cap
+from mtsft.model.parameters import Params, join
+from mtsft.model.transformer import Model, Noise
+from mtsft.training import norms
 from mtsft.training.objective import LossSums, loss_sums, loss_sums_by_turn, token_nll
 from mtsft.training.sharding import BATCH, put_rows, rows_of_this_process
 from mtsft.training.state import TrainState
@@ -23,12 +26,20 @@ _PMAP_AXIS = "devices"
 Metrics = dict[str, jax.Array]
 
 
-def batch_nll(model: Model, params: Params, batch: PackedBatch, chunk: int, constrain=lambda x: x) -> jax.Array:
+def batch_nll(
+    model: Model,
+    params: Params,
+    batch: PackedBatch,
+    chunk: int,
+    constrain=lambda x: x,
+    noise: Noise | None = None,
+) -> jax.Array:
     """-log Pr of every supervised token given its path, float32 (B, L)."""
     hidden_BxLxD, projection_DxV = model.apply(
-        params, batch.tokens, batch.positions, batch.subtree_ends, constrain=constrain
+        params, batch.tokens, batch.positions, batch.subtree_ends, constrain=constrain, noise=noise
     )
-    return token_nll(hidden_BxLxD, projection_DxV, batch.tokens, batch.parents, batch.response_mask, chunk)
+    cap = partial(soft_cap, cap=model.arch.final_logit_softcapping)
+    return token_nll(hidden_BxLxD, projection_DxV, batch.tokens, batch.parents, batch.response_mask, chunk, cap)
 
 
 def sum_gradients(
@@ -58,7 +69,8 @@ def sum_gradients(
         sums, gradient = sums_and_gradient(rows)
         return (total[0] + sums, jax.tree.map(jnp.add, total[1], gradient)), None
 
-    zero = (LossSums(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    zero = (LossSums(jnp.zeros(()), jnp.zeros(())), zeros)
     return jax.lax.scan(add, zero, jax.tree.map(strided, batch))[0]
 
 
@@ -71,6 +83,8 @@ def train_step(
     schedule: Callable,
     microbatches: int = 1,
     weight_per_batch: float = 0.0,
+    rate_factors: Params | None = None,
+    average_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """The next state, and the scalars a log wants.
@@ -78,7 +92,9 @@ def train_step(
     loss: (params, rows) -> LossSums. optimizer: at learning rate 1. schedule: step -> learning rate.
     weight_per_batch: what the gradient of the sum is divided by, once: the dataset's mean supervised weight per
     batch, so that the gradient is an unbiased estimate of the dataset-level objective's; 0 for the weight of the
-    batch itself. axis_name: the mapped axis over which devices hold parts of the batch, if there is one.
+    batch itself. rate_factors: what the learning rate of each parameter is multiplied by; None for 1. average_decay:
+    of the moving average of parameters, where the state keeps one (Polyak and Juditsky 1992). axis_name: the mapped
+    axis over which devices hold parts of the batch, if there is one.
 
     A step whose loss, gradient or update is not finite changes nothing but the counters.
     """
@@ -87,12 +103,14 @@ def train_step(
     if axis_name is not None:
         sums, gradient, counts = jax.lax.psum((sums, gradient, counts), axis_name)
     divisor = weight_per_batch or jnp.where(sums.weight > 0, sums.weight, 1.0)
-    gradient = jax.tree.map(lambda g: g / divisor, gradient)
+    gradient = jax.tree.map(lambda g: g.astype(jnp.float32) / divisor, gradient)
     gradient_norm = optax.tree.norm(gradient)
 
     learning_rate = schedule(state.step)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    updates = jax.tree.map(lambda u: learning_rate * u, updates)
+    precise = jax.tree.map(lambda p: p.astype(jnp.float32), state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, precise)
+    factors = jax.tree.map(lambda _: 1.0, updates) if rate_factors is None else rate_factors
+    updates = jax.tree.map(lambda u, factor: learning_rate * factor * u, updates, factors)
     params = optax.apply_updates(state.params, updates)
     finite = jnp.isfinite(sums.nll) & jnp.isfinite(gradient_norm) & jnp.isfinite(optax.tree.norm(updates))
 
@@ -105,12 +123,19 @@ def train_step(
         opt_state=keep_if_finite(opt_state, state.opt_state),
         skipped=state.skipped + ~finite,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        average=state.average,
     )
+    if state.average is not None:
+        average = optax.incremental_update(params, state.average, 1 - average_decay)
+        next_state = next_state._replace(average=keep_if_finite(average, state.average))
     metrics = {
         "loss": sums.mean,
         "supervised_tokens": counts[0],
         "tokens": counts[1],
         "grad_norm": gradient_norm,
+        "param_norm": optax.tree.norm(next_state.params),
+        "grad_norms": norms.by_group(gradient),
+        "param_norms": norms.by_group(next_state.params),
         "learning_rate": learning_rate,
         "skipped": next_state.skipped,
         "skipped_in_a_row": next_state.skipped_in_a_row,
@@ -164,27 +189,45 @@ class Door:
 
         return jax.tree.map(join, state)
 
-    def compile_step(self, model: Model, chunk: int, shardings: TrainState, **arguments) -> Callable:
-        """`train_step` of a model on these devices: (state, batch) -> (state, metrics); the state is donated."""
+    def compile_step(
+        self,
+        model: Model,
+        chunk: int,
+        shardings: TrainState,
+        frozen_shardings: Params,
+        draw_noise: Callable[[jax.Array, PackedBatch], Noise] | None = None,
+        **arguments,
+    ) -> Callable:
+        """`train_step` of a model on these devices: (state, frozen, batch) -> (state, metrics); the state is donated.
 
-        def loss(params, rows):
-            return loss_sums(batch_nll(model, params, rows, chunk, self.constrain), rows.response_mask)
+        frozen: the parameters that are not trained, {} for none; no gradient of theirs is ever formed. draw_noise:
+        (step, rows) -> what is drawn at random for them.
+        """
 
-        step = partial(train_step, loss=loss, **arguments)
+        def step(state, frozen, batch, **door):
+            def loss(params, rows):
+                noise = draw_noise and draw_noise(state.step, rows)
+                nll_BxL = batch_nll(model, join(params, frozen), rows, chunk, self.constrain, noise)
+                return loss_sums(nll_BxL, rows.response_mask)
+
+            return train_step(state, batch, loss=loss, **arguments, **door)
+
         if self.mode == "jit":
             return jax.jit(
                 step,
-                in_shardings=(shardings, self.batch_sharding),
+                in_shardings=(shardings, frozen_shardings, self.batch_sharding),
                 out_shardings=(shardings, self.replicated),
                 donate_argnums=0,
             )
-        return self._pmap(partial(step, axis_name=_PMAP_AXIS), donate_argnums=0)
+        return self._pmap(partial(step, axis_name=_PMAP_AXIS), (None, None, 0), donate_argnums=0)
 
-    def compile_evaluation(self, model: Model, chunk: int, shardings: Params, num_turns: int) -> Callable:
-        """(params, batch) -> (LossSums by turn, supervised tokens by turn)."""
+    def compile_evaluation(
+        self, model: Model, chunk: int, shardings: Params, frozen_shardings: Params, num_turns: int
+    ) -> Callable:
+        """(params, frozen, batch) -> (LossSums by turn, supervised tokens by turn)."""
 
-        def evaluate(params, batch):
-            nll_BxL = batch_nll(model, params, batch, chunk, self.constrain)
+        def evaluate(params, frozen, batch):
+            nll_BxL = batch_nll(model, join(params, frozen), batch, chunk, self.constrain)
             sums = loss_sums_by_turn(nll_BxL, batch.response_mask, batch.turn_ids, num_turns)
             supervised_BxL = (batch.response_mask > 0).astype(jnp.int32)
             return sums, loss_sums_by_turn(nll_BxL, supervised_BxL, batch.turn_ids, num_turns).weight
@@ -192,16 +235,16 @@ class Door:
         if self.mode == "jit":
             return jax.jit(
                 evaluate,
-                in_shardings=(shardings, self.batch_sharding),
+                in_shardings=(shardings, frozen_shardings, self.batch_sharding),
                 out_shardings=self.replicated,
             )
-        return self._pmap(lambda params, batch: jax.lax.psum(evaluate(params, batch), _PMAP_AXIS))
+        return self._pmap(lambda *inputs: jax.lax.psum(evaluate(*inputs), _PMAP_AXIS), (None, None, 0))
 
-    def _pmap(self, function: Callable, donate_argnums=()) -> Callable:
+    def _pmap(self, function: Callable, in_axes: tuple, donate_argnums=()) -> Callable:
         return jax.pmap(
             function,
             axis_name=_PMAP_AXIS,
-            in_axes=(None, 0),
+            in_axes=in_axes,
             out_axes=None,
             devices=list(self.mesh.devices.flat),
             donate_argnums=donate_argnums,

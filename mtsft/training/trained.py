@@ -1,6 +1,7 @@
 """A trained model as it lies in a workdir, with its tokenizer and its template: to talk to, and to evaluate."""
 
-from collections.abc import Sequence
+import codecs
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,111 +11,172 @@ import jax
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
+from mtsft.diagnose.replies import replies
 from mtsft.dialogue.encode import Encoder
 from mtsft.dialogue.formats import parse_record
 from mtsft.dialogue.recipe import Recipe
 from mtsft.dialogue.schema import Message
 from mtsft.errors import InputError
-from mtsft.model.sampling import generate
-from mtsft.model.transformer import Architecture, Model, Params
-from mtsft.training.checkpoint import Checkpoints
+from mtsft.model.parameters import Params, join, split
+from mtsft.model.sampling import GREEDY, Sampling, generate, stream
+from mtsft.model.transformer import Model
+from mtsft.training.pretrained import RunBase, open_trained
 from mtsft.training.run import Run
-from mtsft.training.sharding import param_shardings
-from mtsft.training.workdir import nothing_in, read_chat, read_config, with_its_date
+from mtsft.training.workdir import with_its_date
+
+_UNBOUNDED = 2**31 - 1
+_BATCH = 32  # contexts that are replied to at a time, or some more to fill all devices
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model as it was after `step` steps, on one device. Build it with `load`."""
+    """A model on one device, with its tokenizer and its template. Build it with `load`.
 
-    config: ConfigDict
+    step: of the checkpoint; 0 for a model that was not trained here.
+    """
+
     model: Model
     params: Params
     encoder: Encoder
     step: int
 
-    def reply(self, messages: Sequence[Message | tuple[str, str]], max_new: int = 256) -> str:
-        """What the model says next: the most probable tokens, up to its stop and without it.
+    def prompt(self, messages: Sequence[Message | tuple[str, str]]) -> list[int]:
+        """The tokens that a conversation so far makes, up to where the model goes on; rendered as in training.
 
-        messages: the conversation so far, as Messages or (role, content) pairs; rendered as in training.
-        max_new: tokens at most. Raises InputError for a role or a content that no dialogue can have.
+        messages: Messages, or (role, content) pairs. Raises InputError for a role or a content that no dialogue can
+        have, or a token that the model does not know.
         """
         said = [(m.role, m.content) if isinstance(m, Message) else m for m in messages]
         records = [{"role": role, "content": content} for role, content in said]
-        dialogue = parse_record({"messages": records}, "the conversation")
-        encoder, stops = self.encoder, self.encoder.stop_ids
+        prompt = self.encoder.prompt(parse_record({"messages": records}, "the conversation"))
+        if max(prompt) >= self.model.arch.vocab_size:
+            raise InputError(
+                f"the prompt has the token {max(prompt)}, and the model embeds {self.model.arch.vocab_size:,}"
+            )
+        return prompt
+
+    def reply(
+        self, messages: Sequence[Message | tuple[str, str]], max_new: int = 256, sampling: Sampling = GREEDY
+    ) -> str:
+        """What the model says next, up to its stop and without it; by default the most probable tokens.
+
+        messages: as those of `prompt`. max_new: tokens at most.
+        """
+        stops = self.encoder.stop_ids
         # Few lengths, so that a conversation that grows does not compile at every turn.
-        (tokens,) = generate(self.model, self.params, [encoder.prompt(dialogue)], stops, max_new, length_multiple=256)
-        return encoder.tokenizer.decode([token for token in tokens if token not in stops])
+        arguments = (self.model, self.params, [self.prompt(messages)], stops, max_new, sampling)
+        (tokens,) = generate(*arguments, length_multiple=256)
+        return self.encoder.tokenizer.decode([token for token in tokens if token not in stops])
+
+    def stream(
+        self, messages: Sequence[Message | tuple[str, str]], max_new: int = 256, sampling: Sampling = GREEDY
+    ) -> Iterator[str]:
+        """What `reply` returns, piece by piece as it is decoded."""
+        stops, tokenizer = self.encoder.stop_ids, self.encoder.tokenizer
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may hold part of a character
+        tokens, told = [], 0
+        for token in stream(self.model, self.params, self.prompt(messages), stops, max_new, sampling):
+            if token in stops:
+                break
+            tokens.append(token)
+            said = tokenizer.decode_bytes(tokens)
+            yield decoder.decode(said[told:])
+            told = len(said)
+        yield decoder.decode(b"", final=True)
 
 
-def load(workdir: str | Path, step: int | None = None) -> Trained:
-    """The model that was trained in `workdir`, which needs nothing but what lies there.
+def load(path: str | Path, step: int | None = None, **runtime) -> Trained:
+    """The model that was trained in a workdir, or of a Hugging Face folder; it needs nothing but what lies there.
 
-    step: of the checkpoint; None for the best by held-out loss, or the newest where nothing was held out.
-    Raises InputError where there is no such model.
+    A run that froze parameters (as LoRA does) needs what it started from, too. step: of the checkpoint; None for the
+    best by held-out loss, or the newest where nothing was held out. runtime: dtype and the like, other than in
+    training. Raises InputError where there is no such model.
     """
-    workdir = epath.Path(workdir).expanduser()
-    config = read_config(workdir)
-    stops = tuple(stop.strip() for stop in config.data.stops.split(",") if stop.strip())
-    encoder = Recipe(read_chat(workdir), config.data.sequence_length, stops=stops).encoder()
-    model = Model(Architecture(**config.model, vocab_size=encoder.tokenizer.vocab_size))
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    base = open_trained(path, step)
+    stops = ()
+    if isinstance(base, RunBase):
+        stops = tuple(stop.strip() for stop in base.config.data.stops.split(",") if stop.strip())
+    encoder = Recipe(base.chat, _UNBOUNDED, stops=stops).encoder()
+    model = base.model(**runtime)
     device = SingleDeviceSharding(jax.local_devices()[0])
-    with Checkpoints(workdir / "checkpoints", model, keep=0) as checkpoints:
-        step = _choose(checkpoints, step, workdir)
-        params = checkpoints.restore_params(step, shapes, partial(jax.tree.map, lambda _: device))
-    return Trained(config, model, params, encoder, step)
+    params = base.restore(model, partial(jax.tree.map, lambda _: device))
+    return Trained(model, params, encoder, base.step)
 
 
-def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """The loss of the best model of `workdir` on what `config` holds out, on the devices that it says.
+def evaluate(config: ConfigDict, workdir: str | Path | None) -> dict[str, Any]:
+    """The loss of a model on what `config` holds out; see Subject."""
+    return Subject.of(config, workdir).evaluate()
 
-    Dialogues are read with the tokenizer of the workdir. Returns what `mtsft.diagnose.evaluation.evaluate` does.
-    Raises InputError where there is no model, another one than the config's, or nothing held out.
-    """
-    workdir = epath.Path(workdir).expanduser()
-    trained = read_config(workdir)  # refuses before any data is read
-    config = with_its_date(config.copy_and_resolve_references(), workdir)
-    config.data.tokenizer = str(workdir / "tokenizer")
-    run = Run.of(config)
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and the held-out dialogues it is tried on, on the devices that a config says. Build it with `of`."""
+
+    run: Run
+    params: Params
+
+    @classmethod
+    def of(cls, config: ConfigDict, workdir: str | Path | None) -> "Subject":
+        """The best model of `workdir`, with its tokenizer; or, where that is None, the model of model.init_from.
+
+        Raises InputError where there is no model, another one than the config's, or nothing held out.
+        """
+        if workdir is None:
+            if not config.model.init_from:
+                raise InputError("nothing to evaluate: give a --workdir, or set model.init_from")
+            run = Run.of(with_its_date(config))
+            _check_held_out(run)
+            return cls(run, join(run.create().params, run.frozen()))
+        workdir = epath.Path(workdir).expanduser()
+        base = RunBase(workdir)  # refuses before any data is read
+        config = with_its_date(config.copy_and_resolve_references(), workdir)
+        config.data.tokenizer = str(workdir / "tokenizer")
+        run = Run.of(config)
+        _check_held_out(run)
+        _check_same_model(run, base.config, workdir)
+        return cls(run, base.restore(run.model, run.place))
+
+    def evaluate(self) -> dict[str, Any]:
+        """Held-out loss; see `mtsft.diagnose.evaluation.evaluate`."""
+        return self.run.evaluate(*split(self.params, self.run.trains))
+
+    def replies(self, sampling: Sampling, max_new: int, limit: int = 0) -> list[dict[str, Any]]:
+        """What the model says in held-out contexts; see `mtsft.diagnose.replies.replies`."""
+        run, stops = self.run, self.run.dataset.recipe.encoder().stop_ids
+        batch_size = -(-_BATCH // run.door.num_shards) * run.door.num_shards
+
+        def say(prompts: list[list[int]]) -> list[list[int]]:
+            with tqdm(total=len(prompts), desc="replies", disable=jax.process_index() > 0) as bar:
+                return generate(
+                    run.model,
+                    self.params,
+                    prompts,
+                    stops,
+                    max_new,
+                    sampling,
+                    batch_size=batch_size,
+                    rows=run.door.batch_sharding,
+                    watch=bar.update,
+                )
+
+        return replies(say, run.dataset.eval, run.dataset.tokenizer, stops, limit)
+
+
+def _check_held_out(run: Run) -> None:
     if run.dataset.eval is None:
         raise InputError("nothing is held out to evaluate on; set data.eval or data.eval_fraction")
-    _check_same_model(run, trained, workdir)
-    with Checkpoints(workdir / "checkpoints", run.model, keep=0) as checkpoints:
-        step = _choose(checkpoints, None, workdir)
-        params = checkpoints.restore_params(step, run.shapes.params, partial(param_shardings, mesh=run.door.mesh))
-    return run.evaluate(params)
-
-
-def as_table(scores: dict[str, Any]) -> str:
-    """What `evaluate` returned as aligned lines: the whole, then every turn."""
-    return "\n".join(
-        [
-            f"held-out loss {scores['loss']:.4f} (nats per supervised token)",
-            f"over {scores['supervised_tokens']:,} supervised tokens of {scores['dialogues']:,} dialogues",
-            "",
-            f"{'assistant turn':>14} {'loss':>9} {'supervised tokens':>18}",
-            *(f"{t['turn'] + 1:>14} {t['loss']:>9.4f} {t['supervised_tokens']:>18,}" for t in scores["by_turn"]),
-        ]
-    )
-
-
-def _choose(checkpoints: Checkpoints, step: int | None, workdir: Path) -> int:
-    steps = checkpoints.steps
-    if not steps:
-        raise nothing_in(workdir, "no checkpoint is whole yet")
-    if step is not None and step not in steps:
-        raise InputError(f"{workdir} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
-    return checkpoints.best if step is None else step
 
 
 def _check_same_model(run: Run, trained: ConfigDict, workdir: Path) -> None:
     for name in run.identity():
         group, _, key = name.partition(".")
-        if group == "model" and key in trained.model and trained.model[key] != run.config.model[key]:
+        if group not in ("model", "lora") or key not in trained[group]:
+            continue
+        was, now = trained[group][key], run.config[group][key]
+        if was != now:
             raise InputError(
-                f"{workdir} holds a model with {name}={trained.model[key]}, and the config says "
-                f"{run.config.model[key]}; evaluate it with the config that it was trained with"
+                f"{workdir} holds a model with {name}={was}, and the config says {now}; "
+                "evaluate it with the config that it was trained with"
             )

@@ -51,16 +51,16 @@ def read_chat(workdir: epath.Path) -> Chat:
         raise InputError(f"{path}: not the template of a run of this version: {one_line(error, 100)}") from error
 
 
-def with_its_date(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+def with_its_date(config: ConfigDict, workdir: epath.Path | None = None) -> ConfigDict:
     """The config with the date that templates are told set: that of the run in `workdir` if there is one, or today's.
 
     A run that is resumed the next day would otherwise see other prompts.
     """
     if config.data.template_date:
         return config
-    config, path = config.copy_and_resolve_references(), workdir / _CONFIG
+    config, path = config.copy_and_resolve_references(), workdir and workdir / _CONFIG
     try:
-        kept = json.loads(path.read_text())["data"]["template_date"] if path.exists() else ""
+        kept = json.loads(path.read_text())["data"]["template_date"] if path and path.exists() else ""
     except (ValueError, KeyError, TypeError):
         kept = ""  # whoever reads all of it will say what is wrong with it
     config.data.template_date = str(kept or datetime.date.today())

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from flow_support import CONFIG, run
+from flow_support import CONFIG, QUICKLY_COMPILED, run
 
 RECORDS = [
     {"messages": [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": f"It is {i}."}]}
@@ -46,7 +46,9 @@ def test_the_status_says_that_training_would_be_wrong_and_the_report_stands_all_
 def test_a_policy_allows_it_and_the_model_of_the_config_computes_what_it_should(config):
     policy = "--config.data.over_length=drop"
     smaller = ["--config.model.num_hidden_layers=1", "--config.model.scan_layers=False"]
-    out, error = run("audit", f"--config={config}", policy, *smaller, "--numeric", "--format=json")
+    out, error = run(
+        "audit", f"--config={config}", policy, *smaller, "--numeric", "--format=json", xla=QUICKLY_COMPILED
+    )
     assert error == ""
     report = json.loads(out)
     assert report["train"]["over_length"]["policies"]["drop"]["dialogues_lost"] == 1

@@ -3,11 +3,9 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-import mtsft
+from flow_support import PYTHONPATH
 
 CONFIG = """
 from mtsft.config import default
@@ -40,7 +38,7 @@ def door(folder):
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder / "home"),
-            "PYTHONPATH": str(Path(mtsft.__file__).parents[1]),
+            "PYTHONPATH": PYTHONPATH,
             "PYTHONDONTWRITEBYTECODE": "1",
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",

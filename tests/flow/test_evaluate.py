@@ -2,11 +2,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-import mtsft
+from flow_support import PYTHONPATH, QUICKLY_COMPILED
 
 CONFIG = """
 from mtsft.config import default
@@ -44,10 +42,10 @@ def door(tmp_path_factory):
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder / "home"),
-            "PYTHONPATH": str(Path(mtsft.__file__).parents[1]),
+            "PYTHONPATH": PYTHONPATH,
             "PYTHONDONTWRITEBYTECODE": "1",
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles sooner
+            "XLA_FLAGS": QUICKLY_COMPILED,
         }
         command = [sys.executable, "-m", f"mtsft.{verb}", "--config=config.py", *flags]
         end = subprocess.run(command, cwd=folder, env=env, capture_output=True, timeout=120)

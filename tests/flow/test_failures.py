@@ -1,10 +1,15 @@
 """What goes wrong on the way, and what is left of a run then: one line, exit status 2, and the last good checkpoint."""
 
+import functools
+import shutil
 import subprocess
 
+import flow_support
 import pytest
-from flow_support import read_lines, run, write_config
+from flow_support import QUICKLY_COMPILED, read_lines, write_config
 from test_resume import saved_arrays
+
+run = functools.partial(flow_support.run, xla=QUICKLY_COMPILED)
 
 DIVERGING = ["--config.train.steps=20", "--config.train.learning_rate=1e38", "--config.train.max_bad_steps=3"]
 
@@ -13,6 +18,27 @@ DIVERGING = ["--config.train.steps=20", "--config.train.learning_rate=1e38", "--
 def config(tmp_path_factory):
     """One config for all: what is compiled for one run is there for the next of as many steps."""
     return write_config(tmp_path_factory.mktemp("failures"))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, config):
+    """A cache of its own, in which `prepare` has run; (the cache, what was said, when each file was made)."""
+    cache = tmp_path_factory.mktemp("prepared")
+    out, _ = run("prepare", f"--config={config}", f"--config.data.cache_dir={cache}")
+    return cache, out, made_in(cache)
+
+
+@pytest.fixture(scope="module")
+def four_steps(tmp_path_factory, config, prepared):
+    """The run of four steps from which others go on, each in a copy; (its folder, what was said)."""
+    workdir = tmp_path_factory.mktemp("four") / "run"
+    flags = f"--config={config}", f"--config.data.cache_dir={prepared[0]}", f"--workdir={workdir}"
+    out, _ = run("train", *flags, "--config.eval.every=0", "--config.train.steps=4")
+    return workdir, out
+
+
+def made_in(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix != ".lock"}
 
 
 def everything_in(folder):
@@ -49,10 +75,9 @@ def tiny_disk(tmp_path):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_loss_that_stays_not_finite_stops_the_run_at_its_last_good_checkpoint(tmp_path, config):
-    workdir = tmp_path / "run"
+def test_a_loss_that_stays_not_finite_stops_the_run_at_its_last_good_checkpoint(tmp_path, config, four_steps):
+    workdir = shutil.copytree(four_steps[0], tmp_path / "run")
     flags = [f"--config={config}", f"--workdir={workdir}", "--config.eval.every=0"]
-    run("train", *flags, "--config.train.steps=4")
     checkpoints, logged = everything_in(workdir / "checkpoints"), read_lines(workdir / "metrics.jsonl")
     arrays = saved_arrays(workdir, 4)
 
@@ -83,11 +108,10 @@ def test_a_loss_that_is_not_finite_from_the_start_names_no_checkpoint(tmp_path, 
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
-def test_a_full_disk_at_a_save_leaves_the_last_good_checkpoint(config, tiny_disk):
+def test_a_full_disk_at_a_save_leaves_the_last_good_checkpoint(config, tiny_disk, four_steps):
     disk = tiny_disk(8000)
-    workdir = disk / "run"
+    workdir = shutil.copytree(four_steps[0], disk / "run")
     flags = [f"--config={config}", f"--workdir={workdir}", "--config.eval.every=0"]
-    run("train", *flags, "--config.train.steps=4")
     arrays = saved_arrays(workdir, 4)
     free = subprocess.run(["df", "--output=avail", "-k", disk], check=True, capture_output=True, text=True).stdout
     filler = disk / "filler"
@@ -119,21 +143,12 @@ def test_a_full_disk_while_tokenising_leaves_nothing_half_written(config, tiny_d
     assert [path for path in cache.rglob("stores/*") if path.suffix != ".lock"] == []
 
 
-def test_what_was_prepared_is_not_tokenised_again(tmp_path, config):
-    cache = tmp_path / "cache"
-    flags = f"--config={config}", f"--config.data.cache_dir={cache}"
-    out, _ = run("prepare", *flags)
-
-    def made():
-        return {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.suffix != ".lock"}
-
-    before = made()
+def test_what_was_prepared_is_not_tokenised_again(prepared, four_steps):
+    cache, out, before = prepared
     assert {path.name for path in before} >= {"tokens_N", "index.json"}
-    trained, _ = run(
-        "train", *flags, f"--workdir={tmp_path / 'run'}", "--config.train.steps=4", "--config.eval.every=0"
-    )
+    _, trained = four_steps
     assert trained.startswith(out)
-    assert made() == before
+    assert made_in(cache) == before
 
 
 @pytest.mark.parametrize("door", ["prepare", "train", "evaluate"])

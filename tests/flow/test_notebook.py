@@ -3,6 +3,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from flow_support import PYTHONPATH, QUICKLY_COMPILED
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
@@ -53,8 +54,8 @@ def test_it_is_kept_without_outputs(notebook):
 def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where data and compiled programs are kept
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles sooner
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("XLA_FLAGS", QUICKLY_COMPILED)
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     (parameters,) = [cell for cell in code_of(notebook) if "parameters" in cell.metadata.get("tags", [])]
     parameters.source = SHORT.format(workdir=str(tmp_path / "work"))
     resources = {"metadata": {"path": str(ROOT / "colab")}}

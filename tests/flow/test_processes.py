@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from flow_support import ROOT, environment, read_lines, run, write_config
+from flow_support import QUICKLY_COMPILED, ROOT, environment, read_lines, run, write_config
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
@@ -14,7 +14,7 @@ def test_two_processes_give_what_one_gives_and_one_checkpoint(tmp_path, mode):
     if mode == "jit":
         flags.append("--config.parallel.mesh=data=2,fsdp=2")
     half = "--config.train.epochs=1", "--config.eval.every=12", "--config.checkpoint.every=12"
-    run("train", *flags, *half, f"--workdir={tmp_path / 'one'}", devices=4)
+    run("train", *flags, *half, f"--workdir={tmp_path / 'one'}", devices=4, xla=QUICKLY_COMPILED)
 
     launcher = [
         ROOT / "launch" / "local.sh",
@@ -28,7 +28,7 @@ def test_two_processes_give_what_one_gives_and_one_checkpoint(tmp_path, mode):
     done = subprocess.run(
         [*launcher, "--", *flags, *half, f"--workdir={tmp_path / 'two'}"],
         cwd=ROOT,
-        env=environment(PYTHON=sys.executable, XLA_FLAGS=""),
+        env=environment(PYTHON=sys.executable, XLA_FLAGS=QUICKLY_COMPILED),
         capture_output=True,
         text=True,
         timeout=300,
@@ -42,5 +42,5 @@ def test_two_processes_give_what_one_gives_and_one_checkpoint(tmp_path, mode):
         assert ours["supervised_tokens"] == theirs["supervised_tokens"]
 
     # One process goes on from the checkpoint that two have written.
-    out, _ = run("train", *flags, *half, f"--workdir={tmp_path / 'two'}", devices=4)
+    out, _ = run("train", *flags, *half, f"--workdir={tmp_path / 'two'}", devices=4, xla=QUICKLY_COMPILED)
     assert "resuming after step 24 of 24" in out

@@ -1,6 +1,7 @@
 """Invariant 6: a run that is killed and started again is the run that was never killed."""
 
 import json
+import shutil
 import signal
 
 import jax
@@ -78,10 +79,11 @@ def test_killed_at_three_moments_is_bit_for_bit_the_same(folder, config, whole):
     assert_same_run(workdir, whole)
 
 
-def test_sigterm_saves_and_exits_cleanly(folder, config, whole):
+@pytest.fixture(scope="module")
+def preempted(folder, config):
+    """A run that was told to end after six steps or more; nobody goes on with it but in a copy."""
     workdir = folder / "preempted"
-    flags = f"--config={config}", f"--workdir={workdir}"
-    process = start("train", *flags)
+    process = start("train", f"--config={config}", f"--workdir={workdir}")
     while logged_steps(workdir) < 6 and process.poll() is None:
         pass
     process.send_signal(signal.SIGTERM)
@@ -89,27 +91,33 @@ def test_sigterm_saves_and_exits_cleanly(folder, config, whole):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     steps = int(out.split("stopped after step ")[1].split(";")[0])
+    assert 6 <= steps < 24
     assert f"from the checkpoint of step {steps}" in out
-    assert (workdir / "checkpoints" / str(steps)).is_dir()
-    assert not (workdir / "result.json").exists()
-    run("train", *flags)
+    return workdir, steps
+
+
+def test_sigterm_saves_and_exits_cleanly(tmp_path, config, preempted, whole):
+    stopped, steps = preempted
+    assert (stopped / "checkpoints" / str(steps)).is_dir()
+    assert not (stopped / "result.json").exists()
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    out, _ = run("train", f"--config={config}", f"--workdir={workdir}")
+    assert f"resuming after step {steps} of 24" in out
     assert json.loads((workdir / "result.json").read_text())["steps"] == 24
     assert_same_run(workdir, whole)
 
 
-def test_resumed_on_other_devices_goes_on_the_same_way(folder, config, whole):
-    workdir = folder / "elsewhere"
-    flags = f"--config={config}", f"--workdir={workdir}"
-    process = start("train", *flags)
-    while logged_steps(workdir) < 9 and process.poll() is None:
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    run("train", *flags, "--config.parallel.mesh=data=2,fsdp=2", "--config.train.microbatches=2", devices=4)
+def test_resumed_on_other_devices_goes_on_the_same_way(tmp_path, config, preempted, whole):
+    stopped, steps = preempted
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    elsewhere = "--config.parallel.mesh=data=2,fsdp=2", "--config.train.microbatches=2"
+    out, _ = run("train", f"--config={config}", f"--workdir={workdir}", *elsewhere, devices=4)
+    assert f"resuming after step {steps} of 24" in out
     for ours, theirs in zip(read_lines(workdir / "metrics.jsonl"), read_lines(whole / "metrics.jsonl"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+    saved = saved_arrays(workdir, 24)
     for name, array in saved_arrays(whole, 24).items():
-        np.testing.assert_allclose(saved_arrays(workdir, 24)[name], array, rtol=1e-3, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(saved[name], array, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support import chain, pack, small_model
 
-from mtsft.model.attention import rotary, rotate
+from mtsft.model.rotary import rotary, rotate
 
 
 @pytest.mark.parametrize("theta", [10_000.0, 50.0])

@@ -6,8 +6,12 @@ from support import SIZES, assert_trees_close, nll_and_gradient, pack, random_ch
 
 from mtsft.errors import InputError
 from mtsft.model import attention
-from mtsft.model.attention import attend, rotary, rotate, tree_mask
-from mtsft.model.transformer import Architecture, stack_layers, unstack_layers
+from mtsft.model.architecture import Architecture
+from mtsft.model.attention import Scores, attend, tree_mask
+from mtsft.model.rotary import rotary, rotate
+from mtsft.model.transformer import stack_layers, unstack_layers
+
+SCORES = Scores(8**-0.5)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def test_attention_equals_its_definition_head_by_head():
     rng = np.random.default_rng(0)
     query, key, value = (rng.normal(size=(1, 5, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
     mask = np.tril(np.ones((1, 5, 5), bool))
-    out = attend(query, key, value, mask)
+    out = attend(query, key, value, mask, SCORES)
     for head in range(4):
         scores = query[0, :, head] @ key[0, :, head // 2].T / np.sqrt(8)
         weights = np.exp(np.where(mask[0], scores, -np.inf))
@@ -49,10 +53,10 @@ def test_attention_in_blocks_is_attention(monkeypatch, batch, block):
     seen = (batch.segment_ids > 0)[..., None, None]  # what padding sees is nobody's business
 
     def whole(q, k, v):
-        return attend(q, k, v, tree_mask(ends)) * seen
+        return attend(q, k, v, tree_mask(ends), SCORES) * seen
 
     def in_blocks(q, k, v):
-        return attention.tree_attend(q, k, v, ends) * seen
+        return attention.tree_attend(q, k, v, ends, SCORES) * seen
 
     np.testing.assert_allclose(in_blocks(*arrays), whole(*arrays), rtol=1e-5, atol=1e-6)
     expected = jax.grad(lambda *a: jnp.sin(whole(*a)).sum(), (0, 1, 2))(*arrays)
@@ -65,7 +69,7 @@ def test_attention_in_blocks_needs_less_memory_and_less_work(monkeypatch):
         monkeypatch.setattr(attention, "_BLOCK", block)
         shapes = [jax.ShapeDtypeStruct((1, 2048, heads, 8), jnp.float32) for heads in (4, 2, 2)]
         ends = jnp.full((1, 2048), 2048, jnp.int32)
-        loss = jax.grad(lambda q, k, v: attention.tree_attend(q, k, v, ends).sum(), (0, 1, 2))
+        loss = jax.grad(lambda q, k, v: attention.tree_attend(q, k, v, ends, SCORES).sum(), (0, 1, 2))
         compiled = jax.jit(loss).lower(*shapes).compile()
         return compiled.memory_analysis().temp_size_in_bytes, compiled.cost_analysis()["flops"]
 
@@ -76,7 +80,7 @@ def test_attention_in_blocks_needs_less_memory_and_less_work(monkeypatch):
 
 def test_a_query_that_sees_nothing_stays_finite():
     ones = jnp.ones((1, 3, 2, 4))
-    assert np.isfinite(attend(ones, ones, ones, jnp.zeros((1, 3, 3), bool))).all()
+    assert np.isfinite(attend(ones, ones, ones, jnp.zeros((1, 3, 3), bool), SCORES)).all()
 
 
 def test_rotation_depends_on_distance_alone():

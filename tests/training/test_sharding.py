@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,12 @@ from support import small_model
 
 from mtsft.errors import InputError
 from mtsft.training.optimizer import build_optimizer
+from mtsft.training.pretrained import initial
 from mtsft.training.sharding import (
     BATCH,
     RULES,
     check_batch_size,
+    check_rules,
     make_mesh,
     param_shardings,
     param_specs,
@@ -50,8 +54,9 @@ def test_a_parameter_without_a_rule_and_a_rule_without_a_parameter_are_errors():
     shapes = jax.eval_shape(small_model().init, jax.random.key(0))
     with pytest.raises(ValueError, match="no sharding rule fits the parameter embed/embedding"):
         param_specs(shapes, RULES[1:])
+    check_rules(shapes)
     with pytest.raises(ValueError, match="rules that fit no parameter: adapter"):
-        param_specs(shapes, (*RULES, ("adapter", P())))
+        check_rules(shapes, ("mlp/up/kernel$", "adapter"))
 
 
 def test_a_size_that_the_mesh_does_not_divide_is_named():
@@ -66,7 +71,7 @@ def test_state_is_born_sharded_moments_beside_their_parameters(name):
     optimizer = build_optimizer(name, clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
     shapes = jax.eval_shape(lambda key: new_state(model.init(key), optimizer), jax.random.key(0))
     shardings = state_shardings(shapes, optimizer, mesh)
-    state = create_state(model, optimizer, shardings, seed=0)
+    state = create_state(jax.device_put(model.init(jax.random.key(0)), shardings.params), optimizer, shardings)
     kernel = state.params["layers"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (2, 32 // 4, 64)
     of_kernel = [
@@ -80,13 +85,12 @@ def test_state_is_born_sharded_moments_beside_their_parameters(name):
 
 def test_fresh_parameters_do_not_depend_on_the_mesh():
     model = small_model()
-    optimizer = build_optimizer("adamw", clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
-    shapes = jax.eval_shape(lambda key: new_state(model.init(key), optimizer), jax.random.key(0))
-    states = [
-        create_state(model, optimizer, state_shardings(shapes, optimizer, make_mesh(mesh)), seed=5)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    drawn = [
+        initial(shapes, model, None, seed=5, place=partial(param_shardings, mesh=make_mesh(mesh)))
         for mesh in ("data=8", "data=2,fsdp=2,tensor=2")
     ]
-    for a, b in zip(*(jax.tree.leaves(state.params) for state in states)):
+    for a, b in zip(*map(jax.tree.leaves, drawn)):
         np.testing.assert_array_equal(a, b)
 
 

@@ -29,18 +29,19 @@ def take_one_step(mode, mesh, microbatches, batch, devices=None, scan=True, weig
     door = Door(mode, make_mesh(mesh, devices))
     shapes = jax.eval_shape(lambda key: new_state(model.init(key), optimizer), jax.random.key(0))
     shardings = state_shardings(shapes, optimizer, door.mesh)
-    state = create_state(model, optimizer, shardings, seed=0)
+    state = create_state(jax.device_put(model.init(jax.random.key(0)), shardings.params), optimizer, shardings)
     before = jax.device_get(state.params)
     step = door.compile_step(
         model,
         5,
         shardings,
+        {},
         optimizer=optimizer,
         schedule=lambda step: jnp.float32(1),
         microbatches=microbatches,
         weight_per_batch=weight_per_batch,
     )
-    state, metrics = step(state, door.put(batch, ROWS))
+    state, metrics = step(state, {}, door.put(batch, ROWS))
     after = jax.device_get(state.params)
     return jax.device_get(metrics), jax.tree.map(np.subtract, after, before)
 
@@ -108,9 +109,11 @@ def test_evaluation_doors_agree(batch):
         door = Door(mode, make_mesh(mesh))
         shapes = jax.eval_shape(lambda key: new_state(model.init(key), optimizer), jax.random.key(0))
         shardings = state_shardings(shapes, optimizer, door.mesh)
-        params = create_state(model, optimizer, shardings, seed=0).params
-        evaluate = door.compile_evaluation(model, 5, shardings.params, num_turns=3)
-        results.append(jax.device_get(evaluate(params, door.put(batch, ROWS))))
+        params = create_state(
+            jax.device_put(model.init(jax.random.key(0)), shardings.params), optimizer, shardings
+        ).params
+        evaluate = door.compile_evaluation(model, 5, shardings.params, {}, num_turns=3)
+        results.append(jax.device_get(evaluate(params, {}, door.put(batch, ROWS))))
     for (sums, tokens), (sums_too, tokens_too) in [results]:
         np.testing.assert_allclose(sums.nll, sums_too.nll, rtol=1e-5)
         np.testing.assert_array_equal(tokens, tokens_too)
@@ -123,10 +126,10 @@ def quadratic_step(value, state=None, schedule=lambda step: jnp.float32(0.5)):
     optimizer = build_optimizer("adamw", clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.95, eps=1e-8)
     batch = uneven_batch(2, LENGTH)
     if state is None:
-        state = new_state({"kernel": jnp.ones((2, 2))}, optimizer)
+        state = new_state({"head": {"kernel": jnp.ones((2, 2))}}, optimizer)
 
     def loss(params, rows):
-        return LossSums(value * params["kernel"].sum(), jnp.float32(1))
+        return LossSums(value * params["head"]["kernel"].sum(), jnp.float32(1))
 
     return train_step(state, batch, loss=loss, optimizer=optimizer, schedule=schedule)
 
@@ -142,17 +145,17 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(bad):
     assert (int(state.step), int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (3, 2, 2)
     state, metrics = quadratic_step(1.0, state)
     assert (int(state.step), int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (4, 2, 0)
-    assert np.abs(state.params["kernel"] - good.params["kernel"]).min() > 0.01
+    assert np.abs(state.params["head"]["kernel"] - good.params["head"]["kernel"]).min() > 0.01
 
 
 def test_parameters_that_would_not_be_finite_are_not_taken():
     state, metrics = quadratic_step(1.0, schedule=lambda step: jnp.float32(np.inf))
-    np.testing.assert_array_equal(state.params["kernel"], np.ones((2, 2)))
+    np.testing.assert_array_equal(state.params["head"]["kernel"], np.ones((2, 2)))
     assert int(metrics["skipped"]) == 1
 
 
 def test_learning_rate_follows_the_step_even_over_skipped_ones():
-    schedule = learning_rate_schedule(1.0, steps=10, warmup_steps=4, end_factor=0.0)
+    schedule = learning_rate_schedule("cosine", 1.0, steps=10, warmup_steps=4, end_factor=0.0, decay_steps=0)
     state = None
     rates = []
     for value in (1.0, np.nan, 1.0):

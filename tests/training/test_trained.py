@@ -9,12 +9,15 @@ from etils import epath
 from support import SIZES, assert_trees_close
 
 from mtsft.config import default
+from mtsft.diagnose.evaluation import as_table
 from mtsft.dialogue.schema import Message
 from mtsft.errors import InputError
-from mtsft.model.transformer import Architecture, Model, stack_layers
+from mtsft.model.parameters import stack_layers
+from mtsft.model.sampling import GREEDY
 from mtsft.training import trained, workdir
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.optimizer import build_optimizer
+from mtsft.training.pretrained import model_of
 from mtsft.training.state import new_state
 
 LOSSES = {1: 2.0, 2: 1.0, 3: None, 4: 3.0}  # held-out loss by step, where it was measured; two are kept, and the best
@@ -33,7 +36,7 @@ def make_workdir(folder, config, chat, vocab_size):
     """A workdir as a run leaves it, each checkpoint with parameters of its own; {step: parameters}."""
     folder.mkdir()
     workdir.write(epath.Path(folder), config, chat)
-    model = Model(Architecture(**config.model, vocab_size=vocab_size))
+    model = model_of(config, vocab_size)
     optimizer = build_optimizer("adamw", clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
     saved = {}
     with Checkpoints(epath.Path(folder / "checkpoints"), model, keep=2) as checkpoints:
@@ -85,8 +88,9 @@ def change(folder, group, name, value):
 
 
 def test_layers_scanned_or_unrolled_load_from_the_same_checkpoint(run, copied):
-    change(copied, "model", "scan_layers", True)
-    assert_trees_close(trained.load(copied).params, stack_layers(run[1][2]), rtol=0, atol=1e-30)
+    change(copied, "model", "scan_layers", True)  # layers are decoded one by one all the same
+    assert_trees_close(trained.load(copied).params, run[1][2], rtol=0, atol=1e-30)
+    assert_trees_close(trained.load(copied, scan_layers=True).params, stack_layers(run[1][2]), rtol=0, atol=1e-30)
 
 
 def test_a_relative_workdir_will_do(run, monkeypatch):
@@ -105,7 +109,7 @@ def test_reading_leaves_everything_as_it_is(copied):
 
 def test_a_config_with_several_files_is_read_back(copied):
     change(copied, "data", "train", ["a.jsonl", "b.jsonl"])
-    assert list(trained.load(copied).config.data.train) == ["a.jsonl", "b.jsonl"]
+    assert list(workdir.read_config(copied).data.train) == ["a.jsonl", "b.jsonl"]
 
 
 def test_reply_continues_the_rendered_conversation(run, monkeypatch):
@@ -113,7 +117,8 @@ def test_reply_continues_the_rendered_conversation(run, monkeypatch):
     tokenizer, asked = model.encoder.tokenizer, []
     stop = tokenizer.controls["<|im_end|>"].id
 
-    def generate(_, params, prompts, stop_ids, max_new, **_options):
+    def generate(_, params, prompts, stop_ids, max_new, sampling, **_options):
+        assert sampling == GREEDY
         asked.extend([*prompts, stop_ids, max_new])
         return [[*tokenizer.encode("I am well."), stop]]
 
@@ -221,8 +226,8 @@ def test_evaluation_is_of_the_best_with_its_own_tokenizer(evaluating, small_toke
     for step in (3, 4):
         shutil.rmtree(folder / "checkpoints" / str(step))
     assert trained.evaluate(config, folder) == scores
-    assert trained.as_table(scores).splitlines()[0] == f"held-out loss {scores['loss']:.4f} (nats per supervised token)"
-    assert trained.as_table(scores).splitlines()[-1].split()[0] == "2"
+    assert as_table(scores).splitlines()[0] == f"held-out loss {scores['loss']:.4f} (nats per supervised token)"
+    assert as_table(scores).splitlines()[-1].split()[0] == "2"
 
 
 def test_evaluation_refuses_another_model(evaluating):

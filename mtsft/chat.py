@@ -1,0 +1,50 @@
+"""Talk to a model: python -m mtsft.chat --workdir=DIR [--temperature=0.7] [--top_p=0.9] [--system=TEXT].
+
+DIR is the workdir of a run (its best checkpoint by held-out loss), or a Hugging Face folder. The conversation is
+rendered by the template of the training; /help lists the commands.
+"""
+
+import sys
+from collections.abc import Iterator
+
+from absl import flags
+
+from mtsft import cli
+
+_WORKDIR = cli.define_workdir()
+_SAMPLING = cli.define_sampling()
+_STEP = flags.DEFINE_integer("step", None, "The checkpoint of this step, in place of the best.")
+_SYSTEM = flags.DEFINE_string("system", "", "The system prompt.")
+
+
+def main() -> None:
+    """Converses in the terminal, or over standard input."""
+    from mtsft.model.sampling import Sampling
+    from mtsft.training import trained
+    from mtsft.training.conversation import HELP, Conversation, converse
+
+    sampling = Sampling(**_SAMPLING())
+    model = trained.load(_WORKDIR.value, _STEP.value)
+    conversation = Conversation(model, sampling, cli.max_new_tokens(), _SYSTEM.value)
+    if sys.stdin.isatty():
+        print(HELP)
+    converse(conversation, _lines(), lambda text: print(text, end="", flush=True))
+
+
+def _lines() -> Iterator[str]:
+    if not sys.stdin.isatty():
+        yield from (line.rstrip("\n") for line in sys.stdin)
+        return
+    import readline  # noqa: F401 - gives input() a history and keys to edit with
+
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""Hugging Face folders: the families of decoders that are read and written."""

@@ -1,0 +1,170 @@
+"""Writes models as Hugging Face folders, which transformers and vLLM load as any other."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mtsft.errors import InputError
+from mtsft.interop import families
+from mtsft.interop.accompanying import as_json, generation_config, model_config, sentence_piece_config
+from mtsft.interop.aside import FolderAside
+from mtsft.interop.families import Source
+from mtsft.interop.huggingface import CONFIG, INDEX, SINGLE, leaf_shapes, tensor_shapes
+from mtsft.interop.stored import copy, progress_bar
+from mtsft.model.architecture import DTYPES, Architecture
+from mtsft.model.linear import ADAPTERS
+from mtsft.model.parameters import Params
+
+_KINDS = {"float32": "F32", "bfloat16": "BF16"}
+
+
+def export(
+    folder: str | Path,
+    params: Params,
+    arch: Architecture,
+    *,
+    config: Mapping[str, Any] | None = None,
+    tokenizer_files: Mapping[str, bytes] | None = None,
+    chat_template: str | None = None,
+    stop_ids: Sequence[int] = (),
+    bos_id: int | None = None,
+    pad_id: int | None = None,
+    dtype: str = "float32",
+    max_shard_bytes: int = 2 << 30,
+    progress: bool = False,
+) -> Path:
+    """Writes a folder with the model, its tokenizer and how to generate; returns its path.
+
+    params: without adapters, stacked or not, on any devices; every process calls this, the first one writes, and a
+    tensor at a time is fetched. config: the config.json that the model came with; None for one of its own.
+    chat_template: Jinja, to be written as chat_template.jinja. stop_ids: tokens that end a turn. dtype: "float32" or
+    "bfloat16". max_shard_bytes: of a file, unless a single tensor is larger. The folder is there whole or not at all.
+    Raises InputError if it is there already and not empty, if it cannot be written, or if no family fits the model.
+    """
+    folder = Path(folder).expanduser()
+    if dtype not in _KINDS:
+        raise InputError(f"dtype={dtype!r}: use one of {', '.join(_KINDS)}")
+    if any(path[-1].key in ADAPTERS for path, _ in jax.tree_util.tree_leaves_with_path(params)):
+        raise ValueError("the parameters hold adapters; merge them first")
+    config = model_config(arch, config, stop_ids, bos_id, pad_id, dtype)
+    family, fields = families.describe(config, CONFIG)
+    sources = families.sources(family, fields)
+    shards = _shards(tensor_shapes(sources, leaf_shapes(fields)), np.dtype(DTYPES[dtype]).itemsize, max_shard_bytes)
+    files = dict(tokenizer_files or {})
+    if chat_template is not None:
+        files["chat_template.jinja"] = chat_template.encode()
+    if "tokenizer.model" in files and not {"tokenizer.json", "tokenizer_config.json"} & {*files}:
+        files["tokenizer_config.json"] = as_json(sentence_piece_config(files["tokenizer.model"], stop_ids))
+    files["generation_config.json"] = generation_config(files.get("generation_config.json"), stop_ids, bos_id, pad_id)
+    files[CONFIG] = as_json(config)
+    total = sum(nbytes for shard in shards.values() for _, nbytes in shard.values())
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in shards.items() for name in shard}
+        files[INDEX] = as_json({"metadata": {"total_size": total}, "weight_map": weight_map})
+    parts = _parts(sources)
+    with ExitStack() as stack:
+        writer = stack.enter_context(FolderAside(folder, total))
+        writer.do(lambda aside: write_files(aside, files))
+        bar = stack.enter_context(progress_bar(total, "writing weights", progress))
+        for file, shard in shards.items():
+            writer.do(partial(_write_header, file=file, shard=shard, kind=_KINDS[dtype]))
+            for name, (shape, nbytes) in shard.items():
+                fetched = _tensor(params, parts[name], shape, np.dtype(DTYPES[dtype]))
+                writer.do(partial(_append, file=file, tensor=fetched))
+                bar.update(nbytes)
+    return folder
+
+
+def _shards(
+    shapes: Mapping[str, tuple[int, ...]], itemsize: int, most: int
+) -> dict[str, dict[str, tuple[tuple[int, ...], int]]]:
+    """{file: {tensor: (shape, bytes)}}."""
+    shards: list[dict] = [{}]
+    for name, shape in shapes.items():
+        nbytes = int(np.prod(shape)) * itemsize
+        if shards[-1] and sum(size for _, size in shards[-1].values()) + nbytes > most:
+            shards.append({})
+        shards[-1][name] = (shape, nbytes)
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, 1)}
+
+
+def _parts(sources: Mapping[tuple, Source]) -> dict[str, list[tuple[tuple, Source]]]:
+    """For each tensor, the parameters of ours that make it up."""
+    found: dict[str, list[tuple[tuple, Source]]] = {}
+    for path, source in sources.items():
+        found.setdefault(source.name, []).append((path, source))
+    return found
+
+
+def _tensor(
+    params: Params, parts: Sequence[tuple[tuple, Source]], shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
+    tensor = np.empty(shape, dtype)
+    for path, source in parts:
+        target = tensor[slice(*source.rows)] if source.rows else tensor
+        fetched = fetch(params, path)
+        if fetched.shape != (target.shape[::-1] if source.transposed else target.shape):
+            raise ValueError(
+                f"the parameter {'/'.join(map(str, path))} has shape {fetched.shape}, not as {target.shape}"
+            )
+        copy(fetched, target, source.transposed)
+    return tensor
+
+
+def fetch(params: Params, path: tuple) -> np.ndarray:
+    """The parameter at this path of the unrolled layout, on every host, wherever it lies and stacked or not."""
+    layer, leaf = None, params
+    for part in path:
+        if isinstance(part, int) and part not in leaf:
+            layer = part
+        else:
+            leaf = leaf[part]
+    if not isinstance(leaf, jax.Array):
+        return np.asarray(leaf if layer is None else leaf[layer])
+    if layer is not None:
+        leaf = _layer(leaf, layer)
+    if leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+@jax.jit
+def _layer(stacked: jax.Array, index: int) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(stacked, index, keepdims=False)
+
+
+def write_files(aside: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files by their names."""
+    for name, content in files.items():
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        (aside / name).write_bytes(content)
+
+
+def _write_header(aside: Path, file: str, shard: Mapping[str, tuple[tuple[int, ...], int]], kind: str) -> None:
+    """Begins a safetensors file: the tensors follow in this order (https://github.com/huggingface/safetensors)."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (shape, nbytes) in shard.items():
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [offset, offset + nbytes]}
+        offset += nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    (aside / file).write_bytes(len(text).to_bytes(8, "little") + text)
+
+
+def _append(aside: Path, file: str, tensor: np.ndarray) -> None:
+    with (aside / file).open("ab") as stream:
+        _write(stream, tensor.reshape(-1).view(np.uint8))
+
+
+def _write(stream: BinaryIO, data: np.ndarray) -> None:
+    stream.write(data)

@@ -1,0 +1,112 @@
+"""The tensors of safetensors files: where they lie, and boxes of them.
+
+Format: https://github.com/huggingface/safetensors. The safetensors library judges every header; the bytes are read
+here, for its own reads go through mapped memory, all of which counts as resident until the file is closed.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from mtsft.errors import InputError, one_line
+
+Range = tuple[int, int]
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+_EDGE = 64 << 10  # bytes at either end of a file that its digest is of
+
+
+class Tensor(NamedTuple):
+    """Where a tensor lies: row by row in `file`, from `offset` on."""
+
+    file: Path
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its entries."""
+        return np.dtype(DTYPES[self.kind])
+
+    @property
+    def width(self) -> int:
+        """Entries of a row; 1 of a vector."""
+        return self.shape[1] if len(self.shape) == 2 else 1
+
+
+def read_header(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises InputError for a file that is not whole."""
+    try:
+        with safe_open(file, framework="numpy"):
+            pass  # that the offsets make up the file, without a gap and without an overlap
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size))
+    except (OSError, SafetensorError) as error:
+        reason = one_line(error, 120)
+        raise InputError(f"{file}: is not a whole safetensors file ({reason}); fetch it anew") from error
+    header.pop("__metadata__", None)
+    return {
+        name: Tensor(file, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def file_digest(file: Path) -> bytes:
+    """A digest of a file's name, size, header and edges."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        header = stream.read(8)
+        header += stream.read(int.from_bytes(header, "little"))
+        first = stream.read(_EDGE)
+        stream.seek(max(0, size - _EDGE))
+        last = stream.read(_EDGE)
+    return hashlib.sha256(repr((file.name, size)).encode() + header + first + last).digest()
+
+
+def read_box(tensor: Tensor, rows: Range, columns: Range) -> np.ndarray:
+    """Rows by columns of a tensor, (rows, columns) of its own dtype."""
+    box = np.empty((rows[1] - rows[0], columns[1] - columns[0]), tensor.dtype)
+    whole_rows = columns == (0, tensor.width)
+    runs = [box.reshape(-1)] if whole_rows else list(box)
+    try:
+        with tensor.file.open("rb", buffering=0) as file:
+            for row, run in enumerate(runs, rows[0]):
+                start = (row * tensor.width + columns[0]) * tensor.dtype.itemsize
+                _fill(file, tensor.offset + start, run.view(np.uint8))
+    except (OSError, EOFError) as error:
+        raise InputError(
+            f"{tensor.file}: cannot be read ({one_line(error)}); check the disk, or copy it anew"
+        ) from error
+    return box
+
+
+def _fill(file: BinaryIO, offset: int, buffer: np.ndarray) -> None:
+    file.seek(offset)
+    while len(buffer):
+        count = file.readinto(buffer)
+        if not count:
+            raise EOFError("it ends too early")
+        buffer = buffer[count:]
+
+
+def copy(source: np.ndarray, target: np.ndarray, transposed: bool) -> None:
+    """target[...] = source, or its transpose, cast to the target's dtype."""
+    if not transposed:
+        target[...] = source
+        return
+    for i in range(0, len(source), 8):  # a few rows at a time stay in the cache: five times as fast as all at once
+        target[:, i : i + 8] = source[i : i + 8].T
+
+
+def progress_bar(total: int, what: str, shown: bool) -> tqdm:
+    """A bar of bytes on standard error, that moves in a terminal, and says a line now and then in a log."""
+    seconds = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=not shown, mininterval=seconds, miniters=1)

@@ -1,0 +1,171 @@
+"""What a decoder is: sizes, customs and numerics, as data."""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtsft.errors import InputError
+
+# What the backward pass keeps of a layer; the rest it computes again. "none" keeps all.
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+LAYER_TYPES = ("full", "sliding")
+ROPE_TYPES = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Sizes, customs and numerics, under the names of Hugging Face's configs; config.py says what each means.
+
+    The families of decoders differ in these values alone. Raises InputError for values that make no model.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    hidden_act: str
+    rms_norm_eps: float
+    zero_centered_norms: bool
+    post_norms: bool
+    qk_norm: bool
+    attention_bias: bool
+    attention_output_bias: bool
+    mlp_bias: bool
+    query_pre_attn_scalar: float
+    attn_logit_softcapping: float
+    final_logit_softcapping: float
+    scale_embeddings: bool
+    sliding_window: int
+    layer_types: str
+    rope_theta: float
+    rope_scaling: str
+    rope_local_theta: float
+    tie_word_embeddings: bool
+    initializer_range: float
+    dtype: str
+    param_dtype: str
+    scan_layers: bool
+    remat: str
+
+    def __post_init__(self):
+        may_be_0 = ("sliding_window", "max_position_embeddings")
+        for name, value in vars(self).items():
+            if type(value) is int and value < (name not in may_be_0):
+                raise InputError(f"model.{name}={value}: must be at least {int(name not in may_be_0)}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise InputError(
+                f"model.num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"model.num_key_value_heads={self.num_key_value_heads}; each key-value head serves as many heads"
+            )
+        if self.head_dim % 2:
+            raise InputError(f"model.head_dim={self.head_dim}: rotary positions turn pairs, so it must be even")
+        tables = {"remat": REMAT_POLICIES, "dtype": DTYPES, "param_dtype": DTYPES, "hidden_act": ACTIVATIONS}
+        for name, table in tables.items():
+            if getattr(self, name) not in table:
+                raise InputError(f"model.{name}={getattr(self, name)!r}: use one of {', '.join(table)}")
+        if any(kind not in LAYER_TYPES for kind in self.layer_types.split(",")):
+            raise InputError(
+                f"model.layer_types={self.layer_types!r}: write the kinds of attention that the layers repeat, "
+                'each "full" or "sliding", as "sliding,full"'
+            )
+        if any(self.slides) and not self.sliding_window:
+            raise InputError(f"model.layer_types={self.layer_types!r} slides: set model.sliding_window to its tokens")
+        _check_rope(self.rope)
+
+    @cached_property
+    def slides(self) -> tuple[bool, ...]:
+        """For each layer, whether its attention is over a sliding window."""
+        pattern = self.layer_types.split(",")
+        return tuple(pattern[i % len(pattern)] == "sliding" for i in range(self.num_hidden_layers))
+
+    @cached_property
+    def rope(self) -> dict[str, Any]:
+        """rope_scaling as a dict, with its rope_type."""
+        try:
+            scaling = json.loads(self.rope_scaling or "{}")
+        except ValueError:
+            scaling = None
+        if not isinstance(scaling, dict):
+            raise InputError(
+                f"model.rope_scaling={self.rope_scaling!r}: write one JSON object, such as "
+                '\'{"rope_type": "linear", "factor": 4.0}\''
+            )
+        return {"rope_type": "default", "max_position_embeddings": self.max_position_embeddings, **scaling}
+
+    @property
+    def attention_scale(self) -> float:
+        """What attention scores are multiplied by."""
+        return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
+
+
+def _check_rope(rope: dict[str, Any]) -> None:
+    kind = rope["rope_type"]
+    if kind not in ROPE_TYPES:
+        raise InputError(f"model.rope_scaling: the rope_type {kind!r} is not known; use one of {', '.join(ROPE_TYPES)}")
+    needed = ROPE_TYPES[kind]
+    if kind == "yarn" and not rope["max_position_embeddings"]:
+        needed = (*needed, "original_max_position_embeddings")
+    for name in needed:
+        if not isinstance(rope.get(name), int | float) or not rope[name] > 0:
+            raise InputError(f"model.rope_scaling: the rope_type {kind!r} needs a {name} above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): y = W x + (alpha / rank) B A x, W frozen.
+
+    rank: 0 for none. targets: a regex that is looked for in the names of matrices, such as
+    "layers/attention/(query|value)". dropout: of what enters A, in training. Raises InputError for impossible values.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: str = ""
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise InputError(f"lora.rank={self.rank}: must be at least 0 (no adapters)")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"lora.dropout={self.dropout}: must be in [0, 1)")
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise InputError(f"lora.targets={self.targets!r} is not a regular expression: {error}") from error
+
+    @property
+    def scale(self) -> float:
+        """What B A x is multiplied by."""
+        return self.alpha / self.rank
+
+    def adapts(self, name: str) -> bool:
+        """Whether the matrix of this name (as "layers/mlp/up") gets an adapter."""
+        return bool(self.rank and re.search(self.targets, name))
+
+
+NO_LORA = LoRA()

@@ -1,0 +1,101 @@
+"""A conversation with a trained model: what is said, and the commands that change it."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from mtsft.errors import InputError, one_line
+from mtsft.model.sampling import Sampling
+from mtsft.training.trained import Trained
+
+HELP = """/reset          forget what was said (the system prompt stays)
+/system TEXT    start over with another system prompt; without TEXT, with none
+/save FILE      append the conversation to FILE, as a line that can be trained on
+/help           this
+/quit           leave, as Ctrl-D does
+A line that begins with a space is said as it is. Ctrl-C stops a reply."""
+
+
+class Conversation:
+    """Messages so far, as (role, content) pairs, of which the model says every second one."""
+
+    def __init__(self, model: Trained, sampling: Sampling, max_new: int, system: str = ""):
+        self._model, self._sampling, self._max_new = model, sampling, max_new
+        self.messages: list[tuple[str, str]] = []
+        self.start_over(system)
+
+    def start_over(self, system: str) -> None:
+        """Forgets everything; `system` is the new system prompt, "" for none."""
+        self.messages = [("system", system)] if system else []
+
+    def reset(self) -> None:
+        """Forgets everything but the system prompt."""
+        self.messages = [message for message in self.messages[:1] if message[0] == "system"]
+
+    def say(self, text: str) -> Iterator[str]:
+        """The model's reply to `text`, piece by piece; what was given when the caller stops is kept as the reply.
+
+        Raises InputError, and forgets `text`, where the template refuses the conversation.
+        """
+        asked = [*self.messages, ("user", text)]
+        said = ""
+        self._model.prompt(asked)  # refuses before anything is said
+        try:
+            for piece in self._model.stream(asked, self._max_new, self._sampling):
+                said += piece
+                yield piece
+        finally:
+            self.messages = [*asked, ("assistant", said)]
+
+    def save(self, path: Path) -> None:
+        """Appends the conversation to a file of JSON lines. Raises InputError where it cannot be written."""
+        record = {"messages": [{"role": role, "content": content} for role, content in self.messages]}
+        try:
+            with path.expanduser().open("a") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def converse(conversation: Conversation, lines: Iterable[str], write: Callable[[str], None]) -> None:
+    """Takes lines, said or commands, until they end or one is /quit; `write` gets all that is shown."""
+    for line in lines:
+        verb, _, rest = line.strip().partition(" ")
+        try:
+            if verb == "/quit":
+                return
+            if not line.startswith("/"):
+                _answer(conversation, line.strip(), write)
+            elif verb == "/reset":
+                conversation.reset()
+                write("(forgotten)\n")
+            elif verb == "/system":
+                conversation.start_over(rest.strip())
+                write("(started over)\n")
+            elif verb == "/save" and rest.strip():
+                conversation.save(Path(rest.strip()))
+                write(f"(saved to {rest.strip()})\n")
+            elif verb == "/help":
+                write(HELP + "\n")
+            else:
+                write(f"{one_line(line, 60)}: no such command; these are\n{HELP}\n")
+        except InputError as error:
+            write(f"({error})\n")
+
+
+def _answer(conversation: Conversation, text: str, write: Callable[[str], None]) -> None:
+    if not text:
+        return
+    pieces = conversation.say(text)
+    try:
+        for piece in pieces:
+            write(_visible(piece))
+    except KeyboardInterrupt:
+        pieces.close()
+        write(" (stopped)")
+    write("\n")
+
+
+def _visible(text: str) -> str:
+    """Text that cannot steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)

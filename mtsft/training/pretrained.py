@@ -1,0 +1,198 @@
+"""What a run starts from: fresh parameters, a Hugging Face folder, or what another run trained."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from mtsft.config import default
+from mtsft.data.dataset import open_chat
+from mtsft.dialogue.recipe import Chat
+from mtsft.errors import InputError
+from mtsft.interop.huggingface import Folder
+from mtsft.interop.peft import merge
+from mtsft.model.architecture import NO_LORA, Architecture, LoRA
+from mtsft.model.linear import ADAPTERS
+from mtsft.model.parameters import Params, are_stacked, join, names, select, split
+from mtsft.model.transformer import Model
+from mtsft.training.checkpoint import Checkpoints
+from mtsft.training.frozen import trained_names
+from mtsft.training.workdir import nothing_in, read_chat, read_config
+
+# The fields of an Architecture that say how it is computed here, not what is computed.
+RUNTIME = ("dtype", "param_dtype", "scan_layers", "remat")
+# Those of a model that exists which a config may change: they stretch its positions.
+_CHANGEABLE = ("rope_theta", "rope_scaling", "max_position_embeddings")
+
+Place = Callable[[Any], Any]  # from shapes to the shardings of their arrays
+
+
+class HuggingFaceBase:
+    """A model as a folder of transformers holds it. fields: of its Architecture, all but RUNTIME."""
+
+    lora = NO_LORA
+    step = 0
+
+    def __init__(self, path: Path):
+        self.path, self.folder = path, Folder.open(path)
+        self.fields: dict[str, Any] = dict(self.folder.fields)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the parameters do."""
+        return self.folder.fingerprint
+
+    @cached_property
+    def chat(self) -> Chat:
+        """Its tokenizer and its chat template."""
+        return open_chat(str(self.path))
+
+    def model(self, **runtime) -> Model:
+        """The model, computed as RUNTIME fields say; by default unrolled, in float32."""
+        defaults = dict(dtype="float32", param_dtype="float32", scan_layers=False, remat="none")
+        return Model(Architecture(**self.fields, **defaults | runtime))
+
+    def restore(self, model: Model, place: Place, progress: bool = False) -> Params:
+        """All its parameters as `model`, one of `model()`, has them."""
+        return self.read(jax.eval_shape(model.init, jax.random.key(0)), place, progress)
+
+    def read(self, shapes: Params, place: Place, progress: bool = False) -> Params:
+        """Its parameters that `shapes` has, in these dtypes, stacked or apart."""
+        return self.folder.read(shapes, place(shapes), progress)
+
+
+class RunBase:
+    """A model as a run left it in its workdir. lora: its adapters, of rank 0 where it has none; else as above.
+
+    step: of the checkpoint; None for the best by held-out loss, or the newest where nothing was held out. Raises
+    InputError where there is no such model.
+    """
+
+    def __init__(self, path: Path, step: int | None = None):
+        self.path, self.config = path, read_config(path)
+        self.lora = LoRA(**self.config.lora)
+        with Checkpoints(path / "checkpoints", None, keep=0) as checkpoints:
+            steps = checkpoints.steps
+            if not steps:
+                raise nothing_in(path, "no checkpoint is whole yet")
+            if step is not None and step not in steps:
+                raise InputError(f"{path} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+            self.step = checkpoints.best if step is None else step
+        arch = model_of(self.config, self.chat.open()[1].vocab_size).arch
+        self.fields = {name: value for name, value in asdict(arch).items() if name not in RUNTIME}
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the parameters do."""
+        return json.dumps([json.loads((self.path / "fingerprint.json").read_text()), self.step])
+
+    @cached_property
+    def chat(self) -> Chat:
+        """Its tokenizer and its chat template."""
+        return read_chat(self.path)
+
+    def model(self, **runtime) -> Model:
+        """The model with its adapters, computed as RUNTIME fields say; by default unrolled, else as it was trained."""
+        as_trained = {name: self.config.model[name] for name in RUNTIME} | {"scan_layers": False}
+        return Model(Architecture(**self.fields, **as_trained | runtime), self.lora)
+
+    def restore(self, model: Model, place: Place, progress: bool = False) -> Params:
+        """All its parameters, its adapters and what was frozen, as `model`, one of `model()`, has them."""
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        trains = trained_names(self.lora, self.config.train.freeze, names(shapes))
+        trained, frozen = split(shapes, trains)
+        field = "average" if self.config.train.average_decay else "params"
+        with Checkpoints(self.path / "checkpoints", model, keep=0) as checkpoints:
+            params = checkpoints.restore_params(self.step, trained, place, field)
+        if not frozen:
+            return params
+        base = open_base(self.config.model.init_from)
+        return join(params, initial(frozen, model, base, self.config.train.seed, place, progress))
+
+    def read(self, shapes: Params, place: Place, progress: bool = False) -> Params:
+        """Its parameters that `shapes` has, adapters merged, in these dtypes, stacked or apart."""
+        model = self.model(scan_layers=are_stacked(shapes))
+        params = select(merge(self.restore(model, place, progress), self.lora), shapes)
+        return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, shapes)
+
+
+def open_base(path: str | Path) -> HuggingFaceBase | RunBase | None:
+    """The model that model.init_from names; None for "". Raises InputError if there is none."""
+    if not path:
+        return None
+    folder = epath.Path(path).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"{path}: no such folder; model.init_from is a Hugging Face folder or the workdir of a run")
+    return open_trained(folder)
+
+
+def open_trained(path: str | Path, step: int | None = None) -> HuggingFaceBase | RunBase:
+    """The model of a workdir, or of a Hugging Face folder. step: see RunBase. Raises InputError if there is none."""
+    folder = epath.Path(path).expanduser()
+    return HuggingFaceBase(folder) if _is_of_hugging_face(folder) else RunBase(folder, step)
+
+
+def _is_of_hugging_face(folder: epath.Path) -> bool:
+    if any(folder.glob("*.safetensors*")):
+        return True
+    try:
+        return "model_type" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def resolve(config: ConfigDict) -> tuple[ConfigDict, HuggingFaceBase | RunBase | None]:
+    """A config whose model is that of model.init_from, and where its parameters come from.
+
+    Raises InputError for a key of `model` that says otherwise than the model does.
+    """
+    base = open_base(config.model.init_from)
+    if base is None:
+        return config, None
+    config, unsaid = config.copy_and_resolve_references(), default().model
+    for name, value in base.fields.items():
+        value = type(unsaid[name])(value)
+        given = config.model[name]
+        if given in (unsaid[name], value):
+            config.model[name] = value
+        elif name not in _CHANGEABLE:
+            raise InputError(
+                f"model.{name}={given!r}, and the model of model.init_from has {value!r}: leave model.{name} to it"
+            )
+    return config, base
+
+
+def model_of(config: ConfigDict, vocab_size: int) -> Model:
+    """The model of a resolved config. vocab_size: of the tokenizer, where the config gives none."""
+    keys = dict(config.model)
+    del keys["init_from"]
+    keys["vocab_size"] = keys["vocab_size"] or vocab_size
+    return Model(Architecture(**keys), LoRA(**config.lora))
+
+
+def initial(
+    shapes: Params,
+    model: Model,
+    base: HuggingFaceBase | RunBase | None,
+    seed: int,
+    place: Place,
+    progress: bool = False,
+) -> Params:
+    """What the parameters of `shapes`, which are some of the model's, are before the first step.
+
+    Read from `base`, or drawn where there is none, as adapters always are; each made on the devices that hold it, and
+    the same on any devices.
+    """
+    drawn, read = (shapes, {}) if base is None else split(shapes, lambda name: name.endswith(ADAPTERS))
+
+    def draw(key):
+        return select(model.init(key), drawn)
+
+    fresh = jax.jit(draw, out_shardings=place(drawn))(jax.random.key(seed)) if drawn else {}
+    return join(fresh, base.read(read, place, progress)) if read else fresh

@@ -1,0 +1,22 @@
+"""When held-out loss says that training is over."""
+
+import math
+from collections.abc import Sequence
+
+
+def stops_after(losses: Sequence[float], patience: int, min_improvement: float) -> int | None:
+    """The index of the evaluation after which training ends: the last of `patience` in a row without improvement.
+
+    An improvement is a loss more than `min_improvement` below that of the last improvement (the first finite loss is
+    one, nan never), so that slow progress adds up. None if training goes on; patience 0 for ever. Later losses do not
+    change the answer. Prechelt 1998, Early stopping - but when?, the criterion UP.
+    """
+    best, since = math.inf, 0
+    for index, loss in enumerate(losses):
+        if loss < best - min_improvement:
+            best, since = loss, 0
+        else:
+            since += 1
+        if patience and since == patience:
+            return index
+    return None
