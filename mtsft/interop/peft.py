@@ -219,7 +219,7 @@ def _combined(
     B = np.zeros((fan_out, rank * len(parts)), np.float32)
     for i, (path, rows) in enumerate(parts):
         B[slice(*rows) if rows else slice(None), rank * i : rank * (i + 1)] = fetch(adapters, (*path[:-1], "lora_b")).T
-    return np.concatenate(A).astype(np.float32), B
+    return np.ascontiguousarray(np.concatenate(A), np.float32), B  # safetensors writes memory as it lies
 
 
 def _as_module(family: Family, module: str) -> str:

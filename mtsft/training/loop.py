@@ -156,7 +156,7 @@ def _claim(workdir: epath.Path, run: Run) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     check_same_run(workdir / "fingerprint.json", run.identity())
     if _is_first():
-        workdirs.write(workdir, run.config, run.dataset.recipe.chat)
+        workdirs.write(workdir, run.config, run.dataset.recipe.chat, run.base and run.base.published)
 
 
 def _measure_context(run: Run, params: Params) -> dict[str, Any]:

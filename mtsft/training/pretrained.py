@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from mtsft.config import default
 from mtsft.data.dataset import open_chat
-from mtsft.dialogue.recipe import Chat
+from mtsft.dialogue.encode import Encoder
+from mtsft.dialogue.recipe import Chat, Recipe
 from mtsft.errors import InputError
 from mtsft.interop.huggingface import Folder
 from mtsft.interop.peft import merge
@@ -23,18 +24,23 @@ from mtsft.model.parameters import Params, are_stacked, join, names, select, spl
 from mtsft.model.transformer import Model
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.frozen import trained_names
-from mtsft.training.workdir import nothing_in, read_chat, read_config
+from mtsft.training.workdir import nothing_in, read_chat, read_config, read_published
 
 # The fields of an Architecture that say how it is computed here, not what is computed.
 RUNTIME = ("dtype", "param_dtype", "scan_layers", "remat")
 # Those of a model that exists which a config may change: they stretch its positions.
 _CHANGEABLE = ("rope_theta", "rope_scaling", "max_position_embeddings")
 
+_UNBOUNDED = 2**31 - 1
+
 Place = Callable[[Any], Any]  # from shapes to the shardings of their arrays
 
 
 class HuggingFaceBase:
-    """A model as a folder of transformers holds it. fields: of its Architecture, all but RUNTIME."""
+    """A model as a folder of transformers holds it.
+
+    fields: of its Architecture, all but RUNTIME. published: its config.json.
+    """
 
     lora = NO_LORA
     step = 0
@@ -42,6 +48,7 @@ class HuggingFaceBase:
     def __init__(self, path: Path):
         self.path, self.folder = path, Folder.open(path)
         self.fields: dict[str, Any] = dict(self.folder.fields)
+        self.published: dict[str, Any] | None = self.folder.config
 
     @property
     def fingerprint(self) -> str:
@@ -52,6 +59,10 @@ class HuggingFaceBase:
     def chat(self) -> Chat:
         """Its tokenizer and its chat template."""
         return open_chat(str(self.path))
+
+    def encoder(self) -> Encoder:
+        """Conversations as its tokens, of any length."""
+        return Recipe(self.chat, _UNBOUNDED).encoder()
 
     def model(self, **runtime) -> Model:
         """The model, computed as RUNTIME fields say; by default unrolled, in float32."""
@@ -68,14 +79,17 @@ class HuggingFaceBase:
 
 
 class RunBase:
-    """A model as a run left it in its workdir. lora: its adapters, of rank 0 where it has none; else as above.
+    """A model as a run left it in its workdir.
+
+    lora: its adapters, of rank 0 where it has none. published: of the folder that it comes from, None for none. Else
+    as above.
 
     step: of the checkpoint; None for the best by held-out loss, or the newest where nothing was held out. Raises
     InputError where there is no such model.
     """
 
     def __init__(self, path: Path, step: int | None = None):
-        self.path, self.config = path, read_config(path)
+        self.path, self.config, self.published = path, read_config(path), read_published(path)
         self.lora = LoRA(**self.config.lora)
         with Checkpoints(path / "checkpoints", None, keep=0) as checkpoints:
             steps = checkpoints.steps
@@ -96,6 +110,11 @@ class RunBase:
     def chat(self) -> Chat:
         """Its tokenizer and its chat template."""
         return read_chat(self.path)
+
+    def encoder(self) -> Encoder:
+        """Conversations as its tokens, of any length."""
+        stops = tuple(stop.strip() for stop in self.config.data.stops.split(",") if stop.strip())
+        return Recipe(self.chat, _UNBOUNDED, stops=stops).encoder()
 
     def model(self, **runtime) -> Model:
         """The model with its adapters, computed as RUNTIME fields say; by default unrolled, else as it was trained."""

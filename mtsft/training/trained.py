@@ -16,7 +16,6 @@ from tqdm import tqdm
 from mtsft.diagnose.replies import replies
 from mtsft.dialogue.encode import Encoder
 from mtsft.dialogue.formats import parse_record
-from mtsft.dialogue.recipe import Recipe
 from mtsft.dialogue.schema import Message
 from mtsft.errors import InputError
 from mtsft.model.parameters import Params, join, split
@@ -26,7 +25,6 @@ from mtsft.training.pretrained import RunBase, open_trained
 from mtsft.training.run import Run
 from mtsft.training.workdir import with_its_date
 
-_UNBOUNDED = 2**31 - 1
 _BATCH = 32  # contexts that are replied to at a time, or some more to fill all devices
 
 
@@ -95,14 +93,10 @@ def load(path: str | Path, step: int | None = None, **runtime) -> Trained:
     training. Raises InputError where there is no such model.
     """
     base = open_trained(path, step)
-    stops = ()
-    if isinstance(base, RunBase):
-        stops = tuple(stop.strip() for stop in base.config.data.stops.split(",") if stop.strip())
-    encoder = Recipe(base.chat, _UNBOUNDED, stops=stops).encoder()
     model = base.model(**runtime)
     device = SingleDeviceSharding(jax.local_devices()[0])
     params = base.restore(model, partial(jax.tree.map, lambda _: device))
-    return Trained(model, params, encoder, base.step)
+    return Trained(model, params, base.encoder(), base.step)
 
 
 def evaluate(config: ConfigDict, workdir: str | Path | None) -> dict[str, Any]:

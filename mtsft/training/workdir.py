@@ -2,7 +2,9 @@
 
 import datetime
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -13,16 +15,21 @@ from mtsft.dialogue.tokenizer import read_files
 from mtsft.errors import InputError, one_line
 from mtsft.files import write_whole
 
-_CONFIG, _TEMPLATE, _TOKENIZER = "config.json", "template.json", "tokenizer"
+_CONFIG, _TEMPLATE, _TOKENIZER, _PUBLISHED = "config.json", "template.json", "tokenizer", "published.json"
 
 
-def write(workdir: epath.Path, config: ConfigDict, chat: Chat) -> None:
-    """Keeps all that a trained model's user needs beside the checkpoints."""
+def write(workdir: epath.Path, config: ConfigDict, chat: Chat, published: Mapping[str, Any] | None = None) -> None:
+    """Keeps all that a trained model's user needs beside the checkpoints.
+
+    published: the config.json of the Hugging Face folder that the model comes from, for an export to be like it.
+    """
     for name, content in chat.tokenizer.items():
         path = workdir / _TOKENIZER / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
     write_whole(workdir / _TEMPLATE, chat.as_json().encode())
+    if published is not None:
+        write_whole(workdir / _PUBLISHED, (json.dumps(published, indent=1) + "\n").encode())
     write_whole(workdir / _CONFIG, (config.to_json(indent=1) + "\n").encode())
 
 
@@ -49,6 +56,15 @@ def read_chat(workdir: epath.Path) -> Chat:
         raise nothing_in(workdir, f"no {_TEMPLATE}") from error
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not the template of a run of this version: {one_line(error, 100)}") from error
+
+
+def read_published(workdir: epath.Path) -> dict[str, Any] | None:
+    """The config.json that the model of a run was published with; None for a model of its own."""
+    path = workdir / _PUBLISHED
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise InputError(f"{path}: holds no JSON; restore it, or take it away") from error
 
 
 def with_its_date(config: ConfigDict, workdir: epath.Path | None = None) -> ConfigDict:

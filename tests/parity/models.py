@@ -118,7 +118,7 @@ def randomise(module, seed):
             elif parameter.ndim == 1:
                 parameter.copy_((1.5 * (zero_centred and "post_" in name) + (not zero_centred)) + 0.3 * noise)
             elif "embed" in name or "lm_head" in name:
-                parameter.copy_((0.1 if zero_centred else 0.3) * noise)  # else tied models say one word over and over
+                parameter.copy_((0.05 if zero_centred else 0.15) * noise)  # else tied models say one word over and over
             else:
                 parameter.copy_(1.5 * noise * parameter.shape[1] ** -0.5)
 

@@ -55,10 +55,11 @@ def test_greedy_words(pair):
         rng = np.random.default_rng(seed)
         prompts = [rng.integers(0, pair.model.arch.vocab_size, size).tolist() for size in (3, 19, 11)]
         said, lead = models.greedy(pair, prompts, 64)
-        if lead > 1e-3:  # else a rounding could choose
+        various = min(len({*reply}) for reply in said) > 8
+        if various and lead > 3e-4:  # else a rounding could choose
             break
-    assert lead > 1e-3
-    assert all(len({*reply}) > 8 for reply in said)
+    assert various
+    assert lead > 3e-4
     assert generate(pair.model, pair.params, prompts, [], 64, length_multiple=8) == said
 
 
