@@ -13,7 +13,7 @@ import pytest
 import mtsft
 from mtsft.config import default
 from mtsft.data.dataset import find_sources
-from mtsft.model.transformer import Architecture
+from mtsft.model.architecture import Architecture, LoRA
 
 # Low to high. A name stands for its folder or file; "training" for what is not named by itself, its leaves; "" for
 # the files directly in mtsft/, the doors.
@@ -21,11 +21,15 @@ FLOORS = (
     ("errors", "files"),
     ("config", "dialogue", "training.objective"),
     ("data", "model"),
+    ("interop",),
     ("diagnose", "training"),
     ("training.state",),
     ("training.step", "training.checkpoint"),
-    ("training.run", "training.workdir"),
+    ("training.workdir",),
+    ("training.pretrained",),
+    ("training.run", "training.converting"),
     ("training.loop", "training.trained", "training.numeric"),
+    ("training.conversation",),
     ("cli",),
     ("",),
 )
@@ -36,13 +40,14 @@ ONLY = {
         "cli",
         "training.run",
         "training.workdir",
+        "training.pretrained",
         "training.loop",
         "training.trained",
         "training.numeric",
     ),
-    "mtsft.config": ("training.run", "training.workdir", ""),
+    "mtsft.config": ("training.run", "training.workdir", "training.pretrained", "training.converting", ""),
     "absl": ("cli", ""),
-    "jax": ("model", "diagnose", "training", ""),
+    "jax": ("model", "interop", "diagnose", "training", ""),
     "flax": ("model",),
     "optax": ("training",),
     "orbax": ("training.checkpoint",),
@@ -115,4 +120,5 @@ def test_a_process_that_tokenises_loads_no_jax(door):
 def test_config_keys_are_what_the_rooms_take():
     config = default()
     assert {*config.data} == {*inspect.signature(find_sources).parameters}
-    assert {*config.model} == {field.name for field in fields(Architecture)} - {"vocab_size"}
+    assert {*config.model} == {field.name for field in fields(Architecture)} | {"init_from"}
+    assert {*config.lora} == {field.name for field in fields(LoRA)}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from mtsft.errors import InputError, one_line
@@ -15,8 +16,8 @@ from mtsft.errors import InputError, one_line
 class FolderAside:
     """A folder written aside by the first process, and renamed when it is whole.
 
-    Another process only learns at the end whether that went well: until then it takes part in fetching, as does the
-    first one after a failure, for whoever leaves a gathering keeps the others waiting.
+    Another process learns at the beginning and at the end whether that went well: between them it takes part in
+    fetching, as does the first one after a failure, for whoever leaves a gathering keeps the others waiting.
     """
 
     def __init__(self, folder: Path, nbytes: int):
@@ -25,6 +26,7 @@ class FolderAside:
 
     def __enter__(self) -> "FolderAside":
         self.do(self._begin)
+        self._agree()
         return self
 
     def do(self, write: Callable[[Path], object]) -> None:
@@ -43,11 +45,15 @@ class FolderAside:
         try:
             if kind is None:
                 self.do(lambda aside: aside.replace(self.folder))
-                if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(self.error is not None):
-                    raise self.error or InputError(f"{self.folder}: could not be written; the first process says why")
+                self._agree()
         finally:
             if jax.process_index() == 0:
                 shutil.rmtree(self.aside, ignore_errors=True)
+
+    def _agree(self) -> None:
+        """Raises InputError on every process where the first one has met an error."""
+        if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.array(self.error is not None)):
+            raise self.error or InputError(f"{self.folder}: could not be written; the first process says why")
 
     def _begin(self, aside: Path) -> None:
         if self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):

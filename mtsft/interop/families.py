@@ -100,8 +100,6 @@ def _refuse_unsupported(values: Values, family: Family) -> None:
     for key, why in _REFUSED.items():
         if values.get(key):
             raise values.refusal(f"{key} is set: {why}")
-    if (values.get("pretraining_tp") or 1) != 1:
-        raise values.refusal("pretraining_tp is not 1: its way of adding up is not supported; set it to 1")
     for name in ("attention_bias", "mlp_bias", "attn_logit_softcapping", "final_logit_softcapping"):
         if values.get(name) and family.fixed.get(name, True) in (False, 0.0):
             raise values.refusal(f"{name} is set, which a {family.model_type} does not have here")

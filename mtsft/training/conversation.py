@@ -62,10 +62,10 @@ def converse(conversation: Conversation, lines: Iterable[str], write: Callable[[
     for line in lines:
         verb, _, rest = line.strip().partition(" ")
         try:
-            if verb == "/quit":
-                return
             if not line.startswith("/"):
                 _answer(conversation, line.strip(), write)
+            elif verb == "/quit":
+                return
             elif verb == "/reset":
                 conversation.reset()
                 write("(forgotten)\n")

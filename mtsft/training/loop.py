@@ -56,6 +56,7 @@ def train(
         stopped_early = _no_longer_improves(run, losses)
         result = {"finished": stopped_early or int(state.step) >= run.steps, "steps": int(state.step)}
         if stopped_early:
+            checkpoints.wait()
             result["best_step"] = checkpoints.best
             _say(
                 f"stopped early after step {result['steps']:,}: the held-out loss did not improve for "

@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from mtsft.files import write_whole
 
@@ -75,9 +74,13 @@ class Log:
     """The three places that metrics go to; `active` is False on all but one process, which write nothing."""
 
     def __init__(self, workdir: epath.Path, start: int, active: bool):
-        self._metrics = JsonLines(workdir / "metrics.jsonl", after=start) if active else None
-        self._evaluations = JsonLines(workdir / "eval.jsonl", after=start) if active else None
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1) if active else None
+        self._metrics = self._evaluations = self._board = None
+        if active:
+            from tensorboardX import SummaryWriter  # which imports PyTorch where there is one
+
+            self._metrics = JsonLines(workdir / "metrics.jsonl", after=start)
+            self._evaluations = JsonLines(workdir / "eval.jsonl", after=start)
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
     def __enter__(self) -> "Log":
         return self

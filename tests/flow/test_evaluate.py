@@ -88,7 +88,7 @@ def test_the_table_shows_every_turn(door):
     ("flags", "says"),
     [
         (["--workdir=nowhere"], "nowhere holds no trained model (no config.json); train one first with python -m"),
-        ([], "flag --workdir=None: Flag --workdir must have a value"),
+        ([], "nothing to evaluate: give a --workdir, or set model.init_from"),
         (["--workdir=work", "--format=xml"], "flag --format=xml: value should be one of <text|json>"),
     ],
 )

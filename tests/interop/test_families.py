@@ -174,7 +174,6 @@ REFUSALS = [
     ("Llama-3.1-8B", dict(tie_word_embeddings="yes"), "tie_word_embeddings is 'yes'"),
     ("Llama-3.1-8B", dict(hidden_act="relu2"), "hidden_act is 'relu2'"),
     ("Llama-3.1-8B", dict(hidden_act=["silu"]), "hidden_act is"),
-    ("Llama-3.1-8B", dict(pretraining_tp=2), "pretraining_tp"),
     ("Llama-3.1-8B", dict(quantization_config={"quant_method": "gptq"}), "quantization_config"),
     ("Llama-3.1-8B", dict(partial_rotary_factor=0.5), "partial_rotary_factor"),
     ("Llama-3.1-8B", dict(rope_scaling=[1]), "rope_scaling is"),
@@ -292,7 +291,16 @@ def test_export_and_back(published):
         (dict(sliding_window=8, layer_types="full,sliding", attention_bias=True), "qwen2"),
         (dict(qk_norm=True, layer_types="sliding,full,full", sliding_window=8), "qwen3"),
         (dict(GEMMA, query_pre_attn_scalar=64.0), "gemma2"),
-        (dict(GEMMA3, sliding_window=8, final_logit_softcapping=30.0, layer_types="full,sliding"), "gemma3_text"),
+        (
+            dict(
+                GEMMA3,
+                rope_local_theta=500.0,
+                sliding_window=8,
+                final_logit_softcapping=30.0,
+                layer_types="full,sliding",
+            ),
+            "gemma3_text",
+        ),
     ],
 )
 def test_export_finds_the_family(changes, model_type):

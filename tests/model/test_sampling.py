@@ -2,9 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from support import small_model
 
-from mtsft.model.sampling import generate
+from mtsft.errors import InputError
+from mtsft.model.sampling import Sampling, generate, stream
+from mtsft.training.sharding import BATCH, make_mesh, param_shardings
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["scanned", "unrolled"])
@@ -21,7 +24,7 @@ def most_probable(model, params, prompt, count):
         hidden, projection = model.apply(
             params, jnp.array([tokens]), jnp.arange(n)[None], jnp.full((1, n), n, jnp.int32)
         )
-        tokens.append(int((hidden[0, -1] @ projection).argmax()))
+        tokens.append(int((hidden[0, -1] @ projection).argmax()))  # a cap changes no order
     return tokens[len(prompt) :]
 
 
@@ -46,3 +49,95 @@ def test_a_reply_ends_with_its_stop(model_and_params):
 def test_an_empty_prompt_is_refused(model_and_params):
     with pytest.raises(ValueError, match="a prompt has no token"):
         generate(*model_and_params, [[1], []], [0], 2)
+
+
+def test_a_token_without_an_embedding_is_refused(model_and_params):
+    with pytest.raises(ValueError, match="a prompt has the token 96, and the model embeds 96"):
+        generate(*model_and_params, [[1, 96]], [0], 2)
+
+
+CUSTOMS = dict(sliding_window=4, layer_types="sliding,full", rope_local_theta=100.0, final_logit_softcapping=2.0)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_windows_and_caps_are_those_of_training(scan):
+    model = small_model(scan_layers=scan, **CUSTOMS)
+    params = model.init(jax.random.key(3))
+    prompts = [[5, 7, 9], list(range(20, 31))]
+    assert generate(model, params, prompts, [], 8, length_multiple=4) == [
+        most_probable(model, params, prompt, 8) for prompt in prompts
+    ]
+
+
+def test_streamed_is_generated(model_and_params):
+    prompt = [1, 2, 3, 4]
+    sampling = Sampling(temperature=1.5, seed=5)
+    (whole,) = generate(*model_and_params, [prompt], [], 7, sampling)
+    for every in (1, 3):
+        assert list(stream(*model_and_params, prompt, [], 7, sampling, every)) == whole
+    assert list(stream(*model_and_params, prompt, [whole[4]], 7, sampling, 3)) == whole[: whole.index(whole[4]) + 1]
+
+
+def test_what_is_drawn_goes_by_the_seed_and_the_place_of_a_prompt_not_by_its_batch(model_and_params):
+    prompts = [[1, 2], [3, 4, 5], [1, 2], [6]]
+    sampling = Sampling(temperature=2.0, seed=1)
+    together = generate(*model_and_params, prompts, [], 6, sampling)
+    assert generate(*model_and_params, prompts, [], 6, sampling, batch_size=1, length_multiple=1) == together
+    assert together[0] != together[2]
+    assert generate(*model_and_params, prompts, [], 6, Sampling(temperature=2.0, seed=2)) != together
+
+
+def test_decoding_over_a_mesh_is_decoding_on_one_device(model_and_params):
+    model, params = model_and_params
+    mesh = make_mesh("data=2,fsdp=2,tensor=2")
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 96, size).tolist() for size in (3, 11, 1, 8, 5)]
+    expected, told = generate(model, params, prompts, [], 6), []
+    placed = jax.device_put(params, param_shardings(params, mesh))
+    rows = NamedSharding(mesh, BATCH)
+    got = generate(model, placed, prompts, [], 6, batch_size=4, rows=rows, watch=told.append)
+    assert got == expected
+    assert told == [4, 1]
+
+
+LOGITS = np.log(np.array([[0.05, 0.4, 0.3, 0.05, 0.2]], np.float32))
+
+
+def drawn(sampling, count=400):
+    keys = jax.random.split(jax.random.key(0), count)
+    tokens = sampling.choose(jnp.repeat(LOGITS, count, axis=0), keys)
+    return np.bincount(tokens, minlength=5) / count
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(), [0, 1, 0, 0, 0]),
+        (Sampling(temperature=1.0), [0.05, 0.4, 0.3, 0.05, 0.2]),
+        (Sampling(temperature=0.5), [0.0085, 0.5424, 0.3051, 0.0085, 0.1356]),
+        (Sampling(temperature=1.0, top_k=2), [0, 4 / 7, 3 / 7, 0, 0]),
+        (Sampling(temperature=1.0, top_k=9), [0.05, 0.4, 0.3, 0.05, 0.2]),
+        (Sampling(temperature=1.0, top_p=0.71), [0, 4 / 9, 3 / 9, 0, 2 / 9]),
+        (Sampling(temperature=1.0, top_p=0.69), [0, 4 / 7, 3 / 7, 0, 0]),
+        (Sampling(temperature=1.0, top_p=0.01), [0, 1, 0, 0, 0]),
+        (Sampling(temperature=1.0, top_k=2, top_p=0.5), [0, 1, 0, 0, 0]),
+    ],
+)
+def test_tokens_are_drawn_from_the_distribution_asked_for(sampling, expected):
+    shares = drawn(sampling)
+    np.testing.assert_allclose(shares, expected, atol=0.08)
+    assert (shares[np.array(expected) == 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"temperature": -1.0}, "temperature=-1.0: must be at least 0"),
+        ({"top_k": -1}, "top_k=-1: must be at least 0"),
+        ({"top_p": 0.0}, "top_p=0.0: must be above 0 and at most 1"),
+        ({"top_p": 1.5}, "top_p=1.5: must be above 0"),
+    ],
+)
+def test_impossible_ways_to_draw_are_named(values, said):
+    with pytest.raises(InputError, match=said):
+        Sampling(**values)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
+from safetensors.numpy import load_file
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -135,6 +136,8 @@ def test_the_text_of_a_multimodal_gemma(tmp_path):
     assert type(loaded).__name__ == "Gemma3ForCausalLM"
     close(theirs(loaded), ours(plain, base))
     export_adapter(tmp_path / "adapter", params, model.arch, lora, "base", config=opened.config)
+    name = "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight"
+    assert name in load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     adapted = with_adapter(whole, tmp_path / "adapter", opened, lora, params)
     assert not any("vision" in name for name, _ in adapted.named_parameters() if "lora_" in name)
     close(theirs(adapted), ours(model, params))
@@ -201,6 +204,7 @@ def test_a_sentence_piece_tokenizer(tmp_path, chat, small_tokenizer):
     )
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
     assert loaded.eos_token_id == stop
+    assert "\n" not in loaded.all_special_tokens  # vLLM leaves out what is special
     texts = ["Hello there, how are you?", " two  spaces", "a\nb\n\n c", "caf\u00e9 \u65e5\u672c 123", ""]
     ids, place = loaded(texts)["input_ids"], 0
     assert ids == small_tokenizer.encode_batch(texts, place)

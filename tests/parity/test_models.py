@@ -65,7 +65,10 @@ def test_greedy_words(pair):
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_bfloat16(name):
-    """bfloat16 noise is as large here as there, and the two are as near each other as their noises allow."""
+    """No noisier in bfloat16 than transformers, and as near to it as it is to float32.
+
+    Measured: our noise 0.73 and 0.76 of theirs (norms, positions and logits stay in float32 here), apart 0.95 and 0.96.
+    """
     pair = models.make(CASES[name])
     tokens, _ = models.random_batch(pair.model.arch.vocab_size)
     exact = models.our_logits(pair.model, pair.params, tokens)
@@ -75,9 +78,8 @@ def test_bfloat16(name):
         theirs = pair.theirs.bfloat16()(input_ids=torch.tensor(np.array(tokens), dtype=torch.long)).logits
     theirs = theirs.float().numpy()
     noise, our_noise, apart = (float(np.abs(x - y).mean()) for x, y in ((theirs, exact), (ours, exact), (ours, theirs)))
-    print(name, noise, our_noise, apart, float(np.abs(exact).mean()))
-    assert our_noise < 1.2 * noise
-    assert apart < 1.2 * (noise**2 + our_noise**2) ** 0.5
+    assert our_noise < noise
+    assert apart < 1.1 * noise
 
 
 def test_blocks_of_queries_and_windows():
@@ -155,9 +157,7 @@ def test_every_default(name):
     assert described(models.as_json(models.their_config(bare))) == described(bare)
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "Phi-3-mini-4k"])
-def test_exported_config_as_transformers_reads_it(name):
-    fields = describe(PUBLISHED[name], "config.json")[1]
-    theirs = models.their_config(config_of(fields))
-    assert theirs.architectures == [config_of(fields)["architectures"][0]]
-    assert described(models.as_json(theirs)) == described(PUBLISHED[name])
+@pytest.mark.parametrize("config", [*PUBLISHED.values(), *CASES.values()], ids=[*PUBLISHED, *CASES])
+def test_exported_config_as_transformers_reads_it(config):
+    exported = config_of(describe(config, "config.json")[1])
+    assert described(models.as_json(models.their_config(exported))) == described(config)

@@ -1,0 +1,134 @@
+"""How fast replies are decoded, beside transformers.
+
+    python benchmarks/sampling.py [--sizes=small,large] [--batches=1,8,32] [--rounds=3]
+
+Greedy replies of 128 tokens to prompts of 96 to 160, stops disabled, in float32 on two threads of the CPU, by a Llama
+with random weights, which both read from one folder: mtsft.model.sampling.generate beside transformers' generate with
+its key-value cache, its default attention (sdpa) and left-padded batches. The two take turns; the first call of each,
+which here compiles, is reported apart. Needs the `parity` extra.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+import transformers
+from jax.sharding import SingleDeviceSharding
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from mtsft.model.sampling import generate
+from mtsft.training.pretrained import HuggingFaceBase
+
+NEW = 128
+SHORTEST, LONGEST = 96, 160
+SIZES = {
+    "small": dict(
+        vocab_size=8192,
+        hidden_size=384,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+    ),
+    "large": dict(
+        vocab_size=32_000,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=12,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+    ),
+}
+
+Prompts = list[list[int]]
+
+
+def write_model(folder: Path, sizes: dict) -> None:
+    """Random weights, of sizes that make the model say various words."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**sizes, max_position_embeddings=2048, tie_word_embeddings=False)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=1.0 if "embed" in name else 1.5 * parameter.shape[1] ** -0.5)
+    model.save_pretrained(folder)
+
+
+def ours(folder: Path) -> Callable[[Prompts], Prompts]:
+    base = HuggingFaceBase(folder)
+    model, device = base.model(), SingleDeviceSharding(jax.local_devices()[0])
+    params = base.restore(model, lambda shapes: jax.tree.map(lambda _: device, shapes))
+    return lambda prompts: generate(model, params, prompts, [], NEW)
+
+
+def theirs(folder: Path) -> Callable[[Prompts], Prompts]:
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    settings = GenerationConfig(do_sample=False, max_new_tokens=NEW, pad_token_id=0, use_cache=True)
+
+    def say(prompts: Prompts) -> Prompts:
+        longest = max(map(len, prompts))
+        padding = [longest - len(prompt) for prompt in prompts]
+        said = model.generate(
+            input_ids=torch.tensor([[0] * n + prompt for n, prompt in zip(padding, prompts, strict=True)]),
+            attention_mask=torch.tensor([[0] * n + [1] * (longest - n) for n in padding]),
+            generation_config=settings,
+        )
+        return said[:, longest:].tolist()
+
+    return say
+
+
+def timed(say: Callable[[Prompts], Prompts], prompts: Prompts) -> tuple[float, Prompts]:
+    began = time.perf_counter()
+    said = say(prompts)
+    return time.perf_counter() - began, said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default=",".join(SIZES), help="of the model, separated by commas")
+    parser.add_argument("--batches", default="1,8,32", help="prompts at a time, separated by commas")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(2)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    print("             first call, s         seconds (least to most)                        tokens/s")
+    print("size   batch   ours theirs           ours            theirs       ratio      ours    theirs  same tokens")
+    for size in arguments.sizes.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            write_model(Path(folder), SIZES[size])
+            sides = [ours(Path(folder)), theirs(Path(folder))]
+        for batch in map(int, arguments.batches.split(",")):
+            rng = np.random.default_rng(batch)
+            lengths = rng.integers(SHORTEST, LONGEST, batch, endpoint=True)
+            prompts = [rng.integers(0, SIZES[size]["vocab_size"], length).tolist() for length in lengths]
+            first = [timed(say, prompts)[0] for say in sides]
+            seconds: list[list[float]] = [[], []]
+            for _ in range(arguments.rounds):
+                said = []
+                for side, say in enumerate(sides):
+                    took, replies = timed(say, prompts)
+                    seconds[side].append(took)
+                    said.append(replies)
+            mine, other = map(statistics.median, seconds)
+            ranges = [f"{statistics.median(s):7.2f} ({min(s):.2f}-{max(s):.2f})" for s in seconds]
+            same = np.mean([a == b for a, b in zip(*said, strict=True)])
+            print(
+                f"{size:6} {batch:>5} {first[0]:>6.1f} {first[1]:>6.1f} {ranges[0]:>20} {ranges[1]:>20} "
+                f"{other / mine:>7.2f} {batch * NEW / mine:>9,.0f} {batch * NEW / other:>9,.0f} {same:>11.0%}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

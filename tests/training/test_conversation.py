@@ -1,0 +1,104 @@
+"""What a conversation remembers, and what its commands do."""
+
+import json
+
+import pytest
+
+from mtsft.errors import InputError
+from mtsft.model.sampling import GREEDY
+from mtsft.training.conversation import Conversation, converse
+
+
+class Parrot:
+    """A model that says what it was told, word by word; it refuses swearing."""
+
+    def __init__(self):
+        self.asked = []
+
+    def prompt(self, messages):
+        if "damn" in messages[-1][1]:
+            raise InputError("the template refuses it")
+        return [1]
+
+    def stream(self, messages, max_new, sampling):
+        assert (max_new, sampling) == (7, GREEDY)
+        self.asked.append(list(messages))
+        yield from (word + " " for word in messages[-1][1].split())
+
+
+@pytest.fixture
+def parrot():
+    return Parrot()
+
+
+@pytest.fixture
+def conversation(parrot):
+    return Conversation(parrot, GREEDY, 7, system="Be kind.")
+
+
+def shown(conversation, *lines):
+    written = []
+    converse(conversation, lines, written.append)
+    return "".join(written)
+
+
+def test_every_reply_is_in_the_context_of_the_next(conversation, parrot):
+    assert shown(conversation, "hello you", "and me") == "hello you \nand me \n"
+    said = [("system", "Be kind."), ("user", "hello you"), ("assistant", "hello you "), ("user", "and me")]
+    assert parrot.asked == [said[:2], said]
+    assert conversation.messages == [*said, ("assistant", "and me ")]
+
+
+def test_reset_keeps_the_system_prompt_and_system_changes_it(conversation):
+    shown(conversation, "hello", "/reset")
+    assert conversation.messages == [("system", "Be kind.")]
+    shown(conversation, "hello", "/system Be brief.  ", "one")
+    assert conversation.messages == [("system", "Be brief."), ("user", "one"), ("assistant", "one ")]
+    shown(conversation, "/system")
+    assert conversation.messages == []
+
+
+def test_saved_conversations_can_be_trained_on(conversation, tmp_path):
+    file = tmp_path / "a file.jsonl"
+    shown(conversation, "grüß dich", f"/save {file}", "again", f"/save {file}")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [[m["content"] for m in line["messages"]] for line in lines] == [
+        ["Be kind.", "grüß dich", "grüß dich "],
+        ["Be kind.", "grüß dich", "grüß dich ", "again", "again "],
+    ]
+    assert [m["role"] for m in lines[0]["messages"]] == ["system", "user", "assistant"]
+    assert "grüß" in file.read_text()
+
+
+def test_a_file_that_cannot_be_written_ends_nothing(conversation, tmp_path):
+    out = shown(conversation, f"/save {tmp_path}/no/file", "still here")
+    assert out == f"({tmp_path}/no/file: cannot be written (No such file or directory))\nstill here \n"
+
+
+def test_a_refused_message_is_forgotten(conversation):
+    assert shown(conversation, "damn", "hello") == "(the template refuses it)\nhello \n"
+    assert conversation.messages[1:] == [("user", "hello"), ("assistant", "hello ")]
+
+
+def test_a_reply_that_is_stopped_is_kept_as_far_as_it_went(conversation):
+    written = []
+
+    def write(text):
+        written.append(text)
+        if text == "two ":
+            raise KeyboardInterrupt
+
+    converse(conversation, ["one two three"], write)
+    assert conversation.messages[-1] == ("assistant", "one two ")
+    assert written == ["one ", "two ", " (stopped)", "\n"]
+
+
+def test_quitting_unknown_commands_and_lines_with_a_space_before_a_slash(conversation):
+    out = shown(conversation, "/save", "/resett", " /quit", "", "/quit", "not said")
+    assert out.startswith("/save: no such command; these are\n/reset ")
+    assert "/resett: no such command" in out
+    assert [content for role, content in conversation.messages if role == "user"] == ["/quit"]
+
+
+def test_what_a_model_says_cannot_steer_the_terminal(conversation):
+    assert shown(conversation, "a\x1b[2Jb\ttab") == "a\\x1b[2Jb tab \n"

@@ -1,0 +1,249 @@
+"""From a folder to a run, on from that run, and out again."""
+
+import json
+import shutil
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from safetensors.numpy import load_file
+from support import assert_trees_close
+
+from mtsft.config import default
+from mtsft.errors import InputError
+from mtsft.interop.peft import merge
+from mtsft.model.parameters import join, names
+from mtsft.training import converting, loop, trained
+from mtsft.training.pretrained import HuggingFaceBase, RunBase, open_base, resolve
+from mtsft.training.run import Run
+
+SIZES = dict(
+    hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8
+)
+ON_ONE_DEVICE = partial(jax.tree.map, lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("pretrained")
+
+
+@pytest.fixture(scope="module")
+def make_config(folder):
+    path = folder / "dialogues.jsonl"
+    with path.open("w") as file:
+        for n in range(40):
+            messages = [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n} it is"}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+
+    def make(**changes):
+        config = default()
+        config.data.update(train=str(path), eval_fraction=0.25, sequence_length=64, vocab_size=300)
+        config.data.cache_dir = str(folder / "cache")
+        config.train.update(steps=2, batch_size=8, learning_rate=0.01, warmup_steps=1, log_every=1)
+        config.eval.every = 2
+        config.checkpoint.every = 2
+        config.parallel.compilation_cache = ""
+        config.update_from_flattened_dict(changes)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def base(folder, make_config):
+    """The workdir of a run from scratch."""
+    sizes = {f"model.{name}": value for name, value in SIZES.items()}
+    loop.train(make_config(**sizes), folder / "base")
+    return folder / "base"
+
+
+@pytest.fixture(scope="module")
+def exported(folder, base):
+    """It as a Hugging Face folder."""
+    converting.to_hugging_face(base, folder / "exported")
+    return folder / "exported"
+
+
+@pytest.fixture(scope="module")
+def adapted(folder, exported, make_config):
+    """(workdir, config) of adapters that were trained on that folder."""
+    config = make_config(**{"model.init_from": str(exported), "lora.rank": 2, "lora.dropout": 0.1})
+    config.model.param_dtype = "float32"
+    loop.train(config, folder / "adapted")
+    return folder / "adapted", config
+
+
+def parameters(path, **runtime):
+    return jax.device_get(trained.load(path, **runtime).params)
+
+
+def same(a, b):
+    return jax.tree.all(jax.tree.map(lambda x, y: bool((np.asarray(x) == np.asarray(y)).all()), a, b))
+
+
+def test_a_run_goes_out_and_comes_in_bit_for_bit(folder, base, exported):
+    assert isinstance(open_base(exported), HuggingFaceBase)
+    assert same(parameters(base), parameters(exported))
+    converting.from_hugging_face(exported, folder / "back")
+    converting.to_hugging_face(folder / "back", folder / "again")
+    assert {p.name for p in exported.iterdir()} == {p.name for p in (folder / "again").iterdir()}
+    for file in exported.iterdir():
+        assert file.read_bytes() == (folder / "again" / file.name).read_bytes(), file.name
+    assert trained.load(folder / "back").reply([("user", "3?")], 4) == trained.load(base).reply([("user", "3?")], 4)
+
+
+def test_a_run_starts_from_a_folder_with_its_sizes_its_tokenizer_and_its_parameters(exported, base, make_config):
+    run = Run.of(make_config(**{"model.init_from": str(exported)}), progress=False)
+    assert {name: run.config.model[name] for name in SIZES} == SIZES
+    assert run.dataset.tokenizer.encode("3? it is") == RunBase(epath.Path(base)).chat.open()[1].encode("3? it is")
+    started = run.create().params
+    assert same(started, parameters(exported, scan_layers=True))
+    assert {leaf.sharding.mesh.size for leaf in jax.tree.leaves(started)} == {8}
+
+
+def test_adapters_alone_are_saved_and_the_base_is_read_again(adapted, exported):
+    workdir, _ = adapted
+    metadata = (workdir / "checkpoints" / "2" / "default" / "_METADATA").read_text()
+    assert "lora_a" in metadata
+    assert "kernel" not in metadata
+    params = parameters(workdir)
+    moved = [np.abs(layer["mlp"]["up"]["lora_b"]).max() for layer in params["layers"].values()]
+    assert min(moved) > 1e-3
+    kept = jax.tree.map(lambda a, b: bool((a == b).all()), parameters(exported), _drop(params))
+    assert jax.tree.all(kept)
+
+
+def _drop(params):
+    return {
+        name: _drop(value) if isinstance(value, dict) else value
+        for name, value in params.items()
+        if name not in ("lora_a", "lora_b")
+    }
+
+
+def test_a_resumed_run_of_adapters_is_the_run_not_stopped(folder, adapted):
+    config = adapted[1].copy_and_resolve_references()
+    config.train.schedule = "constant"
+    for steps, workdir in ((2, "halves"), (4, "halves"), (4, "whole")):
+        config.train.steps = steps
+        assert loop.train(config, folder / workdir)["steps"] == steps
+    assert same(parameters(folder / "halves"), parameters(folder / "whole"))
+
+
+def test_a_base_that_changed_is_refused_on_resume(folder, adapted, exported):
+    workdir, config = adapted
+    changed = shutil.copytree(exported, folder / "changed")
+    config = config.copy_and_resolve_references()
+    config.model.init_from = str(changed)
+    content = bytearray((changed / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (changed / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"holds a run with another model.init_from \(parameters\)"):
+        loop.train(config, workdir)
+
+
+def test_a_run_goes_on_from_another_with_its_adapters_merged(folder, adapted, make_config):
+    workdir, _ = adapted
+    run = Run.of(make_config(**{"model.init_from": str(workdir)}), progress=False)
+    started = jax.device_get(run.create().params)
+    assert not any("lora" in name for name in names(started))
+    expected = merge(parameters(workdir, scan_layers=True), RunBase(epath.Path(workdir)).lora)
+    assert_trees_close(jax.device_get(expected), started, rtol=1e-6)
+
+
+def test_adapters_are_evaluated_on_their_base_and_merged_alike(folder, adapted, make_config):
+    workdir, config = adapted
+    scores = trained.evaluate(config, workdir)
+    (logged,) = [json.loads(line) for line in (workdir / "eval.jsonl").read_text().splitlines()]
+    assert scores["loss"] == pytest.approx(logged["loss"], rel=1e-6)
+    converting.to_hugging_face(workdir, folder / "merged", dtype="float32")
+    merged = trained.evaluate(make_config(**{"model.init_from": str(folder / "merged")}), None)
+    assert merged["loss"] == pytest.approx(scores["loss"], rel=1e-5)
+    assert merged["supervised_tokens"] == scores["supervised_tokens"]
+
+
+def test_adapters_alone_go_out_as_a_folder(folder, adapted, exported):
+    workdir, _ = adapted
+    converting.to_hugging_face(workdir, folder / "adapter", adapter=True)
+    described = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert (described["r"], described["base_model_name_or_path"]) == (2, str(exported))
+    tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+    np.testing.assert_array_equal(tensors[name], parameters(workdir)["layers"][1]["mlp"]["up"]["lora_b"].T)
+
+
+def test_what_is_said_twice_must_agree(exported, make_config):
+    config, _ = resolve(make_config(**{"model.init_from": str(exported), "model.hidden_size": 16}))
+    assert config.model.intermediate_size == 32
+    assert resolve(config)[0].to_dict() == config.to_dict()
+    with pytest.raises(InputError, match=r"model.hidden_size=24, and the model of model.init_from has 16"):
+        resolve(make_config(**{"model.init_from": str(exported), "model.hidden_size": 24}))
+    stretched = {"model.init_from": str(exported), "model.rope_scaling": '{"rope_type": "linear", "factor": 2.0}'}
+    assert json.loads(resolve(make_config(**stretched))[0].model.rope_scaling)["factor"] == 2.0
+
+
+def test_a_token_that_the_model_does_not_embed_is_refused(exported, make_config, folder):
+    short = shutil.copytree(exported, folder / "short")
+    config = json.loads((short / "config.json").read_text()) | {"vocab_size": 100}
+    (short / "config.json").write_text(json.dumps(config))
+    tensors = load_file(short / "model.safetensors")
+    tensors |= {name: tensors[name][:100] for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    from safetensors.numpy import save_file
+
+    save_file(tensors, short / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"the dialogues have the token \d+ \(.*\), and the model embeds 100; "):
+        Run.of(make_config(**{"model.init_from": str(short)}), progress=False)
+
+
+@pytest.mark.parametrize("what", ["no such folder", "an empty folder", "a run without a checkpoint"])
+def test_what_is_no_model_is_named(folder, base, make_config, tmp_path, what):
+    path = tmp_path / "model"
+    if what == "an empty folder":
+        path.mkdir()
+    if what == "a run without a checkpoint":
+        shutil.copytree(base, path)
+        shutil.rmtree(path / "checkpoints")
+        (path / "checkpoints").mkdir()
+    says = {
+        "no such folder": f"{path}: no such folder; model.init_from is a Hugging Face folder or the workdir of a run",
+        "an empty folder": f"{path} holds no trained model (no config.json); ",
+        "a run without a checkpoint": f"{path} holds no trained model (no checkpoint is whole yet); ",
+    }
+    with pytest.raises(InputError) as refusal:
+        Run.of(make_config(**{"model.init_from": str(path)}), progress=False)
+    assert str(refusal.value).startswith(says[what])
+
+
+def test_conversions_that_make_no_sense_are_named(folder, base, exported):
+    with pytest.raises(InputError, match="is the workdir of a run, not a Hugging Face folder"):
+        converting.from_hugging_face(base, folder / "x")
+    with pytest.raises(InputError, match=r"was trained without adapters \(lora.rank=0\)"):
+        converting.to_hugging_face(base, folder / "x", adapter=True)
+    with pytest.raises(InputError, match="is there already"):
+        converting.to_hugging_face(base, exported)
+    assert not (folder / "x").exists()
+
+
+def test_frozen_parameters_stay_those_of_the_folder(folder, exported, make_config):
+    config = make_config(**{"model.init_from": str(exported), "train.freeze": "^embed|/attention/|norm/"})
+    result = loop.train(config, folder / "frozen")
+    assert result["finished"]
+    before, after = parameters(exported), parameters(folder / "frozen")
+    assert same(before["embed"], after["embed"])
+    assert same(before["layers"][0]["attention"], after["layers"][0]["attention"])
+    assert not same(before["layers"][0]["mlp"], after["layers"][0]["mlp"])
+    assert jax.tree.structure(join(after, {})) == jax.tree.structure(before)
+
+
+def test_training_stops_early_and_stays_stopped(folder, exported, make_config):
+    changes = {"model.init_from": str(exported), "eval.patience": 2, "eval.every": 1, "eval.min_improvement": 100.0}
+    config = make_config(**changes, **{"train.steps": 9, "train.average_decay": 0.5})
+    result = loop.train(config, folder / "early")
+    assert (result["finished"], result["steps"]) == (True, 3)  # the first is the best; two more were no better
+    logged = (folder / "early" / "eval.jsonl").read_text()
+    assert loop.train(config, folder / "early")["steps"] == 3
+    assert (folder / "early" / "eval.jsonl").read_text() == logged
+    assert trained.load(folder / "early").step == result["best_step"]
