@@ -33,6 +33,7 @@ from mtsft.training.sharding import make_mesh
 from mtsft.training.step import Door
 
 GIB = 2**30
+OPTIONS = json.loads(os.environ.get("OPTS", "{}"))
 RESULTS = Path(__file__).with_suffix(".json")
 # The chips that a step is compiled for.
 TOPOLOGIES = {"gpu80": "v5p:1x1x1", "h200": "v5p:1x1x1", "v5e-8": "v5e:2x4", "v5e-16": "v5e:4x4", "v5p-8": "v5p:2x2x1"}
@@ -86,7 +87,7 @@ def measure(path: Path, variant: str, overrides: dict) -> dict:
     fits, total = True, 0.0
     lowered = run.compile_step().lower(run.shapes, run.frozen_shapes, batch)
     try:
-        memory = lowered.compile().memory_analysis()
+        memory = lowered.compile(compiler_options=OPTIONS).memory_analysis()
         total = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         total = (total + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes) / GIB
     except jax.errors.JaxRuntimeError as error:

@@ -81,6 +81,7 @@ def default() -> ConfigDict:
     model.remat = "none"  # activations kept for the backward pass: "none" keeps all, "dots", "dots_no_batch", "full"
 
     config.lora = lora = ConfigDict()
+    lora.init_from = ""  # a PEFT adapter folder to start from, which then says rank, alpha and targets; "" for fresh
     lora.rank = 0  # of low-rank adapters, which are then all that is trained; 0 for none
     lora.alpha = 16.0  # adapters are scaled by alpha / rank
     lora.targets = r"layers/(attention|mlp)/"  # regex found in the names of matrices, as layers/attention/query

@@ -121,4 +121,4 @@ def test_config_keys_are_what_the_rooms_take():
     config = default()
     assert {*config.data} == {*inspect.signature(find_sources).parameters}
     assert {*config.model} == {field.name for field in fields(Architecture)} | {"init_from"}
-    assert {*config.lora} == {field.name for field in fields(LoRA)}
+    assert {*config.lora} == {field.name for field in fields(LoRA)} | {"init_from"}

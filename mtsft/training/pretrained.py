@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -16,11 +17,12 @@ from mtsft.data.dataset import open_chat
 from mtsft.dialogue.encode import Encoder
 from mtsft.dialogue.recipe import Chat, Recipe
 from mtsft.errors import InputError
+from mtsft.interop.families import config_of, describe
 from mtsft.interop.huggingface import Folder
-from mtsft.interop.peft import merge
+from mtsft.interop.peft import merge, read_adapter
 from mtsft.model.architecture import NO_LORA, Architecture, LoRA
 from mtsft.model.linear import ADAPTERS
-from mtsft.model.parameters import Params, are_stacked, join, names, select, split
+from mtsft.model.parameters import Params, are_stacked, join, names, select, split, unstack_layers
 from mtsft.model.transformer import Model
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.frozen import trained_names
@@ -54,6 +56,10 @@ class HuggingFaceBase:
     def fingerprint(self) -> str:
         """Changes whenever the parameters do."""
         return self.folder.fingerprint
+
+    def adapters(self, path: str | Path) -> tuple[LoRA, Params]:
+        """The adapters for it in a PEFT folder, layers stacked, on the host."""
+        return read_adapter(path, self.folder.family, self.fields)
 
     @cached_property
     def chat(self) -> Chat:
@@ -90,7 +96,7 @@ class RunBase:
 
     def __init__(self, path: Path, step: int | None = None):
         self.path, self.config, self.published = path, read_config(path), read_published(path)
-        self.lora = LoRA(**self.config.lora)
+        self.lora = lora_of(self.config)
         with Checkpoints(path / "checkpoints", None, keep=0) as checkpoints:
             steps = checkpoints.steps
             if not steps:
@@ -105,6 +111,12 @@ class RunBase:
     def fingerprint(self) -> str:
         """Changes whenever the parameters do."""
         return json.dumps([json.loads((self.path / "fingerprint.json").read_text()), self.step])
+
+    def adapters(self, path: str | Path) -> tuple[LoRA, Params]:
+        """The adapters for it in a PEFT folder, layers stacked, on the host."""
+        fields = self.fields | {"max_position_embeddings": self.fields["max_position_embeddings"] or 1}
+        family = describe(self.published or config_of(fields), str(self.path))[0]
+        return read_adapter(path, family, self.fields)
 
     @cached_property
     def chat(self) -> Chat:
@@ -173,6 +185,8 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, HuggingFaceBase | RunBase |
     """
     base = open_base(config.model.init_from)
     if base is None:
+        if config.lora.init_from:
+            raise InputError("lora.init_from needs the model that its adapters are for: set model.init_from")
         return config, None
     config, unsaid = config.copy_and_resolve_references(), default().model
     for name, value in base.fields.items():
@@ -184,7 +198,14 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, HuggingFaceBase | RunBase |
             raise InputError(
                 f"model.{name}={given!r}, and the model of model.init_from has {value!r}: leave model.{name} to it"
             )
-    return config, base
+    return (_with_adapters(config, base) if config.lora.init_from else config), base
+
+
+def _with_adapters(config: ConfigDict, base: HuggingFaceBase | RunBase) -> ConfigDict:
+    """A config whose adapters are those of lora.init_from; their dropout is the config's own."""
+    lora = base.adapters(config.lora.init_from)[0]
+    config.lora.update(rank=lora.rank, alpha=float(lora.alpha), targets=lora.targets)
+    return config
 
 
 def model_of(config: ConfigDict, vocab_size: int) -> Model:
@@ -192,7 +213,18 @@ def model_of(config: ConfigDict, vocab_size: int) -> Model:
     keys = dict(config.model)
     del keys["init_from"]
     keys["vocab_size"] = keys["vocab_size"] or vocab_size
-    return Model(Architecture(**keys), LoRA(**config.lora))
+    return Model(Architecture(**keys), lora_of(config))
+
+
+def _put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
+def lora_of(config: ConfigDict) -> LoRA:
+    """The adapters of a config."""
+    keys = dict(config.lora)
+    del keys["init_from"]
+    return LoRA(**keys)
 
 
 def initial(
@@ -202,13 +234,19 @@ def initial(
     seed: int,
     place: Place,
     progress: bool = False,
+    adapters: str = "",
 ) -> Params:
     """What the parameters of `shapes`, which are some of the model's, are before the first step.
 
-    Read from `base`, or drawn where there is none, as adapters always are; each made on the devices that hold it, and
-    the same on any devices.
+    Read from `base`, or drawn where there is none; adapters are drawn, or read from the PEFT folder `adapters` if one
+    is given. Each is made on the devices that hold it, and the same on any devices.
     """
     drawn, read = (shapes, {}) if base is None else split(shapes, lambda name: name.endswith(ADAPTERS))
+    if drawn and adapters:
+        found = base.adapters(adapters)[1]
+        found = select(found if are_stacked(drawn) else unstack_layers(found), drawn)
+        fresh = jax.tree.map(_put, found, place(drawn))
+        return join(fresh, base.read(read, place, progress)) if read else fresh
 
     def draw(key):
         return select(model.init(key), drawn)

@@ -164,7 +164,8 @@ class Run:
 
     def _initial(self, shapes: Params) -> Params:
         progress = jax.process_index() == 0
-        return initial(shapes, self.model, self.base, self.config.train.seed, self.place, progress)
+        seed, adapters = self.config.train.seed, self.config.lora.init_from
+        return initial(shapes, self.model, self.base, seed, self.place, progress, adapters)
 
     def restore(self, checkpoints: Checkpoints, step: int) -> TrainState:
         """The state of a checkpoint, on this run's devices."""

@@ -14,7 +14,7 @@ from support import assert_trees_close
 from mtsft.config import default
 from mtsft.errors import InputError
 from mtsft.interop.peft import merge
-from mtsft.model.parameters import join, names
+from mtsft.model.parameters import join, names, split
 from mtsft.training import converting, loop, trained
 from mtsft.training.pretrained import HuggingFaceBase, RunBase, open_base, resolve
 from mtsft.training.run import Run
@@ -173,6 +173,21 @@ def test_adapters_alone_go_out_as_a_folder(folder, adapted, exported):
     tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
     name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
     np.testing.assert_array_equal(tensors[name], parameters(workdir)["layers"][1]["mlp"]["up"]["lora_b"].T)
+
+
+def test_adapters_come_in_again_and_are_trained_on(folder, adapted, exported, make_config):
+    workdir, _ = adapted
+    converting.to_hugging_face(workdir, folder / "adapter_in", adapter=True)
+    changes = {
+        "model.init_from": str(exported),
+        "lora.init_from": str(folder / "adapter_in"),
+        "model.scan_layers": False,
+    }
+    run = Run.of(make_config(**changes), progress=False)
+    assert (run.model.lora.rank, run.model.lora.alpha, run.model.lora.dropout) == (2, 16.0, 0.0)
+    assert same(run.create().params, split(parameters(workdir), lambda name: "lora" in name)[0])
+    with pytest.raises(InputError, match=r"^lora\.init_from needs the model that its adapters are for"):
+        Run.of(make_config(**{"lora.init_from": str(folder / "adapter_in")}), progress=False)
 
 
 def test_what_is_said_twice_must_agree(exported, make_config):
