@@ -1,0 +1,136 @@
+"""Models in and out as a person does it: doors, one after the other."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from flow_support import ROOT, environment, run, write_dialogues
+from safetensors.numpy import load_file, save_file
+
+CONFIG = """
+from mtsft.config import default
+
+def get_config():
+    config = default()
+    config.data.train = {train!r}
+    config.data.eval_fraction = 0.2
+    config.data.vocab_size = 400
+    config.data.sequence_length = 64
+    config.data.over_length = "keep_first"
+    config.data.cache_dir = {cache!r}
+    config.model.hidden_size = 32
+    config.model.intermediate_size = 64
+    config.model.num_hidden_layers = 2
+    config.model.num_attention_heads = 2
+    config.model.num_key_value_heads = 1
+    config.model.head_dim = 16
+    config.train.steps = 2
+    config.train.batch_size = 8
+    config.eval.every = 2
+    config.parallel.compilation_cache = {compiled!r}
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model trained from scratch in `run`, and the same as a Hugging Face folder in `hf`."""
+    folder = tmp_path_factory.mktemp("models")
+    train = str(write_dialogues(folder / "sums.jsonl"))
+    (folder / "config.py").write_text(
+        CONFIG.format(train=train, cache=str(folder / "cache"), compiled=str(folder / "compiled"))
+    )
+    # What a config says of another model's sizes is left at the defaults.
+    sizes = ("hidden_size", "intermediate_size", "num_", "head_dim")
+    lines = (folder / "config.py").read_text().splitlines()
+    (folder / "tune.py").write_text("\n".join(x for x in lines if not any(f"model.{size}" in x for size in sizes)))
+    run("train", f"--config={folder / 'config.py'}", f"--workdir={folder / 'run'}")
+    run("convert", "--to=hf", f"--input={folder / 'run'}", f"--output={folder / 'hf'}")
+    return folder
+
+
+def tune(folder, *flags, **how):
+    return run("train", f"--config={folder / 'tune.py'}", *flags, **how)
+
+
+def test_adapters_on_a_folder_over_a_mesh_talk_and_go_out(folder, tmp_path):
+    base = f"--config.model.init_from={folder / 'hf'}"
+    lora = ("--config.lora.rank=2", "--config.model.param_dtype=bfloat16")
+    work = f"--workdir={tmp_path / 'work'}"
+    out, _ = tune(folder, base, *lora, work, "--config.parallel.mesh=fsdp=2,tensor=2", devices=4)
+    assert "M of 0.0 M parameters on 4 cpu device(s)" in out
+    replies = tmp_path / "replies.jsonl"
+    flags = (f"--generate={replies}", "--max_new=4", "--limit=3", "--format=json")
+    out, _ = run("evaluate", f"--config={folder / 'tune.py'}", base, *lora, work, *flags)
+    assert json.loads(out)["loss"] > 0
+    records = [json.loads(line) for line in replies.read_text().splitlines()]
+    assert len({record["id"] for record in records}) == 3
+    assert {*records[0]} == {"id", "source", "turn", "prompt", "reference", "reply", "stopped", "same"}
+    assert all(record["reference"].startswith("It is ") for record in records)
+    run("convert", "--to=hf", f"--input={tmp_path / 'work'}", f"--output={tmp_path / 'adapter'}", "--adapter")
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+    process = subprocess.run(
+        [sys.executable, "-m", "mtsft.chat", work, "--max_new=3", "--system=Add.", "--temperature=0.5"],
+        input=f"What is 1 plus 1?\n/save {tmp_path / 'said.jsonl'}\n/reset\n/nonsense\n/quit\n",
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "/nonsense: no such command" in process.stdout
+    (said,) = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [message["role"] for message in said["messages"]] == ["system", "user", "assistant"]
+    assert process.stdout.startswith(said["messages"][2]["content"])
+
+
+def spoil(folder, how):
+    """A copy of a good folder with something wrong."""
+    if how == "truncated":
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+    elif how == "no tokenizer":
+        for name in ("tokenizer.model", "tokenizer_config.json"):
+            (folder / name).unlink()
+    elif how == "another architecture":
+        change_config(folder, architectures=["BertForMaskedLM"], model_type="bert")
+    elif how == "contradiction":
+        change_config(folder, intermediate_size=96)
+    elif how == "missing tensor":
+        tensors = load_file(folder / "model.safetensors")
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    elif how == "no config":
+        (folder / "config.json").unlink()
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ("truncated", ("model.safetensors",)),
+        ("no tokenizer", ("tokenizer.json", "tokenizer.model", "data.tokenizer")),
+        ("another architecture", ("BertForMaskedLM", "config.json", "LlamaForCausalLM")),
+        ("contradiction", ("mlp", "96", "64")),
+        ("missing tensor", ("model.layers.1.mlp.up_proj.weight",)),
+        ("no config", ("config.json",)),
+    ],
+)
+def test_a_folder_with_something_wrong_is_one_line_and_nothing_is_left(folder, tmp_path, how, named):
+    broken = shutil.copytree(folder / "hf", tmp_path / "broken")
+    spoil(broken, how)
+    _, error = tune(folder, f"--config.model.init_from={broken}", f"--workdir={tmp_path / 'work'}", status=2)
+    (line,) = error.splitlines()
+    assert line.startswith("train: ")
+    assert all(name in line for name in named), line
+    assert not (tmp_path / "work").exists()

@@ -1,0 +1,161 @@
+"""The configs of published models: every variant is a config that its machine's mesh can carry."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import jax
+import pytest
+from published_configs import PUBLISHED
+
+from mtsft.config import choose, default, validate
+from mtsft.errors import InputError
+from mtsft.interop.families import describe
+from mtsft.model.parameters import names, split
+from mtsft.training.frozen import trained_names
+from mtsft.training.optimizer import OPTIMIZERS, SCHEDULES
+from mtsft.training.pretrained import model_of
+from mtsft.training.sharding import check_batch_size, check_rules, param_shardings
+
+ROOT = Path(__file__).parents[1]
+MEMORY = json.loads((ROOT / "benchmarks" / "memory.json").read_text())
+# GiB that a program may fill of a chip (of a GPU, all but a twentieth), and chips.
+MACHINES = {"gpu80": (75.0, 1), "h200": (132.0, 1), "v5e-8": (15.75, 8), "v5e-16": (15.75, 16), "v5p-8": (95.0, 4)}
+READY = (
+    "qwen3_0_6b", "qwen2_5_1_5b", "llama3_2_1b", "llama3_2_3b", "llama3_1_8b", "gemma3_1b", "gemma3_4b", "mistral_7b"
+)  # fmt: skip
+
+
+def module_of(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MODULES = {name: module_of(name) for name in READY}
+VARIANTS = [
+    (name, mode, machine)
+    for name, module in MODULES.items()
+    for mode, machines in module.VARIANTS.items()
+    for machine, keys in machines.items()
+    if not isinstance(keys, str)
+]
+
+
+def fields_of(name):
+    return describe(json.loads((ROOT / "benchmarks" / "published" / f"{name}.json").read_text()), name)[1]
+
+
+def mesh_of(spec, num_devices):
+    """What make_mesh makes of a spec, of no devices in particular."""
+    sizes = dict(part.split("=") for part in spec.split(",")) if spec else {"data": num_devices}
+    sizes = {axis: int(sizes.get(axis, 1)) for axis in ("data", "fsdp", "tensor")}
+    mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    assert mesh.size == num_devices
+    return mesh
+
+
+@pytest.fixture(scope="module")
+def models():
+    """The model of a config, and the shapes of its parameters, made once for all machines."""
+    made = {}
+
+    def model_and_shapes(name, config):
+        for key, value in fields_of(name).items():
+            config.model[key] = value
+        model = model_of(config, 0)
+        key = (model.arch, model.lora)
+        if key not in made:
+            made[key] = jax.eval_shape(model.init, jax.random.key(0))
+        return model, made[key]
+
+    return model_and_shapes
+
+
+@pytest.mark.parametrize("name", READY)
+def test_every_mode_and_machine_is_answered(name):
+    module = MODULES[name]
+    assert {mode: set(machines) for mode, machines in module.VARIANTS.items()} == {
+        mode: set(MACHINES) for mode in ("full", "lora")
+    }
+    assert module.get_config() == module.get_config("lora,gpu80")
+    for mode, machines in module.VARIANTS.items():
+        for machine, keys in machines.items():
+            if isinstance(keys, str):
+                with pytest.raises(InputError, match=re.escape(keys)):
+                    module.get_config(f"{mode},{machine}")
+
+
+@pytest.mark.parametrize(("name", "mode", "machine"), VARIANTS)
+def test_variant_fits_its_machine(name, mode, machine, models):
+    config = MODULES[name].get_config(f"{mode},{machine}")
+    validate(config)
+    assert config.train.optimizer in OPTIMIZERS
+    assert config.train.schedule in SCHEDULES
+    assert bool(config.lora.rank) == (mode == "lora")
+    mesh = mesh_of(config.parallel.mesh, MACHINES[machine][1])
+    model, shapes = models(name, config)
+    check_rules(shapes)
+    trained, frozen = split(shapes, trained_names(model.lora, config.train.freeze, names(shapes)))
+    param_shardings(trained, mesh), param_shardings(frozen, mesh)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    check_batch_size("train.batch_size", config.train.batch_size, shards, config.train.microbatches)
+
+
+@pytest.mark.parametrize("name", READY)
+def test_machines_differ_in_nothing_that_is_learned(name):
+    runtime = {"parallel.mesh", "train.microbatches", "train.optimizer"}
+    for machines in MODULES[name].VARIANTS.values():
+        for keys in machines.values():
+            assert isinstance(keys, str) or set(keys) <= runtime
+
+
+@pytest.mark.parametrize("name", READY)
+def test_docstring_is_the_record(name):
+    module = MODULES[name]
+    config = module.get_config()
+    assert f"--config=configs/{name}.py:lora,gpu80" in module.__doc__
+    assert f"--local-dir {config.model.init_from}" in module.__doc__
+    rows = {row[0]: row[1:] for line in module.__doc__.splitlines() if (row := line.split()) and row[0] in MACHINES}
+    assert set(rows) == set(MACHINES)
+    for machine, cells in rows.items():
+        said = [cell for cell in " ".join(cells).replace("refused", "refused refused").split() if cell != "/"]
+        for mode, (state, total) in zip(("full", "lora"), (said[:2], said[2:4]), strict=True):
+            result = MEMORY.get(f"{name}:{mode},{machine}")
+            keys = module.VARIANTS[mode][machine]
+            if isinstance(keys, str):
+                assert state == "refused"
+                continue
+            assert result["keys"] == keys, "measure again: python benchmarks/memory.py --save"
+            assert state == f"{result['state']:.1f}"
+            assert total == f"{result['all']:.1f}"
+            assert result["all"] < 0.92 * MACHINES[machine][0]
+
+
+def test_sizes_are_those_of_the_published_models():
+    published = [describe(config, "")[1] for config in PUBLISHED.values()]
+    alone = {name for name in READY if fields_of(name) not in published}
+    assert alone == {"llama3_2_3b"}
+
+
+def test_choose():
+    variants = {"full": {"gpu80": "does not fit; use lora"}, "lora": {"gpu80": {"train.microbatches": 2}}}
+    assert choose("lora,gpu80", variants) == ("lora", {"train.microbatches": 2})
+    assert choose(" lora, gpu80", variants)[0] == "lora"
+    for wrong in ("", "lora", "gpu80", "gpu80,lora", "lora,gpu90", "half,gpu80", "lora,gpu80,more", "a\nb,\x1b[0m"):
+        with pytest.raises(InputError, match="one of full, lora and one of gpu80") as error:
+            choose(wrong, variants)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"^config variant full,gpu80: does not fit; use lora$"):
+        choose("full,gpu80", variants)
+
+
+def test_variants_name_known_keys():
+    known = default()
+    for _, machines in ((mode, each) for module in MODULES.values() for mode, each in module.VARIANTS.items()):
+        for keys in machines.values():
+            for key in keys if isinstance(keys, dict) else ():
+                group, name = key.split(".")
+                assert name in known[group]
