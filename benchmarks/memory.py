@@ -46,11 +46,11 @@ def published(path: Path) -> dict:
     return describe(json.loads(file.read_text()), str(file))[1]
 
 
-def load(path: Path, variant: str):
+def load_module(path: Path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(variant)
+    return module
 
 
 def run_of(path: Path, config, devices) -> Run:
@@ -77,7 +77,7 @@ def bytes_of(shapes, shardings) -> int:
 
 
 def measure(path: Path, variant: str, overrides: dict) -> dict:
-    config = load(path, variant)
+    config = load_module(path).get_config(variant)
     config.update_from_flattened_dict(overrides)
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[variant.split(",")[1]]).devices
     run = run_of(path, config, devices)
@@ -99,6 +99,7 @@ def measure(path: Path, variant: str, overrides: dict) -> dict:
         if os.environ.get("VERBOSE"):
             print(str(error)[:int(os.environ["VERBOSE"])])
     return {
+        "keys": load_module(path).VARIANTS[variant.split(",")[0]][variant.split(",")[1]],
         "state": round(state / GIB, 2),
         "all": round(total, 2),
         "fits": fits,

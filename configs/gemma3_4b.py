@@ -4,18 +4,18 @@ from mtsft.config import choose, default
 
 VARIANTS = {
     "full": {
-        "gpu80": {'train.microbatches': 16, 'train.optimizer': 'adafactor'},
-        "h200": {'train.microbatches': 16},
-        "v5e-8": {'parallel.mesh': 'fsdp=8', 'train.microbatches': 4},
+        "gpu80": {'train.microbatches': 32, 'train.optimizer': 'adafactor'},
+        "h200": {'train.microbatches': 32, 'train.optimizer': 'adafactor'},
+        "v5e-8": {'parallel.mesh': 'fsdp=4,tensor=2', 'train.microbatches': 8},
         "v5e-16": {'parallel.mesh': 'fsdp=16', 'train.microbatches': 2},
-        "v5p-8": {'parallel.mesh': 'fsdp=4', 'train.microbatches': 4},
+        "v5p-8": {'parallel.mesh': 'fsdp=4', 'train.microbatches': 8},
     },
     "lora": {
-        "gpu80": {'train.microbatches': 16},
-        "h200": {'train.microbatches': 8},
+        "gpu80": {'train.microbatches': 32},
+        "h200": {'train.microbatches': 32},
         "v5e-8": {'parallel.mesh': 'fsdp=8', 'train.microbatches': 4},
         "v5e-16": {'parallel.mesh': 'fsdp=16', 'train.microbatches': 2},
-        "v5p-8": {'parallel.mesh': 'fsdp=4', 'train.microbatches': 4},
+        "v5p-8": {'parallel.mesh': 'fsdp=4', 'train.microbatches': 8},
     },
 }
 

@@ -6,16 +6,16 @@ VARIANTS = {
     "full": {
         "gpu80": 'x',
         "h200": {'train.microbatches': 32, 'train.optimizer': 'adafactor'},
-        "v5e-8": {'parallel.mesh': 'fsdp=8', 'train.microbatches': 4, 'train.optimizer': 'adafactor'},
+        "v5e-8": {'parallel.mesh': 'fsdp=4,tensor=2', 'train.microbatches': 8, 'train.optimizer': 'adafactor'},
         "v5e-16": {'parallel.mesh': 'fsdp=16', 'train.microbatches': 2},
         "v5p-8": {'parallel.mesh': 'fsdp=4', 'train.microbatches': 8},
     },
     "lora": {
         "gpu80": {'train.microbatches': 32},
-        "h200": {'train.microbatches': 16},
+        "h200": {'train.microbatches': 32},
         "v5e-8": {'parallel.mesh': 'fsdp=8', 'train.microbatches': 4},
         "v5e-16": {'parallel.mesh': 'fsdp=16', 'train.microbatches': 2},
-        "v5p-8": {'parallel.mesh': 'fsdp=4', 'train.microbatches': 4},
+        "v5p-8": {'parallel.mesh': 'fsdp=4', 'train.microbatches': 8},
     },
 }
 

@@ -4,18 +4,18 @@ from mtsft.config import choose, default
 
 VARIANTS = {
     "full": {
-        "gpu80": {'train.microbatches': 16},
-        "h200": {'train.microbatches': 8},
+        "gpu80": {'train.microbatches': 32},
+        "h200": {'train.microbatches': 32},
         "v5e-8": {'parallel.mesh': 'fsdp=8', 'train.microbatches': 4},
         "v5e-16": {'parallel.mesh': 'fsdp=16', 'train.microbatches': 2},
-        "v5p-8": {'parallel.mesh': 'fsdp=4', 'train.microbatches': 4},
+        "v5p-8": {'parallel.mesh': 'fsdp=4', 'train.microbatches': 8},
     },
     "lora": {
-        "gpu80": {'train.microbatches': 16},
-        "h200": {'train.microbatches': 8},
+        "gpu80": {'train.microbatches': 32},
+        "h200": {'train.microbatches': 32},
         "v5e-8": {'parallel.mesh': 'fsdp=8', 'train.microbatches': 4},
         "v5e-16": {'parallel.mesh': 'fsdp=16', 'train.microbatches': 2},
-        "v5p-8": {'parallel.mesh': 'fsdp=4', 'train.microbatches': 4},
+        "v5p-8": {'parallel.mesh': 'fsdp=4', 'train.microbatches': 8},
     },
 }
 

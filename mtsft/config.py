@@ -86,6 +86,7 @@ def default() -> ConfigDict:
     lora.alpha = 16.0  # adapters are scaled by alpha / rank
     lora.targets = r"layers/(attention|mlp)/"  # regex found in the names of matrices, as layers/attention/query
     lora.dropout = 0.0  # of what enters an adapter, in training
+    lora.quantize = ""  # "int8" or "nf4": what the frozen matrices of the layers are kept in
 
     config.objective = objective = ConfigDict()
     objective.normalize = "dataset"  # divide gradient sums by the dataset's mean weight per batch, or the "batch"'s own

@@ -49,6 +49,7 @@ ONLY = {
     "absl": ("cli", ""),
     "jax": ("model", "interop", "diagnose", "training", ""),
     "flax": ("model",),
+    "qwix": ("model",),
     "optax": ("training",),
     "orbax": ("training.checkpoint",),
     "configs": (),

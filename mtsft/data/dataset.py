@@ -78,6 +78,16 @@ class Dataset:
                     "(data.tokenizer, data.template)"
                 )
 
+    def check_lengths(self, max_positions: int) -> None:
+        """Raises InputError for a dialogue longer than a model is made for; max_positions: 0 for no such limit."""
+        longest = max(int(store.lengths_N.max(initial=0)) for store in (self.train, self.eval) if store is not None)
+        if 0 < max_positions < longest:
+            raise InputError(
+                f"a dialogue has {longest:,} tokens, and the model is made for {max_positions:,} positions; lower "
+                "data.sequence_length, or set model.max_position_embeddings, and model.rope_scaling if positions are "
+                "to be stretched"
+            )
+
     def summary(self) -> list[str]:
         """Lines that account for every dialogue read."""
         lines = [_account("train", self.train)]

@@ -22,6 +22,7 @@ from mtsft.interop.huggingface import CONFIG, leaf_shapes, read_json, tensor_sha
 from mtsft.model.architecture import Architecture, LoRA
 from mtsft.model.linear import ADAPTERS
 from mtsft.model.parameters import Params, names
+from mtsft.model.quantized import dequantize, is_quantized_kernel
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _ROOT = "base_model.model."
@@ -38,8 +39,10 @@ _STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 def merge(params: Params, lora: LoRA) -> Params:
     """The parameters of a model that is the adapted one, without adapters: W + scale A B, added up in float32.
 
-    Layers stacked or apart; every kernel keeps its dtype.
+    Layers stacked or apart; every kernel keeps its dtype, and one that is quantised becomes a plain one in float32.
     """
+    if is_quantized_kernel(params):
+        params = dequantize(params)
     merged = {
         name: merge(value, lora) if isinstance(value, dict) else value
         for name, value in params.items()

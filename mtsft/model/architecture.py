@@ -25,6 +25,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 LAYER_TYPES = ("full", "sliding")
+QUANTIZED = ("", "int8", "nf4")
 ROPE_TYPES = {
     "default": (),
     "linear": ("factor",),
@@ -140,19 +141,25 @@ class LoRA:
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): y = W x + (alpha / rank) B A x, W frozen.
 
     rank: 0 for none. targets: a regex that is looked for in the names of matrices, such as
-    "layers/attention/(query|value)". dropout: of what enters A, in training. Raises InputError for impossible values.
+    "layers/attention/(query|value)". dropout: of what enters A, in training. quantize: what the layers' W, adapted or
+    not, are kept in, as model/quantized.py says; "" for the parameter dtype. Raises InputError for impossible values.
     """
 
     rank: int = 0
     alpha: float = 16.0
     targets: str = ""
     dropout: float = 0.0
+    quantize: str = ""
 
     def __post_init__(self):
         if self.rank < 0:
             raise InputError(f"lora.rank={self.rank}: must be at least 0 (no adapters)")
         if not 0 <= self.dropout < 1:
             raise InputError(f"lora.dropout={self.dropout}: must be in [0, 1)")
+        if self.quantize not in QUANTIZED:
+            raise InputError(f"lora.quantize={self.quantize!r}: use 'int8' or 'nf4', or '' to quantise nothing")
+        if self.quantize and not self.rank:
+            raise InputError(f"lora.quantize={self.quantize!r} is of what adapters leave frozen: set lora.rank above 0")
         try:
             re.compile(self.targets)
         except re.error as error:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtsft.model.architecture import DTYPES, Architecture, LoRA
+from mtsft.model.quantized import LEAVES, product, quantize_kernel
 
 ADAPTERS = ("lora_a", "lora_b")
 
@@ -16,7 +17,8 @@ class Linear(nnx.Module):
 
     kernel W (fan_in, fan_out) and bias b in the parameter dtype; lora_a A (fan_in, rank) and lora_b B (rank, fan_out)
     in float32. A starts uniform in +-1 / sqrt(fan_in), B at 0, so that the adapter starts as nothing. deviation: of a
-    fresh kernel's entries; None for 1 / sqrt(fan_in).
+    fresh kernel's entries; None for 1 / sqrt(fan_in). Where lora.quantize is set, two arrays stand for the kernel
+    (model/quantized.py), and it is whole only while it is multiplied by.
     """
 
     def __init__(
@@ -34,7 +36,10 @@ class Linear(nnx.Module):
         dtype = DTYPES[arch.param_dtype]
         self.dtype, self.lora, self.salt = DTYPES[arch.dtype], lora, zlib.crc32(name.encode())
         init = nnx.initializers.normal(fan_in**-0.5 if deviation is None else deviation)
-        self.kernel = nnx.Param(init(rngs.params(), (fan_in, fan_out), dtype))
+        kernel = init(rngs.params(), (fan_in, fan_out), dtype)
+        leaves = quantize_kernel(kernel, lora.quantize) if lora.quantize else {"kernel": kernel}
+        for leaf, value in leaves.items():
+            setattr(self, leaf, nnx.Param(value))
         self.bias = nnx.Param(jnp.zeros(fan_out, dtype)) if bias else None
         self.adapted = lora.adapts(name)
         if self.adapted:
@@ -44,7 +49,10 @@ class Linear(nnx.Module):
 
     def __call__(self, x_BxLxI: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
         """(B, L, fan_in) to (B, L, fan_out). keys_B: a random key a row, to drop what enters the adapter with."""
-        y = x_BxLxI @ self.kernel[...].astype(self.dtype)
+        if self.lora.quantize:
+            y = product(x_BxLxI, {leaf: getattr(self, leaf)[...] for leaf in LEAVES[self.lora.quantize]}, self.dtype)
+        else:
+            y = x_BxLxI @ self.kernel[...].astype(self.dtype)
         if self.bias is not None:
             y += self.bias[...].astype(self.dtype)[None, None]
         if self.adapted:

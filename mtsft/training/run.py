@@ -69,6 +69,7 @@ class Run:
         dataset = open_dataset(**data_of(config), progress=progress)
         model = model_of(config, dataset.tokenizer.vocab_size)
         dataset.check_ids_below(model.arch.vocab_size)
+        dataset.check_lengths(model.arch.max_position_embeddings)
         run = cls(config, dataset, model, optimizer, door, base)
         check_batch_size("eval.batch_size", run.eval_batch_size, door.num_shards)
         check_rules(run.whole_shapes)
@@ -105,6 +106,7 @@ class Run:
             "lora.rank": self.model.lora.rank,
             "lora.alpha": self.model.lora.alpha,
             "lora.targets": self.model.lora.targets if self.model.lora.rank else "",
+            "lora.quantize": self.model.lora.quantize or None,  # as runs have it that know of none
             "train.freeze": self.config.train.freeze,
             "train.average_decay": self.config.train.average_decay,
             "train.optimizer": self.config.train.optimizer,

@@ -17,12 +17,17 @@ AXES = ("data", "fsdp", "tensor")
 # stands before these and is never cut.
 RULES: tuple[tuple[str, P], ...] = (
     (r"embed/embedding$", P("tensor", "fsdp")),
-    (r"attention/(query|key|value)/kernel$", P("fsdp", "tensor")),
-    (r"attention/output/kernel$", P("tensor", "fsdp")),
-    (r"mlp/(gate|up)/kernel$", P("fsdp", "tensor")),
-    (r"mlp/down/kernel$", P("tensor", "fsdp")),
+    (r"attention/(query|key|value)/kernel(_int8|_nf4)?$", P("fsdp", "tensor")),
+    (r"attention/output/kernel(_int8|_nf4)?$", P("tensor", "fsdp")),
+    (r"mlp/(gate|up)/kernel(_int8|_nf4)?$", P("fsdp", "tensor")),
+    (r"mlp/down/kernel(_int8|_nf4)?$", P("tensor", "fsdp")),
     (r"head/kernel$", P("fsdp", "tensor")),
     (r"norm/scale$", P()),
+    # A scale of int8 is of a whole column, one of nf4 of a tile of a column.
+    (r"(query|key|value|gate|up)/scale_int8$", P(None, "tensor")),
+    (r"(output|down)/scale_int8$", P(None, "fsdp")),
+    (r"(query|key|value|gate|up)/scale_nf4$", P("fsdp", "tensor")),
+    (r"(output|down)/scale_nf4$", P("tensor", "fsdp")),
     # An adapter is cut as the matrix beside it, but for its rank.
     (r"(query|key|value|gate|up)/lora_a$", P("fsdp", None)),
     (r"(query|key|value|gate|up)/lora_b$", P(None, "tensor")),

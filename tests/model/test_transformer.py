@@ -8,8 +8,8 @@ from mtsft.errors import InputError
 from mtsft.model import attention
 from mtsft.model.architecture import Architecture
 from mtsft.model.attention import Scores, attend, tree_mask
+from mtsft.model.parameters import stack_layers, unstack_layers
 from mtsft.model.rotary import rotary, rotate
-from mtsft.model.transformer import stack_layers, unstack_layers
 
 SCORES = Scores(8**-0.5)
 

@@ -23,7 +23,7 @@ for needed in ("trl", "datasets", "accelerate"):
 
 pytestmark = pytest.mark.parity
 
-STEPS, DIALOGUES, VOCAB = 30, 200, 1024
+STEPS, DIALOGUES, VOCAB = 30, 100, 1024
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 TEMPLATE = """\
 {%- for message in messages -%}
@@ -52,9 +52,9 @@ def write_model(folder):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=VOCAB,
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=3,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
@@ -82,7 +82,7 @@ def make_config(folder, data, cache):
     config.model.init_from = str(folder)
     config.objective.normalize = "batch"
     config.train.steps, config.train.batch_size = STEPS, 8
-    config.train.learning_rate, config.train.schedule, config.train.warmup_steps = 3e-3, "linear", 0
+    config.train.learning_rate, config.train.schedule, config.train.warmup_steps = 1e-2, "linear", 0
     config.train.end_learning_rate, config.train.weight_decay, config.train.log_every = 0.0, 0.1, 1
     config.parallel.compilation_cache = ""
     return config

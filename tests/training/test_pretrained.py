@@ -213,6 +213,14 @@ def test_a_token_that_the_model_does_not_embed_is_refused(exported, make_config,
         Run.of(make_config(**{"model.init_from": str(short)}), progress=False)
 
 
+def test_a_dialogue_longer_than_the_model_is_made_for_is_refused(exported, make_config):
+    longest = max(Run.of(make_config(**{"model.init_from": str(exported)}), progress=False).dataset.train.lengths_N)
+    changes = {"model.init_from": str(exported), "model.max_position_embeddings": int(longest) - 1}
+    with pytest.raises(InputError, match=rf"a dialogue has {longest} tokens, and the model is made for {longest - 1} pos"):
+        Run.of(make_config(**changes), progress=False)
+    Run.of(make_config(**changes | {"model.max_position_embeddings": int(longest)}), progress=False)
+
+
 @pytest.mark.parametrize("what", ["no such folder", "an empty folder", "a run without a checkpoint"])
 def test_what_is_no_model_is_named(folder, base, make_config, tmp_path, what):
     path = tmp_path / "model"

@@ -104,7 +104,7 @@ def test_evaluation_sees_every_dialogue_that_is_held_out_once(make_run, monkeypa
     given = SimpleNamespace()
     monkeypatch.setattr(rooms, "evaluate", lambda step, params, source, put: setattr(given, "source", source))
     run = make_run(**{"eval.batch_size": 8})
-    run.evaluate(None)
+    run.evaluate(None, None)
     assert run.dataset.eval_layout.num_rows % 8
     times = seen(given.source, len(given.source))
     assert len(times) == len(run.dataset.eval) > 20

@@ -25,7 +25,7 @@ LOSSES = {1: 2.0, 2: 1.0, 3: None, 4: 3.0}  # held-out loss by step, where it wa
 
 def make_config():
     config = default()
-    config.model.update({name: value for name, value in SIZES.items() if name in config.model})
+    config.model.update({name: value for name, value in SIZES.items() if name != "vocab_size"})
     config.model.scan_layers = False
     config.data.cache_dir = "/nowhere"
     config.parallel.compilation_cache = ""
