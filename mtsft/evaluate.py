@@ -30,11 +30,11 @@ def main() -> None:
 
     from mtsft.diagnose.evaluation import as_table
     from mtsft.model.sampling import Sampling
-    from mtsft.training import distributed, metrics, trained
+    from mtsft.training import distributed, evaluating, metrics
 
     sampling = Sampling(**_SAMPLING())
     distributed.initialize()
-    subject = trained.Subject.of(_CONFIG.value, _WORKDIR.value)
+    subject = evaluating.Subject.of(_CONFIG.value, _WORKDIR.value)
     scores = subject.evaluate()
     if jax.process_index() == 0:
         print(json.dumps(metrics.finite(scores)) if _FORMAT.value == "json" else as_table(scores), flush=True)

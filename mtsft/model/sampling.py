@@ -122,7 +122,7 @@ def generate(
     keys = _keys(sampling, len(prompts))
     replies: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    size = batch_size if rows is not None else min(batch_size, len(order))
+    size = batch_size if rows is not None else max(1, min(batch_size, len(order)))
     for first in range(0, len(order), size):
         batch = order[first : first + size]
         longest = -(-len(prompts[batch[-1]]) // length_multiple) * length_multiple

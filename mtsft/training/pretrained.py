@@ -1,16 +1,18 @@
 """What a run starts from: fresh parameters, a Hugging Face folder, or what another run trained."""
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from mtsft.config import default
 from mtsft.data.dataset import open_chat
@@ -23,7 +25,8 @@ from mtsft.interop.peft import merge, read_adapter
 from mtsft.model.architecture import NO_LORA, Architecture, LoRA
 from mtsft.model.linear import ADAPTERS
 from mtsft.model.parameters import Params, are_stacked, join, names, select, split, unstack_layers
-from mtsft.model.transformer import Model
+from mtsft.model.quantized import is_quantized, quantize_kernel
+from mtsft.model.transformer import MATRICES, Model
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.frozen import trained_names
 from mtsft.training.workdir import nothing_in, read_chat, read_config, read_published
@@ -82,6 +85,11 @@ class HuggingFaceBase:
     def read(self, shapes: Params, place: Place, progress: bool = False) -> Params:
         """Its parameters that `shapes` has, in these dtypes, stacked or apart."""
         return self.folder.read(shapes, place(shapes), progress)
+
+    def read_each(self, shapes: Sequence[Params], place: Place) -> Iterator[Params]:
+        """Its parameters that each of `shapes` has, layers apart; no more than those of one are held at a time."""
+        for each in shapes:
+            yield self.read(each, place)
 
 
 class RunBase:
@@ -152,6 +160,12 @@ class RunBase:
         params = select(merge(self.restore(model, place, progress), self.lora), shapes)
         return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, shapes)
 
+    def read_each(self, shapes: Sequence[Params], place: Place) -> Iterator[Params]:
+        """Its parameters that each of `shapes` has, layers apart; all are held from the beginning."""
+        whole = self.read(reduce(join, shapes), place)
+        for each in shapes:
+            yield select(whole, each)
+
 
 def open_base(path: str | Path) -> HuggingFaceBase | RunBase | None:
     """The model that model.init_from names; None for "". Raises InputError if there is none."""
@@ -189,6 +203,9 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, HuggingFaceBase | RunBase |
             raise InputError("lora.init_from needs the model that its adapters are for: set model.init_from")
         return config, None
     config, unsaid = config.copy_and_resolve_references(), default().model
+    for keys in (config.model, config.lora):
+        if keys.init_from and "://" not in keys.init_from:  # for whoever reads the run's config from elsewhere
+            keys.init_from = str(Path(keys.init_from).expanduser().absolute())
     for name, value in base.fields.items():
         value = type(unsaid[name])(value)
         given = config.model[name]
@@ -242,14 +259,70 @@ def initial(
     is given. Each is made on the devices that hold it, and the same on any devices.
     """
     drawn, read = (shapes, {}) if base is None else split(shapes, lambda name: name.endswith(ADAPTERS))
-    if drawn and adapters:
-        found = base.adapters(adapters)[1]
-        found = select(found if are_stacked(drawn) else unstack_layers(found), drawn)
-        fresh = jax.tree.map(_put, found, place(drawn))
-        return join(fresh, base.read(read, place, progress)) if read else fresh
+    quantized, read = split(read, is_quantized)
 
     def draw(key):
         return select(model.init(key), drawn)
 
-    fresh = jax.jit(draw, out_shardings=place(drawn))(jax.random.key(seed)) if drawn else {}
-    return join(fresh, base.read(read, place, progress)) if read else fresh
+    parts = []
+    if drawn and adapters:
+        found = base.adapters(adapters)[1]
+        found = select(found if are_stacked(drawn) else unstack_layers(found), drawn)
+        parts.append(jax.tree.map(_put, found, place(drawn)))
+    elif drawn:
+        parts.append(jax.jit(draw, out_shardings=place(drawn))(jax.random.key(seed)))
+    if quantized:
+        parts.append(_quantized(quantized, model, base, place, progress))
+    if read:
+        parts.append(base.read(read, place, progress))
+    return reduce(join, parts)
+
+
+def _quantized(
+    shapes: Params, model: Model, base: HuggingFaceBase | RunBase, place: Place, progress: bool = False
+) -> Params:
+    """The layers' matrices of a base, quantised on the devices one by one, so that only one of them is there whole.
+
+    shapes: the quantised matrices of all layers, stacked or apart.
+    """
+    stacked, layers, lora = are_stacked(shapes), range(model.arch.num_hidden_layers), model.lora
+    apart, plain = (
+        jax.eval_shape(Model(model.unrolled.arch, kind).init, jax.random.key(0))["layers"]
+        for kind in (lora, replace(lora, quantize=""))
+    )
+    matrices = [name.split("/")[1:] for name in MATRICES]
+    kernels = [
+        _nest({"kernel": plain[i][part][matrix]["kernel"]}, "layers", i, part, matrix)
+        for part, matrix in matrices
+        for i in layers
+    ]
+
+    def where(shapes, *path):
+        wanted = {name: shape for name, shape in shapes.items() if is_quantized(name)}
+        return reduce(dict.get, path, place(_nest(wanted, *path)))
+
+    one_by_one, found = base.read_each(kernels, place), {}
+    with tqdm(desc="quantizing weights", total=len(kernels), unit="matrix", disable=not progress) as bar:
+        for part, matrix in matrices:
+            shardings = where(apart[0][part][matrix], "layers", 0, part, matrix)
+            quantize = jax.jit(partial(quantize_kernel, kind=lora.quantize), out_shardings=shardings)
+            made = []
+            for _ in layers:
+                made.append(jax.block_until_ready(quantize(*jax.tree.leaves(next(one_by_one)))))
+                bar.update()
+            if stacked:
+                path = ("layers", part, matrix)
+                stack = jax.jit(_stack, out_shardings=where(shapes["layers"][part][matrix], *path))
+                found = join(found, _nest(stack(made), *path))
+            else:
+                found = reduce(join, [_nest(each, "layers", i, part, matrix) for i, each in enumerate(made)], found)
+    return found
+
+
+def _nest(leaves: Params, *path: Any) -> Params:
+    """Those leaves alone as parameters, at this path."""
+    return reduce(lambda tree, key: {key: tree}, reversed(path), leaves)
+
+
+def _stack(layers: Sequence[Params]) -> Params:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)

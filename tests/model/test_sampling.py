@@ -46,6 +46,10 @@ def test_a_reply_ends_with_its_stop(model_and_params):
     assert generate(model, params, [prompt], stops, 6) == [free[: first + 1]]
 
 
+def test_no_prompt_is_no_reply(model_and_params):
+    assert generate(*model_and_params, [], [0], 2) == []
+
+
 def test_an_empty_prompt_is_refused(model_and_params):
     with pytest.raises(ValueError, match="a prompt has no token"):
         generate(*model_and_params, [[1], []], [0], 2)

@@ -55,8 +55,8 @@ def write_model(folder):
         hidden_size=64,
         intermediate_size=160,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
         max_position_embeddings=1024,
         tie_word_embeddings=False,
     )
@@ -82,8 +82,8 @@ def make_config(folder, data, cache):
     config.model.init_from = str(folder)
     config.objective.normalize = "batch"
     config.train.steps, config.train.batch_size = STEPS, 8
-    config.train.learning_rate, config.train.schedule, config.train.warmup_steps = 1e-2, "linear", 0
-    config.train.end_learning_rate, config.train.weight_decay, config.train.log_every = 0.0, 0.1, 1
+    config.train.learning_rate, config.train.schedule, config.train.warmup_steps = 4e-3, "linear", 0
+    config.train.end_learning_rate, config.train.weight_decay, config.train.log_every = 0.0, 0.5, 1
     config.parallel.compilation_cache = ""
     return config
 
@@ -139,7 +139,7 @@ def test_every_step_is_trls(subject, tmp_path):
     print(f"loss {ours['loss'][0]:.3f} to {ours['loss'][-1]:.3f}; apart {apart.max():.1e}, norms {norms_apart.max():.1e}")
     assert ours["supervised_tokens"].tolist() == theirs["supervised"]
     np.testing.assert_allclose(ours["learning_rate"], theirs["learning_rates"], rtol=1e-5)
-    assert ours["loss"][0] - ours["loss"][-1] > 2  # nats: a trajectory that goes somewhere
+    assert ours["loss"][0] - ours["loss"][-1] > 1.5  # nats: a trajectory that goes somewhere
     assert ours["grad_norm"].max() > config.train.clip_norm  # gradients are clipped on the way
     assert apart.max() < 1e-3
     assert norms_apart.max() < 1e-2

@@ -14,7 +14,7 @@ from mtsft.dialogue.schema import Message
 from mtsft.errors import InputError
 from mtsft.model.parameters import stack_layers
 from mtsft.model.sampling import GREEDY
-from mtsft.training import trained, workdir
+from mtsft.training import evaluating, trained, workdir
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.optimizer import build_optimizer
 from mtsft.training.pretrained import model_of
@@ -172,7 +172,7 @@ def test_says_what_is_missing(copied, lack):
     with pytest.raises(InputError, match=says):
         trained.load(copied)
     with pytest.raises(InputError, match=says):
-        trained.evaluate(default(), copied)
+        evaluating.evaluate(default(), copied)
     assert not path.exists()
 
 
@@ -200,7 +200,7 @@ def test_a_config_that_cannot_be_read_is_named(copied, text):
 
 
 @pytest.fixture
-def evaluating(copied, tmp_path, write_jsonl):
+def copied_and_config(copied, tmp_path, write_jsonl):
     """(workdir, a config that evaluates it)."""
     config = default()
     config.update(json.loads((copied / "config.json").read_text()))
@@ -213,10 +213,10 @@ def evaluating(copied, tmp_path, write_jsonl):
     return copied, config
 
 
-def test_evaluation_is_of_the_best_with_its_own_tokenizer(evaluating, small_tokenizer):
-    folder, config = evaluating
+def test_evaluation_is_of_the_best_with_its_own_tokenizer(copied_and_config, small_tokenizer):
+    folder, config = copied_and_config
     config.train.optimizer = "muon"  # the optimizer does not matter any more
-    scores = trained.evaluate(config, folder)
+    scores = evaluating.evaluate(config, folder)
     assert config.data.tokenizer == ""
     assert [entry["supervised_tokens"] for entry in scores["by_turn"]] == [
         2 * (len(small_tokenizer.encode("I am well")) + 1),
@@ -225,20 +225,20 @@ def test_evaluation_is_of_the_best_with_its_own_tokenizer(evaluating, small_toke
     assert scores["dialogues"] == 2
     for step in (3, 4):
         shutil.rmtree(folder / "checkpoints" / str(step))
-    assert trained.evaluate(config, folder) == scores
+    assert evaluating.evaluate(config, folder) == scores
     assert as_table(scores).splitlines()[0] == f"held-out loss {scores['loss']:.4f} (nats per supervised token)"
     assert as_table(scores).splitlines()[-1].split()[0] == "2"
 
 
-def test_evaluation_refuses_another_model(evaluating):
-    folder, config = evaluating
+def test_evaluation_refuses_another_model(copied_and_config):
+    folder, config = copied_and_config
     config.model.intermediate_size = 48
     with pytest.raises(InputError, match=r"holds a model with model.intermediate_size=64, and the config says 48; "):
-        trained.evaluate(config, folder)
+        evaluating.evaluate(config, folder)
 
 
-def test_evaluation_needs_something_held_out(evaluating):
-    folder, config = evaluating
+def test_evaluation_needs_something_held_out(copied_and_config):
+    folder, config = copied_and_config
     config.data.eval = ""
     with pytest.raises(InputError, match=r"^nothing is held out .* set data.eval or data.eval_fraction$"):
-        trained.evaluate(config, folder)
+        evaluating.evaluate(config, folder)
