@@ -1,7 +1,23 @@
-"""What a training step needs of a chip's memory, asked of the compiler, without the chip.
+"""What a training step needs of a chip's memory: asked of the TPU compiler, without a chip.
 
     pip install libtpu
-    python benchmarks/memory.py configs/llama3_1_8b.py:full,v5e-16 [KEY=VALUE ...] [--save]
+    python benchmarks/memory.py configs/llama3_1_8b.py:full,v5e-16 ... [KEY=VALUE ...] [--save]
+    python benchmarks/memory.py --tables
+
+The real step of a config, at the sizes of the published model (benchmarks/published/), is compiled ahead of time for
+the chips of the machine, and memory_analysis says what it takes of each, in GiB. "state": the bytes of parameters,
+trained and frozen, and of moments, by their shapes. "all": arguments, temporaries and program, what is donated counted
+once. --save notes the figures in benchmarks/memory.json; --tables writes them into the docstrings of configs/.
+
+There is no compiler for GPUs here: gpu80 and h200 are compiled for one TPU v5p chip (95 GiB), whose compiler allots
+memory otherwise than a GPU's. h200 runs the program of gpu80 wherever there is one.
+
+The compiler is asked for little effort (exec_time_optimization_effort -1, optimization_level 9): 42 to 75 seconds a
+step on a busy core, where its default took 483. For Qwen3-0.6B, full, v5e-8, that is 3.62 for 3.96 GiB: allow for a
+tenth more than the figures. A step that does not fit prints "fits": false, and what it would take.
+
+What was learned: with fsdp=8, Llama-3.1-8B and Gemma-3-4B take 14.43 and 14.11 GiB of a v5e's 15.75 in full, with
+fsdp=4,tensor=2 13.77 and 13.13, as the vocabulary is cut as well.
 """
 
 import argparse
@@ -18,118 +34,147 @@ from types import SimpleNamespace
 os.environ |= dict(
     JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="v5litepod-16", TPU_WORKER_HOSTNAMES="localhost"
 )
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-import jax
-import numpy as np
-from jax.experimental import topologies
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
 
-from mtsft.data.batches import empty_batch
-from mtsft.interop.families import describe
-from mtsft.training.optimizer import build_optimizer
-from mtsft.training.pretrained import model_of
-from mtsft.training.run import Run
-from mtsft.training.sharding import make_mesh
-from mtsft.training.step import Door
+from mtsft.data.batches import empty_batch  # noqa: E402
+from mtsft.interop.families import describe  # noqa: E402
+from mtsft.training.optimizer import build_optimizer  # noqa: E402
+from mtsft.training.pretrained import model_of  # noqa: E402
+from mtsft.training.run import Run  # noqa: E402
+from mtsft.training.sharding import make_mesh  # noqa: E402
+from mtsft.training.step import Door  # noqa: E402
 
 GIB = 2**30
-# The compiler at its quickest.
-OPTIONS = json.loads(os.environ.get("OPTS", "{\"exec_time_optimization_effort\": -1.0, \"optimization_level\": 9}"))
-RESULTS = Path(__file__).with_suffix(".json")
+RESULTS = ROOT / "benchmarks" / "memory.json"
+EFFORT = {"exec_time_optimization_effort": -1.0, "optimization_level": 9}
 # The chips that a step is compiled for.
 TOPOLOGIES = {"gpu80": "v5p:1x1x1", "h200": "v5p:1x1x1", "v5e-8": "v5e:2x4", "v5e-16": "v5e:4x4", "v5p-8": "v5p:2x2x1"}
+TABLE = re.compile(r"(?<=\n)    machine.*?\n(?=\n)", re.DOTALL)
 
 
-def published(path: Path) -> dict:
-    """The sizes of the model of a config file, as Architecture has them."""
-    file = Path(__file__).parent / "published" / f"{path.stem}.json"
-    return describe(json.loads(file.read_text()), str(file))[1]
-
-
-def load_module(path: Path):
+def module_of(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def run_of(path: Path, config, devices) -> Run:
-    """What training makes of the config, but for the data and the weights, which a step's memory does not hang on."""
-    for key, value in published(path).items():
+def devices_of(machine):
+    return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[machine]).devices
+
+
+def run_of(path, config, devices):
+    """What training makes of a config, but for the data and the weights, on which a step's memory does not hang."""
+    published = ROOT / "benchmarks" / "published" / f"{path.stem}.json"
+    for key, value in describe(json.loads(published.read_text()), str(published))[1].items():
         config.model[key] = value
-    config.train.steps = config.train.steps or 1000
     train = config.train
+    train.steps = train.steps or 1000
     optimizer = build_optimizer(
-        train.optimizer, clip_norm=train.clip_norm, weight_decay=train.weight_decay, b1=train.b1, b2=train.b2,
+        train.optimizer,
+        clip_norm=train.clip_norm,
+        weight_decay=train.weight_decay,
+        b1=train.b1,
+        b2=train.b2,
         eps=train.eps,
-    )  # fmt: skip
+    )
     data = SimpleNamespace(train=SimpleNamespace(weights_N=np.ones(1)), train_layout=SimpleNamespace(num_rows=1))
     door = Door(config.parallel.mode, make_mesh(config.parallel.mesh, devices))
     return Run(config, data, model_of(config, 0), optimizer, door, None)
 
 
-def bytes_of(shapes, shardings) -> int:
-    """Of a tree of arrays, on each device, before any padding."""
+def state_bytes(run):
+    """Of the state and of what is frozen, on each chip."""
+
     def size(leaf, sharding):
         return int(np.prod(sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
 
-    return sum(jax.tree.leaves(jax.tree.map(size, shapes, shardings)))
+    trees = (run.shapes, run.shardings(run.shapes)), (run.frozen_shapes, run.place(run.frozen_shapes))
+    return sum(sum(jax.tree.leaves(jax.tree.map(size, *tree))) for tree in trees)
 
 
-def measure(path: Path, variant: str, overrides: dict) -> dict:
-    config = load_module(path).get_config(variant)
+def measure(path, variant, overrides):
+    module, (mode, machine) = module_of(path), variant.split(",")
+    config = module.get_config(variant)
     config.update_from_flattened_dict(overrides)
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[variant.split(",")[1]]).devices
-    run = run_of(path, config, devices)
+    run = run_of(path, config, devices_of(machine))
     batch = empty_batch(config.train.batch_size, config.data.sequence_length)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-    state = bytes_of(run.shapes, run.shardings(run.shapes)) + bytes_of(run.frozen_shapes, run.place(run.frozen_shapes))
-    began = time.perf_counter()
-    fits, total = True, 0.0
+    began, fits = time.perf_counter(), True
     lowered = run.compile_step().lower(run.shapes, run.frozen_shapes, batch)
     try:
-        memory = lowered.compile(compiler_options=OPTIONS).memory_analysis()
-        total = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        total = (total + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes) / GIB
+        memory = lowered.compile(compiler_options=EFFORT).memory_analysis()
+        arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        total = (arguments + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes) / GIB
     except jax.errors.JaxRuntimeError as error:
-        found = re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", str(error))
-        if not found:
+        said = re.search(r"Used ([\d.]+)G of|temporaries \(([\d.]+)G\)", str(error))
+        if not said:
             raise
-        fits, total = False, float(found[1])
-        if os.environ.get("VERBOSE"):
-            print(str(error)[:int(os.environ["VERBOSE"])])
+        fits, total = False, float(said[1] or said[2])
     return {
-        "keys": load_module(path).VARIANTS[variant.split(",")[0]][variant.split(",")[1]],
-        "state": round(state / GIB, 2),
+        "keys": module.VARIANTS[mode][machine],
+        "state": round(state_bytes(run) / GIB, 2),
         "all": round(total, 2),
         "fits": fits,
         "seconds": round(time.perf_counter() - began),
     }
 
 
+def results():
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def table_of(path):
+    """The lines of a docstring: of each machine, the state and all that a step needs, "-" where not compiled."""
+    module, measured = module_of(path), results()
+    lines = [f"    machine    {'full: state / all':<20} lora: state / all"]
+    for machine in TOPOLOGIES:
+        cells = []
+        for mode in ("full", "lora"):
+            if isinstance(module.VARIANTS[mode][machine], str):
+                cells.append("refused")
+                continue
+            found = measured.get(f"{path.stem}:{mode},{machine}")
+            twin = measured.get(f"{path.stem}:{mode},gpu80") if machine == "h200" else None
+            if twin and twin["keys"] == module.VARIANTS[mode][machine]:
+                found = twin
+            config = module.get_config(f"{mode},{machine}")
+            state = round(state_bytes(run_of(path, config, devices_of(machine))) / GIB, 2)
+            cells.append(f"{state:.1f} / {found['all']:.1f}" if found else f"{state:.1f} / -")
+        lines.append(f"    {machine:<10} {cells[0]:<20} {cells[1]}")
+    return "\n".join(lines) + "\n"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", help="FILE:VARIANT of configs, and KEY=VALUE for all of them")
-    parser.add_argument("--save", action="store_true", help="note the result in benchmarks/memory.json")
+    parser.add_argument("what", nargs="*", help="FILE:VARIANT of configs, and KEY=VALUE for all of them")
+    parser.add_argument("--save", action="store_true", help="note the figures in benchmarks/memory.json")
+    parser.add_argument("--tables", action="store_true", help="write the figures noted into the docstrings of configs/")
     arguments = parser.parse_args()
-    overrides, specs = {}, []
+    overrides = {}
     for word in arguments.what:
-        if ":" not in word and "=" in word:
-            key, _, value = word.partition("=")
-            try:
-                overrides[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                overrides[key] = value
-        else:
-            specs.append(word)
-    for spec in specs:
-        path, _, variant = spec.partition(":")
-        result = measure(Path(path), variant, overrides)
-        print(spec, overrides or "", json.dumps(result), flush=True)
-        if arguments.save:
-            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-            results[f"{Path(path).stem}:{variant}"] = result
-            RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+        key, given, value = word.partition("=")
+        if given and ":" not in word:
+            overrides[key] = ast.literal_eval(value) if re.fullmatch(r"[\d.e-]+|True|False", value) else value
+    for word in arguments.what:
+        path, given, variant = word.partition(":")
+        if not given:
+            continue
+        figures = measure(Path(path), variant, overrides)
+        print(word, overrides or "", json.dumps(figures), flush=True)
+        if arguments.save and not overrides:
+            noted = results() | {f"{Path(path).stem}:{variant}": figures}
+            lines = (f"  {json.dumps(name)}: {json.dumps(each)}" for name, each in sorted(noted.items()))
+            RESULTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    if arguments.tables:
+        for published in sorted((ROOT / "benchmarks" / "published").glob("*.json")):
+            path = ROOT / "configs" / f"{published.stem}.py"
+            path.write_text(TABLE.sub(lambda _: table_of(path), path.read_text(), count=1))  # noqa: B023
 
 
 if __name__ == "__main__":

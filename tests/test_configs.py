@@ -122,16 +122,19 @@ def test_docstring_is_the_record(name):
     assert set(rows) == set(MACHINES)
     for machine, cells in rows.items():
         said = [cell for cell in " ".join(cells).replace("refused", "refused refused").split() if cell != "/"]
-        for mode, (state, total) in zip(("full", "lora"), (said[:2], said[2:4]), strict=True):
-            result = MEMORY.get(f"{name}:{mode},{machine}")
+        for mode, state, total in zip(("full", "lora"), said[::2], said[1::2], strict=True):
             keys = module.VARIANTS[mode][machine]
+            measured = MEMORY.get(f"{name}:{mode},{machine}") or (
+                machine == "h200" and module.VARIANTS[mode]["gpu80"] == keys and MEMORY.get(f"{name}:{mode},gpu80")
+            )
             if isinstance(keys, str):
                 assert state == "refused"
-                continue
-            assert result["keys"] == keys, "measure again: python benchmarks/memory.py --save"
-            assert state == f"{result['state']:.1f}"
-            assert total == f"{result['all']:.1f}"
-            assert result["all"] < 0.92 * MACHINES[machine][0]
+            elif not measured:
+                assert total == "-"
+            else:
+                assert measured["keys"] == keys, "measure again: python benchmarks/memory.py --save, then --tables"
+                assert (state, total) == (f"{measured['state']:.1f}", f"{measured['all']:.1f}")
+                assert measured["all"] < 0.92 * MACHINES[machine][0]
 
 
 def test_sizes_are_those_of_the_published_models():

@@ -54,7 +54,7 @@ def dequantize(params: Params) -> Params:
 
 def is_quantized_kernel(leaves: Params) -> bool:
     """Whether these are the parameters of one matrix, and it is quantised."""
-    return any(is_quantized(name) for name in leaves)
+    return any(kernel in leaves for kernel, _ in LEAVES.values())
 
 
 def quantize_kernel(kernel: jax.Array, kind: str) -> dict[str, jax.Array]:

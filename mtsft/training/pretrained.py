@@ -258,38 +258,42 @@ def initial(
     Read from `base`, or drawn where there is none; adapters are drawn, or read from the PEFT folder `adapters` if one
     is given. Each is made on the devices that hold it, and the same on any devices.
     """
-    drawn, read = (shapes, {}) if base is None else split(shapes, lambda name: name.endswith(ADAPTERS))
-    quantized, read = split(read, is_quantized)
-
-    def draw(key):
-        return select(model.init(key), drawn)
-
+    quantized, plain = split(shapes, is_quantized)
+    drawn, read = (plain, {}) if base is None else split(plain, lambda name: name.endswith(ADAPTERS))
     parts = []
     if drawn and adapters:
         found = base.adapters(adapters)[1]
         found = select(found if are_stacked(drawn) else unstack_layers(found), drawn)
         parts.append(jax.tree.map(_put, found, place(drawn)))
     elif drawn:
-        parts.append(jax.jit(draw, out_shardings=place(drawn))(jax.random.key(seed)))
+        parts.append(_draw(drawn, model, seed, place))
     if quantized:
-        parts.append(_quantized(quantized, model, base, place, progress))
+        parts.append(_quantized(quantized, model, base, seed, place, progress))
     if read:
         parts.append(base.read(read, place, progress))
     return reduce(join, parts)
 
 
-def _quantized(
-    shapes: Params, model: Model, base: HuggingFaceBase | RunBase, place: Place, progress: bool = False
-) -> Params:
-    """The layers' matrices of a base, quantised on the devices one by one, so that only one of them is there whole.
+def _draw(shapes: Params, model: Model, seed: int, place: Place) -> Params:
+    return jax.jit(lambda key: select(model.init(key), shapes), out_shardings=place(shapes))(jax.random.key(seed))
 
-    shapes: the quantised matrices of all layers, stacked or apart.
+
+def _quantized(
+    shapes: Params,
+    model: Model,
+    base: HuggingFaceBase | RunBase | None,
+    seed: int,
+    place: Place,
+    progress: bool = False,
+) -> Params:
+    """The layers' matrices, quantised on the devices one by one; of a folder, only one of them is there whole.
+
+    shapes: the quantised matrices of all layers, stacked or apart. Each is quantised by a program of its own, which
+    the programs around it cannot round otherwise: the same on any devices, and at every start.
     """
     stacked, layers, lora = are_stacked(shapes), range(model.arch.num_hidden_layers), model.lora
-    apart, plain = (
-        jax.eval_shape(Model(model.unrolled.arch, kind).init, jax.random.key(0))["layers"]
-        for kind in (lora, replace(lora, quantize=""))
-    )
+    whole = Model(model.unrolled.arch, replace(lora, quantize=""))
+    apart, plain = (jax.eval_shape(each.init, jax.random.key(0))["layers"] for each in (model.unrolled, whole))
     matrices = [name.split("/")[1:] for name in MATRICES]
     kernels = [
         _nest({"kernel": plain[i][part][matrix]["kernel"]}, "layers", i, part, matrix)
@@ -301,7 +305,12 @@ def _quantized(
         wanted = {name: shape for name, shape in shapes.items() if is_quantized(name)}
         return reduce(dict.get, path, place(_nest(wanted, *path)))
 
-    one_by_one, found = base.read_each(kernels, place), {}
+    if base is None:
+        drawn = _draw(reduce(join, kernels), whole, seed, place)
+        one_by_one = (select(drawn, each) for each in kernels)
+    else:
+        one_by_one = base.read_each(kernels, place)
+    found: Params = {}
     with tqdm(desc="quantizing weights", total=len(kernels), unit="matrix", disable=not progress) as bar:
         for part, matrix in matrices:
             shardings = where(apart[0][part][matrix], "layers", 0, part, matrix)

@@ -1,4 +1,9 @@
-"""Against TRL: step for step the same training, ours with dialogues packed side by side and TRL's with padding."""
+"""Against TRL: step for step the same training, ours with dialogues packed side by side and TRL's with padding.
+
+On two cores the losses are 4e-6 apart and the norms of gradients 4e-4. By hand: weight decay of norms or none of the
+embedding, another beta, another clipping, a mask one slot off, or gradients divided by the dataset's mean weight are
+all told from it, by 5e-4 of a loss at the least.
+"""
 
 import importlib.util
 import json
@@ -132,7 +137,8 @@ def test_every_step_is_trls(subject, tmp_path):
     records = []
     train(config, tmp_path / "work", watch=records.append)
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
-    ours = {name: np.array([record[name] for record in records]) for name in records[0] if name != "time"}
+    names = ("loss", "grad_norm", "learning_rate", "supervised_tokens")
+    ours = {name: np.array([record[name] for record in records]) for name in names}
 
     apart = abs(ours["loss"] / np.array(theirs["losses"]) - 1)
     norms_apart = abs(ours["grad_norm"] / np.array(theirs["grad_norms"]) - 1)
@@ -141,5 +147,5 @@ def test_every_step_is_trls(subject, tmp_path):
     np.testing.assert_allclose(ours["learning_rate"], theirs["learning_rates"], rtol=1e-5)
     assert ours["loss"][0] - ours["loss"][-1] > 1.5  # nats: a trajectory that goes somewhere
     assert ours["grad_norm"].max() > config.train.clip_norm  # gradients are clipped on the way
-    assert apart.max() < 1e-3
+    assert apart.max() < 1e-4
     assert norms_apart.max() < 1e-2

@@ -2,7 +2,7 @@
 
 settings: {folder, data, steps, config}: a Hugging Face folder with its tokenizer and a chat template with
 {% generation %} marks, a file of dialogues, the dialogues of every step by their ids, and arguments of SFTConfig.
-Writes results.json beside it: {losses, grad_norms, supervised, digests}, each by step, and the version of trl.
+Writes results.json beside it: {losses, grad_norms, learning_rates, supervised}, each by step.
 
 The trainer, its preparation of the dataset, its collator, its loss and its optimizer are TRL's own; which dialogues
 stand in which batch is all that is told.

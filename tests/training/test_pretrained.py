@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 from etils import epath
 from safetensors.numpy import load_file
-from support import assert_trees_close
+from support import assert_trees_close, small_model
 
 from mtsft.config import default
 from mtsft.errors import InputError
+from mtsft.interop.export import export
 from mtsft.interop.peft import merge
-from mtsft.model.parameters import join, names, split
+from mtsft.model.architecture import LoRA
+from mtsft.model.parameters import join, names, split, stack_layers
+from mtsft.model.quantized import quantize
 from mtsft.training import converting, evaluating, loop, trained
-from mtsft.training.pretrained import HuggingFaceBase, RunBase, open_base, resolve
+from mtsft.training.pretrained import HuggingFaceBase, RunBase, initial, open_base, resolve
 from mtsft.training.run import Run
+from mtsft.training.sharding import make_mesh, param_shardings
 
 SIZES = dict(
     hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8
@@ -270,3 +274,55 @@ def test_training_stops_early_and_stays_stopped(folder, exported, make_config):
     assert loop.train(config, folder / "early")["steps"] == 3
     assert (folder / "early" / "eval.jsonl").read_text() == logged
     assert trained.load(folder / "early").step == result["best_step"]
+
+
+def test_a_quantized_base_is_trained_over_resumed_and_goes_out(folder, exported, make_config):
+    config = make_config(**{"model.init_from": str(exported), "lora.rank": 2, "lora.quantize": "int8"})
+    config.train.schedule = "constant"
+    for steps, workdir in ((2, "int8"), (4, "int8"), (4, "int8 whole")):
+        config.train.steps = steps
+        assert loop.train(config, folder / workdir)["steps"] == steps
+    whole, lora = parameters(folder / "int8 whole"), LoRA(rank=2, quantize="int8")
+    assert same(parameters(folder / "int8"), whole)
+    assert same(split(whole, lambda name: "lora" not in name)[0], quantize(parameters(exported), lora))
+    losses = [json.loads(line)["loss"] for line in (folder / "int8" / "eval.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+    assert "int8" not in (folder / "int8" / "checkpoints" / "4" / "default" / "_METADATA").read_text()
+    converting.to_hugging_face(folder / "int8", folder / "int8 out", dtype="float32")
+    assert same(parameters(folder / "int8 out"), merge(whole, lora))
+    converting.to_hugging_face(folder / "int8", folder / "int8 adapter", adapter=True)
+    tensors = load_file(folder / "int8 adapter" / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+    np.testing.assert_array_equal(tensors[name], whole["layers"][1]["mlp"]["up"]["lora_b"].T)
+    config.lora.quantize = ""
+    with pytest.raises(InputError, match=r"holds a run with another lora.quantize \(it was int8, now None\)"):
+        loop.train(config, folder / "int8")
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_base_is_quantized_a_matrix_at_a_time_and_alike_on_any_devices(tmp_path, monkeypatch, kind):
+    sizes = dict(hidden_size=128, intermediate_size=256, head_dim=32, max_position_embeddings=64)
+    params = jax.device_get(small_model(**sizes).init(jax.random.key(3)))
+    base = HuggingFaceBase(export(tmp_path / "folder", params, small_model(**sizes).arch))
+    read, held = HuggingFaceBase.read, []
+
+    def watched(self, shapes, *arguments):
+        held.append([array.shape for array in jax.live_arrays() if array.shape[-2:] in ((128, 256), (256, 128))])
+        return read(self, shapes, *arguments)
+
+    monkeypatch.setattr(HuggingFaceBase, "read", watched)
+    lora, found = LoRA(rank=2, quantize=kind), {}
+    on_many = partial(param_shardings, mesh=make_mesh("data=2,fsdp=2,tensor=2"))
+    for name, place, scan in (("one", ON_ONE_DEVICE, True), ("many", on_many, True), ("apart", on_many, False)):
+        model = small_model(lora, **sizes, scan_layers=scan)
+        shapes = split(jax.eval_shape(model.init, jax.random.key(0)), lambda name: "lora" not in name)[0]
+        made = [initial(shapes, model, start, 0, place) for start in (base, None)]
+        assert jax.tree.all(jax.tree.map(lambda leaf, where: leaf.sharding == where, made[0], place(shapes)))
+        found[name] = jax.device_get(made)
+        del made
+    # Of int8 the matrices that are made have the shapes of those that are read.
+    assert kind == "int8" or not any(held)
+    assert len(held) == 3 * (2 * 7 + 1)
+    assert same(found["one"][0], jax.device_get(jax.jit(partial(quantize, lora=lora))(params)))
+    assert same(found["one"], found["many"])
+    assert same(found["one"], [stack_layers(each) for each in found["apart"]])
