@@ -19,7 +19,7 @@ Expected memory, GiB of each chip:
     gpu80      35.9 / 65.9          6.3 / -
     h200       35.9 / 65.9          6.3 / -
     v5e-8      4.5 / 10.5           0.9 / -
-    v5e-16     2.2 / -              0.5 / -
+    v5e-16     2.2 / -              0.6 / -
     v5p-8      9.0 / -              1.7 / -
 
 State is parameters and moments, by their shapes. All is what the compiler allots to the whole step (memory_analysis by

@@ -17,9 +17,9 @@ Expected memory, GiB of each chip:
     machine    full: state / all    lora: state / all
     gpu80      refused              14.0 / -
     h200       27.0 / -             14.0 / -
-    v5e-8      3.4 / -              2.0 / -
+    v5e-8      3.4 / 12.3           2.0 / -
     v5e-16     5.1 / -              1.2 / -
-    v5p-8      20.3 / -             3.7 / -
+    v5p-8      20.2 / -             3.7 / -
 
 State is parameters and moments, by their shapes. All is what the compiler allots to the whole step (memory_analysis by
 benchmarks/memory.py, at the compiler's least effort: allow a tenth more); "-" was not compiled. Those of gpu80 and h200

@@ -1,6 +1,7 @@
 """Models in and out as a person does it: doors, one after the other."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,9 @@ import sys
 import pytest
 from flow_support import ROOT, environment, run, write_dialogues
 from safetensors.numpy import load_file, save_file
+
+from mtsft.errors import InputError
+from mtsft.training.run import Run
 
 CONFIG = """
 from mtsft.config import default
@@ -126,11 +130,27 @@ def change_config(folder, **changes):
         ("no config", ("config.json",)),
     ],
 )
-def test_a_folder_with_something_wrong_is_one_line_and_nothing_is_left(folder, tmp_path, how, named):
+def test_a_folder_with_something_wrong_is_one_line(folder, tmp_path, how, named):
     broken = shutil.copytree(folder / "hf", tmp_path / "broken")
     spoil(broken, how)
+    config = config_of(folder, **{"model.init_from": str(broken)})
+    with pytest.raises(InputError) as refusal:
+        Run.of(config, progress=False)
+    line = str(refusal.value)
+    assert "\n" not in line
+    assert all(name in line for name in named), line
+
+
+def config_of(folder, **changes):
+    config = runpy.run_path(str(folder / "tune.py"))["get_config"]()
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_a_refused_folder_is_status_2_and_nothing_is_left(folder, tmp_path):
+    broken = shutil.copytree(folder / "hf", tmp_path / "broken")
+    spoil(broken, "truncated")
     _, error = tune(folder, f"--config.model.init_from={broken}", f"--workdir={tmp_path / 'work'}", status=2)
     (line,) = error.splitlines()
-    assert line.startswith("train: ")
-    assert all(name in line for name in named), line
+    assert line.startswith(f"train: {broken}/model.safetensors")
     assert not (tmp_path / "work").exists()

@@ -142,7 +142,9 @@ def test_every_step_is_trls(subject, tmp_path):
 
     apart = abs(ours["loss"] / np.array(theirs["losses"]) - 1)
     norms_apart = abs(ours["grad_norm"] / np.array(theirs["grad_norms"]) - 1)
-    print(f"loss {ours['loss'][0]:.3f} to {ours['loss'][-1]:.3f}; apart {apart.max():.1e}, norms {norms_apart.max():.1e}")
+    print(
+        f"loss {ours['loss'][0]:.3f} to {ours['loss'][-1]:.3f}; apart {apart.max():.1e}, norms {norms_apart.max():.1e}"
+    )
     assert ours["supervised_tokens"].tolist() == theirs["supervised"]
     np.testing.assert_allclose(ours["learning_rate"], theirs["learning_rates"], rtol=1e-5)
     assert ours["loss"][0] - ours["loss"][-1] > 1.5  # nats: a trajectory that goes somewhere

@@ -61,12 +61,9 @@ def alone():
     return train(2, small_model(LORA), neftune=4.0, devices=jax.devices()[:1])
 
 
-@pytest.mark.parametrize(
-    ("mode", "mesh", "microbatches"),
-    [("jit", "data=2,fsdp=2,tensor=2", 1), ("jit", "data=4,fsdp=2", 2), ("pmap", "", 2)],
-)
-def test_what_is_drawn_does_not_depend_on_devices_or_microbatches(alone, mode, mesh, microbatches):
-    state, metrics = train(2, small_model(LORA), neftune=4.0, mode=mode, mesh=mesh, microbatches=microbatches)
+@pytest.mark.parametrize(("mode", "mesh"), [("jit", "data=2,fsdp=2,tensor=2"), ("pmap", "")])
+def test_what_is_drawn_does_not_depend_on_devices_or_microbatches(alone, mode, mesh):
+    state, metrics = train(2, small_model(LORA), neftune=4.0, mode=mode, mesh=mesh, microbatches=2)
     for ours, theirs in zip(metrics, alone[1]):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["grad_norms"]["lora"] == pytest.approx(theirs["grad_norms"]["lora"], rel=1e-4)
@@ -102,9 +99,8 @@ def test_a_step_of_adapters_works_less_and_forms_no_gradient_of_a_matrix():
     assert gradients == {"full": 4 * 3, "lora": 0}
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_frozen_parameters_are_not_in_the_state_and_the_others_train_as_if_they_were(scan):
-    model = small_model(scan_layers=scan)
+def test_frozen_parameters_are_not_in_the_state_and_the_others_train_as_if_they_were():
+    model = small_model()
     state, _ = train(1, model, freeze="^embed|attention|norm/", devices=jax.devices()[:1])
     assert names(state.params) == {
         "layers/mlp/gate/kernel",
