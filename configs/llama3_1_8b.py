@@ -34,7 +34,7 @@ from mtsft.config import choose, default
 # What a machine needs to itself, by mode; of the batch of 32 rows each micro-batch is an equal part.
 VARIANTS = {
     "full": {
-        "gpu80": "parameters and gradients in float32 are over 60 GiB; use full,h200, full,v5p-8 or lora,gpu80",
+        "gpu80": "parameters and gradients in float32 alone take 60 GiB; use full,h200, full,v5p-8 or lora,gpu80",
         "h200": {"train.microbatches": 32, "train.optimizer": "adafactor"},
         "v5e-8": {"parallel.mesh": "fsdp=4,tensor=2", "train.microbatches": 8, "train.optimizer": "adafactor"},
         "v5e-16": {"parallel.mesh": "fsdp=16", "train.microbatches": 2},

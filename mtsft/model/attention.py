@@ -21,8 +21,13 @@ class Scores:
 
     def __call__(self, query_BxLxGxRxK, key_BxSxGxK) -> jax.Array:
         """Scores in float32, (B, G, R, L, S)."""
-        product = jnp.einsum("blgrk,bsgk->bgrls", query_BxLxGxRxK, key_BxSxGxK, preferred_element_type=jnp.float32)
-        return soft_cap(product * self.scale, self.softcap)
+        return self.of(
+            jnp.einsum("blgrk,bsgk->bgrls", query_BxLxGxRxK, key_BxSxGxK, preferred_element_type=jnp.float32)
+        )
+
+    def of(self, products: jax.Array) -> jax.Array:
+        """Scores of products q.k, in float32."""
+        return soft_cap(products * self.scale, self.softcap)
 
 
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:
@@ -80,3 +85,17 @@ def attend(query_BxLxHxK, key_BxSxGxK, value_BxSxGxK, mask_BxLxS, scores: Scores
     logits = jnp.where(mask_BxLxS[:, None, None], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(query_BxLxHxK.dtype)
     return jnp.einsum("bgrls,bsgk->blgrk", weights, value_BxSxGxK).reshape(B, L, H, K)
+
+
+def attend_cached(query_BxHxK, key_BxGxKxS, value_BxGxSxK, mask_BxS, scores: Scores) -> jax.Array:
+    """`attend` of one query a row, (B, H, K), to keys and values that lie as the products read them.
+
+    A cache that lies as they are made, (B, S, G, K), would be turned over whole for every token.
+    """
+    B, H, K = query_BxHxK.shape
+    G = key_BxGxKxS.shape[1]
+    query_BxGxRxK = query_BxHxK.reshape(B, G, H // G, K)
+    logits = scores.of(jnp.einsum("bgrk,bgks->bgrs", query_BxGxRxK, key_BxGxKxS, preferred_element_type=jnp.float32))
+    logits = jnp.where(mask_BxS[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(query_BxHxK.dtype)
+    return jnp.einsum("bgrs,bgsk->bgrk", weights, value_BxGxSxK).reshape(B, H, K)

@@ -18,7 +18,7 @@ from flax import nnx
 
 from mtsft.errors import InputError
 from mtsft.model.architecture import ACTIVATIONS, DTYPES, NO_LORA, REMAT_POLICIES, Architecture, LoRA
-from mtsft.model.attention import Scores, attend, soft_cap, tree_attend
+from mtsft.model.attention import Scores, attend_cached, soft_cap, tree_attend
 from mtsft.model.linear import Linear, RMSNorm
 from mtsft.model.parameters import Params
 from mtsft.model.rotary import rotary, rotate
@@ -274,9 +274,10 @@ class Model:
 
         def within_prompt(_, window, query, key, value):
             attended = tree_attend(query, key, value, ends_BxP, self._scores, positions_BxP, window)
-            return attended, jax.tree.map(
-                lambda x: jnp.pad(x, ((0, 0), (0, num_slots - P), (0, 0), (0, 0))), (key, value)
-            )
+            behind = (0, num_slots - P)
+            key_BxGxKxS = jnp.pad(key.transpose(0, 2, 3, 1), ((0, 0), (0, 0), (0, 0), behind))
+            value_BxGxSxK = jnp.pad(value.transpose(0, 2, 1, 3), ((0, 0), (0, 0), behind, (0, 0)))
+            return attended, (key_BxGxKxS, value_BxGxSxK)
 
         model = self._merge(params)
         hidden_BxPxD, cache = model(tokens_BxP, positions_BxP, within_prompt)
@@ -290,15 +291,15 @@ class Model:
         """
 
         def within_cache(layer_cache, window, query, key, value):
-            rows_B = jnp.arange(len(slots_B))
-            key, value = (
-                kept.at[rows_B, slots_B].set(new[:, 0]) for kept, new in zip(layer_cache, (key, value), strict=True)
-            )
-            distances_BxS = slots_B[:, None] - jnp.arange(key.shape[1])[None]
+            rows_B, (key_BxGxKxS, value_BxGxSxK) = jnp.arange(len(slots_B)), layer_cache
+            key_BxGxKxS = key_BxGxKxS.at[rows_B, :, :, slots_B].set(key[:, 0])
+            value_BxGxSxK = value_BxGxSxK.at[rows_B, :, slots_B].set(value[:, 0])
+            distances_BxS = slots_B[:, None] - jnp.arange(value_BxGxSxK.shape[2])[None]
             mask_BxS = distances_BxS >= 0
             if window is not None:
                 mask_BxS &= distances_BxS < window
-            return attend(query, key, value, mask_BxS[:, None], self._scores), (key, value)
+            attended_BxHxK = attend_cached(query[:, 0], key_BxGxKxS, value_BxGxSxK, mask_BxS, self._scores)
+            return attended_BxHxK[:, None], (key_BxGxKxS, value_BxGxSxK)
 
         model = self._merge(params)
         hidden_Bx1xD, cache = model(tokens_B[:, None], slots_B[:, None], within_cache, cache=cache)
