@@ -79,12 +79,13 @@ def token_nll(
         x = jnp.pad(x, [(0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)])
         return jnp.moveaxis(x.reshape(B, num_chunks, chunk, *x.shape[2:]), 1, 0)
 
-    @jax.checkpoint
     def nll_of_chunk(states_BxCxD, targets_BxC, valid_BxC):
         logits_BxCxV = cap(jnp.matmul(states_BxCxD, projection_DxV, preferred_element_type=jnp.float32))
         target_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], axis=-1)[..., 0]
         return jnp.where(valid_BxC, jax.nn.logsumexp(logits_BxCxV, axis=-1) - target_BxC, 0.0)
 
+    # Around the whole body: inside the cond, what is not kept of a chunk would hold a copy of the projection each.
+    @jax.checkpoint
     def body(_, chunk_inputs):
         index, states_BxCxD, targets_BxC = chunk_inputs
         valid_BxC = (index * chunk + jnp.arange(chunk))[None, :] < counts_B[:, None]

@@ -69,6 +69,8 @@ def test_full_logits_are_never_formed():
 
     memory = jax.jit(jax.grad(loss, (0, 1))).lower(hidden, projection).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.5 * rows * length * vocab * 4
+    # Nor is the projection kept for every chunk.
+    assert f"[{length // 16},{D},{vocab}]" not in str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(hidden, projection))
 
 
 def test_sums_add_up_and_the_mean_is_per_weight():
