@@ -1,5 +1,7 @@
 """Small models, trees and batches that several tests build."""
 
+from functools import partial
+
 import jax
 import numpy as np
 
@@ -98,14 +100,18 @@ def uneven_batch(rows=32, length=24, seed=0) -> PackedBatch:
 
 def nll_and_gradient(model, params, batch, mask=None):
     """(weighted nll per slot (B, L), gradient of their sum), with `mask` in place of the batch's own."""
-    mask = batch.response_mask if mask is None else mask
+    nll, gradient = _nll_and_gradient(model, params, batch, batch.response_mask if mask is None else mask)
+    return np.asarray(nll), gradient
 
+
+@partial(jax.jit, static_argnums=0)
+def _nll_and_gradient(model, params, batch, mask):
     def total(params):
         nll = batch_nll(model, params, batch._replace(response_mask=mask), chunk=4) * mask
         return nll.sum(), nll
 
     (_, nll), gradient = jax.value_and_grad(total, has_aux=True)(params)
-    return np.asarray(nll), gradient
+    return nll, gradient
 
 
 def assert_trees_close(a, b, rtol=1e-5, atol=1e-5):

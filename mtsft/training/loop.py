@@ -47,10 +47,7 @@ def train(
         start = checkpoints.latest or 0
         state = run.restore(checkpoints, start) if start else run.create()
         frozen = run.frozen()
-        _say(
-            f"{'resuming after' if start else 'starting at'} step {start:,} of {run.steps:,}, "
-            f"{_describe(state, frozen)}"
-        )
+        _say(f"{'resuming after' if start else 'starting at'} step {start:,} of {run.steps:,}, {_describe(run)}")
         losses = held_out_losses(workdir / "eval.jsonl", start)
         state = _take_steps(run, state, frozen, start, checkpoints, workdir, began, losses, watch)
         stopped_early = _no_longer_improves(run, losses)
@@ -202,9 +199,9 @@ def _progress_bar(start: int, steps: int) -> tqdm:
     )
 
 
-def _describe(state: TrainState, frozen: Params) -> str:
-    trained, kept = (sum(leaf.size for leaf in jax.tree.leaves(part)) / 1e6 for part in (state.params, frozen))
-    counted = f"{trained:,.1f} M of {trained + kept:,.1f} M" if frozen else f"{trained:,.1f} M"
+def _describe(run: Run) -> str:
+    trained, whole = (count / 1e6 for count in run.parameter_counts)
+    counted = f"{trained:,.1f} M" if trained == whole else f"{trained:,.1f} M of {whole:,.1f} M"
     return f"{counted} parameters on {jax.device_count()} {jax.devices()[0].platform} device(s)"
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,14 @@ class Run:
     def whole_shapes(self) -> Params:
         """The shapes of all parameters."""
         return jax.eval_shape(self.model.init, jax.random.key(0))
+
+    @property
+    def parameter_counts(self) -> tuple[int, int]:
+        """How many numbers are trained, and how many the model has."""
+        plain = replace(self.model, lora=replace(self.model.lora, quantize=""))
+        shapes = jax.eval_shape(plain.init, jax.random.key(0))
+        trained, whole = split(shapes, self.trains)[0], shapes
+        return tuple(sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (trained, whole))
 
     @cached_property
     def trains(self) -> Callable[[str], bool]:
