@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from flow_support import ROOT, environment, run, write_dialogues
+from flow_support import QUICKLY_COMPILED, ROOT, environment, write_dialogues
+from flow_support import run as run_door
 from safetensors.numpy import load_file, save_file
 
 from mtsft.errors import InputError
@@ -36,6 +37,10 @@ def get_config():
     config.parallel.compilation_cache = {compiled!r}
     return config
 """
+
+
+def run(door, *flags, **settings):
+    return run_door(door, *flags, xla=QUICKLY_COMPILED, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +88,7 @@ def test_adapters_on_a_folder_over_a_mesh_talk_and_go_out(folder, tmp_path):
         [sys.executable, "-m", "mtsft.chat", work, "--max_new=3", "--system=Add.", "--temperature=0.5"],
         input=f"What is 1 plus 1?\n/save {tmp_path / 'said.jsonl'}\n/reset\n/nonsense\n/quit\n",
         cwd=ROOT,
-        env=environment(),
+        env=environment(xla=QUICKLY_COMPILED),
         capture_output=True,
         text=True,
     )

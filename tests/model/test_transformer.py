@@ -44,7 +44,7 @@ def test_attention_equals_its_definition_head_by_head():
         np.testing.assert_allclose(out[0, :, head], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("block", [1, 4, 5, 24, 100])
+@pytest.mark.parametrize("block", [4, 5, 24, 100])
 def test_attention_in_blocks_is_attention(monkeypatch, batch, block):
     monkeypatch.setattr(attention, "_BLOCK", block)
     rng = np.random.default_rng(0)
