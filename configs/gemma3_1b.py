@@ -16,9 +16,9 @@ are kept.
 Expected memory, GiB of each chip:
 
     machine    full: state / all    lora: state / all
-    gpu80      11.2 / 28.8          2.0 / -
-    h200       11.2 / 28.8          2.0 / -
-    v5e-8      1.4 / 6.3            0.3 / -
+    gpu80      11.2 / 22.4          2.0 / 5.3
+    h200       11.2 / 22.4          2.0 / 5.3
+    v5e-8      1.4 / 4.7            0.3 / -
     v5e-16     0.7 / -              0.2 / -
     v5p-8      2.8 / -              0.6 / -
 

@@ -16,9 +16,9 @@ dialogue in fifty is held out, by its content; of a dialogue that is too long th
 Expected memory, GiB of each chip:
 
     machine    full: state / all    lora: state / all
-    gpu80      14.5 / 57.8          7.6 / 30.9
-    h200       14.5 / 57.8          7.6 / 30.9
-    v5e-8      5.4 / 13.1           1.1 / 7.2
+    gpu80      14.5 / 48.0          7.6 / 10.9
+    h200       14.5 / 48.0          7.6 / 10.9
+    v5e-8      5.4 / 10.8           1.1 / 5.0
     v5e-16     2.7 / -              0.7 / -
     v5p-8      10.8 / -             2.1 / -
 

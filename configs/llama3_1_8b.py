@@ -16,11 +16,11 @@ dialogue in fifty is held out, by its content; of a dialogue that is too long th
 Expected memory, GiB of each chip:
 
     machine    full: state / all    lora: state / all
-    gpu80      refused              15.4 / 35.1
-    h200       29.9 / 94.1          15.4 / 35.1
-    v5e-8      3.8 / 13.8           2.2 / 6.6
-    v5e-16     5.6 / 13.1           1.2 / -
-    v5p-8      22.4 / 41.4          4.1 / -
+    gpu80      refused              15.4 / 20.5
+    h200       29.9 / 93.1          15.4 / 20.5
+    v5e-8      3.8 / 13.3           2.2 / 4.8
+    v5e-16     5.6 / 12.5           1.2 / -
+    v5p-8      22.4 / 39.9          4.1 / -
 
 State is parameters and moments, by their shapes. All is what the compiler allots to the whole step (memory_analysis by
 benchmarks/memory.py, at the compiler's least effort: allow a tenth more); "-" was not compiled. Those of gpu80 and h200

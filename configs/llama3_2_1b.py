@@ -16,9 +16,9 @@ are kept.
 Expected memory, GiB of each chip:
 
     machine    full: state / all    lora: state / all
-    gpu80      13.8 / 30.2          2.4 / -
-    h200       13.8 / 30.2          2.4 / -
-    v5e-8      1.7 / 6.0            0.4 / -
+    gpu80      13.8 / 28.5          2.4 / 5.0
+    h200       13.8 / 28.5          2.4 / 5.0
+    v5e-8      1.7 / -              0.4 / -
     v5e-16     0.9 / -              0.2 / -
     v5p-8      3.5 / -              0.7 / -
 

@@ -16,9 +16,9 @@ are kept.
 Expected memory, GiB of each chip:
 
     machine    full: state / all    lora: state / all
-    gpu80      35.9 / 65.9          6.3 / -
-    h200       35.9 / 65.9          6.3 / -
-    v5e-8      4.5 / 10.5           0.9 / -
+    gpu80      35.9 / 64.5          6.3 / 9.6
+    h200       35.9 / 64.5          6.3 / 9.6
+    v5e-8      4.5 / 10.0           0.9 / -
     v5e-16     2.2 / -              0.6 / -
     v5p-8      9.0 / -              1.7 / -
 

@@ -15,8 +15,8 @@ dialogue in fifty is held out, by its content; of a dialogue that is too long th
 Expected memory, GiB of each chip:
 
     machine    full: state / all    lora: state / all
-    gpu80      refused              14.0 / -
-    h200       27.0 / -             14.0 / -
+    gpu80      refused              14.0 / 17.9
+    h200       27.0 / -             14.0 / 17.9
     v5e-8      3.4 / 12.3           2.0 / -
     v5e-16     5.1 / -              1.2 / -
     v5p-8      20.2 / -             3.7 / -

@@ -16,9 +16,9 @@ are kept.
 Expected memory, GiB of each chip:
 
     machine    full: state / all    lora: state / all
-    gpu80      17.2 / 33.8          3.1 / -
-    h200       17.2 / 33.8          3.1 / -
-    v5e-8      2.2 / 6.5            0.5 / -
+    gpu80      17.2 / 32.3          3.1 / 5.7
+    h200       17.2 / 32.3          3.1 / 5.7
+    v5e-8      2.2 / 5.3            0.5 / -
     v5e-16     1.1 / -              0.3 / -
     v5p-8      4.3 / -              0.9 / -
 

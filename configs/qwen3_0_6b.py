@@ -15,9 +15,9 @@ are kept.
 Expected memory, GiB of each chip:
 
     machine    full: state / all    lora: state / all
-    gpu80      6.7 / 16.5           1.2 / -
-    h200       6.7 / 16.5           1.2 / -
-    v5e-8      0.8 / 3.6            0.2 / -
+    gpu80      6.7 / 13.6           1.2 / 3.3
+    h200       6.7 / 13.6           1.2 / 3.3
+    v5e-8      0.8 / 2.9            0.2 / -
     v5e-16     0.4 / -              0.1 / -
     v5p-8      1.7 / -              0.4 / -
 
