@@ -173,7 +173,10 @@ def open_base(path: str | Path) -> HuggingFaceBase | RunBase | None:
         return None
     folder = epath.Path(path).expanduser()
     if not folder.is_dir():
-        raise InputError(f"{path}: no such folder; model.init_from is a Hugging Face folder or the workdir of a run")
+        raise InputError(
+            f"{path}: no such folder; model.init_from is a Hugging Face folder or the workdir of a run "
+            "(hf download NAME --local-dir FOLDER fetches one from the Hub)"
+        )
     return open_trained(folder)
 
 
