@@ -4,13 +4,12 @@ A config file is Python with a `get_config()` that takes `default()` and changes
 changed again on the command line, as --config.train.steps=500.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtsft.errors import InputError, one_line
+from mtsft.errors import InputError
 
 
 def default() -> ConfigDict:
@@ -196,22 +195,3 @@ def validate(config: ConfigDict) -> None:
         raise InputError("train.steps and train.epochs are both 0: nothing to do; set one of them")
     if config.data.corpus and config.data.train:
         raise InputError("data.corpus and data.train are both set; set data.corpus='' to train on your own files")
-
-
-def choose(variant: str, variants: Mapping[str, Mapping[str, Mapping[str, Any] | str]]) -> tuple[str, dict[str, Any]]:
-    """The mode of a config's variant, such as "lora,gpu80", and the keys that this mode takes on this machine.
-
-    variants: keys by mode and machine; in place of keys, why there are none. Raises InputError for other names, and
-    for a variant that has no keys.
-    """
-    mode, _, machine = (part.strip() for part in variant.partition(","))
-    keys = variants.get(mode, {}).get(machine)
-    if keys is None:
-        machines = dict.fromkeys(name for each in variants.values() for name in each)
-        raise InputError(
-            f"config variant {one_line(variant, 50)!r}: write MODE,MACHINE after the config's name, "
-            f"with one of {', '.join(variants)} and one of {', '.join(machines)}"
-        )
-    if isinstance(keys, str):
-        raise InputError(f"config variant {mode},{machine}: {keys}")
-    return mode, dict(keys)

@@ -9,7 +9,8 @@ import jax
 import pytest
 from published_configs import PUBLISHED
 
-from mtsft.config import choose, default, validate
+from mtsft import ready
+from mtsft.config import default, validate
 from mtsft.errors import InputError
 from mtsft.interop.families import describe
 from mtsft.model.parameters import names, split
@@ -143,16 +144,26 @@ def test_sizes_are_those_of_the_published_models():
     assert alone == {"llama3_2_3b"}
 
 
+def test_machines_share_a_batch():
+    assert ready.machines(rows=2) == {
+        "gpu80": {"train.microbatches": 16},
+        "h200": {"train.microbatches": 16},
+        "v5e-8": {"parallel.mesh": "fsdp=8", "train.microbatches": 2},
+        "v5e-16": {"parallel.mesh": "fsdp=16", "train.microbatches": 1},
+        "v5p-8": {"parallel.mesh": "fsdp=4", "train.microbatches": 4},
+    }
+
+
 def test_choose():
     variants = {"full": {"gpu80": "does not fit; use lora"}, "lora": {"gpu80": {"train.microbatches": 2}}}
-    assert choose("lora,gpu80", variants) == ("lora", {"train.microbatches": 2})
-    assert choose(" lora, gpu80", variants)[0] == "lora"
+    assert ready.choose("lora,gpu80", variants) == ("lora", {"train.microbatches": 2})
+    assert ready.choose(" lora, gpu80", variants)[0] == "lora"
     for wrong in ("", "lora", "gpu80", "gpu80,lora", "lora,gpu90", "half,gpu80", "lora,gpu80,more", "a\nb,\x1b[0m"):
         with pytest.raises(InputError, match="one of full, lora and one of gpu80") as error:
-            choose(wrong, variants)
+            ready.choose(wrong, variants)
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match=r"^config variant full,gpu80: does not fit; use lora$"):
-        choose("full,gpu80", variants)
+        ready.choose("full,gpu80", variants)
 
 
 def test_variants_name_known_keys():

@@ -30,7 +30,7 @@ FLOORS = (
     ("training.run", "training.converting"),
     ("training.loop", "training.trained", "training.evaluating", "training.numeric"),
     ("training.conversation",),
-    ("cli",),
+    ("cli", "ready"),
     ("",),
 )
 # Who alone may import these, wherever they stand.
@@ -38,6 +38,7 @@ ONLY = {
     "ml_collections": (
         "config",
         "cli",
+        "ready",
         "training.run",
         "training.workdir",
         "training.pretrained",
@@ -45,7 +46,7 @@ ONLY = {
         "training.evaluating",
         "training.numeric",
     ),
-    "mtsft.config": ("training.run", "training.workdir", "training.pretrained", "training.converting", ""),
+    "mtsft.config": ("ready", "training.run", "training.workdir", "training.pretrained", "training.converting", ""),
     "absl": ("cli", ""),
     "jax": ("model", "interop", "diagnose", "training", ""),
     "flax": ("model",),
