@@ -48,10 +48,15 @@ class Conversation:
             self.messages = [*asked, ("assistant", said)]
 
     def save(self, path: Path) -> None:
-        """Appends the conversation to a file of JSON lines. Raises InputError where it cannot be written."""
+        """Appends the conversation to a file of JSON lines.
+
+        Raises InputError where the model has said nothing to be trained on, or the file cannot be written.
+        """
+        if not any(role == "assistant" for role, _ in self.messages):
+            raise InputError("nothing to save: the model has not said anything yet")
         record = {"messages": [{"role": role, "content": content} for role, content in self.messages]}
         try:
-            with path.expanduser().open("a") as file:
+            with path.expanduser().open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from error

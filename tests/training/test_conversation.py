@@ -71,8 +71,14 @@ def test_saved_conversations_can_be_trained_on(conversation, tmp_path):
 
 
 def test_a_file_that_cannot_be_written_ends_nothing(conversation, tmp_path):
-    out = shown(conversation, f"/save {tmp_path}/no/file", "still here")
-    assert out == f"({tmp_path}/no/file: cannot be written (No such file or directory))\nstill here \n"
+    out = shown(conversation, "hello", f"/save {tmp_path}/no/file", "still here")
+    assert out == f"hello \n({tmp_path}/no/file: cannot be written (No such file or directory))\nstill here \n"
+
+
+def test_a_conversation_without_a_reply_is_not_saved(conversation, tmp_path):
+    file = tmp_path / "a.jsonl"
+    assert shown(conversation, f"/save {file}") == "(nothing to save: the model has not said anything yet)\n"
+    assert not file.exists()
 
 
 def test_a_refused_message_is_forgotten(conversation):
