@@ -15,7 +15,8 @@ from mtsft.errors import InputError
 from mtsft.interop.families import describe
 from mtsft.model.parameters import names, split
 from mtsft.training.frozen import trained_names
-from mtsft.training.optimizer import OPTIMIZERS, SCHEDULES
+from mtsft.training.learning_rate import SCHEDULES
+from mtsft.training.optimizer import OPTIMIZERS
 from mtsft.training.pretrained import model_of
 from mtsft.training.sharding import check_batch_size, check_rules, param_shardings
 

@@ -1,54 +1,19 @@
-"""Optimizers, schedules and learning rates by name; built at learning rate 1, so that the step owns the schedule.
+"""Optimizers by name; built at learning rate 1, so that the step owns the schedule.
 
 A step that is skipped leaves the optimizer's own counters as they were; the learning rate follows the step. Nothing
 here depends on whether layers are stacked on a leading axis or unrolled, {"layers": {0: ...}}, nor on which part of
 the model's parameters is trained.
 """
 
-import json
-import math
-import re
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from mtsft.errors import InputError, one_line
-from mtsft.model.parameters import are_stacked, name_of
+from mtsft.errors import InputError
+from mtsft.model.parameters import are_stacked
 
-SCHEDULES = ("constant", "linear", "cosine", "wsd")
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon")
 _DECAYED = ("kernel", "embedding", "lora_a", "lora_b")  # matrices; norms' scales and biases are left alone
-
-
-def learning_rate_schedule(
-    name: str, peak: float, steps: int, warmup_steps: int, end_factor: float, decay_steps: int
-) -> Callable:
-    """Linear warm-up from 0 to `peak`, then what `name` says until `steps`; step -> float32 scalar.
-
-    Step 0 takes the first warm-up value above 0. "constant" stays at the peak; "linear" and "cosine" (SGDR: Loshchilov
-    and Hutter 2017, arXiv:1608.03983) fall to `end_factor * peak` at `steps`; "wsd" (warm-up, stable, decay: Hu et al.
-    2024, arXiv:2404.06395, section 4; its linear form: Hägele et al. 2024, arXiv:2405.18392) stays at the peak and
-    falls as far over the last `decay_steps`, which the others do not read. Raises InputError for another name.
-    """
-    warmup_steps = min(warmup_steps, steps)
-    length, end = max(steps - warmup_steps, 1), end_factor * peak
-    if name == "constant":
-        schedule = optax.constant_schedule(peak)
-    elif name == "linear":
-        schedule = optax.linear_schedule(peak, end, length)
-    elif name == "cosine":
-        schedule = optax.cosine_decay_schedule(peak, length, alpha=end_factor)
-    elif name == "wsd":
-        decay_steps = min(decay_steps, length)
-        schedule = optax.linear_schedule(peak, end, decay_steps, transition_begin=length - decay_steps)
-    else:
-        raise InputError(f"train.schedule={name!r}: use one of {', '.join(SCHEDULES)}")
-    if warmup_steps:
-        warm = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
-        schedule = optax.join_schedules([warm, schedule], [warmup_steps])
-    return lambda step: jnp.asarray(schedule(step), jnp.float32)
 
 
 def build_optimizer(
@@ -119,49 +84,6 @@ def state_specs(optimizer: optax.GradientTransformation, opt_state, params, spec
         transform_non_params=lambda _: replicated,
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
-
-
-def learning_rate_factors(groups: str, params):
-    """What the learning rate of each parameter is multiplied by: a tree like `params` of Python floats.
-
-    groups: a JSON object of regular expressions and factors, such as '{"embed": 0.1, "attention/(query|key)": 0.5}'.
-    The first that is found in a parameter's name counts, 1 where none is; "" for all 1. Raises
-    InputError for anything else, and for an expression that decides over no parameter.
-    """
-    key = f"train.learning_rate_groups={one_line(groups, 100)!r}"
-    try:
-        pairs = json.loads(groups, object_pairs_hook=tuple, parse_int=float) if groups else ()
-    except (json.JSONDecodeError, RecursionError):
-        pairs = None
-    if not isinstance(pairs, tuple) or not all(type(factor) is float for _, factor in pairs):
-        raise InputError(f'{key}: write one JSON object of regular expressions and numbers, such as {{"embed": 0.1}}')
-    rules = []
-    for pattern, factor in pairs:
-        if not (factor >= 0 and math.isfinite(factor)):
-            raise InputError(f"{key}: {pattern!r} has the factor {factor}; use a number of at least 0")
-        try:
-            rules.append((re.compile(pattern), factor))
-        except (re.error, OverflowError) as error:
-            raise InputError(f"{key}: {pattern!r} is no regular expression ({error}); correct it") from None
-    names, used = set(), set()
-
-    def factor_of(path, _):
-        name = name_of(path)
-        names.add(name)
-        for i, (rule, factor) in enumerate(rules):
-            if rule.search(name):
-                used.add(i)
-                return factor
-        return 1.0
-
-    factors = jax.tree_util.tree_map_with_path(factor_of, params)
-    for i, (rule, _) in enumerate(rules):
-        if i not in used:
-            raise InputError(
-                f"{key}: {one_line(rule.pattern, 50)!r} fits no parameter, or none that is left by those before it; "
-                f"change it or leave it out; the parameters are {one_line(', '.join(sorted(names)), 1000)}"
-            )
-    return factors
 
 
 def _each_layer_alone(rule: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -24,8 +24,9 @@ from mtsft.model.parameters import Params, names, split
 from mtsft.model.transformer import Model
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.frozen import trained_names
+from mtsft.training.learning_rate import learning_rate_factors, learning_rate_schedule
 from mtsft.training.noise import noise_of
-from mtsft.training.optimizer import build_optimizer, learning_rate_factors, learning_rate_schedule
+from mtsft.training.optimizer import build_optimizer
 from mtsft.training.pretrained import RUNTIME, HuggingFaceBase, RunBase, initial, model_of, resolve
 from mtsft.training.sharding import check_batch_size, check_rules, make_mesh, param_shardings
 from mtsft.training.state import TrainState, create_state, new_state, state_shardings

@@ -9,8 +9,9 @@ import pytest
 from support import assert_trees_close, small_model, uneven_batch
 
 from mtsft.errors import InputError
+from mtsft.training.learning_rate import learning_rate_schedule
 from mtsft.training.objective import LossSums, loss_sums
-from mtsft.training.optimizer import build_optimizer, learning_rate_schedule
+from mtsft.training.optimizer import build_optimizer
 from mtsft.training.sharding import make_mesh
 from mtsft.training.state import create_state, new_state, state_shardings
 from mtsft.training.step import Door, batch_nll, sum_gradients, train_step
