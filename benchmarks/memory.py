@@ -12,9 +12,9 @@ once. --save notes the figures in benchmarks/memory.json; --tables writes them i
 There is no compiler for GPUs here: gpu80 and h200 are compiled for one TPU v5p chip (95 GiB), whose compiler allots
 memory otherwise than a GPU's. h200 runs the program of gpu80 wherever there is one.
 
-The compiler is asked for little effort (exec_time_optimization_effort -1, optimization_level 9): 42 to 75 seconds a
-step on a busy core, where its default took 483. For Qwen3-0.6B, full, v5e-8, that is 3.62 for 3.96 GiB: allow for a
-tenth more than the figures. A step that does not fit prints "fits": false, and what it would take.
+The compiler is asked for little effort (exec_time_optimization_effort -1, optimization_level 9): half a minute a step,
+where its default took eight minutes. For Qwen3-0.6B, full, v5e-8, that is 3.62 for 3.96 GiB: allow for a tenth more
+than the figures. A step that does not fit prints "fits": false, and what it would take.
 
 What was learned: with fsdp=8, Llama-3.1-8B and Gemma-3-4B take 14.43 and 14.11 GiB of a v5e's 15.75 in full, with
 fsdp=4,tensor=2 13.77 and 13.13, as the vocabulary is cut as well (before the loss ceased to keep the projection for
@@ -131,7 +131,7 @@ def results():
 
 
 def table_of(path):
-    """The lines of a docstring: of each machine, the state and all that a step needs, "-" where not compiled."""
+    """The lines of a docstring: of each machine, the state and all that a step needs."""
     module, measured = module_of(path), results()
     lines = [f"    machine    {'full: state / all':<20} lora: state / all"]
     for machine in TOPOLOGIES:
@@ -140,13 +140,12 @@ def table_of(path):
             if isinstance(module.VARIANTS[mode][machine], str):
                 cells.append("refused")
                 continue
-            found = measured.get(f"{path.stem}:{mode},{machine}")
-            twin = measured.get(f"{path.stem}:{mode},gpu80") if machine == "h200" else None
-            if twin and twin["keys"] == module.VARIANTS[mode][machine]:
-                found = twin
-            config = module.get_config(f"{mode},{machine}")
-            state = round(state_bytes(run_of(path, config, devices_of(machine))) / GIB, 2)
-            cells.append(f"{state:.1f} / {found['all']:.1f}" if found else f"{state:.1f} / -")
+            twin = "gpu80" if machine == "h200" else machine
+            same = module.VARIANTS[mode][twin] == module.VARIANTS[mode][machine]
+            variant = f"{path.stem}:{mode},{twin if same else machine}"
+            if variant not in measured:
+                sys.exit(f"configs/{variant.replace(':', '.py:')} is not measured yet; run this with it and --save")
+            cells.append(f"{measured[variant]['state']:.1f} / {measured[variant]['all']:.1f}")
         lines.append(f"    {machine:<10} {cells[0]:<20} {cells[1]}")
     return "\n".join(lines) + "\n"
 

@@ -18,15 +18,14 @@ Expected memory, GiB of each chip:
     machine    full: state / all    lora: state / all
     gpu80      11.2 / 22.4          2.0 / 5.3
     h200       11.2 / 22.4          2.0 / 5.3
-    v5e-8      1.4 / 4.7            0.3 / -
-    v5e-16     0.7 / -              0.2 / -
-    v5p-8      2.8 / -              0.6 / -
+    v5e-8      1.4 / 4.7            0.3 / 2.8
+    v5e-16     0.7 / 3.7            0.2 / 2.5
+    v5p-8      2.8 / 7.1            0.6 / 3.3
 
 State is parameters and moments, by their shapes. All is what the compiler allots to the whole step (memory_analysis by
-benchmarks/memory.py, at the compiler's least effort: allow a tenth more); "-" was not compiled. Those of gpu80 and h200
-are compiled for one TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these
-machines. On a GPU JAX takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as
-0.95.
+benchmarks/memory.py, at the compiler's least effort: allow a tenth more). Those of gpu80 and h200 are compiled for one
+TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these machines. On a GPU JAX
+takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as 0.95.
 """
 
 from mtsft.ready import fine_tune, machines

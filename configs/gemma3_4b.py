@@ -19,14 +19,13 @@ Expected memory, GiB of each chip:
     gpu80      14.5 / 48.0          7.6 / 10.9
     h200       14.5 / 48.0          7.6 / 10.9
     v5e-8      5.4 / 10.8           1.1 / 5.0
-    v5e-16     2.7 / -              0.7 / -
-    v5p-8      10.8 / -             2.1 / -
+    v5e-16     2.7 / 7.7            0.7 / 3.6
+    v5p-8      10.8 / 20.8          2.1 / 5.0
 
 State is parameters and moments, by their shapes. All is what the compiler allots to the whole step (memory_analysis by
-benchmarks/memory.py, at the compiler's least effort: allow a tenth more); "-" was not compiled. Those of gpu80 and h200
-are compiled for one TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these
-machines. On a GPU JAX takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as
-0.95.
+benchmarks/memory.py, at the compiler's least effort: allow a tenth more). Those of gpu80 and h200 are compiled for one
+TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these machines. On a GPU JAX
+takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as 0.95.
 """
 
 from mtsft.ready import fine_tune, machines

@@ -19,14 +19,13 @@ Expected memory, GiB of each chip:
     gpu80      refused              15.4 / 20.5
     h200       29.9 / 93.1          15.4 / 20.5
     v5e-8      3.8 / 13.3           2.2 / 4.8
-    v5e-16     5.6 / 12.5           1.2 / -
-    v5p-8      22.4 / 39.9          4.1 / -
+    v5e-16     5.6 / 12.5           1.2 / 3.8
+    v5p-8      22.4 / 39.9          4.1 / 6.9
 
 State is parameters and moments, by their shapes. All is what the compiler allots to the whole step (memory_analysis by
-benchmarks/memory.py, at the compiler's least effort: allow a tenth more); "-" was not compiled. Those of gpu80 and h200
-are compiled for one TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these
-machines. On a GPU JAX takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as
-0.95.
+benchmarks/memory.py, at the compiler's least effort: allow a tenth more). Those of gpu80 and h200 are compiled for one
+TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these machines. On a GPU JAX
+takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as 0.95.
 """
 
 from mtsft.ready import fine_tune, machines

@@ -18,15 +18,14 @@ Expected memory, GiB of each chip:
     machine    full: state / all    lora: state / all
     gpu80      35.9 / 64.5          6.3 / 9.6
     h200       35.9 / 64.5          6.3 / 9.6
-    v5e-8      4.5 / 10.0           0.9 / -
-    v5e-16     2.2 / -              0.6 / -
-    v5p-8      9.0 / -              1.7 / -
+    v5e-8      4.5 / 10.0           0.9 / 3.1
+    v5e-16     2.2 / 6.0            0.6 / 2.5
+    v5p-8      9.0 / 16.9           1.7 / 3.7
 
 State is parameters and moments, by their shapes. All is what the compiler allots to the whole step (memory_analysis by
-benchmarks/memory.py, at the compiler's least effort: allow a tenth more); "-" was not compiled. Those of gpu80 and h200
-are compiled for one TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these
-machines. On a GPU JAX takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as
-0.95.
+benchmarks/memory.py, at the compiler's least effort: allow a tenth more). Those of gpu80 and h200 are compiled for one
+TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these machines. On a GPU JAX
+takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as 0.95.
 """
 
 from mtsft.ready import fine_tune, machines

@@ -16,16 +16,15 @@ Expected memory, GiB of each chip:
 
     machine    full: state / all    lora: state / all
     gpu80      refused              14.0 / 17.9
-    h200       27.0 / -             14.0 / 17.9
-    v5e-8      3.4 / 12.3           2.0 / -
-    v5e-16     5.1 / -              1.2 / -
-    v5p-8      20.2 / -             3.7 / -
+    h200       27.0 / 85.8          14.0 / 17.9
+    v5e-8      3.4 / 12.3           2.0 / 4.6
+    v5e-16     5.1 / 10.9           1.2 / 3.7
+    v5p-8      20.2 / 36.6          3.7 / 6.1
 
 State is parameters and moments, by their shapes. All is what the compiler allots to the whole step (memory_analysis by
-benchmarks/memory.py, at the compiler's least effort: allow a tenth more); "-" was not compiled. Those of gpu80 and h200
-are compiled for one TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these
-machines. On a GPU JAX takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as
-0.95.
+benchmarks/memory.py, at the compiler's least effort: allow a tenth more). Those of gpu80 and h200 are compiled for one
+TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these machines. On a GPU JAX
+takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as 0.95.
 """
 
 from mtsft.ready import fine_tune, machines

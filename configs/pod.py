@@ -7,11 +7,11 @@ Parameters, gradients and moments lie cut over 16 chips each (fsdp), the batch o
 bfloat16, parameters in float32; of each layer only its input is kept for the backward pass. A batch is 512 rows of
 4,096 slots, two million tokens.
 
-Expected memory, of 16 GiB a chip: 0.8 for the state and 7.6 for the rest (memory_analysis of this step, compiled ahead
-of time for v5e:16x16; in two micro-batches 4.3 for the rest), read when attention still formed the scores of whole rows
-and not of blocks. Not yet run on such a slice. Any slice with a multiple
-of 16 chips will do, as the data axis takes what is left: with fewer chips raise --config.train.microbatches until each
-holds two rows or one at a time, which changes no number.
+Expected memory, of 16 GiB a chip: 0.8 for the state and 1.8 for the rest (memory_analysis of this step, compiled ahead
+of time for v5e:16x16 at the compiler's least effort: allow a tenth more; in two micro-batches 1.2 for the rest). Not
+yet run on such a slice. Any slice with a multiple of 16 chips will do, as the data axis takes what is left: with fewer
+chips a chip holds more rows, some 0.6 GiB each; raise --config.train.microbatches if that is too much, which changes no
+number.
 """
 
 from mtsft.config import default

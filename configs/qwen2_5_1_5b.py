@@ -18,15 +18,14 @@ Expected memory, GiB of each chip:
     machine    full: state / all    lora: state / all
     gpu80      17.2 / 32.3          3.1 / 5.7
     h200       17.2 / 32.3          3.1 / 5.7
-    v5e-8      2.2 / 5.3            0.5 / -
-    v5e-16     1.1 / -              0.3 / -
-    v5p-8      4.3 / -              0.9 / -
+    v5e-8      2.2 / 5.3            0.5 / 2.6
+    v5e-16     1.1 / 3.8            0.3 / 2.2
+    v5p-8      4.3 / 9.0            0.9 / 3.0
 
 State is parameters and moments, by their shapes. All is what the compiler allots to the whole step (memory_analysis by
-benchmarks/memory.py, at the compiler's least effort: allow a tenth more); "-" was not compiled. Those of gpu80 and h200
-are compiled for one TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these
-machines. On a GPU JAX takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as
-0.95.
+benchmarks/memory.py, at the compiler's least effort: allow a tenth more). Those of gpu80 and h200 are compiled for one
+TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these machines. On a GPU JAX
+takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as 0.95.
 """
 
 from mtsft.ready import fine_tune, machines

@@ -17,15 +17,14 @@ Expected memory, GiB of each chip:
     machine    full: state / all    lora: state / all
     gpu80      6.7 / 13.6           1.2 / 3.3
     h200       6.7 / 13.6           1.2 / 3.3
-    v5e-8      0.8 / 2.9            0.2 / -
-    v5e-16     0.4 / -              0.1 / -
-    v5p-8      1.7 / -              0.4 / -
+    v5e-8      0.8 / 2.9            0.2 / 1.7
+    v5e-16     0.4 / 2.4            0.1 / 1.7
+    v5p-8      1.7 / 4.4            0.4 / 2.0
 
 State is parameters and moments, by their shapes. All is what the compiler allots to the whole step (memory_analysis by
-benchmarks/memory.py, at the compiler's least effort: allow a tenth more); "-" was not compiled. Those of gpu80 and h200
-are compiled for one TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these
-machines. On a GPU JAX takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as
-0.95.
+benchmarks/memory.py, at the compiler's least effort: allow a tenth more). Those of gpu80 and h200 are compiled for one
+TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these machines. On a GPU JAX
+takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as 0.95.
 """
 
 from mtsft.ready import fine_tune, machines
