@@ -69,7 +69,9 @@ class Decoding(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("model", "num_slots"))
-def _begin(model: Model, params: Params, prompts_BxP, lengths_B, done_B, keys_B, num_slots: int) -> Decoding:
+def _begin(model: Model, params: Params, prompts_BxP, lengths_B, done_B, places_B, seed, num_slots: int) -> Decoding:
+    """places_B: of each among all prompts. seed: the data of a key; what a prompt draws hangs on these two alone."""
+    keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.wrap_key_data(seed)))(places_B)
     logits_BxV, cache = model.prefill(params, prompts_BxP, lengths_B, num_slots)
     return Decoding(lengths_B, done_B, logits_BxV, cache, keys_B)
 
@@ -114,12 +116,11 @@ def generate(
     to a multiple of `length_multiple` so that few shapes are compiled; what is drawn for a prompt depends on the seed
     and its place among the prompts alone. rows: where the sequences of a batch lie, over a mesh that holds `params`;
     every process then gives the same prompts and gets all replies. watch: told of every batch how many replies it gave.
-    Raises ValueError for an empty prompt or one with
-    a token that the model has no embedding of.
+    Raises ValueError for an empty prompt or one with a token that the model has no embedding of.
     """
     _check(model, prompts)
     stops = np.array(stop_ids or [-1], np.int32)
-    keys = _keys(sampling, len(prompts))
+    seed = _seed(sampling)
     replies: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     size = batch_size if rows is not None else max(1, min(batch_size, len(order)))
@@ -127,19 +128,15 @@ def generate(
         batch = order[first : first + size]
         longest = -(-len(prompts[batch[-1]]) // length_multiple) * length_multiple
         # A last batch that is short is filled up with one-token prompts: the same shape, compiled already.
-        padded_BxP, lengths_B, done_B = (
-            np.zeros((size, longest), np.int32),
-            np.ones(size, np.int32),
-            np.ones(size, bool),
-        )
+        padded_BxP, lengths_B = np.zeros((size, longest), np.int32), np.ones(size, np.int32)
+        done_B, places_B = np.ones(size, bool), np.zeros(size, np.int32)
         for row, i in enumerate(batch):
             padded_BxP[row, : len(prompts[i])] = prompts[i]
-            lengths_B[row], done_B[row] = len(prompts[i]), False
-        keys_B = keys[jnp.array([*batch, *[0] * (size - len(batch))])]
-        arguments = (padded_BxP, lengths_B, done_B, keys_B)
+            lengths_B[row], done_B[row], places_B[row] = len(prompts[i]), False, i
+        arguments = (padded_BxP, lengths_B, done_B, places_B)
         if rows is not None:
-            arguments = jax.device_put(arguments, rows)
-        decoding = _begin(model, params, *arguments, longest + max_new)
+            arguments = [jax.make_array_from_callback(x.shape, rows, x.__getitem__) for x in arguments]
+        decoding = _begin(model, params, *arguments, seed, longest + max_new)
         said_BxN = _go_on(model, params, decoding, stops, sampling, max_new)[1]
         said_BxN = multihost_utils.process_allgather(said_BxN, tiled=True) if rows else jax.device_get(said_BxN)
         for row, i in enumerate(batch):
@@ -165,7 +162,7 @@ def stream(
     padded_1xP = np.zeros((1, longest), np.int32)
     padded_1xP[0, : len(prompt)] = prompt
     num_slots = longest + -(-max_new // every) * every
-    arguments = (np.array([len(prompt)], np.int32), np.zeros(1, bool), _keys(sampling, 1))
+    arguments = (np.array([len(prompt)], np.int32), np.zeros(1, bool), np.zeros(1, np.int32), _seed(sampling))
     decoding = _begin(model, params, padded_1xP, *arguments, num_slots)
     said = 0
     while said < max_new:
@@ -179,8 +176,9 @@ def stream(
         said += every
 
 
-def _keys(sampling: Sampling, count: int) -> jax.Array:
-    return jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(jnp.arange(count))
+def _seed(sampling: Sampling) -> np.ndarray:
+    """On the host: the same for the programs of all processes."""
+    return np.asarray(jax.random.key_data(jax.random.key(sampling.seed)))
 
 
 def _check(model: Model, prompts: Sequence[Sequence[int]]) -> None:
