@@ -169,7 +169,7 @@ def test_pod_ends_what_is_left_on_a_worker_before_it_starts_again(pod):
     pod.slice("READY")
     pod.plan("wait", "0")
     process = pod.start(*POD, "--", *RUN)
-    wait_for(lambda: pod.runs(1), process)
+    wait_for(lambda: pod.runs(0) and pod.runs(1), process)
     os.killpg(int((pod.folder / "worker0/mtsft/run.pid").read_text()), signal.SIGKILL)
     process.terminate()
     process.communicate(timeout=LIMIT_SECONDS)
