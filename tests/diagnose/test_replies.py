@@ -4,7 +4,7 @@ from support import tree
 
 from mtsft.diagnose.replies import replies
 
-STOP = 90
+STOP, OTHER = 90, 91
 # Two turns on a chain, and a dialogue whose last message has two replies.
 CHAIN = tree(range(-1, 7), [0, 0, 1, 1, 0, 0, 1, 1], [1, 2, 3, STOP, 5, 6, 7, STOP], turns=[0, 0, 0, 0, 0, 1, 1, 1])
 FORK = tree([-1, 0, 1, 1, 3], [0, 0, 1, 1, 1], [11, 12, STOP, 13, 14], turns=[0, 0, 0, 1, 1])
@@ -44,6 +44,18 @@ def test_every_supervised_response_is_asked_for_in_its_own_context():
         (1, "<7>", "<8>", False, False),
         (0, "", "", True, True),
         (1, "<13><14>", "", False, False),
+    ]
+
+
+def test_any_of_the_stops_ends_a_text_and_none_is_taken_from_within_it_or_from_a_prompt():
+    stop_in_both = tree(range(-1, 4), [0, 0, 1, 1, 1], [1, STOP, 3, STOP, 4])
+    said = [[3, OTHER], [3, STOP, 4], [3, STOP, 4, STOP]]
+    records = replies(lambda prompts: said, Store([stop_in_both] * 3), TOKENIZER, [STOP, OTHER])
+    assert {(r["prompt"], r["reference"]) for r in records} == {("<1><90>", "<3><90><4>")}
+    assert [(r["source"], r["reply"], r["stopped"], r["same"]) for r in records] == [
+        ("f.jsonl:10", "<3>", True, False),
+        ("f.jsonl:11", "<3><90><4>", False, True),
+        ("f.jsonl:12", "<3><90><4>", True, False),
     ]
 
 

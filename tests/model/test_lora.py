@@ -8,9 +8,10 @@ from support import assert_trees_close, nll_and_gradient, small_model, uneven_ba
 
 from mtsft.errors import InputError
 from mtsft.interop.peft import merge
+from mtsft.model import linear
 from mtsft.model.architecture import LoRA
-from mtsft.model.parameters import join, names, split
-from mtsft.model.transformer import Noise
+from mtsft.model.parameters import join, names, split, unstack_layers
+from mtsft.model.transformer import MATRICES, Noise
 
 LORA = LoRA(rank=4, alpha=6.0, targets="layers/(attention/(query|output)|mlp)")
 CUSTOMS = dict(attention_bias=True, attention_output_bias=True, mlp_bias=True, qk_norm=True)
@@ -64,6 +65,16 @@ def test_fresh_adapters_change_no_bit(batch, scan, dtype):
     )
 
 
+def test_adapters_start_uniform_in_float32_on_all_matrices_of_the_layers():
+    adapters = split(small_model(LoRA(rank=8), param_dtype="bfloat16").init(jax.random.key(0)), is_adapter)[0]
+    assert names(adapters) == {f"{matrix}/{half}" for matrix in MATRICES for half in ("lora_a", "lora_b")}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(adapters)} == {"float32"}
+    down = adapters["layers"]["mlp"]["down"]["lora_a"]
+    assert down.shape == (2, 64, 8)
+    for side in (down, -down):
+        assert 0.95 < float(side.max()) * 64**0.5 <= 1
+
+
 @pytest.mark.parametrize("scan", [True, False])
 def test_merged_is_adapted(batch, scan):
     adapted, base = (small_model(lora, scan_layers=scan, **CUSTOMS) for lora in (LORA, None))
@@ -99,23 +110,39 @@ def test_dropout_is_drawn_by_row_and_falls_on_adapters_alone(batch):
     assert (np.abs(once - other).max((1, 2)) > 1e-3).tolist() == [True, False, False, False]
     without = jax.tree_util.tree_map_with_path(lambda path, x: x * (path[-1].key != "lora_b"), params)
     np.testing.assert_array_equal(hidden(model, without, batch, Noise(keys, None)), hidden(model, without, batch))
+    apart = hidden(model.unrolled, unstack_layers(params), batch, Noise(keys, None))
+    np.testing.assert_allclose(apart, once, rtol=1e-4, atol=1e-4)
+
+
+def test_every_matrix_of_every_layer_drops_by_itself(monkeypatch):
+    drawn, batch = [], uneven_batch(rows=1, length=6)
+
+    def watched(x, rate, keys, salt):
+        drawn.append((rate, *np.ravel(jax.random.key_data(keys)).tolist(), salt))
+        return x
+
+    monkeypatch.setattr(linear, "drop", watched)
+    model = small_model(LoRA(rank=1, dropout=0.5), scan_layers=False)
+    params, noise = model.init(jax.random.key(0)), Noise(jax.random.split(jax.random.key(7), 1), None)
+    model.apply(params, batch.tokens, batch.positions, batch.subtree_ends, noise=noise)
+    assert len({*drawn}) == len(drawn) == 2 * 7
 
 
 def test_dropout_keeps_the_mean():
-    from mtsft.model.linear import drop
-
     x = jnp.ones((2, 100, 50))
-    dropped = drop(x, 0.25, jax.random.split(jax.random.key(0), 2), salt=3)
+    dropped = linear.drop(x, 0.25, jax.random.split(jax.random.key(0), 2), salt=3)
     assert set(np.unique(dropped).tolist()) == {0.0, float(np.float32(1 / 0.75))}
     assert float(dropped.mean()) == pytest.approx(1, abs=0.03)
     assert (dropped[0] != dropped[1]).any()
-    assert (dropped != drop(x, 0.25, jax.random.split(jax.random.key(0), 2), salt=4)).any()
+    assert (dropped[0, 0] != dropped[0, 1]).any()
+    assert (dropped != linear.drop(x, 0.25, jax.random.split(jax.random.key(0), 2), salt=4)).any()
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"rank": -1}, "lora.rank=-1: must be at least 0"),
+        ({"rank": 2, "dropout": -0.1}, r"lora.dropout=-0.1: must be in \[0, 1\)"),
         ({"rank": 2, "dropout": 1.0}, r"lora.dropout=1.0: must be in \[0, 1\)"),
         ({"rank": 2, "targets": "("}, r"lora.targets='\(' is not a regular expression"),
         ({"rank": 2, "targets": "q_proj"}, "lora.targets='q_proj' fits no matrix; there are layers/attention/query"),

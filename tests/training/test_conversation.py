@@ -6,7 +6,7 @@ import pytest
 
 from mtsft.errors import InputError
 from mtsft.model.sampling import GREEDY
-from mtsft.training.conversation import Conversation, converse
+from mtsft.training.conversation import HELP, Conversation, converse
 
 
 class Parrot:
@@ -50,11 +50,13 @@ def test_every_reply_is_in_the_context_of_the_next(conversation, parrot):
 
 
 def test_reset_keeps_the_system_prompt_and_system_changes_it(conversation):
-    shown(conversation, "hello", "/reset")
+    assert shown(conversation, "hello", "/reset") == "hello \n(forgotten)\n"
     assert conversation.messages == [("system", "Be kind.")]
-    shown(conversation, "hello", "/system Be brief.  ", "one")
+    assert shown(conversation, "hello", "/system   Be brief.  ", "one") == "hello \n(started over)\none \n"
     assert conversation.messages == [("system", "Be brief."), ("user", "one"), ("assistant", "one ")]
     shown(conversation, "/system")
+    assert conversation.messages == []
+    shown(conversation, "hello", "/reset")
     assert conversation.messages == []
 
 
@@ -68,6 +70,12 @@ def test_saved_conversations_can_be_trained_on(conversation, tmp_path):
     ]
     assert [m["role"] for m in lines[0]["messages"]] == ["system", "user", "assistant"]
     assert "grüß" in file.read_text()
+
+
+def test_a_conversation_is_saved_at_home(conversation, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert shown(conversation, "hello", "/save ~/said.jsonl") == "hello \n(saved to ~/said.jsonl)\n"
+    assert len((tmp_path / "said.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_file_that_cannot_be_written_ends_nothing(conversation, tmp_path):
@@ -103,8 +111,11 @@ def test_quitting_unknown_commands_and_lines_with_a_space_before_a_slash(convers
     out = shown(conversation, "/save", "/resett", " /quit", "", "/quit", "not said")
     assert out.startswith("/save: no such command; these are\n/reset ")
     assert "/resett: no such command" in out
+    assert "x" * 60 not in shown(conversation, "/" + "x" * 100)
+    assert shown(conversation, "/help") == HELP + "\n"
     assert [content for role, content in conversation.messages if role == "user"] == ["/quit"]
 
 
-def test_what_a_model_says_cannot_steer_the_terminal(conversation):
-    assert shown(conversation, "a\x1b[2Jb\ttab") == "a\\x1b[2Jb tab \n"
+def test_what_a_model_says_cannot_steer_the_terminal(conversation, parrot):
+    parrot.stream = lambda *_: iter(["a\x1b[2Jb", "\tü\n", "\r\x9b"])
+    assert shown(conversation, "hello") == "a\\x1b[2Jb\tü\n\\x0d\\x9b\n"

@@ -13,10 +13,11 @@ from mtsft.model.architecture import NO_LORA, LoRA
 from mtsft.model.parameters import join, names, split
 from mtsft.training.frozen import trained_names
 from mtsft.training.noise import noise_of
+from mtsft.training.objective import LossSums, loss_sums
 from mtsft.training.optimizer import build_optimizer
 from mtsft.training.sharding import make_mesh, param_shardings
 from mtsft.training.state import create_state, new_state, state_shardings
-from mtsft.training.step import Door
+from mtsft.training.step import Door, batch_nll, sum_gradients, train_step
 
 ROWS = 16
 LORA = LoRA(rank=4, targets="layers/", dropout=0.2)
@@ -68,6 +69,15 @@ def test_what_is_drawn_does_not_depend_on_devices_or_microbatches(alone, mode, m
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["grad_norms"]["lora"] == pytest.approx(theirs["grad_norms"]["lora"], rel=1e-4)
     assert_trees_close(alone[0].params, state.params, rtol=1e-3)
+
+
+def test_what_is_drawn_goes_by_the_step():
+    model = small_model(num_hidden_layers=1, scan_layers=False)
+    step, state, frozen, door = make_step(model, neftune=4.0, devices=jax.devices()[:1])
+    first, again, later = (jax.tree.map(jnp.copy, state._replace(step=jnp.int32(number))) for number in (0, 0, 7))
+    batch = door.put(uneven_batch(ROWS, 24), ROWS)
+    losses = [float(step(state, frozen, batch)[1]["loss"]) for state in (first, again, later)]
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_adapters_alone_are_trained_and_kept(alone):
@@ -146,9 +156,34 @@ def test_the_average_follows_the_parameters():
     assert state.best is state.average
 
 
+def test_a_step_that_is_not_finite_leaves_the_average_as_it_was():
+    optimizer = build_optimizer("adamw", clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.95, eps=1e-8)
+    state = new_state({"head": {"kernel": jnp.ones((2, 2))}}, optimizer, averages=True)
+
+    def loss(params, rows):
+        return LossSums(jnp.inf * params["head"]["kernel"].sum(), jnp.float32(1))
+
+    how = dict(loss=loss, optimizer=optimizer, schedule=lambda step: jnp.float32(0.5), average_decay=0.5)
+    state, _ = train_step(state, uneven_batch(2, 24), **how)
+    assert int(state.skipped) == 1
+    np.testing.assert_array_equal(state.average["head"]["kernel"], np.ones((2, 2)))
+
+
 def test_half_precision_parameters_have_moments_in_full_precision():
     model = small_model(param_dtype="bfloat16")
-    state, metrics = train(2, model, devices=jax.devices()[:1], microbatches=2)
+    state, metrics = train(2, model, devices=jax.devices()[:1], microbatches=2, decay=0.5)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.average)} == {"float32"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim} == {"float32"}
     assert metrics[1]["loss"] < metrics[0]["loss"] + 1
+
+
+def test_half_precision_gradients_are_added_up_in_full_precision():
+    model, batch = small_model(param_dtype="bfloat16"), uneven_batch(4, 24)
+
+    def loss(params, rows):
+        return loss_sums(batch_nll(model, params, rows, 5), rows.response_mask)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    gradient = jax.eval_shape(partial(sum_gradients, loss, microbatches=2), shapes, batch)[1]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(gradient)} == {"float32"}

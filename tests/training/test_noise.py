@@ -15,6 +15,7 @@ BATCH = pack([[TREES[0], TREES[1]], [TREES[2]]], 20)
 def test_nothing_is_drawn_where_nothing_asks_for_it():
     assert noise_of(small_model(), 0, 0.0) is None
     assert noise_of(small_model(LoRA(rank=2, dropout=0.0)), 0, 0.0) is None
+    assert noise_of(small_model(LoRA(rank=0, dropout=0.1)), 0, 0.0) is None
     assert noise_of(small_model(LoRA(rank=2, dropout=0.1)), 0, 0.0)(0, BATCH).embedding_BxL is None
 
 
@@ -43,16 +44,26 @@ def test_seed_step_and_words_decide_what_is_drawn():
 
 
 def test_embeddings_move_within_the_bound_and_padding_not_at_all():
-    model = small_model()
+    model = small_model(scale_embeddings=True)
     params = model.init(jax.random.key(0))
     noise = noise_of(model, 0, 5.0)(0, BATCH)
-    seen = [_embedded(model, params, drawn) for drawn in (None, noise)]
-    moved = np.abs(seen[1] - seen[0])
+    seen = [np.asarray(_embedded(model, params, drawn)) for drawn in (None, noise)]
+    change = seen[1] - seen[0]
+    moved = np.abs(change)
     bounds = np.asarray(noise.embedding_BxL)
     assert (moved <= bounds[..., None] * (1 + 1e-4)).all()
     filled = BATCH.segment_ids > 0
     assert (moved.max(-1)[filled] > 0.8 * bounds[filled]).all()
+    for side in (change, -change):
+        assert (side.max(-1)[filled] > 0.3 * bounds[filled]).all()
     assert moved[~filled].max() == 0
+
+
+def test_embeddings_keep_their_dtype():
+    model = small_model(dtype="bfloat16")
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    noise = noise_of(model, 0, 5.0)(0, BATCH)
+    assert jax.eval_shape(lambda params: _embedded(model, params, noise), params).dtype == "bfloat16"
 
 
 def _embedded(model, params, noise):
@@ -64,4 +75,4 @@ def _embedded(model, params, noise):
         return x
 
     model.apply(params, BATCH.tokens, BATCH.positions, BATCH.subtree_ends, constrain=keep, noise=noise)
-    return np.asarray(entered[0])
+    return entered[0]

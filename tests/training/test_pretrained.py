@@ -19,9 +19,11 @@ from mtsft.model.architecture import LoRA
 from mtsft.model.parameters import join, names, split, stack_layers
 from mtsft.model.quantized import quantize
 from mtsft.training import converting, evaluating, loop, trained
+from mtsft.training.noise import noise_of
 from mtsft.training.pretrained import HuggingFaceBase, RunBase, initial, open_base, resolve
 from mtsft.training.run import Run
 from mtsft.training.sharding import make_mesh, param_shardings
+from mtsft.training.step import Door
 
 SIZES = dict(
     hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8
@@ -91,6 +93,7 @@ def same(a, b):
 def test_a_run_goes_out_and_comes_in_bit_for_bit(folder, base, exported):
     assert isinstance(open_base(exported), HuggingFaceBase)
     assert same(parameters(base), parameters(exported))
+    assert json.loads((exported / "config.json").read_text())["max_position_embeddings"] == 64  # what it was trained on
     converting.from_hugging_face(exported, folder / "back")
     converting.to_hugging_face(folder / "back", folder / "again")
     assert {p.name for p in exported.iterdir()} == {p.name for p in (folder / "again").iterdir()}
@@ -182,13 +185,15 @@ def test_adapters_alone_go_out_as_a_folder(folder, adapted, exported):
 def test_adapters_come_in_again_and_are_trained_on(folder, adapted, exported, make_config):
     workdir, _ = adapted
     converting.to_hugging_face(workdir, folder / "adapter_in", adapter=True)
+    described = folder / "adapter_in" / "adapter_config.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"lora_alpha": 6}))
     changes = {
         "model.init_from": str(exported),
         "lora.init_from": str(folder / "adapter_in"),
         "model.scan_layers": False,
     }
     run = Run.of(make_config(**changes), progress=False)
-    assert (run.model.lora.rank, run.model.lora.alpha, run.model.lora.dropout) == (2, 16.0, 0.0)
+    assert (run.model.lora.rank, run.model.lora.alpha, run.model.lora.dropout) == (2, 6.0, 0.0)
     assert same(run.create().params, split(parameters(workdir), lambda name: "lora" in name)[0])
     with pytest.raises(InputError, match=r"^lora\.init_from needs the model that its adapters are for"):
         Run.of(make_config(**{"lora.init_from": str(folder / "adapter_in")}), progress=False)
@@ -254,6 +259,48 @@ def test_conversions_that_make_no_sense_are_named(folder, base, exported):
     assert not (folder / "x").exists()
 
 
+def test_noise_averages_and_rates_are_the_configs(make_config, monkeypatch):
+    given = {}
+    monkeypatch.setattr(Door, "compile_step", lambda self, *_, **arguments: given.update(arguments))
+    changes = {"train.neftune_alpha": 4.0, "train.seed": 3, "train.average_decay": 0.5}
+    groups = {"train.learning_rate_groups": '{"embed": 0.25}'}
+    run = Run.of(make_config(**changes, **groups), progress=False)
+    run.compile_step()
+    batch = run.train_source()[0]
+    noise, expected = (draw(7, batch) for draw in (given["draw_noise"], noise_of(run.model, 3, 4.0)))
+    np.testing.assert_array_equal(*(jax.random.key_data(each.keys_B) for each in (noise, expected)))
+    np.testing.assert_array_equal(noise.embedding_BxL, expected.embedding_BxL)
+    assert given["average_decay"] == 0.5
+    assert given["rate_factors"]["embed"]["embedding"] == 0.25
+    assert run.shapes.average is not None
+
+
+def test_what_is_trained_may_not_change_within_a_run(make_config):
+    first, *others = (
+        Run.of(make_config(**{"lora.rank": 2, **changes}), progress=False).identity()
+        for changes in (
+            {},
+            {"lora.rank": 3},
+            {"lora.alpha": 1.0},
+            {"lora.targets": "mlp"},
+            {"train.freeze": "mlp"},
+            {"train.average_decay": 0.5},
+        )
+    )
+    assert [[name for name in first if first[name] != other[name]] for other in others] == [
+        ["lora.rank"],
+        ["lora.alpha"],
+        ["lora.targets"],
+        ["train.freeze"],
+        ["train.average_decay"],
+    ]
+
+
+def test_muon_is_refused_where_adapters_leave_it_nothing(make_config):
+    with pytest.raises(InputError, match=r"^train.optimizer='muon' moves the layers' matrices, which lora.rank freeze"):
+        Run.of(make_config(**{"lora.rank": 2, "train.optimizer": "muon"}), progress=False)
+
+
 def test_frozen_parameters_stay_those_of_the_folder(folder, exported, make_config):
     config = make_config(**{"model.init_from": str(exported), "train.freeze": "^embed|/attention/|norm/"})
     result = loop.train(config, folder / "frozen")
@@ -274,6 +321,9 @@ def test_training_stops_early_and_stays_stopped(folder, exported, make_config):
     assert loop.train(config, folder / "early")["steps"] == 3
     assert (folder / "early" / "eval.jsonl").read_text() == logged
     assert trained.load(folder / "early").step == result["best_step"]
+    (best,) = [line for line in map(json.loads, logged.splitlines()) if line["step"] == result["best_step"]]
+    # The average, not the last parameters, is what was evaluated and is kept.
+    assert evaluating.evaluate(config, folder / "early")["loss"] == pytest.approx(best["loss"], rel=1e-6)
 
 
 def test_a_quantized_base_is_trained_over_resumed_and_goes_out(folder, exported, make_config):
