@@ -4,6 +4,7 @@ A config file is Python with a `get_config()` that takes `default()` and changes
 changed again on the command line, as --config.train.steps=500.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,10 @@ def data_of(config: ConfigDict) -> dict[str, Any]:
 
 def validate(config: ConfigDict) -> None:
     """Raises InputError for a value that no room below would name by its key."""
+    for group, keys in config.items():
+        for name, value in keys.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{group}.{name}={value}: must be a finite number")
     minima = {
         "train.seed": 0,
         "data.corpus_seed": 0,
@@ -162,6 +167,8 @@ def validate(config: ConfigDict) -> None:
         "train.log_every": 1,
         "train.max_bad_steps": 1,
         "train.clip_norm": 0,
+        "train.weight_decay": 0,
+        "train.eps": 0,
         "train.learning_rate": 0,
         "train.neftune_alpha": 0,
         "train.average_decay": 0,
@@ -185,6 +192,11 @@ def validate(config: ConfigDict) -> None:
     ):
         if not 0 <= value <= 1:
             raise InputError(f"{key}={value}: must be in [0, 1]")
+    for key, value in (("train.b1", config.train.b1), ("train.b2", config.train.b2)):
+        if not 0 <= value < 1:
+            raise InputError(f"{key}={value}: must be in [0, 1)")
+    if not config.lora.alpha > 0:
+        raise InputError(f"lora.alpha={config.lora.alpha}: must be above 0; adapters are scaled by alpha / rank")
     if not config.train.average_decay < 1:
         raise InputError(f"train.average_decay={config.train.average_decay}: must be below 1, such as 0.999")
     if config.eval.patience and not config.eval.every:

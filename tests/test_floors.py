@@ -18,7 +18,8 @@ from mtsft.model.architecture import Architecture, LoRA
 # Low to high. A name stands for its folder or file; "training" for what is not named by itself, its leaves; "" for
 # the files directly in mtsft/, the doors.
 FLOORS = (
-    ("errors", "files"),
+    ("errors",),
+    ("files",),
     ("config", "dialogue", "training.objective"),
     ("data", "model"),
     ("interop",),

@@ -233,7 +233,7 @@ def find(name: str, own: Mapping[str, str]) -> tuple[dict[str, str], str]:
         if not own:
             raise InputError(
                 f"data.template={name!r}: the tokenizer has no chat template of its own; set data.template to a Jinja "
-                f"file or to one of {', '.join(BUILT_IN)}"
+                f"file or to one of {', '.join(BUILT_IN)}, or put a chat_template.jinja into its folder"
             )
         wanted = name[1:] or "default"
         if wanted not in own:

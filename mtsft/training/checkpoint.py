@@ -88,7 +88,7 @@ class Checkpoints:
         shapes: the state as this run holds it. shardings: from such shapes to where their arrays lie.
         """
         target = self._target(shapes, shardings)
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(_fields(target)))
+        restored = self._restore(step, ocp.args.StandardRestore(_fields(target)))
         return self._place(TrainState(**restored), shardings(shapes))
 
     def restore_params(
@@ -101,8 +101,22 @@ class Checkpoints:
         target = {field: self._target(shapes, shardings)}
         wanted = ocp.checkpoint_utils.construct_restore_args(target)
         arguments = ocp.args.PyTreeRestore(item=target, restore_args=wanted, partial_restore=True)
-        restored = self._manager.restore(step, args=arguments)
+        restored = self._restore(step, arguments)
         return self._place(restored[field], shardings(shapes))
+
+    def _restore(self, step: int, arguments: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=arguments)
+        except Exception as error:
+            # Of a damaged file Orbax raises any of these, or an Exception of no kind, around what tensorstore said.
+            if type(error) is not Exception and not isinstance(error, ValueError | OSError | KeyError):
+                raise
+            others = [other for other in self.steps if other != step]
+            whole = f"it holds step {', '.join(map(str, others))} as well" if others else "it holds no other"
+            raise InputError(
+                f"{self._folder / str(step)}: this checkpoint cannot be read ({one_line(_origin(error), 200)}); "
+                f"if it is damaged, move it away to go on without it: {whole}"
+            ) from error
 
     def _target(self, shapes: Any, shardings: Callable[[Any], Any]) -> Any:
         """What a checkpoint holds of a state, or of parameters, and where it is to lie."""
@@ -149,8 +163,24 @@ def _fields(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if value is not None}
 
 
+def _origin(error: BaseException) -> BaseException:
+    """What an error was raised from in the first place."""
+    return _origin(error.__cause__) if error.__cause__ else error
+
+
 def _loss_of(metrics: dict[str, float]) -> float:
     return metrics.get(_METRIC, math.inf)
+
+
+def read_identity(path: epath.Path) -> dict[str, Any]:
+    """What check_same_run wrote down. Raises InputError where that is damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error, 100)}); restore it from a copy") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds no JSON object; restore it from a copy")
+    return found
 
 
 def check_same_run(path: epath.Path, identity: dict[str, Any]) -> None:
@@ -162,7 +192,7 @@ def check_same_run(path: epath.Path, identity: dict[str, Any]) -> None:
         if jax.process_index() == 0:
             write_whole(path, json.dumps(identity, indent=1).encode())
         return
-    earlier = json.loads(path.read_text())
+    earlier = read_identity(path)
     for name in {**identity, **earlier}:
         was, now = earlier.get(name), json.loads(json.dumps(identity.get(name)))
         if was != now:

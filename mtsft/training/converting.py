@@ -24,7 +24,7 @@ from mtsft.model.parameters import split
 from mtsft.model.transformer import Model
 from mtsft.training import workdir as workdirs
 from mtsft.training.checkpoint import Checkpoints
-from mtsft.training.pretrained import HuggingFaceBase, RunBase, open_trained
+from mtsft.training.pretrained import HuggingFaceBase, RunBase, is_of_hugging_face, open_trained
 from mtsft.training.state import new_state
 
 
@@ -46,7 +46,7 @@ def from_hugging_face(folder: str | Path, output: str | Path, dtype: str = "floa
 
     def write(aside: Path) -> None:
         workdirs.write(epath.Path(aside), config, chat, base.published)
-        write_whole(aside / "fingerprint.json", json.dumps({"converted from": base.fingerprint}).encode())
+        write_whole(aside / workdirs.FINGERPRINT, json.dumps({"converted from": base.fingerprint}).encode())
         state = new_state(base.restore(model, _place, progress=True), optax.identity())
         with Checkpoints(epath.Path(aside).absolute() / "checkpoints", model, keep=1) as checkpoints:
             checkpoints.save(0, state, None)
@@ -97,10 +97,16 @@ def to_hugging_face(
 def _write_adapter(base: HuggingFaceBase | RunBase, output: str | Path) -> None:
     if not base.lora.rank:
         raise InputError(f"{base.path}: was trained without adapters (lora.rank=0); convert it without --adapter")
+    name = base.config.model.init_from
+    if not name or not is_of_hugging_face(epath.Path(name)):
+        origin = f"the run in {name}" if name else "random parameters"
+        raise InputError(
+            f"{base.path}: its adapters are for {origin}, which PEFT cannot load; convert it without --adapter, which "
+            "writes the whole model"
+        )
     model = base.model(scan_layers=True)
     model = replace(model, arch=replace(model.arch, **_with_positions(base)))
     adapters = split(base.restore(model, _place, progress=True), lambda name: name.endswith(ADAPTERS))[0]
-    name = base.config.model.init_from or "fresh parameters"
     export_adapter(output, adapters, model.arch, base.lora, name, config=base.published)
 
 

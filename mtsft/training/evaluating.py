@@ -13,7 +13,7 @@ from mtsft.diagnose.replies import replies
 from mtsft.errors import InputError
 from mtsft.model.parameters import Params, join, split
 from mtsft.model.sampling import Sampling, generate
-from mtsft.training.pretrained import RunBase
+from mtsft.training.pretrained import RunBase, is_of_hugging_face
 from mtsft.training.run import Run
 from mtsft.training.workdir import with_its_date
 
@@ -45,6 +45,10 @@ class Subject:
             _check_held_out(run)
             return cls(run, join(run.create().params, run.frozen()))
         workdir = epath.Path(workdir).expanduser()
+        if is_of_hugging_face(workdir):
+            raise InputError(
+                f"{workdir}: is a Hugging Face folder, not a workdir; set model.init_from to it and leave out --workdir"
+            )
         base = RunBase(workdir)  # refuses before any data is read
         config = with_its_date(config.copy_and_resolve_references(), workdir)
         config.data.tokenizer = str(workdir / "tokenizer")

@@ -38,6 +38,7 @@ def train(
     """
     began = time.monotonic()
     workdir = epath.Path(workdir).expanduser().resolve()
+    workdirs.check_free(workdir)
     config = workdirs.with_its_date(config, workdir)
     run = Run.of(config, progress=_is_first())
     _say(*run.dataset.summary())
@@ -56,7 +57,7 @@ def train(
             checkpoints.wait()
             result["best_step"] = checkpoints.best
             _say(
-                f"stopped early after step {result['steps']:,}: the held-out loss did not improve for "
+                f"stopped early after step {result['steps']:,}: the held-out loss did not improve{_by(config)} for "
                 f"{config.eval.patience} evaluations; the best checkpoint is that of step {checkpoints.best:,}"
             )
         if not result["finished"]:
@@ -109,7 +110,7 @@ def _take_steps(
                 if watch:
                     watch(record)
                 bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s")
-            if metrics["skipped_in_a_row"] >= config.train.max_bad_steps:
+            if metrics["skipped_in_a_row"] >= min(config.train.max_bad_steps, steps):
                 raise InputError(
                     f"step {step}: the loss or its gradient was not finite for {metrics['skipped_in_a_row']} steps "
                     f"in a row; {checkpoints.last_good()}; lower train.learning_rate, "
@@ -151,8 +152,8 @@ def _take_steps(
 
 def _claim(workdir: epath.Path, run: Run) -> None:
     """Makes the workdir this run's, or checks that it is; keeps the config and the tokenizer there."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    check_same_run(workdir / "fingerprint.json", run.identity())
+    workdirs.make(workdir)
+    check_same_run(workdir / workdirs.FINGERPRINT, run.identity())
     if _is_first():
         workdirs.write(workdir, run.config, run.dataset.recipe.chat, run.base and run.base.published)
 
@@ -179,6 +180,11 @@ def _measure_context(run: Run, params: Params) -> dict[str, Any]:
 def _no_longer_improves(run: Run, losses: list[float]) -> bool:
     evaluation = run.config.eval
     return stops_after(losses, evaluation.patience, evaluation.min_improvement) is not None
+
+
+def _by(config: ConfigDict) -> str:
+    """How much a loss had to be better by."""
+    return f" by {config.eval.min_improvement:g}" if config.eval.min_improvement else ""
 
 
 def _due(step: int, every: int, last: int) -> bool:

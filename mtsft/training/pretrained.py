@@ -27,14 +27,17 @@ from mtsft.model.linear import ADAPTERS
 from mtsft.model.parameters import Params, are_stacked, join, names, select, split, unstack_layers
 from mtsft.model.quantized import is_quantized, quantize_kernel
 from mtsft.model.transformer import MATRICES, Model
-from mtsft.training.checkpoint import Checkpoints
+from mtsft.training.checkpoint import Checkpoints, read_identity
 from mtsft.training.frozen import trained_names
-from mtsft.training.workdir import nothing_in, read_chat, read_config, read_published
+from mtsft.training.workdir import FINGERPRINT, nothing_in, read_chat, read_config, read_published
 
 # The fields of an Architecture that say how it is computed here, not what is computed.
 RUNTIME = ("dtype", "param_dtype", "scan_layers", "remat")
 # Those of a model that exists which a config may change: they stretch its positions.
 _CHANGEABLE = ("rope_theta", "rope_scaling", "max_position_embeddings")
+
+# The name of the base's fingerprint among what makes a run this run.
+BASE = "model.init_from (parameters)"
 
 _UNBOUNDED = 2**31 - 1
 
@@ -118,7 +121,11 @@ class RunBase:
     @property
     def fingerprint(self) -> str:
         """Changes whenever the parameters do."""
-        return json.dumps([json.loads((self.path / "fingerprint.json").read_text()), self.step])
+        return json.dumps([self._identity, self.step])
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return read_identity(self.path / FINGERPRINT)
 
     def adapters(self, path: str | Path) -> tuple[LoRA, Params]:
         """The adapters for it in a PEFT folder, layers stacked, on the host."""
@@ -151,8 +158,18 @@ class RunBase:
             params = checkpoints.restore_params(self.step, trained, place, field)
         if not frozen:
             return params
-        base = open_base(self.config.model.init_from)
-        return join(params, initial(frozen, model, base, self.config.train.seed, place, progress))
+        return join(params, initial(frozen, model, self._base(), self.config.train.seed, place, progress))
+
+    def _base(self) -> "HuggingFaceBase | RunBase | None":
+        """What the run started from. Raises InputError where that is another model by now."""
+        path = self.config.model.init_from
+        base = open_base(path)
+        if base and base.fingerprint != self._identity.get(BASE):
+            raise InputError(
+                f"{path}: is no longer the model that {self.path} was trained from, of which it keeps only what it "
+                "changed; put that model back"
+            )
+        return base
 
     def read(self, shapes: Params, place: Place, progress: bool = False) -> Params:
         """Its parameters that `shapes` has, adapters merged, in these dtypes, stacked or apart."""
@@ -183,10 +200,20 @@ def open_base(path: str | Path) -> HuggingFaceBase | RunBase | None:
 def open_trained(path: str | Path, step: int | None = None) -> HuggingFaceBase | RunBase:
     """The model of a workdir, or of a Hugging Face folder. step: see RunBase. Raises InputError if there is none."""
     folder = epath.Path(path).expanduser()
-    return HuggingFaceBase(folder) if _is_of_hugging_face(folder) else RunBase(folder, step)
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise InputError(
+            f"{path}: holds adapters alone; merge them into their base in PEFT, or train on from them with "
+            "model.init_from (the base) and lora.init_from"
+        )
+    if not is_of_hugging_face(folder):
+        return RunBase(folder, step)
+    if step is not None:
+        raise InputError(f"{path}: is a Hugging Face folder, which holds no steps; leave --step out")
+    return HuggingFaceBase(folder)
 
 
-def _is_of_hugging_face(folder: epath.Path) -> bool:
+def is_of_hugging_face(folder: epath.Path) -> bool:
+    """Whether a folder holds a model as transformers keeps it, not a run."""
     if any(folder.glob("*.safetensors*")):
         return True
     try:
@@ -223,8 +250,15 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, HuggingFaceBase | RunBase |
 
 def _with_adapters(config: ConfigDict, base: HuggingFaceBase | RunBase) -> ConfigDict:
     """A config whose adapters are those of lora.init_from; their dropout is the config's own."""
-    lora = base.adapters(config.lora.init_from)[0]
-    config.lora.update(rank=lora.rank, alpha=float(lora.alpha), targets=lora.targets)
+    lora, unsaid = base.adapters(config.lora.init_from)[0], default().lora
+    found = {"rank": lora.rank, "alpha": float(lora.alpha), "targets": lora.targets}
+    for name, value in found.items():
+        if config.lora[name] not in (unsaid[name], value):
+            raise InputError(
+                f"lora.{name}={config.lora[name]!r}, and the adapters of lora.init_from have {value!r}: "
+                f"leave lora.{name} to them"
+            )
+    config.lora.update(found)
     return config
 
 

@@ -27,7 +27,7 @@ from mtsft.training.frozen import trained_names
 from mtsft.training.learning_rate import learning_rate_factors, learning_rate_schedule
 from mtsft.training.noise import noise_of
 from mtsft.training.optimizer import build_optimizer
-from mtsft.training.pretrained import RUNTIME, HuggingFaceBase, RunBase, initial, model_of, resolve
+from mtsft.training.pretrained import BASE, RUNTIME, HuggingFaceBase, RunBase, initial, model_of, resolve
 from mtsft.training.sharding import check_batch_size, check_rules, make_mesh, param_shardings
 from mtsft.training.state import TrainState, create_state, new_state, state_shardings
 from mtsft.training.step import Door
@@ -71,6 +71,8 @@ class Run:
         model = model_of(config, dataset.tokenizer.vocab_size)
         dataset.check_ids_below(model.arch.vocab_size)
         dataset.check_lengths(model.arch.max_position_embeddings)
+        if config.eval.patience and dataset.eval is None:
+            raise InputError("eval.patience is set and nothing is held out to wait for; set data.eval_fraction")
         run = cls(config, dataset, model, optimizer, door, base)
         check_batch_size("eval.batch_size", run.eval_batch_size, door.num_shards)
         check_rules(run.whole_shapes)
@@ -103,7 +105,7 @@ class Run:
                 for name, value in asdict(self.model.arch).items()
                 if name not in RUNTIME or name == "param_dtype"
             },
-            "model.init_from (parameters)": self.base and self.base.fingerprint,
+            BASE: self.base and self.base.fingerprint,
             "lora.rank": self.model.lora.rank,
             "lora.alpha": self.model.lora.alpha,
             "lora.targets": self.model.lora.targets if self.model.lora.rank else "",

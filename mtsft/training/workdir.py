@@ -15,7 +15,9 @@ from mtsft.dialogue.tokenizer import read_files
 from mtsft.errors import InputError, one_line
 from mtsft.files import write_whole
 
+FINGERPRINT = "fingerprint.json"  # of what makes a run this run
 _CONFIG, _TEMPLATE, _TOKENIZER, _PUBLISHED = "config.json", "template.json", "tokenizer", "published.json"
+_OF_MODELS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
 
 def write(workdir: epath.Path, config: ConfigDict, chat: Chat, published: Mapping[str, Any] | None = None) -> None:
@@ -31,6 +33,30 @@ def write(workdir: epath.Path, config: ConfigDict, chat: Chat, published: Mappin
     if published is not None:
         write_whole(workdir / _PUBLISHED, (json.dumps(published, indent=1) + "\n").encode())
     write_whole(workdir / _CONFIG, (config.to_json(indent=1) + "\n").encode())
+
+
+def check_free(workdir: epath.Path) -> None:
+    """Raises InputError for a folder that holds something which is not a run, or that is none."""
+    if not workdir.exists():
+        return
+    if not workdir.is_dir():
+        raise InputError(f"--workdir={workdir}: is a file; choose a folder")
+    if (workdir / FINGERPRINT).exists():
+        return
+    foreign = [path.name for path in workdir.iterdir() if path.name == _CONFIG or path.suffix in _OF_MODELS]
+    if foreign:
+        raise InputError(
+            f"--workdir={workdir}: holds {one_line(min(foreign), 60)}, and no run of mtsft; "
+            "choose a folder for the run that is new or empty"
+        )
+
+
+def make(workdir: epath.Path) -> None:
+    """Makes the folder of a run, if it is not there. Raises InputError where it cannot be made."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workdir={workdir}: cannot be made ({one_line(error, 100)}); choose another") from error
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:

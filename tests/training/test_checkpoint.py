@@ -200,6 +200,20 @@ def test_reading_leaves_the_folder_as_it_is(folder):
     assert not folder.exists()
 
 
+def test_a_damaged_checkpoint_is_named_with_those_that_are_whole(folder):
+    setup = Setup()
+    for step in (3, 5):
+        setup.save(folder, step, setup.state(step))
+    damaged = max((folder / "5").rglob("d/*"), key=lambda path: path.stat().st_size)
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(InputError) as refusal:
+        setup.restore(folder, 5)
+    assert str(refusal.value).startswith(f"{folder}/5: this checkpoint cannot be read (")
+    assert str(refusal.value).endswith("move it away to go on without it: it holds step 3 as well")
+    assert "\n" not in str(refusal.value)
+    assert_same_bits(setup.restore(folder, 3), setup.state(3))
+
+
 # One run, one identity
 
 IDENTITY = {"model.hidden_size": 32, "train.seed": 0, "model.rope_theta": 1e4, "list": (1, 2)}
@@ -244,3 +258,10 @@ def test_another_run_is_refused_by_the_first_key_that_differs(written, change, n
 def test_a_key_that_is_gone_is_a_difference(written):
     with pytest.raises(InputError, match=r"another train.seed \(it was 0, now None\)"):
         check_same_run(written, {name: value for name, value in IDENTITY.items() if name != "train.seed"})
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_damaged_identity_is_named(written, text):
+    written.write_text(text)
+    with pytest.raises(InputError, match=rf"^{written}: .*restore it from a copy$"):
+        check_same_run(written, IDENTITY)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from support import assert_trees_close, small_model
 
 from mtsft.config import default
@@ -150,6 +150,24 @@ def test_a_base_that_changed_is_refused_on_resume(folder, adapted, exported):
     (changed / "model.safetensors").write_bytes(content)
     with pytest.raises(InputError, match=r"holds a run with another model.init_from \(parameters\)"):
         loop.train(config, workdir)
+    # The same folder with other weights: whoever reads the run has to notice.
+    moved, file = shutil.copytree(workdir, folder / "moved"), moved_base(folder, exported) / "model.safetensors"
+    recorded = json.loads((moved / "config.json").read_text())
+    recorded["model"]["init_from"] = str(file.parent)
+    (moved / "config.json").write_text(json.dumps(recorded))
+    before = parameters(moved)
+    assert same(before, parameters(workdir))
+    file.write_bytes(content)
+    for read in (trained.load, lambda path: evaluating.evaluate(adapted[1], path)):
+        with pytest.raises(InputError, match=rf"^{file.parent}: is no longer the model that {moved} was trained from"):
+            read(moved)
+    with pytest.raises(InputError, match="is no longer the model"):
+        converting.to_hugging_face(moved, folder / "never", adapter=True)
+    assert not (folder / "never").exists()
+
+
+def moved_base(folder, exported):
+    return shutil.copytree(exported, folder / "moved base")
 
 
 def test_a_run_goes_on_from_another_with_its_adapters_merged(folder, adapted, make_config):
@@ -195,6 +213,12 @@ def test_adapters_come_in_again_and_are_trained_on(folder, adapted, exported, ma
     run = Run.of(make_config(**changes), progress=False)
     assert (run.model.lora.rank, run.model.lora.alpha, run.model.lora.dropout) == (2, 6.0, 0.0)
     assert same(run.create().params, split(parameters(workdir), lambda name: "lora" in name)[0])
+    for name, value, theirs in (("rank", 3, 2), ("alpha", 7.0, "6.0"), ("targets", "mlp", ".*")):
+        with pytest.raises(
+            InputError, match=rf"^lora.{name}={value!r}, and the adapters of lora.init_from have {theirs}"
+        ):
+            Run.of(make_config(**changes, **{f"lora.{name}": value}), progress=False)
+    Run.of(make_config(**changes, **{"lora.rank": 2, "lora.alpha": 6.0}), progress=False)
     with pytest.raises(InputError, match=r"^lora\.init_from needs the model that its adapters are for"):
         Run.of(make_config(**{"lora.init_from": str(folder / "adapter_in")}), progress=False)
 
@@ -215,8 +239,6 @@ def test_a_token_that_the_model_does_not_embed_is_refused(exported, make_config,
     (short / "config.json").write_text(json.dumps(config))
     tensors = load_file(short / "model.safetensors")
     tensors |= {name: tensors[name][:100] for name in ("model.embed_tokens.weight", "lm_head.weight")}
-    from safetensors.numpy import save_file
-
     save_file(tensors, short / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"the dialogues have the token \d+ \(.*\), and the model embeds 100; "):
         Run.of(make_config(**{"model.init_from": str(short)}), progress=False)
@@ -230,7 +252,7 @@ def test_a_dialogue_longer_than_the_model_is_made_for_is_refused(exported, make_
     Run.of(make_config(**changes | {"model.max_position_embeddings": int(longest)}), progress=False)
 
 
-@pytest.mark.parametrize("what", ["no such folder", "an empty folder", "a run without a checkpoint"])
+@pytest.mark.parametrize("what", ["no such folder", "an empty folder", "a run without a checkpoint", "adapters"])
 def test_what_is_no_model_is_named(folder, base, make_config, tmp_path, what):
     path = tmp_path / "model"
     if what == "an empty folder":
@@ -239,7 +261,12 @@ def test_what_is_no_model_is_named(folder, base, make_config, tmp_path, what):
         shutil.copytree(base, path)
         shutil.rmtree(path / "checkpoints")
         (path / "checkpoints").mkdir()
+    if what == "adapters":
+        path.mkdir()
+        (path / "adapter_config.json").write_text("{}")
+        (path / "adapter_model.safetensors").write_text("")
     says = {
+        "adapters": f"{path}: holds adapters alone; merge them into their base in PEFT, or train on from them with ",
         "no such folder": f"{path}: no such folder; model.init_from is a Hugging Face folder or the workdir of a run",
         "an empty folder": f"{path} holds no trained model (no config.json); ",
         "a run without a checkpoint": f"{path} holds no trained model (no checkpoint is whole yet); ",
@@ -256,7 +283,56 @@ def test_conversions_that_make_no_sense_are_named(folder, base, exported):
         converting.to_hugging_face(base, folder / "x", adapter=True)
     with pytest.raises(InputError, match="is there already"):
         converting.to_hugging_face(base, exported)
+    with pytest.raises(InputError, match="is a Hugging Face folder, which holds no steps; leave --step out"):
+        converting.to_hugging_face(exported, folder / "x", step=0)
+    with pytest.raises(InputError, match=r"set model\.init_from to it and leave out --workdir"):
+        evaluating.evaluate(default(), exported)
     assert not (folder / "x").exists()
+
+
+@pytest.mark.parametrize("origin", ["a run", "nothing"])
+def test_adapters_on_what_peft_cannot_load_go_out_merged_alone(folder, adapted, base, tmp_path, origin):
+    workdir = shutil.copytree(adapted[0], tmp_path / "run")
+    recorded = json.loads((workdir / "config.json").read_text())
+    recorded["model"]["init_from"] = str(base) if origin == "a run" else ""
+    (workdir / "config.json").write_text(json.dumps(recorded))
+    named = f"the run in {base}" if origin == "a run" else "random parameters"
+    with pytest.raises(InputError, match=rf"^{workdir}: its adapters are for {named}, which PEFT cannot load; "):
+        converting.to_hugging_face(workdir, tmp_path / "out", adapter=True)
+
+
+@pytest.mark.parametrize("kind", ["a model", "a config", "a file", "below a file"])
+def test_a_workdir_that_is_no_runs_is_refused_and_left_alone(exported, make_config, tmp_path, kind):
+    path = tmp_path / "work"
+    if kind == "a model":
+        shutil.copytree(exported, path)
+    elif kind == "a config":
+        path.mkdir()
+        (path / "config.json").write_text('{"mine": 1}')
+    else:
+        path.write_text("mine")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    workdir = path / "run" if kind == "below a file" else path
+    says = {
+        "a model": f"--workdir={path}: holds config.json, and no run of mtsft; choose a folder for the run",
+        "a config": f"--workdir={path}: holds config.json, and no run of mtsft; choose a folder for the run",
+        "a file": f"--workdir={path}: is a file; choose a folder",
+        "below a file": f"--workdir={workdir}: cannot be made ",
+    }
+    with pytest.raises(InputError) as refusal:
+        loop.train(make_config(**{"model.init_from": str(exported)}), workdir)
+    assert str(refusal.value).startswith(says[kind])
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_a_run_of_bad_steps_alone_is_no_run(folder, exported, make_config):
+    broken = shutil.copytree(exported, folder / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"] *= np.nan
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    config = make_config(**{"model.init_from": str(broken), "train.steps": 3})
+    with pytest.raises(InputError, match=r"^step 3: the loss or its gradient was not finite for 3 steps in a row"):
+        loop.train(config, folder / "wild")
 
 
 def test_noise_averages_and_rates_are_the_configs(make_config, monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mtsft.config import default
+from mtsft.errors import InputError
 from mtsft.training import run as rooms
 from mtsft.training.run import Run
 from mtsft.training.step import Door
@@ -114,6 +115,30 @@ def test_evaluation_sees_every_dialogue_that_is_held_out_once(make_run, monkeypa
 @pytest.mark.parametrize(("key", "value"), [("model.rope_theta", 500.0), ("model.dtype", "bfloat16")])
 def test_the_sizes_of_the_model_are_the_configs(make_run, key, value):
     assert getattr(make_run(**{key: value}).model.arch, key.split(".")[1]) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("train.learning_rate", float("inf"), "must be a finite number"),
+        ("train.neftune_alpha", float("inf"), "must be a finite number"),
+        ("lora.alpha", float("nan"), "must be a finite number"),
+        ("lora.alpha", 0.0, "must be above 0; adapters are scaled by alpha / rank"),
+        ("train.weight_decay", -1.0, "must be at least 0"),
+        ("train.eps", -1e-8, "must be at least 0"),
+        ("train.b1", 1.0, r"must be in \[0, 1\)"),
+        ("train.b2", -0.1, r"must be in \[0, 1\)"),
+    ],
+)
+def test_a_number_that_no_training_can_have_is_named(make_run, key, value, says):
+    with pytest.raises(InputError, match=f"^{key}={value}: {says}$"):
+        make_run(**{key: value})
+
+
+def test_patience_needs_something_to_wait_for(make_run):
+    make_run(**{"eval.patience": 2})
+    with pytest.raises(InputError, match=r"^eval.patience is set and nothing is held out"):
+        make_run(**{"eval.patience": 2, "data.eval_fraction": 0.0})
 
 
 def test_layers_are_compiled_as_the_config_says(make_run):
