@@ -14,6 +14,8 @@ from mtsft.dialogue.recipe import Chat
 from mtsft.dialogue.tokenizer import read_files
 from mtsft.errors import InputError, one_line
 from mtsft.files import write_whole
+from mtsft.interop import families
+from mtsft.interop.huggingface import read_json
 
 FINGERPRINT = "fingerprint.json"  # of what makes a run this run
 _CONFIG, _TEMPLATE, _TOKENIZER, _PUBLISHED = "config.json", "template.json", "tokenizer", "published.json"
@@ -85,12 +87,13 @@ def read_chat(workdir: epath.Path) -> Chat:
 
 
 def read_published(workdir: epath.Path) -> dict[str, Any] | None:
-    """The config.json that the model of a run was published with; None for a model of its own."""
+    """The config.json that the model of a run was published with; None for a model of its own. Raises InputError."""
     path = workdir / _PUBLISHED
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except ValueError as error:
-        raise InputError(f"{path}: holds no JSON; restore it, or take it away") from error
+    if not path.exists():
+        return None
+    published = read_json(path)[1]
+    families.describe(published, str(path))  # says what is wrong with it
+    return published
 
 
 def with_its_date(config: ConfigDict, workdir: epath.Path | None = None) -> ConfigDict:

@@ -290,6 +290,14 @@ def test_conversions_that_make_no_sense_are_named(folder, base, exported):
     assert not (folder / "x").exists()
 
 
+@pytest.mark.parametrize("text", ["{", "{}", "3"])
+def test_a_damaged_description_of_the_model_is_named(adapted, tmp_path, text):
+    workdir = shutil.copytree(adapted[0], tmp_path / "run")
+    (workdir / "published.json").write_text(text)
+    with pytest.raises(InputError, match=f"^{workdir / 'published.json'}: "):
+        trained.load(workdir)
+
+
 @pytest.mark.parametrize("origin", ["a run", "nothing"])
 def test_adapters_on_what_peft_cannot_load_go_out_merged_alone(folder, adapted, base, tmp_path, origin):
     workdir = shutil.copytree(adapted[0], tmp_path / "run")
