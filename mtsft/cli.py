@@ -1,11 +1,11 @@
 """What every door shares: flags, one-line errors and the exit status."""
 
-import errno
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from mtsft.errors import InputError, one_line
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from mtsft.files import FULL, check_whole, expanded, write_whole
 
 
 def define_config() -> flags.FlagHolder:
@@ -47,6 +46,26 @@ def max_new_tokens() -> int:
     return flags.FLAGS.max_new
 
 
+def check_output(flag: flags.FlagHolder) -> None:
+    """Raises InputError where the file that a flag names could not be written: before the work for it is done."""
+    with _naming(flag):
+        check_whole(expanded(flag.value))
+
+
+def write_output(flag: flags.FlagHolder, data: bytes) -> None:
+    """Writes the file that a flag names, whole or not at all. Raises InputError where that fails."""
+    with _naming(flag):
+        write_whole(expanded(flag.value), data)
+
+
+@contextmanager
+def _naming(flag: flags.FlagHolder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--{flag.name}={flag.value}: {error.strerror}; name a file that can be written") from error
+
+
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main` and exits: 0 done, 2 the user's input is wrong, said in one line."""
     logging.set_verbosity(logging.ERROR)  # absl's own warnings would stand beside the one line
@@ -69,7 +88,7 @@ def run(main: Callable[[], None]) -> None:
         head, found, trace = str(error).partition("Traceback (most recent call last)")
         _fail(f"{head} {trace.strip().splitlines()[-1]}" if found else error)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in FULL:
             _fail(f"{error.filename or 'the disk'}: {error.strerror}; free some space and run the same command again")
         if _from_config(error):
             _fail(_say_what_config_lacks(error))

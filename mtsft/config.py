@@ -5,12 +5,12 @@ changed again on the command line, as --config.train.steps=500.
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from mtsft.errors import InputError
+from mtsft.files import expanded
 
 
 def default() -> ConfigDict:
@@ -139,7 +139,7 @@ def data_of(config: ConfigDict) -> dict[str, Any]:
     """The keys of config.data; where they name no tokenizer or template, those of model.init_from."""
     keys, base = dict(config.data), config.model.init_from
     if base and not keys["tokenizer"]:
-        workdir = Path(base).expanduser()
+        workdir = expanded(base)
         if (workdir / "template.json").exists():  # a run's, in place of a Hugging Face folder
             keys["tokenizer"] = str(workdir / "tokenizer")
             keys["template"] = keys["template"] or str(workdir / "template.json")

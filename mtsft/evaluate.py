@@ -8,12 +8,10 @@ object a turn; --limit, --max_new, --temperature, --top_k, --top_p and --seed sa
 """
 
 import json
-from pathlib import Path
 
 from absl import flags
 
 from mtsft import cli
-from mtsft.files import write_whole
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir(required=False)
@@ -34,6 +32,8 @@ def main() -> None:
 
     sampling = Sampling(**_SAMPLING())
     distributed.initialize()
+    if _GENERATE.value and jax.process_index() == 0:
+        cli.check_output(_GENERATE)
     subject = evaluating.Subject.of(_CONFIG.value, _WORKDIR.value)
     scores = subject.evaluate()
     if jax.process_index() == 0:
@@ -42,7 +42,7 @@ def main() -> None:
         records = subject.replies(sampling, cli.max_new_tokens(), _LIMIT.value)
         if jax.process_index() == 0:
             lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            write_whole(Path(_GENERATE.value).expanduser(), "".join(lines).encode())
+            cli.write_output(_GENERATE, "".join(lines).encode())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ text: every token in the terminal, in colour. html: one page that needs nothing 
 import contextlib
 import itertools
 import sys
-from pathlib import Path
 
 from absl import flags
 
@@ -14,8 +13,6 @@ from mtsft import cli
 from mtsft.config import data_of, validate
 from mtsft.data.dataset import find_sources
 from mtsft.diagnose import page
-from mtsft.errors import InputError
-from mtsft.files import write_whole
 
 _CONFIG = cli.define_config()
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "html", "json"], "For a terminal, a browser, or a program.")
@@ -27,6 +24,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "A file to write to, in place of t
 def main() -> None:
     """Shows what the flags name."""
     validate(_CONFIG.value)
+    if _OUTPUT.value is not None:
+        cli.check_output(_OUTPUT)
     sources = find_sources(**data_of(_CONFIG.value))
     shown = page.seen(sources.train_files, sources.train_recipe)
     shown = itertools.islice(shown, _SKIP.value, _SKIP.value + _LIMIT.value if _LIMIT.value else None)
@@ -34,11 +33,7 @@ def main() -> None:
     color = _OUTPUT.value is None and sys.stdout.isatty()
     pieces = page.FORMATS[_FORMAT.value](shown, tokenizer, color)
     if _OUTPUT.value is not None:
-        whole = "".join(pieces).encode()
-        try:
-            write_whole(Path(_OUTPUT.value).expanduser(), whole)
-        except OSError as error:
-            raise InputError(f"--output={_OUTPUT.value}: {error.strerror}; name a file that can be written") from error
+        cli.write_output(_OUTPUT, "".join(pieces).encode())
         return
     with contextlib.suppress(BrokenPipeError):  # as by `| head`
         for piece in pieces:

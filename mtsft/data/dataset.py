@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 from mtsft.data.packing import Layout, lay_out
-from mtsft.data.store import Store, code_digest, digest_files, open_store
+from mtsft.data.store import Store, code_digest, digest_files, in_cache, open_store
 from mtsft.dialogue import readers, recall
 from mtsft.dialogue import template as templates
 from mtsft.dialogue import tokenizer as tokenizers
 from mtsft.dialogue.recipe import Chat, Recipe, markers_of, parse_date, parse_variables
 from mtsft.dialogue.selection import Selection
 from mtsft.errors import InputError
-from mtsft.files import write_whole
+from mtsft.files import expanded, write_whole
 
 _CORPUS = "recall"
 _TOKENIZER_BYTES = 100 << 20  # of text that a tokenizer is trained on at most
@@ -131,7 +131,7 @@ def find_sources(
 
     Raises InputError for whatever is wrong with the names of files or the values.
     """
-    cache = Path(cache_dir).expanduser()
+    cache = expanded(cache_dir)
     if corpus:
         train_files, eval_files = _write_corpus(
             corpus, corpus_dialogues, corpus_eval_dialogues, corpus_seed, cache / "corpora"
@@ -142,8 +142,7 @@ def find_sources(
         eval_files = readers.find_files(eval, "data.eval") if eval else []
     train_files = [source.path for source in found]
     for path in [*train_files, *eval_files]:
-        if not path.stat().st_size:
-            raise InputError(f"{path}: is empty; it should hold one dialogue a line")
+        readers.check(path)
 
     def train_tokenizer(chat: Chat) -> Mapping[str, bytes]:
         return _train_tokenizer(chat, vocab_size, train_files, format, cache / "tokenizers")
@@ -237,9 +236,10 @@ def _write_corpus(name: str, train: int, held_out: int, seed: int, folder: Path)
     # Seeds 2n and 2n + 1: the held-out dialogues are drawn apart from every training corpus.
     for part, count, draw in (("train", train, 2 * seed), ("eval", held_out, 2 * seed + 1)):
         path = folder / f"{name}-{part}-{count}-{seed}-{version}.jsonl"
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            recall.write(path, count, draw)
+        with in_cache(folder):
+            if not path.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                recall.write(path, count, draw)
         files.append([path])
     return files[0], files[1]
 
@@ -273,12 +273,14 @@ def _train_tokenizer(
     template = templates.ChatTemplate(chat.sources, chat.name)
     parts = (digest_files(files), vocab_size, template.fingerprint, code_digest())
     kept = folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.model"
-    if kept.exists():
-        return {"tokenizer.model": kept.read_bytes()}
+    with in_cache(folder):
+        folder.mkdir(parents=True, exist_ok=True)  # refused before the training, rather than after it
+        if kept.exists():
+            return {"tokenizer.model": kept.read_bytes()}
     markers = markers_of(template.literals)
     trained = tokenizers.train(_texts(files, format), vocab_size, markers)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(kept, trained["tokenizer.model"])
+    with in_cache(folder):
+        write_whole(kept, trained["tokenizer.model"])
     return trained
 
 

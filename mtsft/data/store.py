@@ -32,6 +32,7 @@ from mtsft.dialogue.recipe import Recipe
 from mtsft.dialogue.schema import Dialogue
 from mtsft.dialogue.tree import TokenTree
 from mtsft.errors import InputError
+from mtsft.files import FULL
 
 # One file each: the columns of every TokenTree, one after the other, and per dialogue its place, source and id.
 _COLUMNS = {
@@ -131,7 +132,6 @@ def open_store(files: Sequence[Path], recipe: Recipe, folder: Path, workers: int
     """
     address = _address(files, recipe)
     path = folder / address
-    folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / f"{address}.lock"):
         if not path.exists():
             building = folder / f"{address}.tmp"
@@ -142,7 +142,23 @@ def open_store(files: Sequence[Path], recipe: Recipe, folder: Path, workers: int
                 building.rename(path)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
-    return Store(path, files)
+    with in_cache(folder):
+        return Store(path, files)
+
+
+@contextmanager
+def in_cache(folder: Path) -> Iterator[None]:
+    """Names data.cache_dir where what is done to files of `folder`, and no others, fails."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise  # another folder is not what helps; cli.py says what does
+        path = error.filename or folder
+        raise InputError(
+            f"data.cache_dir: {path} cannot be used ({error.strerror}); name another folder with "
+            "--config.data.cache_dir=FOLDER"
+        ) from error
 
 
 def digest_files(files: Iterable[Path]) -> str:
@@ -161,9 +177,13 @@ def code_digest() -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds a file lock: of several processes one builds, and the others find it built."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Holds a file lock, made with its folder: of several processes one builds, and the others find it built."""
+    with in_cache(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    with file:
+        with in_cache(path.parent):
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

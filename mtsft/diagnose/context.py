@@ -37,7 +37,10 @@ def measure(model: Model, params: Params, encoder: Encoder, corpus: Path) -> dic
             last = replace(dialogue, messages=dialogue.messages[message_index - 1 : message_index + 1])
             alone.append(paths(encoder(last))[0][1].tolist())
     stops = encoder.stop_ids
-    replies, blind = (generate(model, params, prompts, stops, _MAX_NEW) for prompts in (contexts, alone))
+    size = encoder.tokenizer.vocab_size
+    replies, blind = (
+        generate(model, params, prompts, stops, _MAX_NEW, vocab_size=size) for prompts in (contexts, alone)
+    )
     by_kind, hidden = defaultdict(list), []
     for ask, answer, reply, guess in zip(asks, answers, replies, blind):
         by_kind[ask].append(reply == answer)
@@ -57,7 +60,8 @@ def converse(model: Model, params: Params, encoder: Encoder, corpus: Path, index
     dialogue = [dialogue for dialogue, _ in _read(corpus)][index]
     stops = encoder.stop_ids
     turns = paths(encoder(dialogue))
-    replies = iter(generate(model, params, [context.tolist() for _, context, _ in turns], stops, _MAX_NEW))
+    contexts, size = [context.tolist() for _, context, _ in turns], encoder.tokenizer.vocab_size
+    replies = iter(generate(model, params, contexts, stops, _MAX_NEW, vocab_size=size))
     lines = []
     for message in dialogue.messages:
         if message.role == "assistant":

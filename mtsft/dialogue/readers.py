@@ -22,7 +22,7 @@ from mtsft.dialogue.formats import EXAMPLE, parse_record
 from mtsft.dialogue.schema import Dialogue
 from mtsft.errors import InputError, one_line
 
-__all__ = ["Chunk", "Source", "find_files", "find_sources", "parse", "parse_record", "read_chunks"]
+__all__ = ["Chunk", "Source", "check", "find_files", "find_sources", "parse", "parse_record", "read_chunks"]
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
@@ -75,6 +75,16 @@ def find_files(patterns: str | Sequence[str], key: str) -> list[Path]:
     return [source.path for source in find_sources(patterns, key)]
 
 
+def check(path: Path) -> None:
+    """Raises InputError for a file that cannot be read, or is empty."""
+    try:
+        if not path.stat().st_size:
+            raise InputError(f"{path}: is empty; it should hold one dialogue a line")
+        path.open("rb").close()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def read_chunks(path: Path, size: int = 1 << 18) -> Iterator[Chunk]:
     """Yields the records of a file, in pieces of about `size` bytes of it.
 
@@ -97,7 +107,7 @@ def read_chunks(path: Path, size: int = 1 << 18) -> Iterator[Chunk]:
             else:
                 yield from _read_json(file, file, path, size)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
+        raise _unreadable(path, error) from error
 
 
 def parse(item: bytes | dict, path: Path, number: int, format: str = "") -> Dialogue | None:
@@ -151,13 +161,16 @@ def _weighted(pattern: str, key: str) -> tuple[str, float]:
 
 def _matching(pattern: str, key: str) -> list[Path]:
     expanded = os.path.expanduser(pattern)  # noqa: PTH111
-    # A file whose own name holds *, ? or [ is taken as it is.
-    found = [expanded] if Path(expanded).is_file() else sorted(glob.glob(expanded, recursive=True))
+    try:
+        # A file whose own name holds *, ? or [ is taken as it is.
+        found = [expanded] if Path(expanded).is_file() else sorted(glob.glob(expanded, recursive=True))
+        folder = next((name for name in found if Path(name).is_dir()), None)
+    except OSError as error:
+        raise _unreadable(pattern, error) from error
     if not found:
         raise InputError(f"{pattern}: no such file; set {key} to a .jsonl file of dialogues")
-    for name in found:
-        if Path(name).is_dir():
-            raise InputError(f"{name}: is a folder; name its files, e.g. {key}='{name}/*.jsonl'")
+    if folder is not None:
+        raise InputError(f"{folder}: is a folder; name its files, e.g. {key}='{folder}/*.jsonl'")
     return [Path(name) for name in found]
 
 
@@ -308,6 +321,10 @@ def _import(name: str, path: Path) -> Any:
     except ImportError:
         package = name.partition(".")[0]
         raise InputError(f"{path}: reading it needs {package}, which is not installed: pip install {package}") from None
+
+
+def _unreadable(path: Path | str, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}")
 
 
 def _not_utf8(where: str, raw: bytes, at: int) -> InputError:

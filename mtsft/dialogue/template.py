@@ -15,6 +15,7 @@ from mtsft.dialogue.jinja import JinjaTemplate, Reader, Refused
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.dialogue.tracing import PRIVATE, Tracer, Untraceable
 from mtsft.errors import InputError, one_line
+from mtsft.files import expanded
 
 CHATML = """\
 {%- for message in messages -%}
@@ -242,7 +243,7 @@ def find(name: str, own: Mapping[str, str]) -> tuple[dict[str, str], str]:
             )
         return (dict(own), "of the tokenizer") if not name else ({"default": own[wanted]}, name)
     try:
-        text = Path(name).expanduser().read_text()
+        text = expanded(name).read_text()
         if name.endswith(".json"):
             return _of_a_run(text, name)
         return {"default": text}, Path(name).name

@@ -101,9 +101,9 @@ class Tokenizer(ABC):
         return self.decode_bytes(ids).decode(errors="replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes of `ids`; controls appear by name."""
+        """The bytes of `ids`; controls appear by name, and an id that stands for nothing is nothing."""
         table = self._table
-        return b"".join([table[i] for i in ids])
+        return b"".join([table[i] for i in ids if i < len(table)])
 
     def __getattr__(self, name: str):
         if name != "_table":  # made when first needed: processes that only encode do without

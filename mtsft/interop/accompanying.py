@@ -15,6 +15,7 @@ from mtsft.model.architecture import Architecture
 # What may differ between a model and the config.json that it came with.
 _OWN = ("vocab_size", "initializer_range")
 _POSITIONS = ("rope_theta", "rope_scaling", "max_position_embeddings")
+PUBLISHED = f"the published {CONFIG}"  # what errors call it where its path is not known
 # Code that is not there, and what config.json says of where it was.
 _DROPPED = ("auto_map", "_name_or_path")
 
@@ -31,23 +32,47 @@ def model_config(
 
     Of a multimodal config, only the part of the text stays. Older transformers know torch_dtype, newer ones dtype.
     """
-    fields = {name: value for name, value in asdict(arch).items() if name not in NUMERICS}
+    fields = _fields(arch)
     own = {"dtype": dtype, "torch_dtype": dtype, "vocab_size": arch.vocab_size}
     if config is None:
         tokens = {"bos_token_id": bos_id, "eos_token_id": list(stop_ids) or None, "pad_token_id": pad_id}
         return families.config_of(fields) | tokens | own
-    if families.describe(config, CONFIG)[0].inner:
+    return _published_for(fields, config, PUBLISHED) | own
+
+
+def check_exportable(arch: Architecture, published: Mapping[str, Any], where: str) -> None:
+    """Raises InputError unless `export` could write this model under the config.json that its base came with.
+
+    where: what errors call that file. Cheap, to be asked before training.
+    """
+    _published_for(_fields(arch), published, where)
+
+
+def _fields(arch: Architecture) -> dict[str, Any]:
+    return {name: value for name, value in asdict(arch).items() if name not in NUMERICS}
+
+
+def _published_for(fields: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A published config.json with the positions of the model."""
+    if families.describe(config, where)[0].inner:
         config = _text_part(config, fields)
-    config = {key: value for key, value in config.items() if key not in _DROPPED} | own
-    described = families.describe(config, CONFIG)[1]
-    if any(described[name] != fields[name] for name in _POSITIONS):
+    config = {key: value for key, value in config.items() if key not in _DROPPED}
+    family, described = families.describe(config, where)
+    if changed := [name for name in _POSITIONS if described[name] != fields[name]]:
         config = _with_positions(config, fields)
-        described = families.describe(config, CONFIG)[1] | {"rope_scaling": fields["rope_scaling"]}
+        try:
+            described = families.describe(config, where)[1] | {"rope_scaling": fields["rope_scaling"]}
+        except InputError as error:
+            said = ", ".join(f"model.{name}={fields[name]!r}" for name in changed)
+            raise InputError(
+                f"{said} cannot be written in a {CONFIG} of the family {family.model_type}; "
+                f"leave {'it' if len(changed) == 1 else 'them'} to the model that {where} is of"
+            ) from error
     for name, value in fields.items():
         if described[name] != value and name not in _OWN:
             raise InputError(
-                f"{CONFIG} has {name}={described[name]!r}, and the model {value!r}; "
-                "export a model with the config.json that it was made from, or with none"
+                f"{where} has {name}={described[name]!r}, and the model {value!r}; "
+                f"export a model with the {CONFIG} that it was made from, or with none"
             )
     return config
 
@@ -58,7 +83,9 @@ def _with_positions(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dic
     given |= {name: fields[name] for name in ("rope_theta", "max_position_embeddings")}
     if fields["rope_local_theta"]:
         given["rope_local_base_freq"] = fields["rope_local_theta"]
-    return {key: value for key, value in config.items() if key != "rope_parameters"} | given
+    # What stands beside the parameters, transformers would prefer to what the model's own say.
+    gone = ("rope_parameters", "original_max_position_embeddings" if fields["rope_scaling"] else "")
+    return {key: value for key, value in config.items() if key not in gone} | given
 
 
 def _text_part(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:

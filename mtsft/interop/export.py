@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mtsft.errors import InputError
+from mtsft.files import expanded
 from mtsft.interop import families
 from mtsft.interop.accompanying import as_json, generation_config, model_config, sentence_piece_config
 from mtsft.interop.aside import FolderAside
@@ -48,7 +49,7 @@ def export(
     "bfloat16". max_shard_bytes: of a file, unless a single tensor is larger. The folder is there whole or not at all.
     Raises InputError if it is there already and not empty, if it cannot be written, or if no family fits the model.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if dtype not in _KINDS:
         raise InputError(f"dtype={dtype!r}: use one of {', '.join(_KINDS)}")
     if any(path[-1].key in ADAPTERS for path, _ in jax.tree_util.tree_leaves_with_path(params)):
@@ -150,15 +151,22 @@ def write_files(aside: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _write_header(aside: Path, file: str, shard: Mapping[str, tuple[tuple[int, ...], int]], kind: str) -> None:
-    """Begins a safetensors file: the tensors follow in this order (https://github.com/huggingface/safetensors)."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    (aside / file).write_bytes(header_of(shard, kind))
+
+
+def header_of(shard: Mapping[str, tuple[tuple[int, ...], int]], kind: str, **metadata: str) -> bytes:
+    """What a safetensors file begins with; {tensor: (shape, bytes)} are to follow in this order, without gaps.
+
+    Format: https://github.com/huggingface/safetensors, whose own writer puts metadata in any order.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
     for name, (shape, nbytes) in shard.items():
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [offset, offset + nbytes]}
         offset += nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    (aside / file).write_bytes(len(text).to_bytes(8, "little") + text)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _append(aside: Path, file: str, tensor: np.ndarray) -> None:

@@ -17,10 +17,20 @@ from mtsft.interop.hf_config import (
     read_rope_by_kind,
     shortest_pattern,
 )
-from mtsft.interop.tensors import Source, ignored, sources, standard_name
+from mtsft.interop.tensors import Source, ignored, sources, standard_name, tied_names
 from mtsft.model.architecture import ACTIVATIONS
 
-__all__ = ["FAMILIES", "Family", "Source", "config_of", "describe", "ignored", "sources", "standard_name"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Source",
+    "config_of",
+    "describe",
+    "ignored",
+    "sources",
+    "standard_name",
+    "tied_names",
+]
 
 
 # What no key below reads and yet changes the computation, where it is neither null nor false nor 0.

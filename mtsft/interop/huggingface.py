@@ -12,10 +12,11 @@ import jax
 from jax.sharding import Sharding
 
 from mtsft.errors import InputError, one_line
+from mtsft.files import expanded
 from mtsft.interop import families
 from mtsft.interop.families import Family, Source
 from mtsft.interop.placing import Leaf
-from mtsft.interop.stored import DTYPES, Tensor, file_digest, progress_bar, read_header
+from mtsft.interop.stored import DTYPES, Tensor, are_equal, file_digest, progress_bar, read_header
 from mtsft.model.architecture import Architecture
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
@@ -44,13 +45,15 @@ class Folder:
     @classmethod
     def open(cls, path: str | Path) -> "Folder":
         """Reads config.json and the headers of the weights. Raises InputError for whatever is wrong with them."""
-        path = Path(path).expanduser()
+        path = expanded(path)
         text, config = read_config(path)
         family, fields = families.describe(config, str(path / CONFIG))
         files, weight_map = _files(path)
         headers = {file: read_header(file) for file in files}
         found = _by_name(headers, weight_map)
         tensors = {families.standard_name(family, name): tensor for name, tensor in found.items()}
+        if fields["tie_word_embeddings"]:
+            tensors = _with_embedding(tensors, *families.tied_names(family))
         digest = hashlib.sha256(hashlib.sha256(text).digest())
         for file in files:
             digest.update(file_digest(file))
@@ -63,8 +66,15 @@ class Folder:
 
         shapes: a tree of jax.ShapeDtypeStruct, layers stacked or apart, or some branches of one. shardings: the same
         of jax.sharding.Sharding. A process reads the bytes that its devices need, each once, and holds a few pieces
-        of bounded size beside the arrays. Raises InputError for shapes that the folder does not hold.
+        of bounded size beside the arrays. Raises InputError for shapes that the folder does not hold, and where it
+        holds another model than its config says.
         """
+        if self._has_another_head:
+            head = families.tied_names(self.family)[1]
+            raise InputError(
+                f"{self.tensors[head].file}: {CONFIG} ties the head to the embedding, and the tensor {head} differs "
+                f"from it; set tie_word_embeddings to false in {CONFIG}, or take the tensor out of the file"
+            )
         leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
         plans = [
             self._plan(tuple(getattr(entry, "key", entry) for entry in path), shape, sharding)
@@ -81,6 +91,13 @@ class Folder:
     @cached_property
     def _leaf_shapes(self) -> dict[tuple, tuple[int, ...]]:
         return leaf_shapes(self.fields)
+
+    @cached_property
+    def _has_another_head(self) -> bool:
+        """Whether the head is stored and is not the embedding, though config.json ties them; reads both once."""
+        embedding, head = families.tied_names(self.family)
+        tied = self.fields["tie_word_embeddings"] and head in self.tensors
+        return tied and not are_equal(self.tensors[embedding], self.tensors[head])
 
     def _plan(self, path: tuple, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> Leaf:
         stacked = path[0] == "layers" and not isinstance(path[1], int)
@@ -100,19 +117,21 @@ class Folder:
         """Raises InputError unless the headers hold what the config makes."""
         wanted = tensor_shapes(self._sources, self._leaf_shapes)
         ignored = families.ignored(self.family, self.fields)
-        there = {name: self.tensors[name] for name in wanted if name in self.tensors}
+        embedding, head = families.tied_names(self.family)
+        shapes = wanted | {head: wanted[embedding]}  # which a tied model may have
+        there = {name: self.tensors[name] for name in shapes if name in self.tensors}
         for name, tensor in there.items():
             if tensor.kind not in DTYPES:
                 raise InputError(
                     f"{tensor.file}: the tensor {name} is of dtype {tensor.kind}, a quantised model; "
                     f"take the folder with the original weights ({', '.join(DTYPES)})"
                 )
-        wrong = [name for name, tensor in there.items() if tensor.shape != wanted[name]]
+        wrong = [name for name, tensor in there.items() if tensor.shape != shapes[name]]
         if wrong:
             tensor, more = there[wrong[0]], f" (and {len(wrong) - 1} more)" * (len(wrong) > 1)
             raise InputError(
                 f"{tensor.file}: the tensor {wrong[0]} has shape {tensor.shape}, and {CONFIG} makes it "
-                f"{wanted[wrong[0]]}{more}; {CONFIG} and the weights are not of one model, take both from one place"
+                f"{shapes[wrong[0]]}{more}; {CONFIG} and the weights are not of one model, take both from one place"
             )
         if missing := [name for name in wanted if name not in self.tensors]:
             raise InputError(
@@ -155,6 +174,10 @@ def _files(path: Path) -> tuple[list[Path], dict[str, Path] | None]:
         return [path / SINGLE], None
     index = path / INDEX
     if not index.exists():
+        if any(path.glob("model-*-of-*.safetensors")):
+            raise InputError(
+                f"{path}: holds shards of the weights, and lacks {INDEX}, which names them; fetch it as well"
+            )
         if any(path.glob("pytorch_model*.bin")):
             raise InputError(
                 f"{path}: holds its weights as pickles (pytorch_model.bin), which can run code and are not read; "
@@ -180,6 +203,13 @@ def _by_name(headers: Mapping[Path, Mapping[str, Tensor]], weight_map: Mapping[s
             raise InputError(f"{file}: lacks the tensor {name}, which {INDEX} says is there; fetch both anew")
         found[name] = headers[file][name]
     return found
+
+
+def _with_embedding(tensors: dict[str, Tensor], embedding: str, head: str) -> dict[str, Tensor]:
+    """Tied tensors with the embedding under its own name: safetensors keeps a shared tensor under either of its two."""
+    if embedding in tensors or head not in tensors:
+        return tensors
+    return {embedding if name == head else name: tensor for name, tensor in tensors.items()}
 
 
 def leaf_shapes(fields: Mapping[str, Any]) -> dict[tuple, tuple[int, ...]]:

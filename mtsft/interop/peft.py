@@ -1,7 +1,8 @@
 """Low-rank adapters in folders of PEFT (https://github.com/huggingface/peft), and adapters merged into their model."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,31 +10,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from mtsft.errors import InputError, one_line
+from mtsft.files import expanded
 from mtsft.interop import families
-from mtsft.interop.accompanying import as_json, model_config
+from mtsft.interop.accompanying import PUBLISHED, as_json, model_config
 from mtsft.interop.aside import FolderAside
-from mtsft.interop.export import fetch, write_files
+from mtsft.interop.export import fetch, header_of, write_files
 from mtsft.interop.families import Family
-from mtsft.interop.huggingface import CONFIG, leaf_shapes, read_json, tensor_shapes
+from mtsft.interop.huggingface import leaf_shapes, read_json, tensor_shapes
+from mtsft.interop.stored import DTYPES, Tensor, read_box, read_header, read_metadata
 from mtsft.model.architecture import Architecture, LoRA
 from mtsft.model.linear import ADAPTERS
 from mtsft.model.parameters import Params, names
 from mtsft.model.quantized import dequantize, is_quantized_kernel
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PICKLE = "adapter_model.bin"
 _ROOT = "base_model.model."
+# Of the weights' metadata: our names of the matrices that are adapted. PEFT has one name for those that it keeps fused.
+_MATRICES = "mtsft_matrices"
 # Options under which an adapter is something else than B A x.
 _UNSUPPORTED = (
-    "use_dora use_qalora use_bdlora lora_bias modules_to_save rank_pattern alpha_pattern target_parameters "
+    "use_dora use_qalora use_bdlora lora_bias modules_to_save target_parameters "
     "trainable_token_indices layer_replication alora_invocation_tokens arrow_config kasa_config velora_config "
     "monteclora_config fan_in_fan_out"
 ).split()
+_MERGE = "merge the adapter into its base in PEFT"
 # Ways to begin that leave the base as it is; others change it.
 _STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+
+_Part = tuple[tuple, tuple[int, int] | None]  # the path of a kernel of ours, and its rows where several are fused
 
 
 def merge(params: Params, lora: LoRA) -> Params:
@@ -70,24 +77,27 @@ def export_adapter(
     adapters: parameters, of which those of adapters are written, in float32; stacked or not, on any devices, and every
     process calls this. base_name: the folder or the Hub's name of the base model. config: its config.json; None for
     a model of ours. Adapters of matrices that the base keeps fused become one of the ranks' sum, block by block, which
-    is the same function; PEFT knows it by rank_pattern, which vLLM does not read. Raises InputError as `export` does.
+    is the same function; PEFT knows it by rank_pattern, which vLLM does not read, and `read_adapter` takes it apart
+    again. Raises InputError as `export` does.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if config is None:
         config = model_config(arch, None, (), None, None, arch.dtype)
-    family, fields = families.describe(config, CONFIG)
-    shapes = tensor_shapes(families.sources(family, fields), leaf_shapes(fields))
+    family, fields = families.describe(config, PUBLISHED)
+    whole = tensor_shapes(families.sources(family, fields), leaf_shapes(fields))
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
+    matrices: dict[str, None] = {}
     adapted = names(adapters)
     for module, parts in _modules(family, fields).items():
-        parts = [(path, rows) for path, rows in parts if f"{'/'.join(_matrix(path))}/lora_a" in adapted]
+        parts = [(path, rows) for path, rows in parts if f"{_name(path)}/lora_a" in adapted]
         if not parts:
             continue
-        A, B = _combined(adapters, parts, shapes[f"{module}.weight"][0], lora.rank)
+        A, B = _combined(adapters, parts, whole[f"{module}.weight"][0], lora.rank)
         name = _ROOT + _as_module(family, module)
         tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
-        ranks[module.rpartition(".")[2]] = len(A)
+        ranks[_last(module)] = len(A)
+        matrices |= dict.fromkeys(_name(path) for path, _ in parts)
     if not tensors:
         raise ValueError("there are no adapters among the parameters")
     odd = {module: rank for module, rank in ranks.items() if rank != lora.rank}
@@ -109,7 +119,9 @@ def export_adapter(
         "use_dora": False,
         "use_rslora": False,
     }
-    content = save(tensors, {"format": "pt"})
+    shapes = {name: (tensor.shape, tensor.nbytes) for name, tensor in tensors.items()}
+    content = header_of(shapes, "F32", **{_MATRICES: " ".join(matrices)})
+    content += b"".join(tensor.tobytes() for tensor in tensors.values())
     with FolderAside(folder, len(content)) as writer:
         writer.do(partial(write_files, files={ADAPTER_CONFIG: as_json(described), ADAPTER_WEIGHTS: content}))
     return folder
@@ -118,39 +130,35 @@ def export_adapter(
 def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) -> tuple[LoRA, Params]:
     """The adapters of a PEFT folder for the base model of this family and these fields; layers stacked, float32.
 
-    A fused matrix's adapter is shared out: each of ours gets all of A and its rows of B. Raises InputError for a
-    folder that is none, that belongs to another model, or that does what ours cannot.
+    An adapter of a fused matrix that `export_adapter` put together is taken apart; another one is shared out: each of
+    ours gets all of A and its rows of B. Raises InputError for a folder that is none, that belongs to another model,
+    or that does what ours cannot.
     """
-    folder = Path(folder).expanduser()
-    lora = _read_lora(folder)
-    file = folder / ADAPTER_WEIGHTS
-    try:
-        stored = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file}: cannot be read as safetensors ({one_line(error, 120)}); fetch it anew") from error
-    stored = {families.standard_name(family, name.removeprefix(_ROOT)): value for name, value in stored.items()}
-    shapes, modules = leaf_shapes(fields), _modules(family, fields)
+    folder = expanded(folder)
+    modules = _modules(family, fields)
+    lora, ranks = _read_lora(folder, modules)
+    file = _weights(folder)
+    stored = {families.standard_name(family, name.removeprefix(_ROOT)): x for name, x in read_header(file).items()}
+    own = read_metadata(file).get(_MATRICES)
+    shapes = leaf_shapes(fields)
     found: dict[tuple[str, ...], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     for module, parts in modules.items():
-        names_of = [f"{module}.lora_{side}.weight" for side in "AB"]
-        if not {*names_of} & {*stored}:
+        if not any(f"{module}.lora_{side}.weight" in stored for side in "AB"):
             continue
-        A, B = (_taken(file, stored, name) for name in names_of)
+        rank = ranks.get(_last(module), lora.rank)
         fan_in = shapes[*_matrix(parts[0][0]), "kernel"][0]
         fan_out = sum(shapes[*_matrix(path), "kernel"][1] for path, _ in parts)
-        for name, value, wanted in zip(names_of, (A, B), ((lora.rank, fan_in), (fan_out, lora.rank)), strict=True):
-            if value.shape != wanted:
-                raise InputError(
-                    f"{file}: the tensor {name} has shape {value.shape}, and for this base model it would be {wanted}; "
-                    "give the base model that the adapter was made for"
-                )
-        for path, rows in parts:
-            found.setdefault(_matrix(path), {})[path[1]] = (A.T, B[slice(*rows)].T if rows else B.T)
-    if stored:
-        raise InputError(
-            f"{file}: the tensor {one_line(next(iter(stored)), 100)} fits no matrix of the base model that can be "
-            "adapted; give the base model that the adapter was made for"
-        )
+        A = _taken(file, stored, f"{module}.lora_A.weight", (rank, fan_in))
+        B = _taken(file, stored, f"{module}.lora_B.weight", (fan_out, rank))
+        apart = _taken_apart(A, B, parts, lora.rank, own)
+        if apart is None:
+            raise InputError(
+                f"{file}: the adapter of {module}, of rank {rank}, is not made up of adapters of rank {lora.rank}, "
+                f"which is not supported; {_MERGE}"
+            )
+        for path, sides in apart.items():
+            found.setdefault(_matrix(path), {})[path[1]] = sides
+    _check_nothing_is_left(file, stored)
     if not found:
         raise InputError(f"{file}: holds no adapters; fetch it anew")
     adapters: dict[str, Any] = {}
@@ -158,7 +166,7 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
         if len(by_layer) != fields["num_hidden_layers"]:
             raise InputError(
                 f"{file}: adapts {'/'.join((layers, part, matrix))} in {len(by_layer)} of "
-                f"{fields['num_hidden_layers']} layers; only adapters of all layers are supported"
+                f"{fields['num_hidden_layers']} layers; only adapters of all layers are supported; {_MERGE}"
             )
         sides = zip(*(by_layer[i] for i in range(len(by_layer))), strict=True)
         leaves = {name: np.stack(side).astype(np.float32) for name, side in zip(ADAPTERS, sides, strict=True)}
@@ -167,8 +175,8 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
     return LoRA(rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=f"^({targets})$"), adapters
 
 
-def _read_lora(folder: Path) -> LoRA:
-    """What adapter_config.json says, without the targets."""
+def _read_lora(folder: Path, modules: Mapping[str, Sequence[_Part]]) -> tuple[LoRA, dict[str, int]]:
+    """What adapter_config.json says, without the targets; and the ranks of fused modules, as `_ranks` has them."""
     file = folder / ADAPTER_CONFIG
     if not file.exists():
         raise InputError(f"{folder}: holds no {ADAPTER_CONFIG}; give a folder that PEFT's save_pretrained wrote")
@@ -177,7 +185,7 @@ def _read_lora(folder: Path) -> LoRA:
         raise InputError(f"{file}: peft_type is {one_line(repr(config.get('peft_type')), 60)}; only LORA is supported")
     for key in _UNSUPPORTED:
         if config.get(key):
-            raise InputError(f"{file}: {key} is set, which is not supported; merge the adapter into its base in PEFT")
+            raise _unsupported(file, key)
     if config.get("bias") not in (None, "none"):
         raise InputError(f"{file}: bias is {one_line(repr(config['bias']), 60)}; only 'none' is supported")
     if config.get("init_lora_weights") not in _STARTS:
@@ -189,20 +197,100 @@ def _read_lora(folder: Path) -> LoRA:
     fits = type(rank) is int and rank > 0 and all(type(x) in (int, float) and x >= 0 for x in (alpha, dropout))
     if not fits or dropout >= 1:
         raise InputError(f"{file}: r, lora_alpha and lora_dropout must be numbers that make an adapter; fetch it anew")
+    ranks = _ranks(file, config, rank, alpha, modules)
     # Rank-stabilised adapters are scaled by alpha / sqrt(r): Kalajdzievski 2023, arXiv:2312.03732.
     alpha *= math.sqrt(rank) if config.get("use_rslora") else 1
-    return LoRA(rank=rank, alpha=float(alpha), dropout=float(dropout))
+    return LoRA(rank=rank, alpha=float(alpha), dropout=float(dropout)), ranks
 
 
-def _taken(file: Path, stored: dict[str, np.ndarray], name: str) -> np.ndarray:
+def _ranks(
+    file: Path, config: Mapping[str, Any], rank: int, alpha: float, modules: Mapping[str, Sequence[_Part]]
+) -> dict[str, int]:
+    """The ranks of fused modules that are a sum of ranks, by the modules' last names; raises InputError for others.
+
+    Their alphas must be such that every part is scaled as all adapters are.
+    """
+    ranks, alphas = (config.get(key) or {} for key in ("rank_pattern", "alpha_pattern"))
+    if not ranks and not alphas:
+        return {}
+    counts = {_last(module): len(parts) for module, parts in modules.items()}
+    fits = isinstance(ranks, dict) and isinstance(alphas, dict) and {*ranks} == {*alphas}
+    if not fits or config.get("use_rslora"):
+        raise _unsupported(file, "rank_pattern" if ranks else "alpha_pattern")
+    for module, of_all in ranks.items():
+        sums = [rank * count for count in range(2, counts.get(module, 1) + 1)]
+        if of_all not in sums or alphas[module] != alpha * of_all / rank:
+            raise _unsupported(file, "rank_pattern")
+    return ranks
+
+
+def _unsupported(file: Path, key: str) -> InputError:
+    return InputError(f"{file}: {key} is set, which is not supported; {_MERGE}")
+
+
+def _weights(folder: Path) -> Path:
+    """The file of a folder's adapters. Raises InputError where it is not there."""
+    if not (folder / ADAPTER_WEIGHTS).exists():
+        if (folder / _PICKLE).exists():
+            raise InputError(
+                f"{folder / _PICKLE}: is a pickle, which can run code and is not read; "
+                "load the adapter in PEFT and save it with save_pretrained, which writes safetensors"
+            )
+        raise InputError(f"{folder}: holds no {ADAPTER_WEIGHTS}; give a folder that PEFT's save_pretrained wrote")
+    return folder / ADAPTER_WEIGHTS
+
+
+def _taken(file: Path, stored: dict[str, Tensor], name: str, wanted: tuple[int, int]) -> np.ndarray:
+    """A tensor of this shape, which is then no longer among those stored."""
     if name not in stored:
         raise InputError(f"{file}: lacks the tensor {name}; fetch it anew")
-    return stored.pop(name)
+    tensor = stored.pop(name)
+    if tensor.shape != wanted:
+        raise InputError(
+            f"{file}: the tensor {name} has shape {tensor.shape}, and for this base model it would be {wanted}; "
+            "give the base model that the adapter was made for"
+        )
+    if tensor.kind not in DTYPES:
+        raise InputError(f"{file}: the tensor {name} is of dtype {tensor.kind}; save it as one of {', '.join(DTYPES)}")
+    return read_box(tensor, (0, wanted[0]), (0, wanted[1]))
 
 
-def _modules(family: Family, fields: Mapping[str, Any]) -> dict[str, list[tuple[tuple, tuple[int, int] | None]]]:
+def _taken_apart(
+    A: np.ndarray, B: np.ndarray, parts: Sequence[_Part], rank: int, own: str | None
+) -> dict[tuple, tuple[np.ndarray, np.ndarray]] | None:
+    """lora_a and lora_b of each kernel that a module's A and B are of, the reverse of `_combined`; None if they cannot.
+
+    own: the names of all adapted matrices, where the folder says them. Else an adapter of one rank is of all parts.
+    """
+    if own is None and len(A) == rank:
+        return {path: (A.T, B[_slice(rows)].T) for path, rows in parts}
+    if own is not None and len(parts) > 1:
+        parts = [(path, rows) for path, rows in parts if _name(path) in own.split()]
+    found = {}
+    for i, (path, rows) in enumerate(parts):
+        block = slice(rank * i, rank * (i + 1))
+        found[path] = A[block].T, B[_slice(rows), block].T
+    zeros_around = np.count_nonzero(B) == sum(np.count_nonzero(block) for _, block in found.values())
+    return found if len(A) == rank * len(parts) and zeros_around else None
+
+
+def _check_nothing_is_left(file: Path, stored: Mapping[str, Tensor]) -> None:
+    """Raises InputError for tensors that no matrix of the layers has taken."""
+    for name in stored:
+        if re.search(r"\b(embed_tokens|lm_head)\.", name):
+            raise InputError(
+                f"{file}: holds the tensor {one_line(name, 100)}; adapters of the embedding or the head are not "
+                f"supported; {_MERGE}"
+            )
+        raise InputError(
+            f"{file}: the tensor {one_line(name, 100)} fits no matrix of the base model that can be adapted; "
+            "give the base model that the adapter was made for"
+        )
+
+
+def _modules(family: Family, fields: Mapping[str, Any]) -> dict[str, list[_Part]]:
     """For every linear module of the layers, the kernels of ours that make it up, with their rows of it."""
-    found: dict[str, list[tuple[tuple, tuple[int, int] | None]]] = {}
+    found: dict[str, list[_Part]] = {}
     for path, source in families.sources(family, fields).items():
         if path[0] == "layers" and path[-1] == "kernel":
             found.setdefault(source.name.removesuffix(".weight"), []).append((path, source.rows))
@@ -214,15 +302,27 @@ def _matrix(path: tuple) -> tuple[str, ...]:
     return path[0], *path[2:-1]
 
 
-def _combined(
-    adapters: Params, parts: list[tuple[tuple, tuple[int, int] | None]], fan_out: int, rank: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _name(path: tuple) -> str:
+    """The same as "layers/attention/query"."""
+    return "/".join(_matrix(path))
+
+
+def _last(module: str) -> str:
+    """The last part of a module's name, by which PEFT's config knows it."""
+    return module.rpartition(".")[2]
+
+
+def _slice(rows: tuple[int, int] | None) -> slice:
+    return slice(*rows) if rows else slice(None)
+
+
+def _combined(adapters: Params, parts: Sequence[_Part], fan_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """PEFT's A (ranks, fan_in) and B (fan_out, ranks) of a module: one rank for each part, B block by block."""
     A = [fetch(adapters, (*path[:-1], "lora_a")).T for path, _ in parts]
     B = np.zeros((fan_out, rank * len(parts)), np.float32)
     for i, (path, rows) in enumerate(parts):
-        B[slice(*rows) if rows else slice(None), rank * i : rank * (i + 1)] = fetch(adapters, (*path[:-1], "lora_b")).T
-    return np.ascontiguousarray(np.concatenate(A), np.float32), B  # safetensors writes memory as it lies
+        B[_slice(rows), rank * i : rank * (i + 1)] = fetch(adapters, (*path[:-1], "lora_b")).T
+    return np.concatenate(A).astype(np.float32), B
 
 
 def _as_module(family: Family, module: str) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +20,8 @@ from mtsft.errors import InputError, one_line
 Range = tuple[int, int]
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 _EDGE = 64 << 10  # bytes at either end of a file that its digest is of
+_METADATA = "__metadata__"
+_COMPARED = 4 << 20  # bytes of a tensor that are compared at a time
 
 
 class Tensor(NamedTuple):
@@ -42,21 +44,34 @@ class Tensor(NamedTuple):
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises InputError for a file that is not whole."""
-    try:
-        with safe_open(file, framework="numpy"):
-            pass  # that the offsets make up the file, without a gap and without an overlap
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(size))
-    except (OSError, SafetensorError) as error:
-        reason = one_line(error, 120)
-        raise InputError(f"{file}: is not a whole safetensors file ({reason}); fetch it anew") from error
-    header.pop("__metadata__", None)
+    """The tensors of a safetensors file. Raises InputError for a file that cannot be read or is not whole."""
+    size, header = _header(file)
     return {
         name: Tensor(file, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
         for name, entry in header.items()
+        if name != _METADATA
     }
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a safetensors file says beside its tensors. Raises InputError as `read_header` does."""
+    return _header(file)[1].get(_METADATA, {})
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Its size and what it holds."""
+    try:
+        with file.open("rb") as stream:  # before safetensors opens it, which has one reason for all failures
+            with safe_open(file, framework="numpy"):
+                pass  # that the offsets make up the file, without a gap and without an overlap
+            size = int.from_bytes(stream.read(8), "little")
+            return size, json.loads(stream.read(size))
+    except SafetensorError as error:
+        reason = one_line(error, 120)
+        raise InputError(f"{file}: is not a whole safetensors file ({reason}); fetch it anew") from error
+    except OSError as error:
+        reason = one_line(error.strerror or error, 120)
+        raise InputError(f"{file}: cannot be read ({reason}); correct that, or fetch it anew") from error
 
 
 def file_digest(file: Path) -> bytes:
@@ -86,6 +101,22 @@ def read_box(tensor: Tensor, rows: Range, columns: Range) -> np.ndarray:
             f"{tensor.file}: cannot be read ({one_line(error)}); check the disk, or copy it anew"
         ) from error
     return box
+
+
+def are_equal(one: Tensor, two: Tensor) -> bool:
+    """Whether two matrices of one shape hold the same values, of whatever dtypes; read a few rows at a time."""
+    count = max(1, _COMPARED // (one.width * max(one.dtype.itemsize, two.dtype.itemsize)))
+    for start in range(0, one.shape[0], count):
+        rows = start, min(start + count, one.shape[0])
+        if not _same_values(*(read_box(tensor, rows, (0, tensor.width)) for tensor in (one, two))):
+            return False
+    return True
+
+
+def _same_values(one: np.ndarray, two: np.ndarray) -> bool:
+    if one.dtype == two.dtype and np.array_equal(one.view(np.uint8), two.view(np.uint8)):
+        return True  # as nearly always, and much faster
+    return np.array_equal(one.astype(np.float64), two.astype(np.float64), equal_nan=True)
 
 
 def _fill(file: BinaryIO, offset: int, buffer: np.ndarray) -> None:

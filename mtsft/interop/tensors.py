@@ -27,17 +27,21 @@ def sources(family: Family, fields: Mapping[str, Any]) -> dict[tuple, Source]:
 
     Names are those that models of the family are published with; `standard_name` turns others into them.
     """
-    prefix, head = ("language_model.model.", "language_model.lm_head") if family.inner else ("model.", "lm_head")
-    found = {
-        ("embed", "embedding"): Source(f"{prefix}embed_tokens.weight"),
-        ("norm", "scale"): Source(f"{prefix}norm.weight"),
-    }
+    prefix = "language_model.model." if family.inner else "model."
+    embedding, head = tied_names(family)
+    found = {("embed", "embedding"): Source(embedding), ("norm", "scale"): Source(f"{prefix}norm.weight")}
     if not fields["tie_word_embeddings"]:
-        found["head", "kernel"] = Source(f"{head}.weight", None, True)
+        found["head", "kernel"] = Source(head, None, True)
     for index in range(fields["num_hidden_layers"]):
         for path, source in _layer_sources(family, fields).items():
             found["layers", index, *path] = source._replace(name=f"{prefix}layers.{index}.{source.name}")
     return found
+
+
+def tied_names(family: Family) -> tuple[str, str]:
+    """The names of the embedding and of the head: of a tied model, two for one tensor."""
+    outer = "language_model." if family.inner else ""
+    return f"{outer}model.embed_tokens.weight", f"{outer}lm_head.weight"
 
 
 def _layer_sources(family: Family, fields: Mapping[str, Any]) -> dict[tuple, Source]:
@@ -85,7 +89,7 @@ def ignored(family: Family, fields: Mapping[str, Any]) -> re.Pattern:
     """Fits (fullmatch) the names of tensors that a folder may hold beside `sources`, and that are to be left aside."""
     names = [r"(.*\.)?rotary_emb\.\w*inv_freq"]
     if fields["tie_word_embeddings"]:
-        names.append(r"(language_model\.)?lm_head\.weight")
+        names.append(re.escape(tied_names(family)[1]))
     if family.inner:
         names.append(r"(model\.)?(vision_tower|multi_modal_projector)\..*")
     return re.compile(rf"\A(?:{'|'.join(names)})\Z")

@@ -39,15 +39,17 @@ class Sampling:
             if not fits:
                 raise InputError(f"{name}={value}: must be {wanted}")
 
-    def choose(self, logits_BxV: jax.Array, keys_B: jax.Array) -> jax.Array:
-        """A token of each row, int32 (B,); keys_B: what each draws with."""
+    def choose(self, logits_BxV: jax.Array, keys_B: jax.Array, vocab_size: int | None = None) -> jax.Array:
+        """A token of each row, int32 (B,); keys_B: what each draws with. vocab_size: above all that may be chosen."""
+        size = logits_BxV.shape[-1]
+        if vocab_size is not None and vocab_size < size:
+            logits_BxV = jnp.where(jnp.arange(size)[None] < vocab_size, logits_BxV, -jnp.inf)
         if not self.temperature:
             return logits_BxV.argmax(-1).astype(jnp.int32)
         logits_BxV = logits_BxV / self.temperature
         draw = jax.vmap(jax.random.categorical)
         if not self.top_k and self.top_p == 1:
             return draw(keys_B, logits_BxV).astype(jnp.int32)
-        size = logits_BxV.shape[-1]
         logits_BxT, tokens_BxT = jax.lax.top_k(logits_BxV, min(self.top_k or size, size))
         probabilities_BxT = jax.nn.softmax(logits_BxT)
         before_BxT = probabilities_BxT.cumsum(-1) - probabilities_BxT
@@ -76,8 +78,10 @@ def _begin(model: Model, params: Params, prompts_BxP, lengths_B, done_B, places_
     return Decoding(lengths_B, done_B, logits_BxV, cache, keys_B)
 
 
-@partial(jax.jit, static_argnames=("model", "sampling", "count"), donate_argnames="decoding")
-def _go_on(model: Model, params: Params, decoding: Decoding, stops, sampling: Sampling, count: int):
+@partial(jax.jit, static_argnames=("model", "sampling", "count", "vocab_size"), donate_argnames="decoding")
+def _go_on(
+    model: Model, params: Params, decoding: Decoding, stops, sampling: Sampling, count: int, vocab_size: int | None
+):
     """`count` more tokens of every sequence, int32 (B, count), or fewer where all have stopped; -1 after a stop."""
 
     def unfinished(carry):
@@ -86,7 +90,7 @@ def _go_on(model: Model, params: Params, decoding: Decoding, stops, sampling: Sa
 
     def say_one(carry):
         step, (slots_B, done_B, logits_BxV, cache, keys_B), said_BxN = carry
-        tokens_B = sampling.choose(logits_BxV, jax.vmap(jax.random.fold_in)(keys_B, slots_B))
+        tokens_B = sampling.choose(logits_BxV, jax.vmap(jax.random.fold_in)(keys_B, slots_B), vocab_size)
         said_BxN = said_BxN.at[:, step].set(jnp.where(done_B, -1, tokens_B))
         # The token takes the slot behind its sequence, over whatever padding of the prompts stands there.
         logits_BxV, cache = model.decode(params, cache, tokens_B, slots_B)
@@ -109,6 +113,7 @@ def generate(
     length_multiple: int = 64,
     rows: NamedSharding | None = None,
     watch: Callable[[int], None] = lambda count: None,
+    vocab_size: int | None = None,
 ) -> list[list[int]]:
     """What the model says after each prompt, until one of `stop_ids` or `max_new` tokens; one list a prompt.
 
@@ -116,7 +121,8 @@ def generate(
     to a multiple of `length_multiple` so that few shapes are compiled; what is drawn for a prompt depends on the seed
     and its place among the prompts alone. rows: where the sequences of a batch lie, over a mesh that holds `params`;
     every process then gives the same prompts and gets all replies. watch: told of every batch how many replies it gave.
-    Raises ValueError for an empty prompt or one with a token that the model has no embedding of.
+    vocab_size: above every id of the tokenizer; embeddings from there on stand for nothing, and are never said. None:
+    all may be. Raises ValueError for an empty prompt or one with a token that the model has no embedding of.
     """
     _check(model, prompts)
     stops = np.array(stop_ids or [-1], np.int32)
@@ -137,7 +143,7 @@ def generate(
         if rows is not None:
             arguments = [jax.make_array_from_callback(x.shape, rows, x.__getitem__) for x in arguments]
         decoding = _begin(model, params, *arguments, seed, longest + max_new)
-        said_BxN = _go_on(model, params, decoding, stops, sampling, max_new)[1]
+        said_BxN = _go_on(model, params, decoding, stops, sampling, max_new, vocab_size)[1]
         said_BxN = multihost_utils.process_allgather(said_BxN, tiled=True) if rows else jax.device_get(said_BxN)
         for row, i in enumerate(batch):
             replies[i] = said_BxN[row][said_BxN[row] >= 0].tolist()
@@ -154,6 +160,7 @@ def stream(
     sampling: Sampling = GREEDY,
     every: int = 1,
     length_multiple: int = 256,
+    vocab_size: int | None = None,
 ) -> Iterator[int]:
     """The tokens that `generate` gives for one prompt, each as soon as it is known, `every` at a time."""
     _check(model, [prompt])
@@ -166,7 +173,7 @@ def stream(
     decoding = _begin(model, params, padded_1xP, *arguments, num_slots)
     said = 0
     while said < max_new:
-        decoding, said_1xN = _go_on(model, params, decoding, stops, sampling, every)
+        decoding, said_1xN = _go_on(model, params, decoding, stops, sampling, every, vocab_size)
         for token in jax.device_get(said_1xN)[0, : max_new - said].tolist():
             if token < 0:
                 return

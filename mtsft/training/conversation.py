@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mtsft.errors import InputError, one_line
+from mtsft.files import expanded
 from mtsft.model.sampling import Sampling
 from mtsft.training.trained import Trained
 
@@ -13,7 +14,7 @@ HELP = """/reset          forget what was said (the system prompt stays)
 /save FILE      append the conversation to FILE, as a line that can be trained on
 /help           this
 /quit           leave, as Ctrl-D does
-A line that begins with a space is said as it is. Ctrl-C stops a reply."""
+A line that begins with a space is said as it is, without that space. Ctrl-C stops a reply."""
 
 
 class Conversation:
@@ -35,7 +36,7 @@ class Conversation:
     def say(self, text: str) -> Iterator[str]:
         """The model's reply to `text`, piece by piece; what was given when the caller stops is kept as the reply.
 
-        Raises InputError, and forgets `text`, where the template refuses the conversation.
+        Raises InputError, and forgets `text`, where the template refuses the conversation or the model has no room.
         """
         asked = [*self.messages, ("user", text)]
         said = ""
@@ -47,7 +48,11 @@ class Conversation:
         finally:
             self.messages = [*asked, ("assistant", said)]
 
-    def save(self, path: Path) -> None:
+    def is_broken(self) -> bool:
+        """Whether a reply shows bytes that are no text: it is not what the model said, to the byte."""
+        return any(role == "assistant" and "\ufffd" in content for role, content in self.messages)
+
+    def save(self, path: str | Path) -> None:
         """Appends the conversation to a file of JSON lines.
 
         Raises InputError where the model has said nothing to be trained on, or the file cannot be written.
@@ -56,7 +61,7 @@ class Conversation:
             raise InputError("nothing to save: the model has not said anything yet")
         record = {"messages": [{"role": role, "content": content} for role, content in self.messages]}
         try:
-            with path.expanduser().open("a", encoding="utf-8") as file:
+            with expanded(path).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from error
@@ -68,7 +73,7 @@ def converse(conversation: Conversation, lines: Iterable[str], write: Callable[[
         verb, _, rest = line.strip().partition(" ")
         try:
             if not line.startswith("/"):
-                _answer(conversation, line.strip(), write)
+                _answer(conversation, line[1:] if line.startswith(" ") else line.strip(), write)
             elif verb == "/quit":
                 return
             elif verb == "/reset":
@@ -78,8 +83,9 @@ def converse(conversation: Conversation, lines: Iterable[str], write: Callable[[
                 conversation.start_over(rest.strip())
                 write("(started over)\n")
             elif verb == "/save" and rest.strip():
-                conversation.save(Path(rest.strip()))
-                write(f"(saved to {rest.strip()})\n")
+                conversation.save(rest.strip())
+                broken = "; a reply holds bytes that are no text, shown as U+FFFD" if conversation.is_broken() else ""
+                write(f"(saved to {rest.strip()}{broken})\n")
             elif verb == "/help":
                 write(HELP + "\n")
             else:
@@ -89,7 +95,7 @@ def converse(conversation: Conversation, lines: Iterable[str], write: Callable[[
 
 
 def _answer(conversation: Conversation, text: str, write: Callable[[str], None]) -> None:
-    if not text:
+    if not text.strip():
         return
     pieces = conversation.say(text)
     try:

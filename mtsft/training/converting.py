@@ -14,7 +14,7 @@ from mtsft.config import default
 from mtsft.dialogue import tokenizer as tokenizers
 from mtsft.dialogue.recipe import Chat
 from mtsft.errors import InputError
-from mtsft.files import write_whole
+from mtsft.files import expanded, write_whole
 from mtsft.interop.aside import FolderAside
 from mtsft.interop.export import export
 from mtsft.interop.peft import export_adapter
@@ -51,7 +51,7 @@ def from_hugging_face(folder: str | Path, output: str | Path, dtype: str = "floa
         with Checkpoints(epath.Path(aside).absolute() / "checkpoints", model, keep=1) as checkpoints:
             checkpoints.save(0, state, None)
 
-    with FolderAside(Path(output).expanduser(), nbytes) as writer:
+    with FolderAside(expanded(output), nbytes) as writer:
         writer.do(write)
 
 
@@ -103,6 +103,12 @@ def _write_adapter(base: HuggingFaceBase | RunBase, output: str | Path) -> None:
         raise InputError(
             f"{base.path}: its adapters are for {origin}, which PEFT cannot load; convert it without --adapter, which "
             "writes the whole model"
+        )
+    original = open_trained(name).fields
+    if changed := [key for key in ("rope_theta", "rope_scaling") if base.fields[key] != original[key]]:
+        raise InputError(
+            f"{base.path}: was trained with another model.{changed[0]} than {name} has, which no adapter can say; "
+            "convert it without --adapter"
         )
     model = base.model(scan_layers=True)
     model = replace(model, arch=replace(model.arch, **_with_positions(base)))

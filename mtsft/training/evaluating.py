@@ -78,6 +78,7 @@ class Subject:
                     batch_size=batch_size,
                     rows=run.door.batch_sharding,
                     watch=bar.update,
+                    vocab_size=run.dataset.tokenizer.vocab_size,
                 )
 
         return replies(say, run.dataset.eval, run.dataset.tokenizer, stops, limit)

@@ -19,6 +19,8 @@ from mtsft.data.dataset import open_chat
 from mtsft.dialogue.encode import Encoder
 from mtsft.dialogue.recipe import Chat, Recipe
 from mtsft.errors import InputError
+from mtsft.files import expanded
+from mtsft.interop.accompanying import check_exportable
 from mtsft.interop.families import config_of, describe
 from mtsft.interop.huggingface import Folder
 from mtsft.interop.peft import merge, read_adapter
@@ -188,7 +190,7 @@ def open_base(path: str | Path) -> HuggingFaceBase | RunBase | None:
     """The model that model.init_from names; None for "". Raises InputError if there is none."""
     if not path:
         return None
-    folder = epath.Path(path).expanduser()
+    folder = epath.expanded(path)
     if not folder.is_dir():
         raise InputError(
             f"{path}: no such folder; model.init_from is a Hugging Face folder or the workdir of a run "
@@ -199,7 +201,7 @@ def open_base(path: str | Path) -> HuggingFaceBase | RunBase | None:
 
 def open_trained(path: str | Path, step: int | None = None) -> HuggingFaceBase | RunBase:
     """The model of a workdir, or of a Hugging Face folder. step: see RunBase. Raises InputError if there is none."""
-    folder = epath.Path(path).expanduser()
+    folder = epath.expanded(path)
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise InputError(
             f"{path}: holds adapters alone; merge them into their base in PEFT, or train on from them with "
@@ -225,7 +227,7 @@ def is_of_hugging_face(folder: epath.Path) -> bool:
 def resolve(config: ConfigDict) -> tuple[ConfigDict, HuggingFaceBase | RunBase | None]:
     """A config whose model is that of model.init_from, and where its parameters come from.
 
-    Raises InputError for a key of `model` that says otherwise than the model does.
+    Raises InputError for a key of `model` that says otherwise than the model does, or what no export could say.
     """
     base = open_base(config.model.init_from)
     if base is None:
@@ -235,7 +237,7 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, HuggingFaceBase | RunBase |
     config, unsaid = config.copy_and_resolve_references(), default().model
     for keys in (config.model, config.lora):
         if keys.init_from and "://" not in keys.init_from:  # for whoever reads the run's config from elsewhere
-            keys.init_from = str(Path(keys.init_from).expanduser().absolute())
+            keys.init_from = str(expanded(keys.init_from).absolute())
     for name, value in base.fields.items():
         value = type(unsaid[name])(value)
         given = config.model[name]
@@ -245,6 +247,9 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, HuggingFaceBase | RunBase |
             raise InputError(
                 f"model.{name}={given!r}, and the model of model.init_from has {value!r}: leave model.{name} to it"
             )
+    if base.published is not None:
+        name = "config.json" if isinstance(base, HuggingFaceBase) else "published.json"
+        check_exportable(model_of(config, 0).arch, base.published, str(base.path / name))
     return (_with_adapters(config, base) if config.lora.init_from else config), base
 
 

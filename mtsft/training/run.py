@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from mtsft.data.batches import BatchSource, PackedBatch
 from mtsft.data.dataset import Dataset, open_dataset
 from mtsft.diagnose.evaluation import evaluate
 from mtsft.errors import InputError
+from mtsft.files import expanded
 from mtsft.model.parameters import Params, names, split
 from mtsft.model.transformer import Model
 from mtsft.training.checkpoint import Checkpoints
@@ -52,7 +52,7 @@ class Run:
         """Opens the data and meets the devices. Raises InputError for whatever cannot work, before any compute."""
         validate(config)
         if config.parallel.compilation_cache:
-            folder = Path(config.parallel.compilation_cache).expanduser()
+            folder = expanded(config.parallel.compilation_cache)
             jax.config.update("jax_compilation_cache_dir", str(folder))
         mesh = make_mesh(config.parallel.mesh)
         door = Door(config.parallel.mode, mesh)

@@ -4,6 +4,7 @@ import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -37,7 +38,7 @@ class Trained:
         """The tokens that a conversation so far makes, up to where the model goes on; rendered as in training.
 
         messages: Messages, or (role, content) pairs. Raises InputError for a role or a content that no dialogue can
-        have, or a token that the model does not know.
+        have, a token that the model does not know, or where no position is left to reply in.
         """
         said = [(m.role, m.content) if isinstance(m, Message) else m for m in messages]
         records = [{"role": role, "content": content} for role, content in said]
@@ -46,6 +47,11 @@ class Trained:
             raise InputError(
                 f"the prompt has the token {max(prompt)}, and the model embeds {self.model.arch.vocab_size:,}"
             )
+        if 0 < self.model.arch.max_position_embeddings <= len(prompt):
+            raise InputError(
+                f"the conversation has {len(prompt):,} tokens, and the model is made for "
+                f"{self.model.arch.max_position_embeddings:,}; /reset, or start with less"
+            )
         return prompt
 
     def reply(
@@ -53,22 +59,23 @@ class Trained:
     ) -> str:
         """What the model says next, up to its stop and without it; by default the most probable tokens.
 
-        messages: as those of `prompt`. max_new: tokens at most.
+        messages: as those of `prompt`. max_new: tokens at most; fewer where the model's positions end.
         """
-        stops = self.encoder.stop_ids
+        stops, tokenizer, prompt = self.encoder.stop_ids, self.encoder.tokenizer, self.prompt(messages)
         # Few lengths, so that a conversation that grows does not compile at every turn.
-        arguments = (self.model, self.params, [self.prompt(messages)], stops, max_new, sampling)
-        (tokens,) = generate(*arguments, length_multiple=256)
-        return self.encoder.tokenizer.decode([token for token in tokens if token not in stops])
+        arguments = (self.model, self.params, [prompt], stops, max_new, sampling)
+        (tokens,) = generate(*arguments, length_multiple=256, vocab_size=tokenizer.vocab_size)
+        return tokenizer.decode([token for token in tokens[: self._room(prompt)] if token not in stops])
 
     def stream(
         self, messages: Sequence[Message | tuple[str, str]], max_new: int = 256, sampling: Sampling = GREEDY
     ) -> Iterator[str]:
         """What `reply` returns, piece by piece as it is decoded."""
-        stops, tokenizer = self.encoder.stop_ids, self.encoder.tokenizer
+        stops, tokenizer, prompt = self.encoder.stop_ids, self.encoder.tokenizer, self.prompt(messages)
+        arguments = (self.model, self.params, prompt, stops, max_new, sampling)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may hold part of a character
         tokens, told = [], 0
-        for token in stream(self.model, self.params, self.prompt(messages), stops, max_new, sampling):
+        for token in islice(stream(*arguments, vocab_size=tokenizer.vocab_size), self._room(prompt)):
             if token in stops:
                 break
             tokens.append(token)
@@ -76,6 +83,11 @@ class Trained:
             yield decoder.decode(said[told:])
             told = len(said)
         yield decoder.decode(b"", final=True)
+
+    def _room(self, prompt: Sequence[int]) -> int | None:
+        """Tokens of a reply that stays, with its prompt, within the positions of the model; None for any number."""
+        positions = self.model.arch.max_position_embeddings
+        return positions - len(prompt) if positions else None
 
 
 def load(path: str | Path, step: int | None = None, **runtime) -> Trained:

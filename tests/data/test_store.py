@@ -1,3 +1,4 @@
+import errno
 import gzip
 import json
 import math
@@ -292,6 +293,33 @@ def test_what_a_killed_build_left_is_built_anew(files, recipe, open_quietly, tmp
     again = open_quietly(files, recipe)
     assert {path.name: path.read_bytes() for path in again.path.iterdir()} == content
     assert left_behind(tmp_path / "stores") == [again.path.name]
+
+
+# Where it cannot be kept
+
+
+@pytest.mark.parametrize(("place", "reason"), [("d", "Not a directory"), ("d/below", "Not a directory")])
+def test_a_cache_that_is_no_folder_is_named(files, recipe, tmp_path, place, reason):
+    (tmp_path / "d").touch()
+    folder = tmp_path / place / "stores"
+    with pytest.raises(InputError, match=rf"^data\.cache_dir: {tmp_path}/d.* cannot be used \({reason}\); name anoth"):
+        open_store(files, recipe, folder, workers=1, progress=False)
+
+
+@pytest.mark.parametrize("suffix", [".lock", ""])
+def test_a_cache_that_another_user_made_is_named(files, recipe, open_quietly, monkeypatch, suffix):
+    path = open_quietly(files, recipe).path.with_suffix(suffix)
+    path = path if suffix else path / "tokens_N"
+    path.unlink()
+    path.symlink_to("/proc/nothing/here")
+    reason = "No such file or directory"
+    with pytest.raises(InputError, match=rf"{path} cannot be used \({reason}\); .* --config\.data\.cache_dir=FOLDER$"):
+        open_quietly(files, recipe)
+
+
+def test_a_full_disk_is_not_said_to_be_the_wrong_folder(tmp_path):
+    with pytest.raises(OSError, match="No space left on device"), stores.in_cache(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 # By how many processes

@@ -42,7 +42,7 @@ def speak(monkeypatch, turns):
         asked = []
         right = dict(turn for dialogue in turns for turn in dialogue) | dict(spoilt)
 
-        def generate(model, params, prompts, stop_ids, max_new):
+        def generate(model, params, prompts, stop_ids, max_new, vocab_size):
             asked.append(prompts)
             return [right.get(tuple(prompt), [*stop_ids])[:max_new] for prompt in prompts]
 

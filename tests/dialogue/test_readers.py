@@ -1,3 +1,4 @@
+import errno
 import gzip
 import json
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from mtsft.dialogue import readers
-from mtsft.dialogue.readers import Source, find_files, find_sources, read_chunks
+from mtsft.dialogue.readers import Source, check, find_files, find_sources, read_chunks
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError
 
@@ -81,6 +82,31 @@ def test_a_pattern_that_names_no_file_is_refused(three, monkeypatch, patterns, p
     monkeypatch.chdir(three)
     with pytest.raises(InputError, match=f"^{problem}"):
         find_files(patterns, "data.train")
+
+
+def test_a_name_that_no_file_can_have_is_refused():
+    with pytest.raises(InputError, match=r"^x{300}: cannot be read: File name too long$"):
+        find_files("x" * 300, "data.train")
+
+
+def test_a_file_that_cannot_be_opened_or_is_empty_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "d.jsonl"
+    path.touch()
+    with pytest.raises(InputError, match=rf"^{path}: is empty; it should hold one dialogue a line$"):
+        check(path)
+    path.write_text("{}")
+    check(path)
+
+    def refuse(self, mode):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(path), "open", refuse)  # tests may run as root, whom no mode of a file keeps out
+    with pytest.raises(InputError, match=rf"^{path}: cannot be read: Permission denied$"):
+        check(path)
+    path.unlink()
+    path.symlink_to("gone")
+    with pytest.raises(InputError, match=rf"^{path}: cannot be read: No such file or directory$"):
+        check(path)
 
 
 # Which lines

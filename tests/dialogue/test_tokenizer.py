@@ -126,6 +126,11 @@ def test_broken_bytes_decode_to_the_replacement_character(small_tokenizer):
     assert small_tokenizer.decode(ids[:1]) == "\ufffd"
 
 
+def test_ids_that_stand_for_nothing_decode_to_nothing(small_tokenizer):
+    ids = [small_tokenizer.vocab_size, *small_tokenizer.encode("Hi"), small_tokenizer.vocab_size + 9]
+    assert small_tokenizer.decode(ids) == "Hi"
+
+
 def test_cached_encoding_is_the_encoding(small_tokenizer):
     for text in ("assistant\n", "a\u2581<|im_end|>", "assistant\n"):
         assert small_tokenizer.encode_cached(text) == small_tokenizer.encode(text)

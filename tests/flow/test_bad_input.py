@@ -119,7 +119,7 @@ def test_wrong_config_files(refused, folder, text, says):
         ("data.eval_fraction=1.0", r"must be in \[0, 1\)"),
         ("train.epochs=-1.0", "must be at least 0"),
         ("train.seed=-1", "must be at least 0"),
-        ("train.learning_rate=nan", "must be at least 0"),
+        ("train.learning_rate=nan", "must be a finite number"),
         ("objective.normalize=token", "use 'dataset' or 'batch'"),
         ("data.over_length=cut", "use one of error, drop, keep_first"),
         (
@@ -187,12 +187,47 @@ def test_a_dialogue_longer_than_a_row_is_named(refused, folder):
         (["--config.data.tokenizer=gone.model"], r"gone\.model: cannot be read .*; set data\.tokenizer to"),
         (["--config.data.tokenizer=d.jsonl"], r"d\.jsonl: not a SentencePiece model"),
         (["--config.data.corpus=recall"], r"data\.corpus and data\.train are both set; set data\.corpus=''"),
+        (["--config.data.train=dangling*"], r"dangling\.jsonl: cannot be read: No such file or directory"),
+        (
+            ["--config.data.cache_dir=d.jsonl"],
+            r"data\.cache_dir: d\.jsonl/tokenizers cannot be used \(Not a directory\)",
+        ),
+        (
+            ["--config.data.cache_dir=/proc/none"],
+            r"data\.cache_dir: /proc/none cannot be used \(No such file or direct",
+        ),
+        (["--config.data.cache_dir=~none-such/x"], r"~none-such/x: there is no such home folder; write the path"),
+        (
+            ["--config.data.cache_dir=d.jsonl", "--config.data.corpus=recall", "--config.data.train="],
+            r"data\.cache_dir: d\.jsonl/corpora cannot be used .*; name another folder with --config\.data\.cache_dir=",
+        ),
         (["--config.data.corpus=x", "--config.data.train="], r"data\.corpus='x': use 'recall'"),
     ],
 )
 def test_wrong_files(refused, folder, flags, says):
     (folder / "empty.jsonl").touch()
+    (folder / "dangling.jsonl").symlink_to("gone")
     prepare(refused, *flags, says=says)
+
+
+def test_a_cache_in_which_nothing_can_be_written_is_named(refused, folder):
+    (folder / "theirs").mkdir()
+    (folder / "theirs" / "tokenizers").symlink_to("/proc")  # tests may run as root, who may write anywhere else
+    says = (
+        r"data\.cache_dir: theirs/tokenizers/\S+ cannot be used \(No such file or directory\); name another folder with"
+    )
+    prepare(refused, "--config.data.cache_dir=theirs", says=says)
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [("gone/replies", "No such file or directory"), (".", "Is a directory"), ("d.jsonl/replies", "Not a directory")],
+)
+def test_replies_that_cannot_be_written_are_refused_before_anything_else(refused, folder, file, reason):
+    before = sorted(folder.iterdir())
+    says = rf"--generate={re.escape(file)}: {reason}; name a file that can be written"
+    refused("evaluate", "--config=config.py", f"--generate={file}", says=says)
+    assert sorted(folder.iterdir()) == before
 
 
 # Devices

@@ -3,11 +3,15 @@
 import functools
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import flow_support
 import pytest
 from flow_support import QUICKLY_COMPILED, read_lines, write_config
 from test_resume import saved_arrays
+
+from mtsft import cli
+from mtsft.errors import InputError
 
 run = functools.partial(flow_support.run, xla=QUICKLY_COMPILED)
 
@@ -157,3 +161,20 @@ def test_help_says_what_a_door_is_for(door):
     assert f"python -m mtsft.{door} --config=" in out
     assert "--config" in out
     assert err == ""
+
+
+def test_what_cannot_be_written_at_the_end_is_named_and_what_can_leaves_nothing_behind(tmp_path):
+    flag = SimpleNamespace(name="generate", value=str(tmp_path / "folder" / "replies.jsonl"))
+    (tmp_path / "folder").mkdir()
+    cli.check_output(flag)
+    assert everything_in(tmp_path) == {}
+    cli.write_output(flag, b"{}\n")
+    cli.check_output(flag)
+    assert list(everything_in(tmp_path).values()) == [b"{}\n"]
+    shutil.rmtree(tmp_path / "folder")
+    says = rf"^--generate={flag.value}: No such file or directory; name a file that can be written$"
+    with pytest.raises(InputError, match=says):
+        cli.write_output(flag, b"{}\n")
+    flag.value = "~none-such/replies.jsonl"
+    with pytest.raises(InputError, match=r"^~none-such/replies.jsonl: there is no such home folder; write the path wi"):
+        cli.check_output(flag)

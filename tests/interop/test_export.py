@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
+from published_configs import PUBLISHED
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from support import small_model
@@ -16,7 +17,7 @@ from support import small_model
 from mtsft.errors import InputError
 from mtsft.interop import export as exporting
 from mtsft.interop import families
-from mtsft.interop.accompanying import generation_config, sentence_piece_config
+from mtsft.interop.accompanying import check_exportable, generation_config, sentence_piece_config
 from mtsft.interop.export import export
 from mtsft.interop.huggingface import Folder
 from mtsft.model.architecture import Architecture, LoRA
@@ -209,6 +210,49 @@ def test_changed_positions_reach_the_config(tmp_path):
     assert json.loads(fields["rope_scaling"]) == json.loads(scaling)
 
 
+def test_scaled_positions_of_an_own_context(tmp_path):
+    """The context that the published model scaled, beside its parameters, goes before that of the parameters."""
+    config = dict(PHI, architectures=["LlamaForCausalLM"], model_type="llama", original_max_position_embeddings=16)
+    scaling = '{"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}'
+    changed = replace(of_config(config).arch, rope_scaling=scaling)
+    export(tmp_path / "out", randomised(Model(changed)), changed, config=config)
+    assert Folder.open(tmp_path / "out").fields["rope_scaling"] == scaling
+
+
+LINEAR = '{"rope_type": "linear", "factor": 2.0}'
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_every_published_model_can_be_exported(name):
+    config = PUBLISHED[name]
+    arch = of_config(config).arch
+    check_exportable(arch, config, "base/config.json")
+    check_exportable(replace(arch, rope_theta=7e5, max_position_embeddings=99), config, "base/config.json")
+    scaled = replace(arch, rope_scaling=LINEAR)
+    if not name.startswith("Phi"):
+        check_exportable(scaled, config, "base/config.json")
+        return
+    with pytest.raises(InputError) as error:
+        check_exportable(scaled, config, "base/config.json")
+    assert str(error.value) == (
+        f"model.rope_scaling={LINEAR!r} cannot be written in a config.json of the family phi3; leave it to the model "
+        "that base/config.json is of"
+    )
+
+
+def test_what_cannot_be_exported():
+    arch = of_config(PHI).arch
+    refused = {
+        "base/config.json: architectures None": (arch, {}),
+        "base/config.json has hidden_size=32, and the model 64": (replace(arch, hidden_size=64), PHI),
+        "model.rope_theta=5.0, model.rope_scaling=": (replace(arch, rope_theta=5.0, rope_scaling=LINEAR), PHI),
+    }
+    for said, (model, config) in refused.items():
+        with pytest.raises(InputError, match=said) as error:
+            check_exportable(model, config, "base/config.json")
+        assert "\n" not in str(error.value)
+
+
 def test_refused(tmp_path):
     model = model_of()
     params = randomised(model)
@@ -220,7 +264,7 @@ def test_refused(tmp_path):
         "file: is there already": dict(folder="file"),
         "dtype='float16'": dict(dtype="float16"),
         "no family": dict(arch=model_of(mlp_bias=True, qk_norm=True).arch),
-        "hidden_size=32": dict(config=PHI, arch=model_of(hidden_size=64).arch),
+        "the published config.json has hidden_size=32": dict(config=PHI, arch=model_of(hidden_size=64).arch),
     }
     for named, options in refused.items():
         options = dict(folder="out", params=params, arch=model.arch) | options

@@ -272,6 +272,7 @@ def test_what_a_folder_may_hold_beside():
     assert ignored(family, untied).fullmatch("model.layers.0.self_attn.rotary_emb.inv_freq")
     assert not ignored(family, untied).fullmatch("lm_head.weight")
     assert ignored(family, untied | {"tie_word_embeddings": True}).fullmatch("lm_head.weight")
+    assert not ignored(family, untied | {"tie_word_embeddings": True}).fullmatch("language_model.lm_head.weight")
 
 
 def test_export_and_back(published):

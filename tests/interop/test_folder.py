@@ -1,7 +1,9 @@
 """Folders of Hugging Face, written by hand: read by their bytes, and refused by name when something is wrong."""
 
+import errno
 import json
 import struct
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,8 @@ from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import save_file
 
 from mtsft.errors import InputError
-from mtsft.interop import placing, stored
-from mtsft.interop.huggingface import Folder
+from mtsft.interop import families, placing, stored
+from mtsft.interop.huggingface import Folder, leaf_shapes, tensor_shapes
 from mtsft.model.architecture import Architecture
 from mtsft.model.parameters import unstack_layers
 from mtsft.model.transformer import Model
@@ -180,14 +182,91 @@ def test_a_part_of_the_tree(tmp_path, counted):
     assert sum(counted) == 4 * (48 * 16 + LAYERS * 32 * 16)
 
 
-def test_tied_and_buffers_are_left_aside(tmp_path):
-    config = CONFIG | dict(tie_word_embeddings=True)
-    tensors = tensors_of(shapes_of() | {"model.layers.0.self_attn.rotary_emb.inv_freq": (2,)})
-    folder = Folder.open(write(tmp_path / "model", tensors, config))
+TIED = CONFIG | dict(tie_word_embeddings=True)
+EMBEDDING, HEAD_NAME = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.fixture
+def tied(monkeypatch):
+    """Tensors of a tied model, the head as a copy; compared in pieces of 5 rows."""
+    monkeypatch.setattr(stored, "_COMPARED", 5 * 16 * 4)
+    tensors = tensors_of(shapes_of())
+    return tensors | {HEAD_NAME: tensors[EMBEDDING].copy()}
+
+
+def test_tied_and_buffers_are_left_aside(tmp_path, tied):
+    tied |= {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32)}
+    folder = Folder.open(write(tmp_path / "model", tied, TIED))
     shapes = shapes_for(folder)
     assert "head" not in shapes
     params = folder.read(shapes, alone(shapes))
-    np.testing.assert_array_equal(params["norm"]["scale"], tensors["model.norm.weight"])
+    np.testing.assert_array_equal(params["norm"]["scale"], tied["model.norm.weight"])
+    np.testing.assert_array_equal(params["embed"]["embedding"], tied[EMBEDDING])
+
+
+def test_a_copy_of_another_dtype_is_compared_by_its_values(tmp_path, tied):
+    tied[EMBEDDING] = tied[EMBEDDING].astype(jnp.bfloat16)
+    tied[HEAD_NAME] = tied[EMBEDDING].astype(np.float32)
+    folder = Folder.open(write(tmp_path / "model", tied, TIED))
+    params = folder.read(shapes_for(folder), alone(shapes_for(folder)))
+    np.testing.assert_array_equal(params["embed"]["embedding"], tied[HEAD_NAME])
+
+
+@pytest.mark.parametrize("form", [write, write_shards])
+@pytest.mark.parametrize("row", [0, 24, 47])
+def test_a_tied_model_with_a_head_of_its_own_is_refused(tmp_path, tied, form, row):
+    """Whichever part is read: the head is not the embedding, as config.json has it."""
+    tied[HEAD_NAME][row, 15] += 1
+    folder = Folder.open(form(tmp_path / "model", tied, TIED))
+    shapes = shapes_for(folder)
+    for part in (shapes, {"layers": {"mlp": {"up": shapes["layers"]["mlp"]["up"]}}}):
+        with pytest.raises(InputError, match=r"safetensors: .*lm_head\.weight .*tie_word_embeddings to false") as error:
+            folder.read(part, alone(part))
+        assert str(folder.tensors[HEAD_NAME].file) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_heads_are_compared_once_and_up_to_the_first_difference(tmp_path, tied, counted):
+    norm = {"norm": {"scale": jax.ShapeDtypeStruct((16,), jnp.float32)}}
+    folder = Folder.open(write(tmp_path / "model", tied, TIED))
+    assert not counted
+    for _ in range(3):
+        folder.read(norm, alone(norm))
+    assert sum(counted) == 2 * 48 * 16 * 4 + 3 * 16 * 4
+    assert max(counted) == 5 * 16 * 4
+    counted.clear()
+    tied[HEAD_NAME][7] += 1
+    with pytest.raises(InputError, match="lm_head"):
+        Folder.open(write(tmp_path / "model", tied, TIED)).read(norm, alone(norm))
+    assert sum(counted) == 2 * 10 * 16 * 4
+
+
+@pytest.mark.parametrize("form", [write, write_shards])
+def test_a_tied_model_may_keep_the_head_alone(tmp_path, tied, form):
+    embedding = tied.pop(EMBEDDING)
+    folder = Folder.open(form(tmp_path / "model", tied, TIED))
+    shapes = shapes_for(folder)
+    params = folder.read(shapes, alone(shapes))
+    assert "head" not in params
+    np.testing.assert_array_equal(params["embed"]["embedding"], embedding)
+    refuse(write(tmp_path / "untied", tied, CONFIG), EMBEDDING, "lack")
+
+
+def test_a_multimodal_model_may_keep_the_head_alone(tmp_path):
+    text = without(["architectures", "model_type"], CONFIG) | dict(sliding_window=8, head_dim=4)
+    config = dict(architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", text_config=text)
+    family, fields = families.describe(config, "config.json")
+    wanted = tensor_shapes(families.sources(family, fields), leaf_shapes(fields))
+    tensors = tensors_of(wanted)
+    head = tensors.pop("language_model.model.embed_tokens.weight")
+    folder = Folder.open(write(tmp_path / "model", tensors | {HEAD_NAME: head}, config))
+    part = {"embed": shapes_for(folder)["embed"]}
+    np.testing.assert_array_equal(folder.read(part, alone(part))["embed"]["embedding"], head)
+
+
+def test_a_tied_model_whose_head_is_misshapen_or_quantised(tmp_path, tied):
+    refuse(write(tmp_path / "shape", tied | {HEAD_NAME: tied[HEAD_NAME][1:]}, TIED), HEAD_NAME, "(47, 16)", "(48, 16)")
+    refuse(write(tmp_path / "dtype", tied | {HEAD_NAME: tied[HEAD_NAME].astype(np.int8)}, TIED), HEAD_NAME, "I8")
 
 
 def test_fused_matrices(tmp_path):
@@ -312,10 +391,15 @@ BAD_FILES = {
         ["model-00002-of-00002.safetensors", "not a whole"],
     ),
     "pickles": (
-        lambda d: (index(d).unlink(), (d / "pytorch_model-00001-of-00002.bin").write_bytes(b"")),
+        lambda d: [*map(Path.unlink, d.glob("model*")), (d / "pytorch_model-00001-of-00002.bin").write_bytes(b"")],
         ["pickle", "save_pretrained"],
     ),
-    "no weights": (lambda d: index(d).unlink(), ["neither model.safetensors nor"]),
+    "index gone": (lambda d: index(d).unlink(), ["shards", "lacks model.safetensors.index.json", "fetch it"]),
+    "no weights": (lambda d: [file.unlink() for file in d.glob("model*")], ["neither model.safetensors nor"]),
+    "shard that is a folder": (
+        lambda d: (shard(d).unlink(), shard(d).mkdir()),
+        ["model-00002-of-00002.safetensors: cannot be read (Is a directory)"],
+    ),
 }  # fmt: skip
 
 
@@ -333,6 +417,19 @@ def test_files_that_are_wrong(tmp_path, case):
     spoil, named = BAD_FILES[case]
     spoil(folder)
     refuse(folder, *named)
+
+
+def test_files_without_permission(tmp_path, monkeypatch):
+    folder = write(tmp_path / "model", tensors_of(SHAPES))
+    whole = Path.open
+
+    def refused(path, *args, **options):
+        if path.suffix == ".safetensors":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return whole(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    refuse(folder, "model.safetensors: cannot be read (Permission denied)")
 
 
 def test_folders_that_are_none(tmp_path):

@@ -21,6 +21,17 @@ PHI = dict(
     architectures=["Phi3ForCausalLM"], model_type="phi3", vocab_size=96, hidden_size=32, intermediate_size=64,
     num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, sliding_window=None,
 )  # fmt: skip
+GEMMA = {key: value for key, value in PHI.items() if key not in ("architectures", "sliding_window")} | dict(
+    model_type="gemma3_text", sliding_window=8, head_dim=8, query_pre_attn_scalar=8
+)
+# A small model of every family.
+SMALL = {
+    family.model_type: PHI
+    | dict(architectures=[family.architecture], model_type=family.model_type)
+    | (dict(head_dim=8, sliding_window=8, query_pre_attn_scalar=8) if family.slides == "pattern" else {})
+    | ({family.inner: GEMMA} if family.inner else {})
+    for family in families.FAMILIES.values()
+}
 LLAMA = PHI | dict(architectures=["LlamaForCausalLM"], model_type="llama")
 
 
@@ -74,6 +85,109 @@ def test_there_and_back(tmp_path):
     assert {*ours} == {*theirs}
     for name, value in ours.items():
         np.testing.assert_array_equal(theirs[name], value)
+
+
+def reread(folder, lora, adapters, config, model):
+    """What `export_adapter` writes is read as the same adapters, bit for bit."""
+    family, fields = families.describe(config, "config.json")
+    export_adapter(folder, adapters, model.arch, lora, "base", config=config)
+    read_lora, read = read_adapter(folder, family, fields)
+    assert (read_lora.rank, read_lora.alpha, read_lora.dropout) == (lora.rank, lora.alpha, lora.dropout)
+    matrices = [f"layers/attention/{name}" for name in ("query", "key", "value", "output")]
+    matrices += [f"layers/mlp/{name}" for name in ("gate", "up", "down")]
+    assert [*map(read_lora.adapts, matrices)] == [*map(lora.adapts, matrices)]
+    ours, theirs = adapters_of(adapters), adapters_of(read)
+    assert {*ours} == {*theirs}
+    for name, value in ours.items():
+        assert theirs[name].dtype == np.float32
+        assert theirs[name].shape == value.shape
+        assert theirs[name].tobytes() == value.tobytes()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_family_there_and_back(tmp_path, name):
+    lora = LoRA(rank=3, alpha=7.5, dropout=0.25, targets="attention|mlp")
+    model, params, _, _ = adapted(SMALL[name], lora)
+    reread(tmp_path / "out", lora, params, SMALL[name], model)
+
+
+@pytest.mark.parametrize("targets", ["attention/(query|value)|mlp/up", "attention/key", "mlp", "attention/(key|value)"])
+@pytest.mark.parametrize("drawn", [True, False])
+def test_fused_matrices_there_and_back(tmp_path, targets, drawn):
+    """Some parts of a matrix, or one alone, and adapters that are as they begin, with B = 0."""
+    lora = LoRA(rank=3, alpha=7.1, targets=targets)
+    model, params, _, _ = adapted(PHI, lora)
+    if not drawn:
+        params = jax.tree_util.tree_map_with_path(lambda path, x: x * (path[-1].key != "lora_b"), params)
+    reread(tmp_path / "out", lora, params, PHI, model)
+
+
+def fused_export(folder, targets="attention/(query|value)"):
+    lora = LoRA(rank=2, alpha=6.0, targets=targets)
+    model, params, _, _ = adapted(PHI, lora)
+    export_adapter(folder, params, model.arch, lora, "base", config=PHI)
+    weights = folder / "adapter_model.safetensors"
+    return params, load_file(weights), json.loads((folder / "adapter_config.json").read_text())
+
+
+@pytest.mark.parametrize("dtype", ["float32", jnp.bfloat16])
+def test_a_fused_export_without_its_metadata(tmp_path, dtype):
+    """PEFT leaves them out when it saves anew: a block for every part says as much."""
+    params, held, config = fused_export(tmp_path / "whole", "attention|mlp")
+    params, held = (jax.tree.map(lambda x: np.asarray(x.astype(dtype)), tree) for tree in (params, held))
+    write(tmp_path, held, config)
+    read_lora, read = read_adapter(tmp_path, *families.describe(PHI, "config.json"))
+    assert (read_lora.rank, read_lora.alpha) == (2, 6.0)
+    ours, theirs = adapters_of(params), adapters_of(read)
+    assert {*ours} == {*theirs}
+    for name, value in ours.items():
+        np.testing.assert_array_equal(theirs[name], value)
+
+
+QKV = "base_model.model.model.layers.1.self_attn.qkv_proj.lora_B.weight"
+NOT_OURS = {
+    "no whole number of ranks": dict(rank_pattern={"qkv_proj": 3}, alpha_pattern={"qkv_proj": 9}),
+    "more than it has parts": dict(rank_pattern={"qkv_proj": 8}, alpha_pattern={"qkv_proj": 24}),
+    "another scale": dict(alpha_pattern={"qkv_proj": 6}),
+    "no alpha": dict(alpha_pattern={}),
+    "of a matrix that is not fused": dict(
+        rank_pattern={"qkv_proj": 4, "o_proj": 4}, alpha_pattern={"qkv_proj": 12, "o_proj": 12}
+    ),
+    "by another rule": dict(use_rslora=True),
+    "not a mapping": dict(rank_pattern=[4]),
+    "not a number": dict(rank_pattern={"qkv_proj": "4"}),
+}
+
+
+@pytest.mark.parametrize("case", NOT_OURS)
+def test_ranks_of_another_form_are_refused(tmp_path, case):
+    _, held, config = fused_export(tmp_path / "whole")
+    write(tmp_path, held, config | NOT_OURS[case], {"mtsft_matrices": "layers/attention/query layers/attention/value"})
+    refuse(tmp_path, ["_pattern is set", "merge the adapter"], PHI)
+
+
+def test_alphas_alone_are_refused(tmp_path):
+    _, held, config = fused_export(tmp_path / "whole")
+    write(tmp_path, held, config | dict(rank_pattern={}))
+    refuse(tmp_path, ["alpha_pattern is set"], PHI)
+
+
+def test_blocks_of_another_form_are_refused(tmp_path):
+    _, held, config = fused_export(tmp_path / "whole")
+    two = {"mtsft_matrices": "layers/attention/query layers/attention/value"}
+    write(tmp_path, held, config, two)
+    read_adapter(tmp_path, *families.describe(PHI, "config.json"))
+    named = ["qkv_proj", "of rank 4", "merge the adapter"]
+    for metadata in (
+        {},
+        {"mtsft_matrices": "layers/attention/query"},
+        {"mtsft_matrices": "layers/attention/query layers/attention/key"},
+    ):
+        write(tmp_path, held, config, metadata)
+        refuse(tmp_path, named, PHI)
+    held[QKV][0, 3] = 1  # the query's row, the value's rank
+    write(tmp_path, held, config, two)
+    refuse(tmp_path, named, PHI)
 
 
 def test_merged_is_adapted():
@@ -152,15 +266,16 @@ def test_a_fused_adapter_is_shared_out(tmp_path):
         np.testing.assert_allclose(product, held[name.format("B")] @ held[name.format("A")], rtol=1e-6)
 
 
-def write(folder, tensors, config):
+def write(folder, tensors, config, metadata=None):
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "adapter_model.safetensors")
+    save_file(tensors, folder / "adapter_model.safetensors", metadata)
 
 
 Q = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
 GOOD = {
     Q.format(i, side): np.zeros(shape, np.float32) for i in (0, 1) for side, shape in (("A", (2, 32)), ("B", (32, 2)))
 }
+OUTER = ["of the embedding or the head are not supported", "merge the adapter into its base in PEFT"]
 # (changes to adapter_config.json, changes to the tensors: None for one that is gone, what the error names)
 REFUSED = {
     "another kind": (dict(peft_type="IA3"), {}, ["IA3"]),
@@ -178,20 +293,33 @@ REFUSED = {
     "another base": ({}, {Q.format(0, "B"): (48, 2)}, [".q_proj.lora_B.weight", "(48, 2)", "(32, 2)"]),
     "a layer too many": ({}, {Q.format(2, "A"): (2, 32)}, ["model.layers.2.self_attn.q_proj.lora_A.weight"]),
     "no adapters": ({}, dict.fromkeys(GOOD), ["no adapters"]),
+    "some layers": (
+        dict(layers_to_transform=[0]), {Q.format(1, "A"): None, Q.format(1, "B"): None}, ["1 of 2", "merge the adapter"]
+    ),
+    "the embedding": (
+        {}, {"base_model.model.model.embed_tokens.lora_embedding_A": (2, 96)}, ["embed_tokens", *OUTER]
+    ),
+    "the whole embedding": (
+        {}, {"base_model.model.model.embed_tokens.base_layer.weight": (96, 32)}, ["embed_tokens", *OUTER]
+    ),
+    "the head": ({}, {"base_model.model.lm_head.lora_A.weight": (2, 32)}, ["lm_head.lora_A", *OUTER]),
+    "another dtype": ({}, {Q.format(0, "A"): np.zeros((2, 32), np.int8)}, [".q_proj.lora_A.weight", "I8"]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(tmp_path, case):
     changes, tensors, named = REFUSED[case]
-    tensors = GOOD | {name: shape and np.zeros(shape, np.float32) for name, shape in tensors.items()}
+    tensors = GOOD | {
+        name: np.zeros(value, np.float32) if type(value) is tuple else value for name, value in tensors.items()
+    }
     tensors = {name: value for name, value in tensors.items() if value is not None}
     write(tmp_path, tensors, dict(peft_type="LORA", r=2, lora_alpha=4, target_modules=["q_proj"]) | changes)
     refuse(tmp_path, named)
 
 
-def refuse(folder, named):
-    family, fields = families.describe(LLAMA, "config.json")
+def refuse(folder, named, config=LLAMA):
+    family, fields = families.describe(config, "config.json")
     with pytest.raises(InputError) as error:
         read_adapter(folder, family, fields)
     assert "\n" not in str(error.value)
@@ -204,9 +332,13 @@ def test_files_that_are_wrong(tmp_path):
     write(tmp_path, GOOD, dict(peft_type="LORA", r=2))
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    refuse(tmp_path, ["adapter_model.safetensors", "cannot be read"])
+    refuse(tmp_path, ["adapter_model.safetensors", "not a whole"])
     weights.unlink()
-    refuse(tmp_path, ["adapter_model.safetensors", "cannot be read"])
+    refuse(tmp_path, ["holds no adapter_model.safetensors"])
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    refuse(tmp_path, ["adapter_model.bin", "pickle, which can run code and is not read", "safetensors"])
+    weights.mkdir()
+    refuse(tmp_path, ["adapter_model.safetensors: cannot be read (Is a directory)"])
     (tmp_path / "adapter_config.json").write_text("{")
     refuse(tmp_path, ["adapter_config.json", "JSON"])
 

@@ -30,12 +30,12 @@ def logits_after(model, params, tokens, n):
     return hidden[0, n - 1] @ projection  # a cap of logits changes no order
 
 
-def most_probable(model, params, prompt, count):
+def most_probable(model, params, prompt, count, vocab_size=None):
     """The reference: the whole sequence again for every token."""
     tokens = list(prompt)
     for _ in range(count):
         padded = np.pad(tokens, (0, SLOTS - len(tokens)))
-        tokens.append(int(logits_after(model, params, padded, len(tokens)).argmax()))
+        tokens.append(int(logits_after(model, params, padded, len(tokens))[:vocab_size].argmax()))
     return tokens[len(prompt) :]
 
 
@@ -56,6 +56,15 @@ def test_a_reply_ends_with_its_stop(model_and_params):
     ends = [next((n for n, token in enumerate(said) if token in stops), 5) + 1 for said in free]
     assert ends[0] < ends[1]
     assert generate(model, params, prompts, stops, 6) == [said[:end] for said, end in zip(free, ends)]
+
+
+def test_embeddings_beyond_the_tokenizer_are_never_said(model_and_params):
+    model, params = model_and_params
+    prompts = [[1, 2, 3, 4], [9]]
+    assert max(max(most_probable(model, params, prompt, 6)) for prompt in prompts) >= 50
+    expected = [most_probable(model, params, prompt, 6, 50) for prompt in prompts]
+    assert generate(model, params, prompts, [], 6, vocab_size=50) == expected
+    assert list(stream(model, params, prompts[0], [], 6, vocab_size=50)) == expected[0]
 
 
 def test_no_prompt_is_no_reply(model_and_params):
@@ -145,9 +154,9 @@ def test_decoding_over_a_mesh_is_decoding_on_one_device(model_and_params):
 LOGITS = np.log(np.array([[0.05, 0.4, 0.3, 0.05, 0.2]], np.float32))
 
 
-def drawn(sampling, count=400):
+def drawn(sampling, count=400, vocab_size=None):
     keys = jax.random.split(jax.random.key(0), count)
-    tokens = sampling.choose(jnp.repeat(LOGITS, count, axis=0), keys)
+    tokens = sampling.choose(jnp.repeat(LOGITS, count, axis=0), keys, vocab_size)
     return np.bincount(tokens, minlength=5) / count
 
 
@@ -168,6 +177,22 @@ def drawn(sampling, count=400):
 )
 def test_tokens_are_drawn_from_the_distribution_asked_for(sampling, expected):
     shares = drawn(sampling)
+    np.testing.assert_allclose(shares, expected, atol=0.08)
+    assert (shares[np.array(expected) == 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "vocab_size", "expected"),
+    [
+        (Sampling(), 1, [1, 0, 0, 0, 0]),
+        (Sampling(temperature=1.0), 3, [1 / 15, 8 / 15, 6 / 15, 0, 0]),
+        (Sampling(temperature=1.0, top_k=4), 3, [1 / 15, 8 / 15, 6 / 15, 0, 0]),
+        (Sampling(temperature=1.0, top_p=0.9), 3, [0, 4 / 7, 3 / 7, 0, 0]),
+        (Sampling(temperature=1.0), 9, [0.05, 0.4, 0.3, 0.05, 0.2]),
+    ],
+)
+def test_what_no_tokenizer_has_is_not_drawn(sampling, vocab_size, expected):
+    shares = drawn(sampling, vocab_size=vocab_size)
     np.testing.assert_allclose(shares, expected, atol=0.08)
     assert (shares[np.array(expected) == 0] == 0).all()
 

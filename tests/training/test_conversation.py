@@ -83,6 +83,26 @@ def test_a_file_that_cannot_be_written_ends_nothing(conversation, tmp_path):
     assert out == f"hello \n({tmp_path}/no/file: cannot be written (No such file or directory))\nstill here \n"
 
 
+def test_a_home_that_nobody_has_ends_nothing(conversation):
+    out = shown(conversation, "hello", "/save ~nobody-of-that-name/a file", "still here")
+    assert out == (
+        "hello \n(~nobody-of-that-name/a file: there is no such home folder; write the path without ~)\nstill here \n"
+    )
+    assert len(conversation.messages) == 5
+
+
+def test_saving_says_that_a_reply_was_no_text(conversation, parrot, tmp_path):
+    file = tmp_path / "a.jsonl"
+    assert shown(conversation, "what is \ufffd?", "/reset") == "what is \ufffd? \n(forgotten)\n"
+    parrot.stream = lambda *_: iter(["hello", "\ufffd"])
+    out = shown(conversation, "hello", f"/save {file}")
+    assert out == f"hello\ufffd\n(saved to {file}; a reply holds bytes that are no text, shown as U+FFFD)\n"
+    parrot.stream = lambda *_: iter(["hello"])
+    out = shown(conversation, "/reset", "what is \ufffd?", f"/save {file}")
+    assert out == f"(forgotten)\nhello\n(saved to {file})\n"
+    assert len(file.read_text().splitlines()) == 2
+
+
 def test_a_conversation_without_a_reply_is_not_saved(conversation, tmp_path):
     file = tmp_path / "a.jsonl"
     assert shown(conversation, f"/save {file}") == "(nothing to save: the model has not said anything yet)\n"
@@ -114,6 +134,12 @@ def test_quitting_unknown_commands_and_lines_with_a_space_before_a_slash(convers
     assert "x" * 60 not in shown(conversation, "/" + "x" * 100)
     assert shown(conversation, "/help") == HELP + "\n"
     assert [content for role, content in conversation.messages if role == "user"] == ["/quit"]
+
+
+def test_a_line_that_begins_with_a_space_is_said_as_it_is(conversation):
+    shown(conversation, "  as it is ", "   ", " ", " /quit ", "\t/quit ", "but not so\t")
+    said = [content for role, content in conversation.messages if role == "user"]
+    assert said == [" as it is ", "/quit ", "/quit", "but not so"]
 
 
 def test_what_a_model_says_cannot_steer_the_terminal(conversation, parrot):

@@ -298,6 +298,40 @@ def test_a_damaged_description_of_the_model_is_named(adapted, tmp_path, text):
         trained.load(workdir)
 
 
+def test_adapters_on_positions_of_their_own_go_out_merged_alone(adapted, exported, tmp_path):
+    workdir = shutil.copytree(adapted[0], tmp_path / "run")
+    recorded = json.loads((workdir / "config.json").read_text())
+    recorded["model"]["rope_theta"] = 5e5
+    (workdir / "config.json").write_text(json.dumps(recorded))
+    with pytest.raises(InputError, match=rf"was trained with another model.rope_theta than {exported} has"):
+        converting.to_hugging_face(workdir, tmp_path / "out", adapter=True)
+
+
+def test_positions_that_no_export_could_say_are_refused_before_training(exported, make_config, tmp_path):
+    family = shutil.copytree(exported, tmp_path / "phi3")
+    config = json.loads((family / "config.json").read_text())
+    config |= {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
+    (family / "config.json").write_text(json.dumps(config))
+    fuse(family / "model.safetensors")
+    changes = {"model.init_from": str(family), "model.rope_scaling": '{"rope_type": "linear", "factor": 4.0}'}
+    resolve(make_config(**{"model.init_from": str(family)}))
+    with pytest.raises(InputError, match=rf"^model\.rope_scaling=.* {family}/config\.json"):
+        resolve(make_config(**changes))
+
+
+def fuse(file):
+    """Makes the tensors of a Llama those of a Phi-3."""
+    tensors = load_file(file)
+    for whole, *parts in (
+        ("self_attn.qkv_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("mlp.gate_up_proj", "mlp.gate_proj", "mlp.up_proj"),
+    ):
+        for layer in range(SIZES["num_hidden_layers"]):
+            taken = [tensors.pop(f"model.layers.{layer}.{part}.weight") for part in parts]
+            tensors[f"model.layers.{layer}.{whole}.weight"] = np.concatenate(taken)
+    save_file(tensors, file, {"format": "pt"})
+
+
 @pytest.mark.parametrize("origin", ["a run", "nothing"])
 def test_adapters_on_what_peft_cannot_load_go_out_merged_alone(folder, adapted, base, tmp_path, origin):
     workdir = shutil.copytree(adapted[0], tmp_path / "run")

@@ -1,19 +1,20 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
-from support import SIZES, assert_trees_close
+from support import SIZES, assert_trees_close, small_model
 
 from mtsft.config import default
 from mtsft.diagnose.evaluation import as_table
 from mtsft.dialogue.schema import Message
 from mtsft.errors import InputError
 from mtsft.model.parameters import stack_layers
-from mtsft.model.sampling import GREEDY
+from mtsft.model.sampling import GREEDY, Sampling
 from mtsft.training import evaluating, trained, workdir
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.optimizer import build_optimizer
@@ -154,6 +155,62 @@ def test_reply_is_decoded_greedily(run, monkeypatch):
     )
     assert (hidden[0, len(prompt) - 1 : -1] @ projection).argmax(-1).tolist() == said
     assert reply == model.encoder.tokenizer.decode(said)
+
+
+def in_place_of(model, monkeypatch, **changes):
+    """`model` with fresh parameters of another architecture, and the list of what it comes to say, token by token."""
+    other, tokens = small_model(scan_layers=False, **changes), []
+    generate, stream = trained.generate, trained.stream
+
+    def watched(*arguments, **options):
+        (said,) = generate(*arguments, **options)
+        tokens.append(said)
+        return [said]
+
+    def watched_stream(*arguments, **options):
+        tokens.append([])
+        for token in stream(*arguments, **options):
+            tokens[-1].append(token)
+            yield token
+
+    monkeypatch.setattr(trained, "generate", watched)
+    monkeypatch.setattr(trained, "stream", watched_stream)
+    return replace(model, model=other, params=other.init(jax.random.key(0))), tokens
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_never_said(run, monkeypatch):
+    base = trained.load(run[0])
+    size = base.encoder.tokenizer.vocab_size
+    model, tokens = in_place_of(base, monkeypatch, vocab_size=8 * size)
+    arguments = ([("user", "Hi")], 12, Sampling(temperature=1e6))
+    assert "".join(model.stream(*arguments)) == model.reply(*arguments)
+    assert [len(said) for said in tokens] == [12, 12]
+    assert max(tokens[0]) < size
+
+
+def test_prompt_and_reply_stay_within_the_positions_that_the_model_is_made_for(run, monkeypatch):
+    base = trained.load(run[0])
+    said = [("user", "Hello there")]
+    length = len(base.prompt(said))
+    size = base.encoder.tokenizer.vocab_size
+    free, tokens = in_place_of(base, monkeypatch, vocab_size=size)
+    assert free.reply(said, max_new=6)
+    texts = [base.encoder.tokenizer.decode(tokens[0][:count]) for count in range(7)]
+    assert len({*texts}) == 7
+    model, _ = in_place_of(base, monkeypatch, vocab_size=size, max_position_embeddings=length + 3)
+    assert "".join(model.stream(said, max_new=6)) == model.reply(said, max_new=6) == texts[3]
+    assert "".join(model.stream(said, max_new=2)) == model.reply(said, max_new=2) == texts[2]
+    longer = [("user", "Hello there" + " and more" * 99)]
+    count = f"{len(base.prompt(longer)):,}"
+    refused = (
+        rf"^the conversation has {count} tokens, and the model is made for {length + 3}; /reset, or start with less"
+    )
+    for refuses in (model.prompt, model.reply, lambda said: list(model.stream(said))):
+        with pytest.raises(InputError, match=refused):
+            refuses(longer)
+    full, _ = in_place_of(base, monkeypatch, vocab_size=size, max_position_embeddings=length)
+    with pytest.raises(InputError, match=rf"has {length} tokens, and the model is made for {length};"):
+        full.prompt(said)
 
 
 def test_reply_refuses_what_no_dialogue_can_hold(run):
