@@ -190,7 +190,7 @@ def open_base(path: str | Path) -> HuggingFaceBase | RunBase | None:
     """The model that model.init_from names; None for "". Raises InputError if there is none."""
     if not path:
         return None
-    folder = epath.expanded(path)
+    folder = epath.Path(path).expanduser()
     if not folder.is_dir():
         raise InputError(
             f"{path}: no such folder; model.init_from is a Hugging Face folder or the workdir of a run "
@@ -201,7 +201,7 @@ def open_base(path: str | Path) -> HuggingFaceBase | RunBase | None:
 
 def open_trained(path: str | Path, step: int | None = None) -> HuggingFaceBase | RunBase:
     """The model of a workdir, or of a Hugging Face folder. step: see RunBase. Raises InputError if there is none."""
-    folder = epath.expanded(path)
+    folder = epath.Path(path).expanduser()
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise InputError(
             f"{path}: holds adapters alone; merge them into their base in PEFT, or train on from them with "
