@@ -1,0 +1,39 @@
+"""Files are there whole or not at all."""
+
+import pytest
+
+from mtsft.errors import InputError
+from mtsft.files import check_whole, expanded, write_whole
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "a"
+    write_whole(path, b"first")
+    with pytest.raises(TypeError):
+        write_whole(path, "no bytes")
+    check_whole(path)
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path):
+    path = tmp_path / "null"
+    path.symlink_to("/dev/null")
+    check_whole(path)
+    write_whole(path, b"gone")
+    assert path.is_symlink()
+    assert path.read_bytes() == b""
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        check_whole(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        check_whole(tmp_path / "no" / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_home_that_is_not_there_is_named():
+    with pytest.raises(InputError, match=r"^~nobody-here/x: there is no such home folder; write the path without ~$"):
+        expanded("~nobody-here/x")
