@@ -133,7 +133,7 @@ def _drop(params):
 
 def test_a_resumed_run_of_adapters_is_the_run_not_stopped(folder, adapted):
     config = adapted[1].copy_and_resolve_references()
-    config.train.schedule = "constant"
+    config.train.schedule, config.eval.every = "constant", 0
     for steps, workdir in ((2, "halves"), (4, "halves"), (4, "whole")):
         config.train.steps = steps
         assert loop.train(config, folder / workdir)["steps"] == steps
