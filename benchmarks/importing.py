@@ -7,8 +7,8 @@ layers stacked, as training has them. Peak memory is the process's (ru_maxrss), 
 on a CPU the arrays lie in it too, and what is over them is the price of reading. On two cores of a shared machine:
 
      dtype  arrays GB   peak GB   over GB   seconds
-  bfloat16       2.21      2.44      0.23      16.4
-   float32       4.42      4.66      0.24      17.0
+  bfloat16       2.21      2.41      0.20       8.2
+   float32       4.42      4.65      0.24      15.3
 """
 
 import argparse

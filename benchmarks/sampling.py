@@ -8,9 +8,12 @@ its key-value cache, its default attention (sdpa) and left-padded batches. The t
 which here compiles, is reported apart. Needs the `parity` extra. Medians on two cores of a shared machine:
 
     size   batch    ours, s   theirs, s   ratio   first call, s: ours, theirs
-    small      1       0.46        1.30    2.83                   3.1     1.2
-    small      8       1.15        3.37    2.92                   3.0     3.4
-    small     32       3.08        4.83    1.57                   6.0     5.7
+    small      1       0.45        1.24    2.79                   2.5     2.5
+    small      8       1.09        3.22    2.97                   2.3     3.1
+    small     32       3.30        6.34    1.92                   4.4     5.5
+    large      1       4.51        7.79    1.73                   7.8     8.2   (one round)
+    large      8      11.13       24.63    2.21                  11.4    21.9
+    large     32      29.68       41.72    1.41                  30.4    49.3
 
 What was learned: with the cache as keys and values are made, (B, S, G, K), XLA turned all of it over for every layer
 and token, and a batch of 32 took 1.6 times as long (and longer than transformers). It lies now as the products read
