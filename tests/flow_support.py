@@ -35,6 +35,7 @@ def get_config():
     config.eval.every = 8
     config.checkpoint.every = 4
     config.parallel.compilation_cache = {compiled!r}
+    config.update_from_flattened_dict({changes!r})
     return config
 """
 
@@ -51,11 +52,12 @@ def write_dialogues(path, count=60):
     return path
 
 
-def write_config(folder):
-    """A small config, its dialogues and caches, all in `folder`; returns the config's path."""
+def write_config(folder, **changes):
+    """A small config, its dialogues and caches, all in `folder`; returns the config's path. changes: by key."""
     train = write_dialogues(folder / "sums.jsonl")
     path = folder / "config.py"
-    path.write_text(CONFIG.format(train=str(train), cache=str(folder / "cache"), compiled=str(folder / "compiled")))
+    places = dict(train=str(train), cache=str(folder / "cache"), compiled=str(folder / "compiled"))
+    path.write_text(CONFIG.format(**places, changes=changes))
     return path
 
 

@@ -8,36 +8,12 @@ import subprocess
 import sys
 
 import pytest
-from flow_support import QUICKLY_COMPILED, ROOT, environment, start, write_dialogues
+from flow_support import QUICKLY_COMPILED, ROOT, environment, start, write_config
 from flow_support import run as run_door
 from safetensors.numpy import load_file, save_file
 
 from mtsft.errors import InputError
 from mtsft.training.run import Run
-
-CONFIG = """
-from mtsft.config import default
-
-def get_config():
-    config = default()
-    config.data.train = {train!r}
-    config.data.eval_fraction = 0.2
-    config.data.vocab_size = 400
-    config.data.sequence_length = 64
-    config.data.over_length = "keep_first"
-    config.data.cache_dir = {cache!r}
-    config.model.hidden_size = 32
-    config.model.intermediate_size = 64
-    config.model.num_hidden_layers = 2
-    config.model.num_attention_heads = 2
-    config.model.num_key_value_heads = 1
-    config.model.head_dim = 16
-    config.train.steps = 2
-    config.train.batch_size = 8
-    config.eval.every = 2
-    config.parallel.compilation_cache = {compiled!r}
-    return config
-"""
 
 
 def run(door, *flags, **settings):
@@ -48,15 +24,12 @@ def run(door, *flags, **settings):
 def folder(tmp_path_factory):
     """A model trained from scratch in `run`, and the same as a Hugging Face folder in `hf`."""
     folder = tmp_path_factory.mktemp("models")
-    train = str(write_dialogues(folder / "sums.jsonl"))
-    (folder / "config.py").write_text(
-        CONFIG.format(train=train, cache=str(folder / "cache"), compiled=str(folder / "compiled"))
-    )
+    config = write_config(folder, **{"train.steps": 2, "eval.every": 2})
     # What a config says of another model's sizes is left at the defaults.
     sizes = ("hidden_size", "intermediate_size", "num_", "head_dim")
-    lines = (folder / "config.py").read_text().splitlines()
+    lines = config.read_text().splitlines()
     (folder / "tune.py").write_text("\n".join(x for x in lines if not any(f"model.{size}" in x for size in sizes)))
-    run("train", f"--config={folder / 'config.py'}", f"--workdir={folder / 'run'}")
+    run("train", f"--config={config}", f"--workdir={folder / 'run'}")
     run("convert", "--to=hf", f"--input={folder / 'run'}", f"--output={folder / 'hf'}")
     return folder
 
