@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from flow_support import CONFIG, QUICKLY_COMPILED, run
+from flow_support import QUICKLY_COMPILED, run, write_config
 
 RECORDS = [
     {"messages": [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": f"It is {i}."}]}
@@ -24,11 +24,7 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("audit")
     train = folder / "d.jsonl"
     train.write_text("".join(json.dumps(record) + "\n" for record in [*RECORDS, {"messages": REPLIES}, LONG]))
-    text = CONFIG.format(train=str(train), cache=str(folder / "cache"), compiled="")
-    text = text.replace("eval_fraction = 0.2", "eval_fraction = 0.0").replace('"keep_first"', '"error"')
-    path = folder / "config.py"
-    path.write_text(text)
-    return path
+    return write_config(folder, **{"data.train": str(train), "data.eval_fraction": 0.0, "data.over_length": "error"})
 
 
 def test_the_status_says_that_training_would_be_wrong_and_the_report_stands_all_the_same(config):
