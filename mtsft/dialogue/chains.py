@@ -15,10 +15,9 @@ import numpy as np
 from mtsft.dialogue.schema import Dialogue
 from mtsft.dialogue.segments import Script, Segment, Stretch, Turn
 from mtsft.dialogue.symbols import OPERATIONS, Parts, Symbol
+from mtsft.dialogue.texts import Key
 from mtsft.dialogue.tokenizer import Tokenizer
 from mtsft.dialogue.tree import TokenTree
-
-Key = tuple[str, int]  # text, place
 
 
 class _Text(NamedTuple):

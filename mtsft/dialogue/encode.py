@@ -7,40 +7,29 @@ to one message, a tokenizer reads a turn in the history otherwise than it was em
 stays the same sum.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from mtsft.dialogue.chains import Chains, Key, Program, as_emitted, compile_program
+from mtsft.dialogue.chains import Chains, Program, as_emitted, compile_program
+from mtsft.dialogue.counting import Spelling, count_chain, count_double_bos, count_over_length, count_script, count_tree
 from mtsft.dialogue.counts import Counts
 from mtsft.dialogue.over_length import POLICIES, shorten
 from mtsft.dialogue.schema import Dialogue
 from mtsft.dialogue.script import ScriptWriter
-from mtsft.dialogue.segments import Script, Segment, Turn
+from mtsft.dialogue.segments import Script, Turn
 from mtsft.dialogue.selection import Selection
 from mtsft.dialogue.template import ChatTemplate, Records
-from mtsft.dialogue.tokenizer import CONTINUATION, WHITESPACE, Tokenizer
-from mtsft.dialogue.tree import TokenTree, TreeBuilder, expand, is_one_chain, positions, response_ends
+from mtsft.dialogue.texts import Key, Piece, Texts, Words
+from mtsft.dialogue.tokenizer import Tokenizer
+from mtsft.dialogue.tree import TokenTree, TreeBuilder, expand, positions
 from mtsft.dialogue.writing import TemplateRefusal
 from mtsft.errors import InputError
 
 TREES = ("tree", "paths")
-_REASONING = re.compile(r"\A<think>.*?</think>", re.DOTALL)
-
-
-class _Words(NamedTuple):
-    """A stretch of text to be tokenised. parts: (text, message or -1) of all that it is made of."""
-
-    key: Key
-    parts: tuple[tuple[str, int], ...]
-
-
-_Piece = int | _Words  # a control token's id, or text
 
 
 class _Leg(NamedTuple):
@@ -49,8 +38,8 @@ class _Leg(NamedTuple):
     turn: Turn
     weight: float
     start: int
-    context: list[list[_Piece]]
-    response: list[_Piece]
+    context: list[list[Piece]]
+    response: list[Piece]
     reasoning: int
 
 
@@ -110,12 +99,7 @@ class Encoder:
         exactly = bool(self.stops)
         stops = self.stops or self.tokenizer.stops
         self._write = ScriptWriter(self.template, controls, stops, exactly, self.unfaithful)
-        self._spelled = re.compile("|".join(map(re.escape, controls)) or "(?!)")
-        self._firsts = {text[0] for text in controls}
-        self._thinks = "</think>" in controls  # as the marks of a reply's reasoning, not as words of its text
-        self._literals: dict[Key, list[int]] = {}
-        self._ids: dict[Key, list[int] | InputError] = {}
-        self._exact: dict[Key, bool] = {}
+        self._spelling, self._texts = Spelling(controls), Texts(self.tokenizer)
         self._programs: WeakKeyDictionary[Script, Program | None] = WeakKeyDictionary()
 
     @property
@@ -150,8 +134,7 @@ class Encoder:
                     found[index] = self._fit(dialogue, self._grow(dialogue, plan))
                 except TemplateRefusal as error:
                     self._leave_out(dialogue, error)
-        self._ids.clear()
-        self._exact.clear()
+        self._texts.forget()
         laid_out = iter(chains.trees())
         return [
             (index, tree) for index, trees in found.items() for tree in ((next(laid_out),) if trees is None else trees)
@@ -174,11 +157,8 @@ class Encoder:
 
         Raises InputError where the template refuses.
         """
-        pieces = self._realise(self._write.prompt(dialogue), Records(self.template, dialogue), {})
-        ids = []
-        for piece in pieces:
-            ids += [piece] if type(piece) is int else self.tokenizer.encode_batch([piece.key[0]], piece.key[1])[0]
-        return ids
+        texts = self._texts
+        return texts.prompt(texts.realise(self._write.prompt(dialogue), Records(self.template, dialogue), {}))
 
     def _plan(self, dialogue: Dialogue) -> "list[_Leg] | _Chain | None":
         """What is to be tokenised of a dialogue; None where nothing of it trains."""
@@ -193,7 +173,7 @@ class Encoder:
         try:
             records, known = Records(self.template, dialogue), {}
             script = self._write(dialogue, tuple(wanted), records, known)
-            self._count_script(dialogue, script)
+            count_script(counts, dialogue, script, self._spelling)
             program = self._program(script)
             if program is not None:
                 words = program.words(dialogue)
@@ -217,41 +197,22 @@ class Encoder:
 
     def _lay_out(self, chains: Chains, plan: "_Chain", dialogue: Dialogue) -> bool:
         """Lays a chain out and counts it; False where it is none, or too long."""
-        read = [self._ids[key] for key in plan.words]
+        program, texts = plan.program, self._texts
+        read = [texts.ids[key] for key in plan.words]
         if any(type(ids) is not list for ids in read):
             return False
-        if not all(as_emitted(self._ids[key], check, read) for key, check in plan.doubts):
+        if not all(as_emitted(texts.ids[key], check, read) for key, check in plan.doubts):
             return False
-        if plan.program.length(read) > self.max_length:
+        if program.length(read) > self.max_length:
             return False
-        responses = chains.add(plan.program, read, plan.weights)
-        counts, length = self.counts, chains.lengths[-1]
-        counts.kept += 1
-        counts.tokens += length
-        counts.chain_tokens += length
-        for (turn, tokens, end), message in zip(responses, plan.program.messages):
-            counts.by_turn[turn] += tokens
-            counts.by_role[dialogue.messages[message].role] += tokens
-            counts.supervised_tokens += tokens
-            counts.supervised_weight += tokens * plan.weights[message]
-            counts.response_tokens += end
-        first = plan.program.steps[0].piece
-        self._count_double_bos(dialogue, first if type(first) is list else ())
-        for text in plan.program.spoken:
-            counts.altered += not self._is_exact(plan.words[text])
+        responses = chains.add(program, read, plan.weights)
+        weights = {message: plan.weights[message] for message in program.messages}
+        count_chain(self.counts, dialogue, chains.lengths[-1], responses, weights)
+        first = program.steps[0].piece
+        count_double_bos(self.counts, dialogue, first if type(first) is list else (), self.tokenizer.bos_id)
+        for text in program.spoken:
+            self.counts.altered += not texts.is_exact(plan.words[text])
         return True
-
-    def _is_exact(self, key: Key) -> bool:
-        """Whether a text's tokens decode to it."""
-        exact = self._exact.get(key)
-        if exact is None:
-            text, place = key
-            if self.tokenizer.spells_ascii and text.isascii():
-                return True
-            said = self.tokenizer.decode(self._ids[key])
-            # Some tokenizers write a space after a control token: the server's, and so the model's, way to begin.
-            exact = self._exact[key] = said == text or (place != CONTINUATION and said == f" {text}")
-        return exact
 
     def _leave_out(self, dialogue: Dialogue, error: InputError) -> None:
         if self.refused == "error":
@@ -267,101 +228,18 @@ class Encoder:
             segments = segments[: turn.keep] + turn.context
             walked = min(walked, turn.keep)
             if turn.trained:
-                context = [self._realise((segment,), records, known) for segment in segments[walked:]]
+                context = [self._texts.realise((segment,), records, known) for segment in segments[walked:]]
                 reasoning = 0 if self.selection.reasoning else len(
-                    self._realise(turn.response[: turn.reasoning], records, known)
+                    self._texts.realise(turn.response[: turn.reasoning], records, known)
                 )  # fmt: skip
-                response = self._realise(turn.response, records, known)
+                response = self._texts.realise(turn.response, records, known)
                 legs.append(_Leg(turn, wanted[turn.message], walked, context, response, reasoning))
                 walked = len(segments)
         return legs
 
-    def _count_script(self, dialogue: Dialogue, script: Script) -> None:
-        counts = self.counts
-        for turn in script.turns:
-            if turn.unfaithful:
-                counts.unfaithful[turn.unfaithful] += 1
-                counts.note(f"unfaithful: {turn.unfaithful}", f"{dialogue.source}: message {turn.message + 1}")
-                counts.skipped_turns += not turn.trained
-        for message, name in script.lost:
-            counts.lost[name] += 1
-            place = f": message {message + 1}" if message >= 0 else ""
-            counts.note(f"lost: {name}", f"{dialogue.source}{place}")
-        texts = [m.content or "" if not m.fields else f"{m.content}{m.fields}" for m in dialogue.messages]
-        whole = "\n".join(texts)
-        if any(first in whole for first in self._firsts) and self._spelled.search(whole):
-            self._count_spelling(dialogue, texts)
-        for i, message in enumerate(dialogue.messages):
-            for call in (message.fields or {}).get("tool_calls") or ():
-                if isinstance(call.get("function", {}).get("arguments"), str):
-                    counts.malformed += 1
-                    counts.note("malformed arguments", f"{dialogue.source}: message {i + 1}")
-
-    def _count_spelling(self, dialogue: Dialogue, texts: Sequence[str]) -> None:
-        for i, (message, text) in enumerate(zip(dialogue.messages, texts)):
-            # The marks of a reply's reasoning are no words of its text.
-            said = _REASONING.sub("", text) if self._thinks and message.role == "assistant" else text
-            if self._spelled.search(said):
-                self.counts.spelling += 1
-                self.counts.note("spells a control token", f"{dialogue.source}: message {i + 1}")
-
-    def _realise(self, segments: Iterable[Segment], records: dict, known: dict) -> list[_Piece]:
-        """Segments with the words of a dialogue in place of symbols; empty stretches fall away."""
-        pieces = []
-        for segment in segments:
-            if type(segment) is str:
-                pieces.append(self.tokenizer.controls[segment].id)
-                continue
-            parts = [(p, -1) if type(p) is str else (p.value(records, known), p.owner) for p in segment.parts]
-            if segment.lstrip or segment.rstrip:
-                parts = _strip(parts, segment.lstrip, segment.rstrip)
-            text = parts[0][0] if len(parts) == 1 else "".join(text for text, _ in parts)
-            if text:
-                pieces.append(_Words((text, segment.place), tuple(part for part in parts if part[0])))
-        return pieces
-
     def _tokenise(self, plans: Iterable["list[_Leg] | _Chain | None"]) -> None:
         """Tokenises all texts of `plans`, each once, many at a time."""
-        known = self._ids
-        wanted: tuple[dict[str, None], ...] = ({}, {}, {})
-        for plan in plans:
-            if type(plan) is _Chain:
-                for key in plan.words:
-                    if key not in known:
-                        wanted[key[1]][key[0]] = None
-                for (text, place), _ in plan.doubts:
-                    wanted[place][text] = None
-            else:
-                for leg in plan or ():
-                    for pieces in (*leg.context, leg.response):
-                        for piece in pieces:
-                            if type(piece) is _Words:
-                                self._want(piece, wanted)
-        for place, texts in enumerate(wanted):
-            if texts:
-                known.update(zip(zip(texts, repeat(place)), self._encode_batch(list(texts), place)))
-
-    def _want(self, words: _Words, wanted: Sequence[dict[str, None]]) -> None:
-        (text, place), parts = words
-        if words.key not in self._ids:
-            wanted[place][text] = None
-        for part, _ in parts[:-1]:
-            if (part, place) not in self._literals:
-                if len(self._literals) > 20_000:
-                    self._literals.clear()
-                self._literals[part, place] = self.tokenizer.encode_batch([part], place)[0]
-
-    def _encode_batch(self, texts: list[str], place: int) -> list:
-        try:
-            return self.tokenizer.encode_batch(texts, place)
-        except InputError:
-            return [self._encode_or_error(text, place) for text in texts]
-
-    def _encode_or_error(self, text: str, place: int) -> list[int] | InputError:
-        try:
-            return self.tokenizer.encode_batch([text], place)[0]
-        except InputError as error:
-            return error
+        self._texts.encode(key for plan in plans if plan for key in _keys(plan))
 
     def _grow(self, dialogue: Dialogue, legs: Sequence[_Leg]) -> Grown:
         builder, responses = TreeBuilder(), []
@@ -371,13 +249,13 @@ class Encoder:
             del depths[leg.start + 1 :]
             for pieces in leg.context:
                 depth = depths[-1]
-                for message, ids in self._owned(dialogue, pieces):
+                for message, ids in self._texts.owned(pieces, dialogue.source):
                     depth = builder.descend(depth, ids, message, turn.number)
                 depths.append(depth)
             depth, first = depths[-1], len(builder)
             for place, piece in enumerate(leg.response):
                 weight = leg.weight if place >= leg.reasoning else 0.0
-                for message, ids in self._owned(dialogue, (piece,)):
+                for message, ids in self._texts.owned((piece,), dialogue.source):
                     depth = builder.descend(depth, ids, message, turn.number, weight)
             responses.append((first, len(builder), turn.message))
             self.counts.altered += self._is_altered(leg.response)
@@ -389,31 +267,8 @@ class Encoder:
             _share_out(tree, responses, self.selection.weigh_per)
         return Grown(tree, responses)
 
-    def _owned(self, dialogue: Dialogue, pieces: Iterable[_Piece]) -> Iterator[tuple[int, list[int]]]:
-        """(whose words, ids) of pieces, in order; a token that reaches across a border goes with the later part."""
-        for piece in pieces:
-            if type(piece) is int:
-                yield -1, [piece]
-                continue
-            whole = self._ids[piece.key]
-            if type(whole) is not list:
-                raise TemplateRefusal(f"{dialogue.source}: {whole}")
-            start = 0
-            for part, owner in piece.parts[:-1]:
-                own = self._literals.get((part, piece.key[1]))
-                if own is None:
-                    own = self._literals[part, piece.key[1]] = self.tokenizer.encode_batch([part], piece.key[1])[0]
-                end = start + len(own)
-                if whole[start:end] != own:
-                    end = start + next((i for i, (a, b) in enumerate(zip(own, whole[start:])) if a != b), 0)
-                if end > start:
-                    yield owner, whole[start:end]
-                    start = end
-            if start < len(whole):
-                yield piece.parts[-1][1], whole[start:] if start else whole
-
-    def _is_altered(self, response: Sequence[_Piece]) -> bool:
-        return not all(self._is_exact(piece.key) for piece in response if type(piece) is _Words)
+    def _is_altered(self, response: Sequence[Piece]) -> bool:
+        return not all(self._texts.is_exact(piece.key) for piece in response if type(piece) is Words)
 
     def _fit(self, dialogue: Dialogue, grown: Grown) -> list[TokenTree]:
         """What of a tree is kept under the policy for long ones, as one or more trees; and counted."""
@@ -422,71 +277,27 @@ class Encoder:
             wanted = self.selection.weights(dialogue)
             wanted = {message: wanted[message] for _, _, message in grown.responses}
             trees = shorten(self.over_length, dialogue, wanted, self.grow, self._measure, self.max_length)
-            left = sum(len(response_ends(tree)) for tree in trees)
-            counts.over_length += 1
-            counts.over_length_dropped += not trees
-            counts.over_length_cut += bool(trees)
-            counts.over_length_windows += max(len(trees) - 1, 0)
-            counts.over_length_responses += len(grown.responses) - left
-            supervised = sum(np.count_nonzero(tree.response_mask_N) for tree in trees)
-            counts.over_length_supervised_tokens += int(np.count_nonzero(grown.tree.response_mask_N) - supervised)
+            count_over_length(counts, grown.tree, len(grown.responses), trees)
         counts.kept += bool(trees)
         for tree in trees:
-            self._count(dialogue, tree)
+            count_tree(counts, dialogue, tree)
+            count_double_bos(counts, dialogue, tree.tokens_N[:2].tolist(), self.tokenizer.bos_id)
         return trees if self.trees == "tree" else [chain for tree in trees for chain in expand(tree)]
 
     def _measure(self, tree: TokenTree) -> int:
         """The slots that the longest piece of a tree takes, as it is laid out."""
         return len(tree) if self.trees == "tree" else int(positions(tree.parents_N).max()) + 1
 
-    def _count(self, dialogue: Dialogue, tree: TokenTree) -> None:
-        counts, mask = self.counts, tree.response_mask_N
-        supervised = np.flatnonzero(mask)
-        if is_one_chain(tree):
-            counts.chain_tokens += len(tree)
-            depths_N = range(len(tree))
-        else:
-            counts.branching += 1
-            counts.chain_tokens += sum(map(len, expand(tree)))
-            depths_N = positions(tree.parents_N)
-        counts.response_tokens += sum(int(depths_N[end]) + 1 for end in response_ends(tree).tolist())
-        counts.tokens += len(tree)
-        counts.supervised_tokens += len(supervised)
-        counts.supervised_weight += float(mask.sum(dtype="float64"))
-        turns = tree.turn_ids_N[supervised]
-        for turn, count in enumerate(np.bincount(turns).tolist()):
-            if count:
-                counts.by_turn[turn] += count
-        # A stop belongs to the message whose words it follows.
-        owners = tree.message_ids_N[supervised]
-        last = np.maximum.accumulate(np.where(owners >= 0, np.arange(len(owners)), -1))
-        owners = np.where(last >= 0, owners[last], -1)
-        for message, count in zip(*(values.tolist() for values in np.unique(owners, return_counts=True))):
-            counts.by_role[dialogue.messages[message].role if message >= 0 else "assistant"] += count
-        self._count_double_bos(dialogue, tree.tokens_N[:2].tolist())
 
-    def _count_double_bos(self, dialogue: Dialogue, first: Sequence[int]) -> None:
-        if len(first) > 1 and first[0] == first[1] == self.tokenizer.bos_id:
-            self.counts.double_bos += 1
-            self.counts.note("double BOS", dialogue.source)
-
-
-def _strip(parts: list[tuple[str, int]], left: bool, right: bool) -> list[tuple[str, int]]:
-    """Parts without the white space at their ends that a control token eats."""
-    parts = list(parts)
-    while left and parts:
-        text, owner = parts[0]
-        parts[0] = (text.lstrip(WHITESPACE), owner)
-        if parts[0][0]:
-            break
-        del parts[0]
-    while right and parts:
-        text, owner = parts[-1]
-        parts[-1] = (text.rstrip(WHITESPACE), owner)
-        if parts[-1][0]:
-            break
-        del parts[-1]
-    return parts or [("", -1)]
+def _keys(plan: "list[_Leg] | _Chain") -> Iterator[Key]:
+    """The texts that are to be tokenised."""
+    if type(plan) is _Chain:
+        yield from plan.words
+        yield from (key for key, _ in plan.doubts)
+    else:
+        for leg in plan:
+            for pieces in (*leg.context, leg.response):
+                yield from (piece.key for piece in pieces if type(piece) is Words)
 
 
 def _share_out(tree: TokenTree, responses: Sequence[tuple[int, int, int]], per: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from mtsft.config import default
 from mtsft.errors import InputError
 from mtsft.training import run as rooms
+from mtsft.training.noise import noise_of
 from mtsft.training.run import Run
 from mtsft.training.step import Door
 
@@ -145,3 +146,43 @@ def test_layers_are_compiled_as_the_config_says(make_run):
     assert len(jax.tree.leaves(make_run(**{"model.num_hidden_layers": 2}).shapes.params)) == 12
     unrolled = {"model.num_hidden_layers": 2, "model.scan_layers": False}
     assert len(jax.tree.leaves(make_run(**unrolled).shapes.params)) == 21
+
+
+def test_noise_averages_and_rates_are_the_configs(make_run, compiled):
+    changes = {"train.neftune_alpha": 4.0, "train.seed": 3, "train.average_decay": 0.5}
+    groups = {"train.learning_rate_groups": '{"embed": 0.25}'}
+    run = make_run(**changes, **groups)
+    run.compile_step()
+    batch = run.train_source()[0]
+    noise, expected = (draw(7, batch) for draw in (compiled["draw_noise"], noise_of(run.model, 3, 4.0)))
+    np.testing.assert_array_equal(*(jax.random.key_data(each.keys_B) for each in (noise, expected)))
+    np.testing.assert_array_equal(noise.embedding_BxL, expected.embedding_BxL)
+    assert compiled["average_decay"] == 0.5
+    assert compiled["rate_factors"]["embed"]["embedding"] == 0.25
+    assert run.shapes.average is not None
+
+
+def test_what_is_trained_may_not_change_within_a_run(make_run):
+    first, *others = (
+        make_run(**{"lora.rank": 2, **changes}).identity()
+        for changes in (
+            {},
+            {"lora.rank": 3},
+            {"lora.alpha": 1.0},
+            {"lora.targets": "mlp"},
+            {"train.freeze": "mlp"},
+            {"train.average_decay": 0.5},
+        )
+    )
+    assert [[name for name in first if first[name] != other[name]] for other in others] == [
+        ["lora.rank"],
+        ["lora.alpha"],
+        ["lora.targets"],
+        ["train.freeze"],
+        ["train.average_decay"],
+    ]
+
+
+def test_muon_is_refused_where_adapters_leave_it_nothing(make_run):
+    with pytest.raises(InputError, match=r"^train.optimizer='muon' moves the layers' matrices, which lora.rank freeze"):
+        make_run(**{"lora.rank": 2, "train.optimizer": "muon"})

@@ -1,0 +1,73 @@
+"""What becomes of a run as time passes: where it may be kept, what it freezes, when it ends."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from runs import parameters, same
+from safetensors.numpy import load_file, save_file
+
+from mtsft.errors import InputError
+from mtsft.model.parameters import join
+from mtsft.training import evaluating, loop, trained
+
+
+@pytest.mark.parametrize("kind", ["a model", "a config", "a file", "below a file"])
+def test_a_workdir_that_is_no_runs_is_refused_and_left_alone(exported, make_config, tmp_path, kind):
+    path = tmp_path / "work"
+    if kind == "a model":
+        shutil.copytree(exported, path)
+    elif kind == "a config":
+        path.mkdir()
+        (path / "config.json").write_text('{"mine": 1}')
+    else:
+        path.write_text("mine")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    workdir = path / "run" if kind == "below a file" else path
+    says = {
+        "a model": f"--workdir={path}: holds config.json, and no run of mtsft; choose a folder for the run",
+        "a config": f"--workdir={path}: holds config.json, and no run of mtsft; choose a folder for the run",
+        "a file": f"--workdir={path}: is a file; choose a folder",
+        "below a file": f"--workdir={workdir}: cannot be made ",
+    }
+    with pytest.raises(InputError) as refusal:
+        loop.train(make_config(**{"model.init_from": str(exported)}), workdir)
+    assert str(refusal.value).startswith(says[kind])
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_a_run_of_bad_steps_alone_is_no_run(folder, exported, make_config):
+    broken = shutil.copytree(exported, folder / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"] *= np.nan
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    config = make_config(**{"model.init_from": str(broken), "train.steps": 3})
+    with pytest.raises(InputError, match=r"^step 3: the loss or its gradient was not finite for 3 steps in a row"):
+        loop.train(config, folder / "wild")
+
+
+def test_frozen_parameters_stay_those_of_the_folder(folder, exported, make_config):
+    config = make_config(**{"model.init_from": str(exported), "train.freeze": "^embed|/attention/|norm/"})
+    result = loop.train(config, folder / "frozen")
+    assert result["finished"]
+    before, after = parameters(exported), parameters(folder / "frozen")
+    assert same(before["embed"], after["embed"])
+    assert same(before["layers"][0]["attention"], after["layers"][0]["attention"])
+    assert not same(before["layers"][0]["mlp"], after["layers"][0]["mlp"])
+    assert jax.tree.structure(join(after, {})) == jax.tree.structure(before)
+
+
+def test_training_stops_early_and_stays_stopped(folder, exported, make_config):
+    changes = {"model.init_from": str(exported), "eval.patience": 2, "eval.every": 1, "eval.min_improvement": 100.0}
+    config = make_config(**changes, **{"train.steps": 9, "train.average_decay": 0.5})
+    result = loop.train(config, folder / "early")
+    assert (result["finished"], result["steps"]) == (True, 3)  # the first is the best; two more were no better
+    logged = (folder / "early" / "eval.jsonl").read_text()
+    assert loop.train(config, folder / "early")["steps"] == 3
+    assert (folder / "early" / "eval.jsonl").read_text() == logged
+    assert trained.load(folder / "early").step == result["best_step"]
+    (best,) = [line for line in map(json.loads, logged.splitlines()) if line["step"] == result["best_step"]]
+    # The average, not the last parameters, is what was evaluated and is kept.
+    assert evaluating.evaluate(config, folder / "early")["loss"] == pytest.approx(best["loss"], rel=1e-6)
