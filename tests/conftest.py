@@ -17,8 +17,6 @@ from mtsft.dialogue.recipe import Chat, Recipe, markers_of
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-REAL_DATA = Path(os.environ.get("MTSFT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-
 TEXTS = [
     "Hello there, how are you today?",
     "I am well, thank you. And you?",
@@ -63,12 +61,18 @@ def write_jsonl(tmp_path):
     return write
 
 
+@pytest.fixture(scope="session")
+def real_data_folder():
+    """Where real dialogues are, if anywhere."""
+    return Path(os.environ.get("MTSFT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
 @pytest.fixture
-def real_data():
+def real_data(real_data_folder):
     """Finds a file of real dialogues, or skips the test, saying why."""
 
     def find(name):
-        path = REAL_DATA / name
+        path = real_data_folder / name
         if not path.exists():
             pytest.skip(f"needs the real dialogues {name}; set MTSFT_TEST_DATA to the folder that holds them")
         return path

@@ -46,15 +46,13 @@ def _today(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def real():
+def real(real_data_folder):
     """The dialogues of a file of real ones, each file read once; None where it is not there."""
-    from conftest import REAL_DATA
-
     read = {}
 
     def find(name):
         if name not in read:
-            path = REAL_DATA / f"{name}.jsonl"
+            path = real_data_folder / f"{name}.jsonl"
             read[name] = oracle.read(path) if path.exists() else None
         return read[name]
 
