@@ -120,8 +120,8 @@ def _kinds(values: Values, family: Family, count: int) -> list[str]:
     window, listed = values.get("sliding_window"), listed_layers(values, count)
     if family.slides == "none" or (family.slides == "late" and not values.flag("use_sliding_window")):
         window = None
-    if family.slides == "pattern":
-        every = values.size("sliding_window_pattern")
+    if family.slides in ("alternately", "pattern"):
+        every = values.size("sliding_window_pattern") if family.slides == "pattern" else 2
         implied = ["sliding" if (i + 1) % every else "full" for i in range(count)]
     else:
         first = (values.get("max_window_layers") or 0) if family.slides == "late" else 0
@@ -222,6 +222,7 @@ def _window(family: Family, fields: Mapping[str, Any]) -> dict[str, Any]:
     if family.slides == "late":
         first = kinds.index("sliding_attention") if slides else len(kinds)
         return keys | {"use_sliding_window": slides, "max_window_layers": first}
+    keys["sliding_window"] = window or fields["max_position_embeddings"]  # wanted also where no layer slides
     if "rope_local_theta" not in family.fixed:
         keys["rope_local_base_freq"] = fields["rope_local_theta"] or fields["rope_theta"]
         pattern = fields["layer_types"].split(",")

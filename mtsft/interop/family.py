@@ -14,8 +14,9 @@ class Family:
 
     fixed: fields of Architecture. said: fields that config.json says, by its key. defaults: of keys that it leaves out.
     slides: which layers have a window: "none"; "all", where there is a sliding_window; "late", from max_window_layers
-    on; "pattern", by sliding_window_pattern. inner: the key of the decoder's config, where it is part of a larger one.
-    whole_heads: transformers wants hidden_size to be a multiple of num_attention_heads.
+    on; "alternately", the first and every other one; "pattern", by sliding_window_pattern. inner: the key of the
+    decoder's config, where it is part of a larger one. whole_heads: transformers wants hidden_size to be a multiple of
+    num_attention_heads.
     """
 
     model_type: str
@@ -66,9 +67,7 @@ _GEMMA = _COMMON | dict(
     query_pre_attn_scalar=256,
     sliding_window=4096,
 )
-_GEMMA2 = _GEMMA | dict(
-    max_position_embeddings=8192, attn_logit_softcapping=50.0, final_logit_softcapping=30.0, sliding_window_pattern=2
-)
+_GEMMA2 = _GEMMA | dict(max_position_embeddings=8192, attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
 _GEMMA3 = _GEMMA | dict(
     vocab_size=262_208,
     hidden_size=2304,
@@ -134,7 +133,7 @@ FAMILIES = {
         Family(
             "gemma2",
             "Gemma2ForCausalLM",
-            slides="pattern",
+            slides="alternately",
             fixed=_without(*_GEMMA2_SAID, **_GEMMA_FIXED),
             said=_GEMMA2_SAID,
             defaults=_GEMMA2,

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtsft.errors import InputError, one_line
-from mtsft.model.architecture import ROPE_TYPES
+from mtsft.model.architecture import ROPE_TYPES, YARN_OPTIONS, rope_fault
 
 _KINDS = {"full_attention": "full", "sliding_attention": "sliding"}
-# What yarn reads beside its factor, where it is there.
-_YARN = ("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 
 
 class Values:
@@ -78,17 +76,27 @@ def read_rope(values: Values) -> tuple[float, str]:
     parameters = values.mapping(key)
     if any(isinstance(value, Mapping) for value in parameters.values()):
         raise values.refusal(f"{key} differs by the kind of layer, which this family's does not")
-    return _read_rope(values, key, parameters, values.number("rope_theta"))
+    original = values.get("original_max_position_embeddings")  # which goes before the one among the parameters
+    return _read_rope(values, key, parameters, values.number("rope_theta"), original)
 
 
 def read_rope_by_kind(values: Values) -> tuple[float, str, float]:
-    """The same for full layers, and the theta of sliding ones (Gemma 3)."""
+    """The same for full layers, and the theta of sliding ones (Gemma 3).
+
+    What transformers reads otherwise here than elsewhere, or not at all, is refused.
+    """
     parameters = values.mapping("rope_parameters")
     unknown = [kind for kind in parameters if kind not in _KINDS]
     if unknown or not all(isinstance(value, Mapping | None) for value in parameters.values()):
         raise values.refusal("rope_parameters must hold one object for full_attention and one for sliding_attention")
     full = {**(parameters.get("full_attention") or {}), **values.mapping("rope_scaling")}
     sliding = parameters.get("sliding_attention") or {}
+    if full.get("type") and not full.get("rope_type"):
+        raise values.refusal(
+            "rope_scaling has its type under that name, which not every transformers reads here; call it rope_type"
+        )
+    if not full.get("truncate", True):
+        raise values.refusal("rope_scaling sets truncate, which transformers does not read here; leave it out")
     theta, scaling = _read_rope(values, "rope_parameters", full, values.number("rope_theta"))
     local, scaled = _read_rope(values, "rope_parameters", sliding, values.number("rope_local_base_freq"))
     if scaled:
@@ -96,35 +104,29 @@ def read_rope_by_kind(values: Values) -> tuple[float, str, float]:
     return theta, scaling, local
 
 
-def _read_rope(values: Values, key: str, parameters: Mapping[str, Any], theta: float) -> tuple[float, str]:
+def _read_rope(
+    values: Values, key: str, parameters: Mapping[str, Any], theta: float, original: Any = None
+) -> tuple[float, str]:
     for factor in (values.get("partial_rotary_factor"), parameters.get("partial_rotary_factor")):
         if factor not in (None, 1):
             raise values.refusal(f"partial_rotary_factor is {one_line(repr(factor), 60)}; only 1 is supported")
     if parameters.get("rope_theta") is not None:
         theta = Values(parameters, {}, f"{values.where}: {key}").number("rope_theta")
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if not isinstance(kind, str) or kind not in ROPE_TYPES:
-        raise values.refusal(
-            f"{key} has the rope_type {one_line(repr(kind), 60)}, which is not supported; {', '.join(ROPE_TYPES)} are"
-        )
+    read = {**parameters, "rope_type": parameters.get("rope_type") or parameters.get("type") or "default"}
+    # Without one, the model's own context: to be written down, as it may be another in a run.
+    original = original or read.get("original_max_position_embeddings") or values.get("max_position_embeddings")
+    read["original_max_position_embeddings"] = original
+    if fault := rope_fault(read):
+        raise values.refusal(f"{key} {fault}")
+    kind = read["rope_type"]
     if kind == "default":
         return theta, ""
-    read = {**parameters}
-    if kind in ("llama3", "yarn"):
-        # transformers prefers the one beside the parameters, and has the model's context for none.
-        original = values.get("original_max_position_embeddings") or read.get("original_max_position_embeddings")
-        if original or kind == "llama3":
-            read["original_max_position_embeddings"] = original or values.get("max_position_embeddings")
-    scaling = {name: read[name] for name in ROPE_TYPES[kind] if name in read}
+    scaling = {name: read[name] for name in ("rope_type", *ROPE_TYPES[kind])}
     if kind == "yarn":
-        scaling |= {name: read[name] for name in _YARN if read.get(name) is not None}
-    for name in dict.fromkeys((*ROPE_TYPES[kind], *scaling)):
-        if not is_positive(scaling.get(name)):
-            shown = one_line(repr(scaling.get(name)), 60)
-            raise values.refusal(f"{key} has the {name} {shown}; a rope_type {kind!r} needs a number above 0")
-    if kind == "yarn" and read.get("truncate", True) is not True:
-        scaling["truncate"] = bool(read["truncate"])
-    return theta, json.dumps({"rope_type": kind, **scaling})
+        scaling |= {name: read[name] for name in YARN_OPTIONS if read.get(name) is not None}
+        if read.get("truncate", True) is not True:
+            scaling["truncate"] = bool(read["truncate"])
+    return theta, json.dumps(scaling)
 
 
 def listed_layers(values: Values, count: int) -> list[str] | None:

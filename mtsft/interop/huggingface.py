@@ -25,6 +25,7 @@ INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "co
 # The fields of Architecture that no folder says.
 NUMERICS = {"dtype": "float32", "param_dtype": "float32", "scan_layers": True, "remat": "none"}
 _NAMED = 4  # names that an error lists
+_LONGEST_NAME = 255  # of a file
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _files(path: Path) -> tuple[list[Path], dict[str, Path] | None]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: has no weight_map; fetch it anew")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or shard != Path(shard).name:
+        if not isinstance(shard, str) or shard != Path(shard).name or len(shard) > _LONGEST_NAME:
             raise InputError(f"{index}: puts the tensor {name} into {one_line(repr(shard), 80)}, not a file beside it")
     files = [path / shard for shard in sorted({*weight_map.values()})]
     if missing := [file.name for file in files if not file.exists()]:

@@ -277,6 +277,11 @@ def _taken_apart(
 def _check_nothing_is_left(file: Path, stored: Mapping[str, Tensor]) -> None:
     """Raises InputError for tensors that no matrix of the layers has taken."""
     for name in stored:
+        if "vision_tower." in name or "multi_modal_projector." in name:
+            raise InputError(
+                f"{file}: holds the tensor {one_line(name, 100)}; adapters of the part that sees images are not "
+                f"supported; {_MERGE}, or adapt the language model alone"
+            )
         if re.search(r"\b(embed_tokens|lm_head)\.", name):
             raise InputError(
                 f"{file}: holds the tensor {one_line(name, 100)}; adapters of the embedding or the head are not "

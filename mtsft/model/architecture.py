@@ -1,7 +1,9 @@
 """What a decoder is: sizes, customs and numerics, as data."""
 
 import json
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtsft.errors import InputError
+from mtsft.errors import InputError, one_line
 
 # What the backward pass keeps of a layer; the rest it computes again. "none" keeps all.
 REMAT_POLICIES = {
@@ -30,8 +32,10 @@ ROPE_TYPES = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": ("factor",),
+    "yarn": ("factor", "original_max_position_embeddings"),
 }
+# What yarn may say beside these, each a number above 0; and "truncate".
+YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +100,8 @@ class Architecture:
             )
         if any(self.slides) and not self.sliding_window:
             raise InputError(f"model.layer_types={self.layer_types!r} slides: set model.sliding_window to its tokens")
-        _check_rope(self.rope)
+        if fault := rope_fault(self.rope):
+            raise InputError(f"model.rope_scaling {fault}")
 
     @cached_property
     def slides(self) -> tuple[bool, ...]:
@@ -116,7 +121,7 @@ class Architecture:
                 f"model.rope_scaling={self.rope_scaling!r}: write one JSON object, such as "
                 '\'{"rope_type": "linear", "factor": 4.0}\''
             )
-        return {"rope_type": "default", "max_position_embeddings": self.max_position_embeddings, **scaling}
+        return {"rope_type": "default", **scaling}
 
     @property
     def attention_scale(self) -> float:
@@ -124,16 +129,22 @@ class Architecture:
         return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
 
-def _check_rope(rope: dict[str, Any]) -> None:
-    kind = rope["rope_type"]
-    if kind not in ROPE_TYPES:
-        raise InputError(f"model.rope_scaling: the rope_type {kind!r} is not known; use one of {', '.join(ROPE_TYPES)}")
-    needed = ROPE_TYPES[kind]
-    if kind == "yarn" and not rope["max_position_embeddings"]:
-        needed = (*needed, "original_max_position_embeddings")
-    for name in needed:
-        if not isinstance(rope.get(name), int | float) or not rope[name] > 0:
-            raise InputError(f"model.rope_scaling: the rope_type {kind!r} needs a {name} above 0")
+def rope_fault(scaling: Mapping[str, Any]) -> str:
+    """What is wrong with a rope_scaling that says its rope_type; "" for nothing."""
+    kind = scaling["rope_type"]
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
+        known = ", ".join(ROPE_TYPES)
+        return f"has the rope_type {one_line(repr(kind), 60)}, which is not supported; {known} are"
+    options = [name for name in YARN_OPTIONS if kind == "yarn" and scaling.get(name) is not None]
+    for name in (*ROPE_TYPES[kind], *options):
+        value = scaling.get(name)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            return f"has the {name} {one_line(repr(value), 60)}; a rope_type {kind!r} needs a number above 0"
+    if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+        return "has a low_freq_factor that is not below its high_freq_factor"
+    if kind == "yarn" and (scaling.get("beta_fast") or 32) < (scaling.get("beta_slow") or 1):
+        return "has a beta_fast below its beta_slow"
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)

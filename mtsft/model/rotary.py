@@ -38,7 +38,8 @@ def rope_frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) ->
     Peng et al. 2023, arXiv:2309.00071, sections 3.2 to 3.4.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = 1 / np.float32(theta) ** exponents
+    # Powers that are rounded once: what they are off by is multiplied by the position.
+    frequencies = 1 / (theta ** exponents.astype(np.float64)).astype(np.float32)
     kind, factor = scaling.get("rope_type", "default"), scaling.get("factor", 1.0)
     if kind == "linear":
         return frequencies / np.float32(factor), 1.0
@@ -51,13 +52,14 @@ def rope_frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) ->
 
 def _llama3(frequencies, factor: float, scaling: Mapping[str, Any]) -> np.ndarray:
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)  # over the original context
+    # Over the original context; by the wavelength, as the reference rounds it.
+    turns = scaling["original_max_position_embeddings"] / (2 * math.pi / frequencies)
     kept = np.clip((turns - low) / (high - low), 0, 1)
     return kept * frequencies + (1 - kept) * frequencies / factor
 
 
 def _yarn(frequencies, head_dim: int, theta: float, factor: float, scaling: Mapping[str, Any]) -> np.ndarray:
-    context = scaling.get("original_max_position_embeddings") or scaling["max_position_embeddings"]
+    context = scaling["original_max_position_embeddings"]
 
     def index_of(turns: float) -> float:
         """The place, among the frequencies, of the one that makes so many turns over the original context."""

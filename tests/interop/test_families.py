@@ -129,6 +129,19 @@ def test_rope_of_any_age():
     assert scaling(**yarn, finetuned=True, truncate=False, mscale=None) == scaling(**yarn) | {"truncate": False}
     assert scaling(rope_type="linear", type="yarn", factor=2) == dict(rope_type="linear", factor=2)
     assert scaling(rope_type="default") == {}
+    # Its own context where none is said: a run that is made for another one turns as the model did.
+    del yarn["original_max_position_embeddings"]
+    assert scaling(**yarn) == dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=131072)
+
+
+def test_rope_of_kinds_of_layers_has_no_context_beside_it():
+    def scaling(**rope):
+        text = PUBLISHED["Gemma-3-4b"]["text_config"] | dict(rope_scaling=rope, original_max_position_embeddings=77)
+        return changed("Gemma-3-4b", text_config=text)["rope_scaling"]
+
+    yarn = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
+    assert scaling(**yarn) == yarn
+    assert scaling(rope_type="yarn", factor=4.0)["original_max_position_embeddings"] == 131072
 
 
 def test_biases():
@@ -150,6 +163,7 @@ def test_layers_that_slide():
         changed("Qwen3-0.6B", use_sliding_window=True, sliding_window=64, max_window_layers=0)["sliding_window"] == 64
     )
     assert changed("Gemma-3-1b", sliding_window_pattern=2)["layer_types"] == "sliding,full"
+    assert changed("Gemma-2-2b", sliding_window_pattern=6)["layer_types"] == "sliding,full"  # a key of Gemma 3's
 
 
 REFUSALS = [
@@ -181,6 +195,9 @@ REFUSALS = [
     ("Llama-3.1-8B", dict(rope_scaling=dict(rope_type=["x"])), "rope_type"),
     ("Llama-3.1-8B", dict(rope_scaling=dict(rope_type="linear")), "factor None"),
     ("Llama-3.1-8B", dict(rope_scaling=LLAMA3 | dict(factor="8")), "factor '8'"),
+    ("Llama-3.1-8B", dict(rope_scaling=LLAMA3 | dict(factor=8, low_freq_factor=4)), "not below its high_freq_factor"),
+    ("Llama-3.1-8B", dict(rope_scaling=dict(rope_type="yarn", factor=2, beta_fast=1, beta_slow=2)), "below its beta_s"),
+    ("Llama-3.1-8B", dict(rope_scaling=dict(rope_type="yarn", factor=2, mscale=-1)), "mscale -1"),
     ("Llama-3.1-8B", dict(rope_theta=-1), "rope_theta is -1"),
     ("Llama-3.1-8B", dict(rope_scaling=None, rope_parameters={"full_attention": {}}), "differs by the kind"),
     ("Llama-3.1-8B", dict(layer_types=["sliding_attention"] * 32, sliding_window=9), "different things"),
@@ -202,6 +219,8 @@ REFUSALS = [
         dict(rope_parameters={"sliding_attention": {"rope_type": "linear", "factor": 2.0}}),
         "sliding layers",
     ),
+    ("Gemma-3-1b", dict(rope_scaling=dict(type="linear", factor=8.0)), "call it rope_type"),
+    ("Gemma-3-1b", dict(rope_scaling=dict(rope_type="yarn", factor=8.0, truncate=False)), "sets truncate"),
     ("Gemma-3-4b", dict(text_config=dict(final_logit_softcapping=30.0)), "final_logit_softcapping"),
     ("Gemma-3-4b", dict(text_config=7), "text_config is 7"),
     ("Gemma-3-4b", dict(quantization_config={"bits": 4}), "quantization_config"),
@@ -286,7 +305,7 @@ def test_export_and_back(published):
     [
         ({}, "llama"),
         (dict(attention_bias=True, attention_output_bias=True, mlp_bias=True), "llama"),
-        (dict(rope_scaling='{"rope_type": "yarn", "factor": 4.0}'), "llama"),
+        (dict(rope_scaling='{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}'), "llama"),
         (dict(num_attention_heads=6, num_key_value_heads=2), "mistral"),
         (dict(sliding_window=8, layer_types="sliding"), "mistral"),
         (dict(sliding_window=8, layer_types="full,sliding", attention_bias=True), "qwen2"),
@@ -308,6 +327,8 @@ def test_export_finds_the_family(changes, model_type):
     fields = sized(100, 64, 96, 4, 4, 2, 16, 128) | PLAIN | {"rope_scaling": ""} | changes
     config = config_of(fields)
     assert config["model_type"] == model_type
+    if "gemma" in model_type:  # which transformers cannot run without a window, used or not
+        assert config["sliding_window"] > 0
     assert describe(config, "exported/config.json")[1] == fields
 
 

@@ -372,6 +372,8 @@ BAD_FILES = {
     "config.json a list": (lambda d: (d / "config.json").write_text("[1]"), ["config.json", "no JSON object"]),
     "config.json not text": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe{"), ["config.json", "JSON"]),
     "index cut": (lambda d: change(index(d), lambda c: c[:50]), ["index.json", "JSON"]),
+    "a name that no file has": (
+        lambda d: index(d).write_text(json.dumps({"weight_map": {"x": "m" * 300}})), ["index.json", "tensor x"]),
     "index without a map": (lambda d: index(d).write_text("{}"), ["index.json", "weight_map"]),
     "index leads outside": (lambda d: change(index(d), lambda c: c.replace(b'"model-00001', b'"../x', 1)), ["../x"]),
     "index names a tensor too many": (

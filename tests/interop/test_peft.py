@@ -28,7 +28,7 @@ GEMMA = {key: value for key, value in PHI.items() if key not in ("architectures"
 SMALL = {
     family.model_type: PHI
     | dict(architectures=[family.architecture], model_type=family.model_type)
-    | (dict(head_dim=8, sliding_window=8, query_pre_attn_scalar=8) if family.slides == "pattern" else {})
+    | (dict(head_dim=8, sliding_window=8, query_pre_attn_scalar=8) if "gemma" in family.model_type else {})
     | ({family.inner: GEMMA} if family.inner else {})
     for family in families.FAMILIES.values()
 }
@@ -303,6 +303,9 @@ REFUSED = {
         {}, {"base_model.model.model.embed_tokens.base_layer.weight": (96, 32)}, ["embed_tokens", *OUTER]
     ),
     "the head": ({}, {"base_model.model.lm_head.lora_A.weight": (2, 32)}, ["lm_head.lora_A", *OUTER]),
+    "what sees images": (
+        {}, {"base_model.model.model.vision_tower.layers.0.q_proj.lora_A.weight": (2, 32)}, ["vision_tower", "sees images are not supported"]
+    ),
     "another dtype": ({}, {Q.format(0, "A"): np.zeros((2, 32), np.int8)}, [".q_proj.lora_A.weight", "I8"]),
 }  # fmt: skip
 

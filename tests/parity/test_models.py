@@ -130,7 +130,8 @@ def test_rope(scaling):
     model = transformers.AutoModelForCausalLM.from_config(models.their_config(values))
     arch = models.architecture(values)
     frequencies, factor = rope_frequencies(arch.head_dim, arch.rope_theta, arch.rope)
-    np.testing.assert_allclose(frequencies, model.model.rotary_emb.inv_freq.numpy(), rtol=1e-6)
+    # To the last bit of float32: a difference grows with the position.
+    np.testing.assert_allclose(frequencies, model.model.rotary_emb.inv_freq.numpy(), rtol=1.2e-7, atol=1e-8)
     np.testing.assert_allclose(factor, model.model.rotary_emb.attention_scaling, rtol=1e-6)
 
 
