@@ -125,7 +125,7 @@ def default() -> ConfigDict:
     evaluation.min_improvement = 0.0  # nats per supervised token by which a loss must be better
 
     config.checkpoint = checkpoint = ConfigDict()
-    checkpoint.every = 500  # steps between checkpoints, and once at the end
+    checkpoint.every = 500  # steps between checkpoints; also at the end, and where held-out loss is the best so far
     checkpoint.keep = 2  # latest checkpoints to keep, beside the best by held-out loss
 
     config.parallel = parallel = ConfigDict()
@@ -168,7 +168,6 @@ def validate(config: ConfigDict) -> None:
         "train.max_bad_steps": 1,
         "train.clip_norm": 0,
         "train.weight_decay": 0,
-        "train.eps": 0,
         "train.learning_rate": 0,
         "train.neftune_alpha": 0,
         "train.average_decay": 0,
@@ -197,6 +196,14 @@ def validate(config: ConfigDict) -> None:
             raise InputError(f"{key}={value}: must be in [0, 1)")
     if not config.lora.alpha > 0:
         raise InputError(f"lora.alpha={config.lora.alpha}: must be above 0; adapters are scaled by alpha / rank")
+    if config.train.epochs >= 2**31:
+        raise InputError(f"train.epochs={config.train.epochs}: must be below 2**31")
+    if not config.train.eps > 0:
+        raise InputError(f"train.eps={config.train.eps}: must be above 0, as it is divided by")
+    for key in ("train.seed", "data.corpus_seed"):
+        group, name = key.split(".")
+        if config[group][name] >= 2**32:
+            raise InputError(f"{key}={config[group][name]}: must be below 2**32")
     if not config.train.average_decay < 1:
         raise InputError(f"train.average_decay={config.train.average_decay}: must be below 1, such as 0.999")
     if config.eval.patience and not config.eval.every:

@@ -1,5 +1,6 @@
 """Low-rank adapters in folders of PEFT (https://github.com/huggingface/peft), and adapters merged into their model."""
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -175,9 +176,19 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
     return LoRA(rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=f"^({targets})$"), adapters
 
 
+def adapter_fingerprint(folder: str | Path) -> str:
+    """Changes whenever the adapters of a PEFT folder do. Raises InputError where it holds none."""
+    folder = expanded(folder)
+    with _weights(folder).open("rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{weights} {hashlib.sha256(read_json(folder / ADAPTER_CONFIG)[0]).hexdigest()}"
+
+
 def _read_lora(folder: Path, modules: Mapping[str, Sequence[_Part]]) -> tuple[LoRA, dict[str, int]]:
     """What adapter_config.json says, without the targets; and the ranks of fused modules, as `_ranks` has them."""
     file = folder / ADAPTER_CONFIG
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give one that PEFT's save_pretrained wrote")
     if not file.exists():
         raise InputError(f"{folder}: holds no {ADAPTER_CONFIG}; give a folder that PEFT's save_pretrained wrote")
     config = read_json(file)[1]

@@ -27,6 +27,14 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 LAYER_TYPES = ("full", "sliding")
+_MAY_BE_0 = (
+    "sliding_window",
+    "max_position_embeddings",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "rope_local_theta",
+)
 QUANTIZED = ("", "int8", "nf4")
 ROPE_TYPES = {
     "default": (),
@@ -78,10 +86,12 @@ class Architecture:
     remat: str
 
     def __post_init__(self):
-        may_be_0 = ("sliding_window", "max_position_embeddings")
         for name, value in vars(self).items():
-            if type(value) is int and value < (name not in may_be_0):
-                raise InputError(f"model.{name}={value}: must be at least {int(name not in may_be_0)}")
+            may_be_0 = name in _MAY_BE_0
+            if type(value) is int and value < (not may_be_0):
+                raise InputError(f"model.{name}={value}: must be at least {int(not may_be_0)}")
+            if type(value) is float and not (value > 0 or (may_be_0 and value == 0)):
+                raise InputError(f"model.{name}={value}: must be {'at least' if may_be_0 else 'above'} 0")
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(
                 f"model.num_attention_heads={self.num_attention_heads} is not a multiple of "
@@ -122,6 +132,11 @@ class Architecture:
                 '\'{"rope_type": "linear", "factor": 4.0}\''
             )
         return {"rope_type": "default", **scaling}
+
+    def positions_after(self, length: int, wanted: int) -> int:
+        """How many of `wanted` more positions it has after so many; all where it is made for any number."""
+        positions = self.max_position_embeddings
+        return max(0, min(wanted, positions - length)) if positions else wanted
 
     @property
     def attention_scale(self) -> float:

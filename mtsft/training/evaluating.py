@@ -13,7 +13,7 @@ from mtsft.diagnose.replies import replies
 from mtsft.errors import InputError
 from mtsft.model.parameters import Params, join, split
 from mtsft.model.sampling import Sampling, generate
-from mtsft.training.pretrained import RunBase, is_of_hugging_face
+from mtsft.training.pretrained import RunBase, open_trained
 from mtsft.training.run import Run
 from mtsft.training.workdir import with_its_date
 
@@ -45,13 +45,15 @@ class Subject:
             _check_held_out(run)
             return cls(run, join(run.create().params, run.frozen()))
         workdir = epath.Path(workdir).expanduser()
-        if is_of_hugging_face(workdir):
+        base = open_trained(workdir)  # refuses before any data is read
+        if not isinstance(base, RunBase):
             raise InputError(
                 f"{workdir}: is a Hugging Face folder, not a workdir; set model.init_from to it and leave out --workdir"
             )
-        base = RunBase(workdir)  # refuses before any data is read
         config = with_its_date(config.copy_and_resolve_references(), workdir)
+        # Those of model.init_from may be others.
         config.data.tokenizer = str(workdir / "tokenizer")
+        config.data.template = config.data.template or str(workdir / "template.json")
         run = Run.of(config)
         _check_held_out(run)
         _check_same_model(run, base.config, workdir)
@@ -62,24 +64,29 @@ class Subject:
         return self.run.evaluate(*split(self.params, self.run.trains))
 
     def replies(self, sampling: Sampling, max_new: int, limit: int = 0) -> list[dict[str, Any]]:
-        """What the model says in held-out contexts; see `mtsft.diagnose.replies.replies`."""
+        """What the model says in held-out contexts; see `mtsft.diagnose.replies.replies`.
+
+        max_new: tokens at most; fewer where the model's positions end.
+        """
         run, stops = self.run, self.run.dataset.recipe.encoder().stop_ids
         batch_size = -(-_BATCH // run.door.num_shards) * run.door.num_shards
 
         def say(prompts: list[list[int]]) -> list[list[int]]:
+            rooms = [run.model.arch.positions_after(len(prompt), max_new) for prompt in prompts]
             with tqdm(total=len(prompts), desc="replies", disable=jax.process_index() > 0) as bar:
-                return generate(
+                said = generate(
                     run.model,
                     self.params,
                     prompts,
                     stops,
-                    max_new,
+                    max(rooms, default=0),
                     sampling,
                     batch_size=batch_size,
                     rows=run.door.batch_sharding,
                     watch=bar.update,
                     vocab_size=run.dataset.tokenizer.vocab_size,
                 )
+            return [reply[:room] for reply, room in zip(said, rooms, strict=True)]
 
         return replies(say, run.dataset.eval, run.dataset.tokenizer, stops, limit)
 

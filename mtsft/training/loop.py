@@ -24,7 +24,7 @@ from mtsft.training.interrupt import Interrupt
 from mtsft.training.metrics import Log, Meter, held_out_losses
 from mtsft.training.run import Run
 from mtsft.training.state import TrainState
-from mtsft.training.stopping import stops_after
+from mtsft.training.stopping import is_best, stops_after
 
 
 def train(
@@ -45,10 +45,12 @@ def train(
     run.check_hosts_agree()
     _claim(workdir, run)
     with Checkpoints(workdir / "checkpoints", run.model, config.checkpoint.keep) as checkpoints:
-        start = checkpoints.latest or 0
+        start, earlier = checkpoints.latest or 0, workdirs.read_result(workdir)
+        _check_leaves_nothing_out(run, start, earlier, workdir)
         state = run.restore(checkpoints, start) if start else run.create()
         frozen = run.frozen()
-        _say(f"{'resuming after' if start else 'starting at'} step {start:,} of {run.steps:,}, {_describe(run)}")
+        doing = "starting at" if not start else "resuming after" if start < run.steps else "nothing left to do after"
+        _say(f"{doing} step {start:,} of {run.steps:,}, {_describe(run)}")
         losses = held_out_losses(workdir / "eval.jsonl", start)
         state = _take_steps(run, state, frozen, start, checkpoints, workdir, began, losses, watch)
         stopped_early = _no_longer_improves(run, losses)
@@ -68,9 +70,12 @@ def train(
             return result
     if run.dataset.corpus_eval is not None:
         result |= _measure_context(run, join(state.best, frozen))
-    result |= {"seconds": round(time.monotonic() - began, 3), "data": run.dataset.accounts()}
+    seconds = round(time.monotonic() - began, 3)
+    if earlier.get("steps") == result["steps"]:  # nothing was trained now
+        seconds = earlier["seconds"]
+    result |= {"seconds": seconds, "rows": run.num_rows, "data": run.dataset.accounts()}
     if _is_first():
-        write_whole(workdir / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+        write_whole(workdir / workdirs.RESULT, (json.dumps(result, indent=1) + "\n").encode())
     return result
 
 
@@ -139,7 +144,7 @@ def _take_steps(
                     bar.write(f"step {step:,}: held-out loss {scores['loss']:.4f}", file=sys.stderr)
                     losses.append(scores["loss"])
                     stopping |= _no_longer_improves(run, losses)
-                    saving |= stopping
+                    saving |= stopping or is_best(losses)
                 # After a skipped step a state is saved at an end alone: its parameters are the last good ones.
                 if saving and (good or stopping or step == steps):
                     log.sync()  # what is logged is never older than the checkpoint it led to
@@ -156,6 +161,21 @@ def _claim(workdir: epath.Path, run: Run) -> None:
     check_same_run(workdir / workdirs.FINGERPRINT, run.identity())
     if _is_first():
         workdirs.write(workdir, run.config, run.dataset.recipe.chat, run.base and run.base.published)
+
+
+def _check_leaves_nothing_out(run: Run, start: int, earlier: dict[str, Any], workdir: Path) -> None:
+    """Raises InputError where going on after the end of an epoch would never train some rows.
+
+    earlier: the result.json of a run that ended. Its last batch was not full where it counted epochs, and steps are
+    of whole batches.
+    """
+    size = run.config.train.batch_size
+    missing = start * size - earlier.get("rows", 0)
+    if earlier.get("steps") == start and 0 < missing < size and run.num_rows > earlier["rows"]:
+        raise InputError(
+            f"{workdir}: ended with its last epoch, in a batch of {size - missing} rows; going on from there would "
+            f"leave out {missing} of the next; start another run from it: model.init_from={workdir}"
+        )
 
 
 def _measure_context(run: Run, params: Params) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def build_optimizer(
         )
     else:
         raise InputError(f"train.optimizer={name!r}: use one of {', '.join(OPTIMIZERS)}")
-    return optax.chain(optax.clip_by_global_norm(clip_norm), rule) if clip_norm else rule
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    return optax.chain(clip, rule)  # in any case, so that a run may change its mind: both keep nothing
 
 
 def decay_mask(params):

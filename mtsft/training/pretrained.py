@@ -23,7 +23,7 @@ from mtsft.files import expanded
 from mtsft.interop.accompanying import check_exportable
 from mtsft.interop.families import config_of, describe
 from mtsft.interop.huggingface import Folder
-from mtsft.interop.peft import merge, read_adapter
+from mtsft.interop.peft import adapter_fingerprint, merge, read_adapter
 from mtsft.model.architecture import NO_LORA, Architecture, LoRA
 from mtsft.model.linear import ADAPTERS
 from mtsft.model.parameters import Params, are_stacked, join, names, select, split, unstack_layers
@@ -38,8 +38,8 @@ RUNTIME = ("dtype", "param_dtype", "scan_layers", "remat")
 # Those of a model that exists which a config may change: they stretch its positions.
 _CHANGEABLE = ("rope_theta", "rope_scaling", "max_position_embeddings")
 
-# The name of the base's fingerprint among what makes a run this run.
-BASE = "model.init_from (parameters)"
+# The names of the fingerprints of what a run starts from, among what makes a run this run.
+BASE, ADAPTERS_BEFORE = "model.init_from (parameters)", "lora.init_from (parameters)"
 
 _UNBOUNDED = 2**31 - 1
 
@@ -160,7 +160,8 @@ class RunBase:
             params = checkpoints.restore_params(self.step, trained, place, field)
         if not frozen:
             return params
-        return join(params, initial(frozen, model, self._base(), self.config.train.seed, place, progress))
+        adapters = self._adapters_before() if any(name.endswith(ADAPTERS) for name in names(frozen)) else ""
+        return join(params, initial(frozen, model, self._base(), self.config.train.seed, place, progress, adapters))
 
     def _base(self) -> "HuggingFaceBase | RunBase | None":
         """What the run started from. Raises InputError where that is another model by now."""
@@ -172,6 +173,16 @@ class RunBase:
                 "changed; put that model back"
             )
         return base
+
+    def _adapters_before(self) -> str:
+        """The folder of the adapters that the run started from. Raises InputError where those are others by now."""
+        path = self.config.lora.init_from
+        if path and adapter_fingerprint(path) != self._identity.get(ADAPTERS_BEFORE):
+            raise InputError(
+                f"{path}: no longer holds the adapters that {self.path} was trained from, some of which it froze; "
+                "put them back"
+            )
+        return path
 
     def read(self, shapes: Params, place: Place, progress: bool = False) -> Params:
         """Its parameters that `shapes` has, adapters merged, in these dtypes, stacked or apart."""

@@ -20,6 +20,7 @@ from mtsft.data.dataset import Dataset, open_dataset
 from mtsft.diagnose.evaluation import evaluate
 from mtsft.errors import InputError
 from mtsft.files import expanded
+from mtsft.interop.peft import adapter_fingerprint
 from mtsft.model.parameters import Params, names, split
 from mtsft.model.transformer import Model
 from mtsft.training.checkpoint import Checkpoints
@@ -27,10 +28,21 @@ from mtsft.training.frozen import trained_names
 from mtsft.training.learning_rate import learning_rate_factors, learning_rate_schedule
 from mtsft.training.noise import noise_of
 from mtsft.training.optimizer import build_optimizer
-from mtsft.training.pretrained import BASE, RUNTIME, HuggingFaceBase, RunBase, initial, model_of, resolve
+from mtsft.training.pretrained import (
+    ADAPTERS_BEFORE,
+    BASE,
+    RUNTIME,
+    HuggingFaceBase,
+    RunBase,
+    initial,
+    model_of,
+    resolve,
+)
 from mtsft.training.sharding import check_batch_size, check_rules, make_mesh, param_shardings
 from mtsft.training.state import TrainState, create_state, new_state, state_shardings
 from mtsft.training.step import Door
+
+_MOST_STEPS = 2**31 - 1  # that a state counts
 
 
 @dataclass(frozen=True)
@@ -85,8 +97,16 @@ class Run:
     @property
     def steps(self) -> int:
         """Optimizer steps in all."""
-        train, rows = self.config.train, self.dataset.train_layout.num_rows
-        return train.steps or math.ceil(train.epochs * rows / train.batch_size)
+        steps = math.ceil(self.num_rows / self.config.train.batch_size)
+        if steps > _MOST_STEPS:
+            raise InputError(f"{steps:.3g} steps are more than {_MOST_STEPS:,}: lower train.epochs or train.steps")
+        return steps
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are trained in all; where epochs are counted, the last batch may have fewer than the others."""
+        train = self.config.train
+        return train.steps * train.batch_size or math.ceil(train.epochs * self.dataset.train_layout.num_rows)
 
     @property
     def eval_batch_size(self) -> int:
@@ -106,6 +126,7 @@ class Run:
                 if name not in RUNTIME or name == "param_dtype"
             },
             BASE: self.base and self.base.fingerprint,
+            ADAPTERS_BEFORE: adapter_fingerprint(self.config.lora.init_from) if self.config.lora.init_from else None,
             "lora.rank": self.model.lora.rank,
             "lora.alpha": self.model.lora.alpha,
             "lora.targets": self.model.lora.targets if self.model.lora.rank else "",
@@ -193,7 +214,7 @@ class Run:
             train.batch_size,
             train.seed,
             rows=self.door.rows(train.batch_size),
-            max_rows=0 if train.steps else math.ceil(train.epochs * self.dataset.train_layout.num_rows),
+            max_rows=self.num_rows,
             steps=self.steps,
         )
 

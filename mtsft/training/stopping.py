@@ -1,7 +1,13 @@
-"""When held-out loss says that training is over."""
+"""What held-out losses say: which model is the best, and when training is over."""
 
 import math
 from collections.abc import Sequence
+
+
+def is_best(losses: Sequence[float]) -> bool:
+    """Whether the last evaluation found the best model so far; nan is none."""
+    *earlier, last = losses
+    return last < min((loss for loss in earlier if not math.isnan(loss)), default=math.inf)
 
 
 def stops_after(losses: Sequence[float], patience: int, min_improvement: float) -> int | None:

@@ -19,8 +19,6 @@ from mtsft.model.sampling import GREEDY, Sampling, generate, stream
 from mtsft.model.transformer import Model
 from mtsft.training.pretrained import open_trained
 
-_BATCH = 32  # contexts that are replied to at a time, or some more to fill all devices
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -65,7 +63,8 @@ class Trained:
         # Few lengths, so that a conversation that grows does not compile at every turn.
         arguments = (self.model, self.params, [prompt], stops, max_new, sampling)
         (tokens,) = generate(*arguments, length_multiple=256, vocab_size=tokenizer.vocab_size)
-        return tokenizer.decode([token for token in tokens[: self._room(prompt)] if token not in stops])
+        room = self.model.arch.positions_after(len(prompt), max_new)
+        return tokenizer.decode([token for token in tokens[:room] if token not in stops])
 
     def stream(
         self, messages: Sequence[Message | tuple[str, str]], max_new: int = 256, sampling: Sampling = GREEDY
@@ -74,8 +73,9 @@ class Trained:
         stops, tokenizer, prompt = self.encoder.stop_ids, self.encoder.tokenizer, self.prompt(messages)
         arguments = (self.model, self.params, prompt, stops, max_new, sampling)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may hold part of a character
+        room = self.model.arch.positions_after(len(prompt), max_new)
         tokens, told = [], 0
-        for token in islice(stream(*arguments, vocab_size=tokenizer.vocab_size), self._room(prompt)):
+        for token in islice(stream(*arguments, vocab_size=tokenizer.vocab_size), room):
             if token in stops:
                 break
             tokens.append(token)
@@ -83,11 +83,6 @@ class Trained:
             yield decoder.decode(said[told:])
             told = len(said)
         yield decoder.decode(b"", final=True)
-
-    def _room(self, prompt: Sequence[int]) -> int | None:
-        """Tokens of a reply that stays, with its prompt, within the positions of the model; None for any number."""
-        positions = self.model.arch.max_position_embeddings
-        return positions - len(prompt) if positions else None
 
 
 def load(path: str | Path, step: int | None = None, **runtime) -> Trained:

@@ -18,6 +18,8 @@ from mtsft.interop import families
 from mtsft.interop.huggingface import read_json
 
 FINGERPRINT = "fingerprint.json"  # of what makes a run this run
+RESULT = "result.json"  # how it ended
+CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made
 _CONFIG, _TEMPLATE, _TOKENIZER, _PUBLISHED = "config.json", "template.json", "tokenizer", "published.json"
 _OF_MODELS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
@@ -44,6 +46,10 @@ def check_free(workdir: epath.Path) -> None:
     if not workdir.is_dir():
         raise InputError(f"--workdir={workdir}: is a file; choose a folder")
     if (workdir / FINGERPRINT).exists():
+        if CONVERTED in read_json(workdir / FINGERPRINT)[1]:
+            raise InputError(
+                f"--workdir={workdir}: holds a converted model; set model.init_from to it, and choose another --workdir"
+            )
         return
     foreign = [path.name for path in workdir.iterdir() if path.name == _CONFIG or path.suffix in _OF_MODELS]
     if foreign:
@@ -94,6 +100,12 @@ def read_published(workdir: epath.Path) -> dict[str, Any] | None:
     published = read_json(path)[1]
     families.describe(published, str(path))  # says what is wrong with it
     return published
+
+
+def read_result(workdir: epath.Path) -> dict[str, Any]:
+    """What the loop wrote at an earlier end of the run; {} where there was none. Raises InputError."""
+    path = workdir / RESULT
+    return read_json(path)[1] if path.exists() else {}
 
 
 def with_its_date(config: ConfigDict, workdir: epath.Path | None = None) -> ConfigDict:

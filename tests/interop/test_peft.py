@@ -304,7 +304,7 @@ REFUSED = {
     ),
     "the head": ({}, {"base_model.model.lm_head.lora_A.weight": (2, 32)}, ["lm_head.lora_A", *OUTER]),
     "what sees images": (
-        {}, {"base_model.model.model.vision_tower.layers.0.q_proj.lora_A.weight": (2, 32)}, ["vision_tower", "sees images are not supported"]
+        {}, {"base_model.model.model.vision_tower.q_proj.lora_A.weight": (2, 32)}, ["sees images are not supported"]
     ),
     "another dtype": ({}, {Q.format(0, "A"): np.zeros((2, 32), np.int8)}, [".q_proj.lora_A.weight", "I8"]),
 }  # fmt: skip
@@ -331,6 +331,7 @@ def refuse(folder, named, config=LLAMA):
 
 
 def test_files_that_are_wrong(tmp_path):
+    refuse(tmp_path / "nowhere", ["nowhere: no such folder"])
     refuse(tmp_path, ["no adapter_config.json"])
     write(tmp_path, GOOD, dict(peft_type="LORA", r=2))
     weights = tmp_path / "adapter_model.safetensors"

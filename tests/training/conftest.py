@@ -9,12 +9,12 @@ from mtsft.config import default
 from mtsft.training import converting, loop
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("pretrained")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def make_config(folder):
     path = folder / "dialogues.jsonl"
     with path.open("w") as file:
@@ -36,7 +36,7 @@ def make_config(folder):
     return make
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def base(folder, make_config):
     """The workdir of a run from scratch."""
     sizes = {f"model.{name}": value for name, value in SIZES.items()}
@@ -44,14 +44,14 @@ def base(folder, make_config):
     return folder / "base"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def exported(folder, base):
     """It as a Hugging Face folder."""
     converting.to_hugging_face(base, folder / "exported")
     return folder / "exported"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def adapted(folder, exported, make_config):
     """(workdir, config) of adapters that were trained on that folder."""
     config = make_config(**{"model.init_from": str(exported), "lora.rank": 2, "lora.dropout": 0.1})

@@ -128,6 +128,25 @@ def test_adapters_come_in_again_and_are_trained_on(folder, adapted, exported, ma
         Run.of(make_config(**{"lora.init_from": str(folder / "adapter_in")}), progress=False)
 
 
+def test_frozen_adapters_are_those_of_the_folder_again(folder, adapted, exported, make_config):
+    before = folder / "adapter before"
+    converting.to_hugging_face(adapted[0], before, adapter=True)
+    config = make_config(**{"model.init_from": str(exported), "lora.init_from": str(before), "train.freeze": "/mlp/"})
+    loop.train(config, folder / "half frozen")
+    (logged,) = [json.loads(line) for line in (folder / "half frozen" / "eval.jsonl").read_text().splitlines()]
+    assert evaluating.evaluate(config, folder / "half frozen")["loss"] == pytest.approx(logged["loss"], rel=1e-6)
+    mlp, was = (parameters(path)["layers"][1]["mlp"] for path in (folder / "half frozen", adapted[0]))
+    assert same(mlp, was)
+    file = before / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=rf"^{before}: no longer holds the adapters that {folder}/half frozen was tra"):
+        trained.load(folder / "half frozen")
+    with pytest.raises(InputError, match=r"holds a run with another lora.init_from \(parameters\)"):
+        loop.train(config, folder / "half frozen")
+
+
 def test_a_quantized_base_is_trained_over_resumed_and_goes_out(folder, exported, make_config):
     config = make_config(**{"model.init_from": str(exported), "lora.rank": 2, "lora.quantize": "int8"})
     config.train.schedule = "constant"

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from mtsft.errors import InputError
 from mtsft.model.parameters import join
-from mtsft.training import evaluating, loop, trained
+from mtsft.training import converting, evaluating, loop, trained
+from mtsft.training.run import Run
 
 
 @pytest.mark.parametrize("kind", ["a model", "a config", "a file", "below a file"])
@@ -71,3 +72,43 @@ def test_training_stops_early_and_stays_stopped(folder, exported, make_config):
     (best,) = [line for line in map(json.loads, logged.splitlines()) if line["step"] == result["best_step"]]
     # The average, not the last parameters, is what was evaluated and is kept.
     assert evaluating.evaluate(config, folder / "early")["loss"] == pytest.approx(best["loss"], rel=1e-6)
+
+
+def test_the_best_by_held_out_loss_is_kept_wherever_checkpoints_fall(folder, exported, make_config):
+    changes = {"eval.every": 1, "checkpoint.every": 100, "train.steps": 4, "train.learning_rate": 3.0}
+    changes |= {"train.schedule": "constant", "train.warmup_steps": 0}
+    loop.train(make_config(**{"model.init_from": str(exported)}, **changes), folder / "worse")
+    lines = [json.loads(line) for line in (folder / "worse" / "eval.jsonl").read_text().splitlines()]
+    best = min(lines, key=lambda line: line["loss"])
+    assert best["step"] < 4  # the steps are far too large
+    assert trained.load(folder / "worse").step == best["step"]
+
+
+def test_a_run_that_ended_with_an_epoch_is_not_extended_where_rows_would_be_left_out(folder, exported, make_config):
+    changes = {"model.init_from": str(exported), "train.steps": 0, "train.epochs": 1.0, "eval.every": 0}
+    config = make_config(**changes)
+    rows = Run.of(config, progress=False).num_rows
+    config.train.batch_size = size = next(size for size in (8, 16) if rows % size)
+    config.train.warmup_steps = 0
+    result = loop.train(config, folder / "epoch")
+    assert (result["finished"], result["steps"], result["rows"]) == (True, -(-rows // size), rows)
+    assert loop.train(config, folder / "epoch") == result  # nothing more is done, nor takes time
+    left_out = -rows % size
+    for more in ({"train.epochs": 2.0}, {"train.steps": result["steps"] + 1}):
+        longer = config.copy_and_resolve_references()
+        longer.update_from_flattened_dict(more)
+        with pytest.raises(InputError, match=rf" would leave out {left_out} of the next; start another run from it: "):
+            loop.train(longer, folder / "epoch")
+
+
+def test_clipping_may_be_taken_up_and_left_off_within_a_run(folder, exported, make_config):
+    config = make_config(**{"model.init_from": str(exported), "eval.every": 0, "train.schedule": "constant"})
+    for steps, clip_norm in ((2, 1.0), (4, 0.0), (6, 0.5)):
+        config.train.update(steps=steps, clip_norm=clip_norm)
+        assert loop.train(config, folder / "clipped")["steps"] == steps
+
+
+def test_a_converted_model_is_no_run_to_go_on_with(folder, exported, make_config):
+    converting.from_hugging_face(exported, folder / "converted")
+    with pytest.raises(InputError, match=rf"^--workdir={folder}/converted: holds a converted model; set model.init_fr"):
+        loop.train(make_config(**{"model.init_from": str(exported)}), folder / "converted")

@@ -50,7 +50,7 @@ def test_lion_is_its_formula():
     second, state = optimizer.update(gradients[1], state, params)
     np.testing.assert_allclose(second["kernel"], [[-1 - 0.2, 1 - 0.3]], rtol=1e-6)
     np.testing.assert_allclose(second["bias"], [1.0])
-    np.testing.assert_allclose(state[0].mu["kernel"], [[0.95 * 0.025 - 0.005, -0.95 * 0.0005 - 0.2]], rtol=1e-5)
+    np.testing.assert_allclose(state[1][0].mu["kernel"], [[0.95 * 0.025 - 0.005, -0.95 * 0.0005 - 0.2]], rtol=1e-5)
 
 
 def adafactor_by_hand(params, gradients, weight_decay):
@@ -209,7 +209,7 @@ def test_adafactor_never_mixes_layers():
     params = random_like({"layers": {"kernel": (129, 128, 3), "scale": (129, 128)}}, seed=0)
     gradient = random_like(shapes_of(params), seed=1, by_layer=np.linspace(1, 5, 129))
     state = jax.eval_shape(optimizer.init, params)
-    assert shapes_of(state[0].v)["layers"] == {"kernel": (129, 128, 3), "scale": (129, 128)}
+    assert shapes_of(state[1][0].v)["layers"] == {"kernel": (129, 128, 3), "scale": (129, 128)}
     updates = first_updates(optimizer, params, gradient)
     changed = jax.tree.map(np.copy, gradient)
     for leaf in jax.tree.leaves(changed):
@@ -299,15 +299,15 @@ def test_moments_lie_where_their_parameters_do_and_all_else_is_whole():
     found = specs_by_name(build_optimizer("adafactor", **SETTINGS), params, specs)
     for kind in ("v_row", "v_col", "v"):
         for name, spec in moments.items():
-            assert found[f"[0].{kind}{name}"] == spec, kind
-    assert found[f"[0].v{scale}"] == "S"
-    assert found["[0].count"] == "whole"
+            assert found[f"[1][0].{kind}{name}"] == spec, kind
+    assert found[f"[1][0].v{scale}"] == "S"
+    assert found["[1][0].count"] == "whole"
     found = specs_by_name(build_optimizer("lion", **SETTINGS), params, specs)
     assert found == {
-        "[0].count": "whole",
-        "[0].mu['embed']['embedding']": "E",
-        "[0].mu['layers']['up']['kernel']": "K",
-        f"[0].mu{scale}": "S",
+        "[1][0].count": "whole",
+        "[1][0].mu['embed']['embedding']": "E",
+        "[1][0].mu['layers']['up']['kernel']": "K",
+        f"[1][0].mu{scale}": "S",
     }
     found = specs_by_name(build_optimizer("muon", **SETTINGS), params, specs)
     assert {path.split("['", 2)[-1]: spec for path, spec in found.items() if spec != "whole"} == {

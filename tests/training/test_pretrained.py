@@ -11,7 +11,8 @@ from runs import SIZES, parameters, same
 from safetensors.numpy import load_file, save_file
 
 from mtsft.errors import InputError
-from mtsft.training import trained
+from mtsft.model.sampling import GREEDY
+from mtsft.training import evaluating, loop, trained
 from mtsft.training.pretrained import RunBase, resolve
 from mtsft.training.run import Run
 
@@ -23,6 +24,38 @@ def test_a_run_starts_from_a_folder_with_its_sizes_its_tokenizer_and_its_paramet
     started = run.create().params
     assert same(started, parameters(exported, scan_layers=True))
     assert {leaf.sharding.mesh.size for leaf in jax.tree.leaves(started)} == {8}
+
+
+def test_a_run_is_evaluated_with_its_own_template(folder, base, make_config):
+    template = folder / "says.jinja"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }} says\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant says\n{% endif %}"
+    )
+    first = make_config(**{"model.init_from": str(base), "data.template": str(template)})
+    loop.train(first, folder / "says")
+    config = make_config(**{"model.init_from": str(folder / "says")})
+    loop.train(config, folder / "says more")
+    (logged,) = [json.loads(line) for line in (folder / "says more" / "eval.jsonl").read_text().splitlines()]
+    scores = evaluating.evaluate(config, folder / "says more")
+    assert scores["loss"] == pytest.approx(logged["loss"], rel=1e-6)
+    subject = evaluating.Subject.of(config, folder / "says more")
+    assert "assistant says" in subject.replies(GREEDY, 1, limit=1)[0]["prompt"]
+
+
+def test_replies_stay_within_the_positions_of_the_model(exported, make_config, monkeypatch):
+    subject = evaluating.Subject.of(make_config(**{"model.init_from": str(exported)}), None)
+    asked = []
+
+    def say(model, params, prompts, stops, max_new, *rest, **more):
+        asked.append(max_new)
+        return [[7] * max_new for _ in prompts]
+
+    monkeypatch.setattr(evaluating, "generate", say)
+    monkeypatch.setattr(evaluating, "replies", lambda say, *rest: say([[1] * 60, [1] * 64, [1] * 3]))
+    assert [len(reply) for reply in subject.replies(GREEDY, 20)] == [4, 0, 20]
+    assert [len(reply) for reply in subject.replies(GREEDY, 10**9)] == [4, 0, 61]
+    assert asked == [20, 61]
 
 
 def test_what_is_said_twice_must_agree(exported, make_config):

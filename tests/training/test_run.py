@@ -1,6 +1,7 @@
 """What a config becomes: every key that makes numbers reaches the room that uses it."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import jax
@@ -126,14 +127,26 @@ def test_the_sizes_of_the_model_are_the_configs(make_run, key, value):
         ("lora.alpha", float("nan"), "must be a finite number"),
         ("lora.alpha", 0.0, "must be above 0; adapters are scaled by alpha / rank"),
         ("train.weight_decay", -1.0, "must be at least 0"),
-        ("train.eps", -1e-8, "must be at least 0"),
+        ("train.eps", 0.0, "must be above 0, as it is divided by"),
+        ("train.epochs", 1e300, r"must be below 2\*\*31"),
+        ("train.seed", 2**32, r"must be below 2\*\*32"),
+        ("data.corpus_seed", 2**32, r"must be below 2\*\*32"),
+        ("model.rope_theta", -1.0, "must be above 0"),
+        ("model.rms_norm_eps", 0.0, "must be above 0"),
+        ("model.attn_logit_softcapping", -1.0, "must be at least 0"),
         ("train.b1", 1.0, r"must be in \[0, 1\)"),
         ("train.b2", -0.1, r"must be in \[0, 1\)"),
     ],
 )
 def test_a_number_that_no_training_can_have_is_named(make_run, key, value, says):
-    with pytest.raises(InputError, match=f"^{key}={value}: {says}$"):
+    with pytest.raises(InputError, match=f"^{re.escape(f'{key}={value}')}: {says}$"):
         make_run(**{key: value})
+
+
+def test_steps_are_those_that_a_state_can_count(make_run):
+    make_run(**{"train.steps": 2**31 - 1})
+    with pytest.raises(InputError, match=r"^2.15e\+09 steps are more than 2,147,483,647: lower train.epochs or"):
+        make_run(**{"train.steps": 2**31})
 
 
 def test_patience_needs_something_to_wait_for(make_run):

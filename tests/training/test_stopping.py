@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from mtsft.training.stopping import stops_after
+from mtsft.training.stopping import is_best, stops_after
 
 NAN = math.nan
 
@@ -30,3 +30,20 @@ NAN = math.nan
 )
 def test_training_ends_when_patience_does(losses, patience, min_improvement, index):
     assert stops_after(losses, patience, min_improvement) == index
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        ([3.0], True),
+        ([NAN], False),
+        ([3.0, 2.0], True),
+        ([3.0, 3.0], False),
+        ([1.0, 3.0, 2.0], False),
+        ([NAN, 3.0], True),
+        ([3.0, NAN, 2.0], True),
+        ([3.0, NAN], False),
+    ],
+)
+def test_the_best_is_better_than_all_before(losses, best):
+    assert is_best(losses) is best
