@@ -32,6 +32,8 @@ def main() -> None:
 
 
 def _lines() -> Iterator[str]:
+    # A line that is not UTF-8 comes as one that says so, whatever the locale: it is refused, and the next one is read.
+    sys.stdin.reconfigure(errors="surrogateescape")
     if not sys.stdin.isatty():
         yield from (line.rstrip("\n") for line in sys.stdin)
         return

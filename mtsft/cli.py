@@ -23,9 +23,22 @@ def define_config() -> flags.FlagHolder:
 
 def define_workdir(required: bool = True) -> flags.FlagHolder:
     """The flag --workdir=DIR."""
-    holder = flags.DEFINE_string("workdir", None, "Where the run keeps its checkpoints, metrics and tokenizer.")
-    if required:
-        flags.mark_flag_as_required("workdir")
+    description = "Where the run keeps its checkpoints, metrics and tokenizer."
+    return define_folder("workdir", description, "runs/mine", required)
+
+
+def define_folder(name: str, description: str, example: str, required: bool = True) -> flags.FlagHolder:
+    """A flag that names a folder. It is never empty: that is a variable of the shell which is not set, not a folder."""
+    holder = flags.DEFINE_string(name, None, description)
+
+    def check(value: str | None) -> bool:
+        if value.strip() if value is not None else not required:
+            return True
+        # absl would put what it makes of the flag before the words of an error of its own.
+        wrong = "missing" if value is None else "empty"
+        raise InputError(f"--{name} is {wrong}; name a folder, such as --{name}={example}")
+
+    flags.register_validator(name, check)
     return holder
 
 
@@ -35,7 +48,7 @@ def define_sampling() -> Callable[[], dict[str, Any]]:
         "temperature": flags.DEFINE_float("temperature", 0.0, "Of what is drawn; 0 for the most probable tokens."),
         "top_k": flags.DEFINE_integer("top_k", 0, "Draw of so many most probable tokens; 0 for all."),
         "top_p": flags.DEFINE_float("top_p", 1.0, "Draw of the fewest tokens that make up this probability."),
-        "seed": flags.DEFINE_integer("seed", 0, "Of what is drawn.", lower_bound=0),
+        "seed": flags.DEFINE_integer("seed", 0, "Of what is drawn.", lower_bound=0, upper_bound=2**32 - 1),
     }
     flags.DEFINE_integer("max_new", 512, "Tokens of a reply at most.", lower_bound=1)
     return lambda: {name: holder.value for name, holder in holders.items()}
@@ -67,14 +80,14 @@ def _naming(flag: flags.FlagHolder) -> Iterator[None]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags, calls `main` and exits: 0 done, 2 the user's input is wrong, said in one line."""
+    """Parses the flags, calls `main` and exits: 0 done, 2 the user's input is wrong, said in one line, 130 Ctrl-C."""
     logging.set_verbosity(logging.ERROR)  # absl's own warnings would stand beside the one line
     if "--help" in sys.argv:
         print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
         return
     try:
         if "config" in flags.FLAGS:
-            _check_config_file(sys.argv)
+            _check_config_file()
         rest = flags.FLAGS(sys.argv)[1:]
         if rest:
             raise InputError(f"{one_line(rest[0], 80)!r} is not a flag; write --name=value (see --help)")
@@ -84,9 +97,9 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         _fail(error)
     except flags.Error as error:
-        # ml_collections repeats whole tracebacks; the last line says what is wrong.
-        head, found, trace = str(error).partition("Traceback (most recent call last)")
-        _fail(f"{head} {trace.strip().splitlines()[-1]}" if found else error)
+        _fail(_say_what_flag_is_wrong(error))
+    except KeyboardInterrupt:
+        _leave(130)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FULL:
             _fail(f"{error.filename or 'the disk'}: {error.strerror}; free some space and run the same command again")
@@ -96,19 +109,47 @@ def run(main: Callable[[], None]) -> None:
         _leave(1)
 
 
-def _check_config_file(argv: list[str]) -> None:
-    """Raises InputError if --config names no file, which ml_collections would say at length."""
-    for flag, value in zip(argv, [*argv[1:], ""]):
-        name, _, path = flag.lstrip("-").partition("=")
+def _given_config() -> str | None:
+    """What the command line says of --config: a file, or file:variant. None where it says nothing."""
+    for flag, value in zip(sys.argv, [*sys.argv[1:], ""]):
+        name, equals, given = flag.lstrip("-").partition("=")
         if flag.startswith("-") and name == "config":
-            path = (path or value).split(":")[0]
-            if not Path(path).is_file():
-                raise InputError(f"--config={path}: no such file; name a config such as configs/quickstart.py")
-            return
-    raise InputError("no --config; name one, such as --config=configs/quickstart.py")
+            return given if equals else value
+    return None
+
+
+def _config_file() -> Path:
+    return Path(_given_config().split(":")[0])
+
+
+def _check_config_file() -> None:
+    """Raises InputError if --config names no file, which ml_collections would say at length."""
+    if _given_config() is None:
+        raise InputError("no --config; name one, such as --config=configs/quickstart.py")
+    if not _config_file().is_file():
+        raise InputError(f"--config={_given_config()}: no such file; name a config such as configs/quickstart.py")
+
+
+def _say_no_config() -> str:
+    return f"--config={_config_file()}: is no config, a Python file with a get_config(); see configs/quickstart.py"
+
+
+def _say_what_flag_is_wrong(error: flags.Error) -> str:
+    # ml_collections repeats whole tracebacks; the last line says what is wrong.
+    head, found, trace = str(error).partition("Traceback (most recent call last)")
+    if not found:
+        return head
+    reason = trace.strip().splitlines()[-1]
+    if "get_config() takes 0 positional arguments" in reason:
+        return f"--config={_given_config()}: this config has no variants; leave out what follows its colon"
+    return f"{head} {reason}"
 
 
 def _say_what_config_lacks(error: Exception) -> str:
+    if isinstance(error, AttributeError) and error.name == "get_config":
+        return _say_no_config()
+    if isinstance(error, NameError | SyntaxError) and _config_file().suffix != ".py":
+        return _say_no_config()  # data, read as Python
     text = str(error.args[0] if error.args else error)
     if isinstance(error, AttributeError | KeyError):
         words = re.findall(r"[\w.?\"]+", text.replace("\\n", " "))

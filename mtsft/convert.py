@@ -12,8 +12,8 @@ from mtsft.errors import InputError
 
 _FROM = flags.DEFINE_enum("from", None, ["hf"], "Read a Hugging Face folder.")
 _TO = flags.DEFINE_enum("to", None, ["hf"], "Write a Hugging Face folder.")
-_INPUT = flags.DEFINE_string("input", None, "The folder to read.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "The folder to write, which is not there yet.", required=True)
+_INPUT = cli.define_folder("input", "The folder to read.", "runs/mine")
+_OUTPUT = cli.define_folder("output", "The folder to write, which is not there yet.", "exported")
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the parameters written.")
 _ADAPTER = flags.DEFINE_bool("adapter", False, "Write the adapters alone, as a PEFT folder.")
 _STEP = flags.DEFINE_integer("step", None, "The checkpoint of this step, in place of the best.")

@@ -32,13 +32,13 @@ def main() -> None:
 
     sampling = Sampling(**_SAMPLING())
     distributed.initialize()
-    if _GENERATE.value and jax.process_index() == 0:
+    if _GENERATE.value is not None and jax.process_index() == 0:
         cli.check_output(_GENERATE)
     subject = evaluating.Subject.of(_CONFIG.value, _WORKDIR.value)
     scores = subject.evaluate()
     if jax.process_index() == 0:
         print(json.dumps(metrics.finite(scores)) if _FORMAT.value == "json" else as_table(scores), flush=True)
-    if _GENERATE.value:
+    if _GENERATE.value is not None:
         records = subject.replies(sampling, cli.max_new_tokens(), _LIMIT.value)
         if jax.process_index() == 0:
             lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)

@@ -1,8 +1,13 @@
 """Folders that are there whole or not at all, written by one process of several."""
 
+import contextlib
 import errno
+import fcntl
+import glob
 import os
+import re
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,16 +23,27 @@ class FolderAside:
 
     Another process learns at the beginning and at the end whether that went well: between them it takes part in
     fetching, as does the first one after a failure, for whoever leaves a gathering keeps the others waiting.
+
+    What a killed process left aside of the same folder is removed at the beginning of the next. It is known by a lock,
+    which the writer holds while it lives and the system drops with it: a process id says nothing in another container,
+    and is given again. Some shared filesystems show locks to their own host alone, so hosts leave each other's be.
     """
 
     def __init__(self, folder: Path, nbytes: int):
         self.folder, self.nbytes, self.error = folder, nbytes, None
-        self.aside = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+        self._prefix = f".{folder.name}.{socket.gethostname()}."
+        self.aside = folder.parent / f"{self._prefix}{os.getpid()}.tmp"
+        self._lock: int | None = None
 
     def __enter__(self) -> "FolderAside":
         self.do(self._begin)
         self._agree()
         return self
+
+    def check(self) -> None:
+        """Raises InputError, on every process, where the folder cannot be begun: before the work for it is done."""
+        self.__enter__()
+        self._discard()
 
     def do(self, write: Callable[[Path], object]) -> None:
         """Calls `write` with the folder aside, on the first process. Raises InputError where that is the only one."""
@@ -47,8 +63,13 @@ class FolderAside:
                 self.do(lambda aside: aside.replace(self.folder))
                 self._agree()
         finally:
-            if jax.process_index() == 0:
-                shutil.rmtree(self.aside, ignore_errors=True)
+            self._discard()
+
+    def _discard(self) -> None:
+        if jax.process_index() == 0:
+            shutil.rmtree(self.aside, ignore_errors=True)
+            if self._lock is not None:
+                os.close(self._lock)
 
     def _agree(self) -> None:
         """Raises InputError on every process where the first one has met an error."""
@@ -59,12 +80,34 @@ class FolderAside:
         if self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
             raise InputError(f"{self.folder}: is there already; choose a folder that is not, or an empty one")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder.parent).free
-        if free < self.nbytes:
-            raise OSError(errno.ENOSPC, f"{self.nbytes / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+        self._remove_abandoned()
+        usage = shutil.disk_usage(self.folder.parent)
+        if usage.total and usage.free < self.nbytes:  # /proc and the like have no size
+            raise OSError(errno.ENOSPC, f"{self.nbytes / 1e9:.1f} GB are needed, {usage.free / 1e9:.1f} GB are free")
         aside.mkdir()
+        self._lock = _locked(aside)
+
+    def _remove_abandoned(self) -> None:
+        named = re.compile(re.escape(self._prefix) + r"\d+\.tmp").fullmatch
+        for aside in self.folder.parent.glob(f"{glob.escape(self._prefix)}*.tmp"):
+            with contextlib.suppress(OSError):  # somebody else's, or just gone
+                # An empty one may be about to be locked.
+                if named(aside.name) and any(aside.iterdir()) and (lock := _locked(aside)) is not None:
+                    shutil.rmtree(aside, ignore_errors=True)
+                    os.close(lock)
 
     def _explained(self, error: OSError) -> InputError:
         if error.errno == errno.ENOSPC:
             return InputError(f"{self.folder}: the disk is full; nothing of the folder was kept; free some space")
         return InputError(f"{self.folder}: cannot be written ({one_line(error, 150)}); choose another folder")
+
+
+def _locked(folder: Path) -> int | None:
+    """What holds the lock of a folder until it is closed; None where another has it, or none can be had here."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -18,7 +18,10 @@ A line that begins with a space is said as it is, without that space. Ctrl-C sto
 
 
 class Conversation:
-    """Messages so far, as (role, content) pairs, of which the model says every second one."""
+    """Messages so far, as (role, content) pairs, of which the model says every second one.
+
+    Raises InputError where nothing can be said after the system prompt.
+    """
 
     def __init__(self, model: Trained, sampling: Sampling, max_new: int, system: str = ""):
         self._model, self._sampling, self._max_new = model, sampling, max_new
@@ -26,8 +29,20 @@ class Conversation:
         self.start_over(system)
 
     def start_over(self, system: str) -> None:
-        """Forgets everything; `system` is the new system prompt, "" for none."""
-        self.messages = [("system", system)] if system else []
+        """Forgets everything; `system` is the new system prompt, "" for none.
+
+        Raises InputError, and forgets nothing, where the template refuses it or it leaves the model no room.
+        """
+        messages = [("system", system)] if system else []
+        if system:
+            _check_text(system, "the system prompt")
+            try:
+                self._model.prompt([*messages, ("user", "?")])
+            except InputError as error:
+                # What it says helps is /reset, which would keep the system prompt.
+                wrong = str(error).rpartition("; ")[0] or error
+                raise InputError(f"{wrong}; give a shorter or another system prompt, or none") from error
+        self.messages = messages
 
     def reset(self) -> None:
         """Forgets everything but the system prompt."""
@@ -36,17 +51,20 @@ class Conversation:
     def say(self, text: str) -> Iterator[str]:
         """The model's reply to `text`, piece by piece; what was given when the caller stops is kept as the reply.
 
-        Raises InputError, and forgets `text`, where the template refuses the conversation or the model has no room.
+        Where that is before there is any of it, `text` is forgotten. Raises InputError, and forgets `text`, where the
+        template refuses the conversation or the model has no room.
         """
         asked = [*self.messages, ("user", text)]
-        said = ""
+        said, whole = "", False
         self._model.prompt(asked)  # refuses before anything is said
         try:
             for piece in self._model.stream(asked, self._max_new, self._sampling):
                 said += piece
                 yield piece
+            whole = True
         finally:
-            self.messages = [*asked, ("assistant", said)]
+            if said or whole:
+                self.messages = [*asked, ("assistant", said)]
 
     def is_broken(self) -> bool:
         """Whether a reply shows bytes that are no text: it is not what the model said, to the byte."""
@@ -72,6 +90,7 @@ def converse(conversation: Conversation, lines: Iterable[str], write: Callable[[
     for line in lines:
         verb, _, rest = line.strip().partition(" ")
         try:
+            _check_text(line, "the line")
             if not line.startswith("/"):
                 _answer(conversation, line[1:] if line.startswith(" ") else line.strip(), write)
             elif verb == "/quit":
@@ -82,7 +101,9 @@ def converse(conversation: Conversation, lines: Iterable[str], write: Callable[[
             elif verb == "/system":
                 conversation.start_over(rest.strip())
                 write("(started over)\n")
-            elif verb == "/save" and rest.strip():
+            elif verb == "/save" and not rest.strip():
+                raise InputError("/save needs the name of a file, such as /save talk.jsonl")
+            elif verb == "/save":
                 conversation.save(rest.strip())
                 broken = "; a reply holds bytes that are no text, shown as U+FFFD" if conversation.is_broken() else ""
                 write(f"(saved to {rest.strip()}{broken})\n")
@@ -97,14 +118,22 @@ def converse(conversation: Conversation, lines: Iterable[str], write: Callable[[
 def _answer(conversation: Conversation, text: str, write: Callable[[str], None]) -> None:
     if not text.strip():
         return
-    pieces = conversation.say(text)
+    before, pieces = conversation.messages, conversation.say(text)
     try:
         for piece in pieces:
             write(_visible(piece))
     except KeyboardInterrupt:
         pieces.close()
-        write(" (stopped)")
+        write("(stopped before the reply; forgotten)" if conversation.messages is before else " (stopped)")
     write("\n")
+
+
+def _check_text(text: str, name: str) -> None:
+    """Raises InputError for what Python makes of bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} is not UTF-8 (at character {error.start + 1}); write it in UTF-8") from error
 
 
 def _visible(text: str) -> str:

@@ -46,7 +46,7 @@ def from_hugging_face(folder: str | Path, output: str | Path, dtype: str = "floa
 
     def write(aside: Path) -> None:
         workdirs.write(epath.Path(aside), config, chat, base.published)
-        write_whole(aside / workdirs.FINGERPRINT, json.dumps({"converted from": base.fingerprint}).encode())
+        write_whole(aside / workdirs.FINGERPRINT, json.dumps({workdirs.CONVERTED: base.fingerprint}).encode())
         state = new_state(base.restore(model, _place, progress=True), optax.identity())
         with Checkpoints(epath.Path(aside).absolute() / "checkpoints", model, keep=1) as checkpoints:
             checkpoints.save(0, state, None)
@@ -69,6 +69,7 @@ def to_hugging_face(
     if adapter:
         _write_adapter(base, output)
         return
+    FolderAside(expanded(output), 0).check()  # before a model is read and merged for it
     fields = _with_positions(base)
     dtype = dtype or (base.config.model.dtype if isinstance(base, RunBase) else "float32")
     model = Model(replace(base.model(scan_layers=True).arch, **fields), NO_LORA)
@@ -110,6 +111,7 @@ def _write_adapter(base: HuggingFaceBase | RunBase, output: str | Path) -> None:
             f"{base.path}: was trained with another model.{changed[0]} than {name} has, which no adapter can say; "
             "convert it without --adapter"
         )
+    FolderAside(expanded(output), 0).check()
     model = base.model(scan_layers=True)
     model = replace(model, arch=replace(model.arch, **_with_positions(base)))
     adapters = split(base.restore(model, _place, progress=True), lambda name: name.endswith(ADAPTERS))[0]

@@ -21,6 +21,7 @@ def get_config():
 """
 GOOD = '{"messages": [{"role": "user", "content": "Hello there!"}, {"role": "assistant", "content": "Hi you."}]}\n'
 NO_RESPONSE = '{"messages": [{"role": "user", "content": "Is anybody there?"}]}\n'
+NO_CONFIG = r"--config={}: is no config, a Python file with a get_config\(\); see configs/quickstart\.py"
 
 
 @pytest.fixture
@@ -87,9 +88,11 @@ def prepare(refused, *flags, says):
         (["--config=config.py", "--config.nothing.at.all=1"], r"unknown config key.*nothing.*lists every key"),
         ([], r".*--config\b"),
         (["--config=gone.py"], r".*gone\.py\b"),
+        (["--config=", "stray"], "--config=: no such file; name a config such as configs/quickstart.py"),
+        (["--config=config.py:full"], "--config=config.py:full: this config has no variants; leave out what follows"),
     ],
     ids=["stray argument", "unknown flag", "no number", "no whole number", "unknown key", "unknown group", "no config",
-         "no such config"],
+         "no such config", "empty config", "no variants"],
 )  # fmt: skip
 def test_wrong_flags(refused, flags, says):
     refused("prepare", *flags, says=f"(?i:{says})")
@@ -102,7 +105,7 @@ def test_wrong_flags(refused, flags, says):
         (CONFIG.replace('"d.jsonl"', "3"), r".*(train|3).*(str|type)"),
         ("def get_config(:\n", r".*config\.py"),
         ("import no_such_module\n", r".*no_such_module"),
-        ("x = 1\n", r".*get_config"),
+        ("x = 1\n", NO_CONFIG.format(r"config\.py")),
         ("def get_config():\n    pass\n", r".*get_config"),
     ],
     ids=["unknown key", "wrong type", "syntax", "import", "no get_config", "returns nothing"],
@@ -110,6 +113,54 @@ def test_wrong_flags(refused, flags, says):
 def test_wrong_config_files(refused, folder, text, says):
     (folder / "config.py").write_text(text)
     prepare(refused, says=says)
+
+
+@pytest.mark.parametrize(
+    "data", [GOOD.encode(), b'{"train": null}', b"PAR1\x15\xff"], ids=["dialogues", "words of JSON", "bytes"]
+)
+def test_data_is_no_config(refused, folder, data):
+    (folder / "d.jsonl").write_bytes(data)
+    refused("prepare", "--config=d.jsonl", says=NO_CONFIG.format(r"d\.jsonl"))
+
+
+def test_a_ctrl_c_while_a_config_is_read_ends_quietly(door, folder):
+    (folder / "config.py").write_text("raise KeyboardInterrupt\n")
+    assert door("prepare", "--config=config.py") == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "wrong"),
+    [
+        ("train", ["--config=config.py", "--workdir="], "--workdir is empty"),
+        ("train", ["--config=config.py"], "--workdir is missing"),
+        ("evaluate", ["--config=config.py", "--workdir= "], "--workdir is empty"),
+        ("chat", ["--workdir="], "--workdir is empty"),
+        ("chat", [], "--workdir is missing"),
+        ("convert", ["--to=hf", "--input=", "--output=x"], "--input is empty"),
+        ("convert", ["--to=hf", "--input=x", "--output="], "--output is empty"),
+        ("convert", ["--to=hf", "--input=x"], "--output is missing"),
+    ],
+)
+def test_a_folder_has_a_name(refused, folder, verb, flags, wrong):
+    before = sorted(folder.iterdir())
+    example = "--output=exported" if "output" in wrong else f"{wrong.split()[0]}=runs/mine"
+    refused(verb, *flags, says=f"{wrong}; name a folder, such as {example}")
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("verb", ["chat", "evaluate"])
+def test_a_seed_has_32_bits(refused, verb):
+    flags = ["--workdir=x", "--seed=99999999999999999999", *(["--config=config.py"] if verb == "evaluate" else [])]
+    says = r"flag --seed=9{20}: 9{20} is not an integer in the range \[0, 4294967295\]"
+    refused(verb, *flags, says=says)
+
+
+def test_a_line_of_other_bytes_does_not_end_a_conversation(folder):
+    script = "from mtsft import chat; print([ascii(line) for line in chat._lines()])"
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": PYTHONPATH, "PYTHONIOENCODING": "utf-8:strict"}
+    command = [sys.executable, "-c", script]
+    end = subprocess.run(command, cwd=folder, env=env, input=b"caf\xe9\nhello\n", capture_output=True, timeout=120)
+    assert (end.stdout.decode(), end.stderr) == ("""["'caf\\\\udce9'", "'hello'"]\n""", b"")
 
 
 @pytest.mark.parametrize(
@@ -253,10 +304,6 @@ def train(refused, *flags, says):
 )
 def test_what_the_devices_cannot_do(refused, flags, says):
     train(refused, *flags, says=says)
-
-
-def test_training_needs_a_workdir(refused):
-    refused("train", "--config=config.py", says=".*--workdir")
 
 
 def test_training_needs_a_config(refused):

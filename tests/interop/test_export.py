@@ -315,7 +315,7 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch, error, raised):
 
 def test_a_disk_too_small_is_told_before_anything_is_written(tmp_path, monkeypatch):
     model = model_of()
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"total": 10**9, "free": 1000}))
     with pytest.raises(InputError, match="disk is full"):
         export(tmp_path / "out", randomised(model), model.arch)
     assert not [*tmp_path.iterdir()]

@@ -147,6 +147,7 @@ def test_frozen_adapters_are_those_of_the_folder_again(folder, adapted, exported
         loop.train(config, folder / "half frozen")
 
 
+@pytest.mark.slow
 def test_a_quantized_base_is_trained_over_resumed_and_goes_out(folder, exported, make_config):
     config = make_config(**{"model.init_from": str(exported), "lora.rank": 2, "lora.quantize": "int8"})
     config.train.schedule = "constant"

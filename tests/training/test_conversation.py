@@ -18,6 +18,8 @@ class Parrot:
     def prompt(self, messages):
         if "damn" in messages[-1][1]:
             raise InputError("the template refuses it")
+        if (said := sum(len(content) for _, content in messages)) > 100:
+            raise InputError(f"the conversation has {said} tokens, and the model is made for 100; /reset, or less")
         return [1]
 
     def stream(self, messages, max_new, sampling):
@@ -114,6 +116,52 @@ def test_a_refused_message_is_forgotten(conversation):
     assert conversation.messages[1:] == [("user", "hello"), ("assistant", "hello ")]
 
 
+def test_a_system_prompt_that_leaves_no_room_changes_nothing(conversation, parrot):
+    reason = "the conversation has 101 tokens, and the model is made for 100"
+    out = shown(conversation, "hello", "/system " + "x" * 100, "and me")
+    assert out == f"hello \n({reason}; give a shorter or another system prompt, or none)\nand me \n"
+    assert conversation.messages[0] == ("system", "Be kind.")
+    assert len(conversation.messages) == 5
+    with pytest.raises(InputError, match=rf"^{reason}; give a shorter or another system prompt, or none$"):
+        Conversation(parrot, GREEDY, 7, system="x" * 100)
+
+
+def test_bytes_that_are_not_utf8_are_named(conversation, parrot):
+    out = shown(conversation, "caf\udce9", "/save \udce9", "/system \udce9", "still here")
+    assert out == (
+        "(the line is not UTF-8 (at character 4); write it in UTF-8)\n"
+        "(the line is not UTF-8 (at character 7); write it in UTF-8)\n"
+        "(the line is not UTF-8 (at character 9); write it in UTF-8)\n"
+        "still here \n"
+    )
+    assert [content for _, content in conversation.messages] == ["Be kind.", "still here", "still here "]
+    with pytest.raises(InputError, match=r"^the system prompt is not UTF-8 \(at character 4\); write it in UTF-8$"):
+        Conversation(parrot, GREEDY, 7, system="caf\udce9")
+
+
+def test_a_reply_that_is_stopped_before_it_began_is_forgotten(conversation, parrot, tmp_path):
+    file = tmp_path / "a.jsonl"
+    shown(conversation, "hello")
+
+    def stopped(*_):
+        yield ""  # a token that is part of a character
+        raise KeyboardInterrupt
+
+    parrot.stream, stream = stopped, parrot.stream
+    assert shown(conversation, "one", f"/save {file}") == f"(stopped before the reply; forgotten)\n(saved to {file})\n"
+    parrot.stream = stream
+    shown(conversation, "two")
+    said = [content for _, content in conversation.messages]
+    assert said == ["Be kind.", "hello", "hello ", "two", "two "]
+    assert [m["content"] for m in json.loads(file.read_text())["messages"]] == said[:3]
+
+
+def test_a_reply_of_nothing_is_what_the_model_said(conversation, parrot):
+    parrot.stream = lambda *_: iter([""])
+    assert shown(conversation, "hello") == "\n"
+    assert conversation.messages[1:] == [("user", "hello"), ("assistant", "")]
+
+
 def test_a_reply_that_is_stopped_is_kept_as_far_as_it_went(conversation):
     written = []
 
@@ -128,9 +176,11 @@ def test_a_reply_that_is_stopped_is_kept_as_far_as_it_went(conversation):
 
 
 def test_quitting_unknown_commands_and_lines_with_a_space_before_a_slash(conversation):
-    out = shown(conversation, "/save", "/resett", " /quit", "", "/quit", "not said")
-    assert out.startswith("/save: no such command; these are\n/reset ")
-    assert "/resett: no such command" in out
+    out = shown(conversation, "/save ", "/resett", " /quit", "", "/quit", "not said")
+    assert out == (
+        "(/save needs the name of a file, such as /save talk.jsonl)\n"
+        f"/resett: no such command; these are\n{HELP}\n/quit \n"
+    )
     assert "x" * 60 not in shown(conversation, "/" + "x" * 100)
     assert shown(conversation, "/help") == HELP + "\n"
     assert [content for role, content in conversation.messages if role == "user"] == ["/quit"]

@@ -1,6 +1,7 @@
 """Out of a run and in again."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.numpy import load_file
 from mtsft.config import default
 from mtsft.errors import InputError
 from mtsft.training import converting, evaluating, trained
-from mtsft.training.pretrained import HuggingFaceBase, open_base
+from mtsft.training.pretrained import HuggingFaceBase, RunBase, open_base
 
 
 def test_a_run_goes_out_and_comes_in_bit_for_bit(folder, base, exported):
@@ -48,6 +49,25 @@ def test_conversions_that_make_no_sense_are_named(folder, base, exported):
     with pytest.raises(InputError, match=r"set model\.init_from to it and leave out --workdir"):
         evaluating.evaluate(default(), exported)
     assert not (folder / "x").exists()
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_an_output_that_cannot_be_written_is_refused_before_a_model_is_read(
+    adapted, exported, tmp_path, monkeypatch, adapter
+):
+    def read(*_, **__):
+        raise AssertionError("the model is read")
+
+    monkeypatch.setattr(RunBase, "restore", read)
+    said = f"{exported}: is there already; choose a folder that is not, or an empty one"
+    with pytest.raises(InputError, match=rf"^{re.escape(said)}$"):
+        converting.to_hugging_face(adapted[0], exported, adapter=adapter)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=rf"^{tmp_path}/file/out: cannot be written \(.*\); choose another folder$"):
+        converting.to_hugging_face(adapted[0], tmp_path / "file" / "out", adapter=adapter)
+    with pytest.raises(AssertionError, match="the model is read"):
+        converting.to_hugging_face(adapted[0], tmp_path / "out", adapter=adapter)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_adapters_on_positions_of_their_own_go_out_merged_alone(adapted, exported, tmp_path):
