@@ -272,7 +272,12 @@ def test_a_cache_in_which_nothing_can_be_written_is_named(refused, folder):
 
 @pytest.mark.parametrize(
     ("file", "reason"),
-    [("gone/replies", "No such file or directory"), (".", "Is a directory"), ("d.jsonl/replies", "Not a directory")],
+    [
+        ("gone/replies", "No such file or directory"),
+        (".", "Is a directory"),
+        ("d.jsonl/replies", "Not a directory"),
+        ("", "Is a directory"),
+    ],
 )
 def test_replies_that_cannot_be_written_are_refused_before_anything_else(refused, folder, file, reason):
     before = sorted(folder.iterdir())

@@ -51,6 +51,7 @@ def test_it_is_kept_without_outputs(notebook):
     assert {cell.execution_count for cell in code_of(notebook)} == {None}
 
 
+@pytest.mark.slow
 def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where data and compiled programs are kept

@@ -171,6 +171,7 @@ def test_a_quantized_base_is_trained_over_resumed_and_goes_out(folder, exported,
         loop.train(config, folder / "int8")
 
 
+@pytest.mark.slow
 def test_a_base_is_quantized_a_matrix_at_a_time_and_alike_on_any_devices(tmp_path, monkeypatch):
     sizes = dict(hidden_size=128, intermediate_size=256, head_dim=32, max_position_embeddings=64)
     params = jax.device_get(small_model(**sizes).init(jax.random.key(3)))

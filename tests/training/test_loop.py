@@ -101,13 +101,6 @@ def test_a_run_that_ended_with_an_epoch_is_not_extended_where_rows_would_be_left
             loop.train(longer, folder / "epoch")
 
 
-def test_clipping_may_be_taken_up_and_left_off_within_a_run(folder, exported, make_config):
-    config = make_config(**{"model.init_from": str(exported), "eval.every": 0, "train.schedule": "constant"})
-    for steps, clip_norm in ((2, 1.0), (4, 0.0), (6, 0.5)):
-        config.train.update(steps=steps, clip_norm=clip_norm)
-        assert loop.train(config, folder / "clipped")["steps"] == steps
-
-
 def test_a_converted_model_is_no_run_to_go_on_with(folder, exported, make_config):
     converting.from_hugging_face(exported, folder / "converted")
     with pytest.raises(InputError, match=rf"^--workdir={folder}/converted: holds a converted model; set model.init_fr"):

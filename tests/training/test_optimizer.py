@@ -280,6 +280,16 @@ def test_updates_are_at_learning_rate_one(name):
     np.testing.assert_allclose(0.01 * mine["kernel"], expected["kernel"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_clipping_may_be_taken_up_and_left_off_within_a_run(name):
+    """The state that a checkpoint holds is the same with it and without."""
+    params = large_params()
+    states = [jax.eval_shape(build_optimizer(name, **SETTINGS | {"clip_norm": x}).init, params) for x in (0.0, 1.0)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    paths = [[path for path, _ in jax.tree_util.tree_leaves_with_path(state)] for state in states]
+    assert paths[0] == paths[1]
+
+
 def specs_by_name(optimizer, params, specs):
     """{moment's path: spec} of a state whose replicated arrays are "whole"."""
     shapes = jax.eval_shape(optimizer.init, params)

@@ -27,13 +27,12 @@ def test_a_run_starts_from_a_folder_with_its_sizes_its_tokenizer_and_its_paramet
 
 
 def test_a_run_is_evaluated_with_its_own_template(folder, base, make_config):
-    template = folder / "says.jinja"
-    template.write_text(
+    template = (
         "{% for m in messages %}<|im_start|>{{ m.role }} says\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant says\n{% endif %}"
     )
-    first = make_config(**{"model.init_from": str(base), "data.template": str(template)})
-    loop.train(first, folder / "says")
+    file = shutil.copytree(base, folder / "says") / "template.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"name": "says", "sources": {"default": template}}))
     config = make_config(**{"model.init_from": str(folder / "says")})
     loop.train(config, folder / "says more")
     (logged,) = [json.loads(line) for line in (folder / "says more" / "eval.jsonl").read_text().splitlines()]
