@@ -10,6 +10,7 @@ import concurrent.futures
 import fcntl
 import gc
 import hashlib
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import mtsft.dialogue
+import mtsft
 from mtsft.dialogue import readers
 from mtsft.dialogue.counts import Counts
 from mtsft.dialogue.encode import Encoder
@@ -50,6 +51,9 @@ _TABLES = {
     "digests": np.uint64,
     "id_ends": np.int64,
 }
+# The folders of the package, and the libraries, whose code decides which tokens a file becomes.
+MAKES_TOKENS = ("dialogue",)
+_LIBRARIES = ("jinja2", "tokenizers", "sentencepiece")
 _INLINE_BYTES = 1 << 22  # files smaller than this are not worth starting processes for
 
 
@@ -67,7 +71,6 @@ class Store:
         self.files = list(files)
         index = json.loads((path / "index.json").read_text())
         self.counts = Counts.of(index["counts"])
-        self.max_length: int = index["max_length"]
         self._columns = {name: _map(path / name, dtype) for name, dtype in _COLUMNS.items()}
         tables = {name: _map(path / name, dtype) for name, dtype in _TABLES.items()}
         self._starts = np.concatenate([[0], np.cumsum(tables["lengths"])])
@@ -171,8 +174,12 @@ def digest_files(files: Iterable[Path]) -> str:
 
 
 def code_digest() -> str:
-    """A digest of the code that turns text into tokens: when it changes, no old store is served."""
-    return digest_files(sorted(Path(mtsft.dialogue.__file__).parent.glob("*.py")))
+    """A digest of the code that makes tokens, ours and that of libraries: what other code made is never served."""
+    package = Path(mtsft.__file__).parent
+    files = [file for name in MAKES_TOKENS for file in sorted((package / name).rglob("*.py"))]
+    code = [(str(file.relative_to(package)), file.read_bytes()) for file in (*files, package / "data" / "store.py")]
+    versions = [(name, importlib.metadata.version(name)) for name in _LIBRARIES]
+    return hashlib.sha256(repr((code, versions)).encode()).hexdigest()
 
 
 @contextmanager
@@ -307,7 +314,7 @@ def _build(files: Sequence[Path], recipe: Recipe, path: Path, workers: int, prog
     for name in [*_COLUMNS, "lengths"]:
         with (path / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    index = {"counts": counts.as_record(), "content": digest.hexdigest(), "max_length": recipe.max_length}
+    index = {"counts": counts.as_record(), "content": digest.hexdigest()}
     (path / "index.json").write_text(json.dumps(index, indent=1))
 
 

@@ -29,8 +29,8 @@ class Turn(NamedTuple):
 
     message: its index. number: its index among the assistant's messages on its path, from 0. keep: how many segments of
     the previous turn's context this one's context begins with; context: the rest of them. response: what the model
-    must emit, its stop included; the first `reasoning` segments of it are reasoning. stop: whether a stop was found.
-    trained: False for a turn that a policy leaves out.
+    must emit, its stop included; the first `reasoning` segments of it are reasoning. unfaithful: a key of UNFAITHFUL
+    (writing.py) that says how it is not faithful, "" where it is. trained: False for one that a policy leaves out.
     """
 
     message: int
@@ -47,7 +47,7 @@ class Turn(NamedTuple):
 class Script:
     """The turns of a dialogue in order. lost: (message index or -1 for tools, field) of words no rendering shows.
 
-    rewrites: whether a context shows an earlier turn otherwise than it was emitted. questions: see tracing.py.
+    questions: what the template asked of the dialogue's words, with the answers; see tracing.py.
     """
 
     turns: tuple[Turn, ...]

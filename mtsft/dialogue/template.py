@@ -86,10 +86,6 @@ class ChatTemplate:
         """
         return self._run([self.record(m) for m in messages], dialogue and dialogue.tools, prompt, dialogue)
 
-    def trace(self, dialogue: Dialogue) -> "Traced":
-        """The dialogue, ready to be rendered in parts."""
-        return Traced(self, dialogue)
-
     def choose(self, dialogue: Dialogue | None) -> JinjaTemplate:
         """The template of a dialogue: the one for tools if it has some and there is one."""
         tools = dialogue is not None and dialogue.tools

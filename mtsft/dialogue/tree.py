@@ -3,7 +3,7 @@
 tokens         p  q  r  s  t  u
 parents       -1  0  1  2  3  2      the index of the token before it on its path
 positions      0  1  2  3  4  3      depth in the tree
-subtree_ends   6  6  6  5  5  6      exclusive: k sees into q exactly when k <= q < subtree_ends[k]
+subtree_ends   6  6  6  5  5  6      exclusive: query q sees key k exactly when k <= q < subtree_ends[k]
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -171,8 +171,4 @@ def header_of(shard: Mapping[str, tuple[tuple[int, ...], int]], kind: str, **met
 
 def _append(aside: Path, file: str, tensor: np.ndarray) -> None:
     with (aside / file).open("ab") as stream:
-        _write(stream, tensor.reshape(-1).view(np.uint8))
-
-
-def _write(stream: BinaryIO, data: np.ndarray) -> None:
-    stream.write(data)
+        stream.write(tensor.reshape(-1).view(np.uint8))

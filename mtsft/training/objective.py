@@ -11,8 +11,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-NORMALIZATIONS = ("dataset", "batch")
-
 
 class LossSums(NamedTuple):
     """Weighted negative log-likelihood in nats, and the weight it was summed over; closed under +.

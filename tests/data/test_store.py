@@ -1,13 +1,17 @@
 import errno
 import gzip
+import importlib.metadata
 import json
 import math
+import shutil
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import mtsft
 from mtsft.data import store as stores
 from mtsft.data.store import open_store
 from mtsft.dialogue import readers, tokenizer
@@ -281,6 +285,34 @@ def test_changed_code_is_another_store(files, recipe, open_quietly, build_calls,
     monkeypatch.setattr(stores, "code_digest", lambda: "other")
     assert open_quietly(files, recipe).path != before.path
     assert len(build_calls) == 2
+
+
+@pytest.fixture
+def copied_package(tmp_path, monkeypatch):
+    """The code that makes tokens, copied, so that a test may change it."""
+    package = tmp_path / "mtsft"
+    shutil.copytree(Path(mtsft.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(mtsft, "__file__", str(package / "__init__.py"))
+    return package
+
+
+@pytest.mark.parametrize("folder", stores.MAKES_TOKENS)
+def test_the_digest_is_of_all_code_that_makes_tokens(copied_package, folder):
+    before = stores.code_digest()
+    (copied_package / "diagnose" / "more.py").write_text("")
+    assert stores.code_digest() == before  # which makes none
+    (copied_package / folder / "inner").mkdir()
+    (copied_package / folder / "inner" / "more.py").write_text("")
+    deeper = stores.code_digest()
+    next((copied_package / folder).glob("*.py")).write_text("changed")
+    assert len({before, deeper, stores.code_digest()}) == 3
+
+
+@pytest.mark.parametrize("library", ["jinja2", "tokenizers", "sentencepiece"])
+def test_the_digest_is_of_the_versions_of_libraries(monkeypatch, library):
+    before, version = stores.code_digest(), importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0" if name == library else version(name))
+    assert stores.code_digest() != before
 
 
 def test_what_a_killed_build_left_is_built_anew(files, recipe, open_quietly, tmp_path):

@@ -297,15 +297,15 @@ def test_an_empty_folder_is_as_good_as_none(tmp_path):
 def test_nothing_half_written_is_left(tmp_path, monkeypatch, error, raised):
     model = model_of()
     params = randomised(model)
-    writes, write = [], exporting._write
+    writes, append = [], exporting._append
 
-    def fail(stream, data):
+    def fail(*arguments, **more):
         writes.append(sorted(path.name for path in tmp_path.iterdir()))
         if len(writes) == 9:
             raise error
-        write(stream, data)
+        append(*arguments, **more)
 
-    monkeypatch.setattr(exporting, "_write", fail)
+    monkeypatch.setattr(exporting, "_append", fail)
     with pytest.raises(InputError if raised else KeyboardInterrupt, match=raised):
         export(tmp_path / "out", params, model.arch)
     assert len(writes) == 9

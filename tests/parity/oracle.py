@@ -29,6 +29,7 @@ from mtsft.dialogue.readers import parse, read_chunks
 from mtsft.dialogue.recipe import Chat, Recipe
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.dialogue.selection import Selection
+from mtsft.dialogue.template import Traced
 from mtsft.errors import InputError
 
 DATE = "2026-01-31"
@@ -152,7 +153,7 @@ class Comparison:
         self.pair, self.dialogue = pair, dialogue
         self.counts, self.different = findings
         self.records = [pair.template.record(message) for message in dialogue.messages]
-        self.traced = pair.template.trace(dialogue)
+        self.traced = Traced(pair.template, dialogue)
         self._rendered: dict[tuple, str | None] = {}
 
     def note(self, what: str, *more: Any) -> None:

@@ -155,7 +155,9 @@ def test_trl_marks_the_same_tokens(name, pairs, real):
     pair, counts = pairs(name), Counter()
     dialogues = [d for d in DIALOGUES if d.id in handmade.PLAIN]
     for file in ("sgd_train_plain", "mt_bench_reference", "kdconv_zh", "mtbench101", "glaive_toolcall_en"):
-        dialogues += oracle.sample(real(file) or (), 6)
+        if real(file) is None:
+            pytest.skip("needs the real dialogues; set MTSFT_TEST_DATA to the folder that holds them")
+        dialogues += oracle.sample(real(file), 6)
     for asked in dialogues:
         tree = _faithful(pair, asked)
         if tree is None or not is_one_chain(tree):
