@@ -64,7 +64,7 @@ def measure(folder, dtype):
     import jax
     from jax.sharding import SingleDeviceSharding
 
-    from mtsft.interop.huggingface import Folder
+    from mtsft.interop.hf_folder import Folder
     from mtsft.model.architecture import Architecture
     from mtsft.model.transformer import Model
 

@@ -43,10 +43,10 @@ import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
 from mtsft.data.batches import empty_batch  # noqa: E402
-from mtsft.interop.families import describe  # noqa: E402
+from mtsft.interop.config_json import describe  # noqa: E402
+from mtsft.runs.pretrained import model_of  # noqa: E402
+from mtsft.runs.run import Run  # noqa: E402
 from mtsft.training.optimizer import build_optimizer  # noqa: E402
-from mtsft.training.pretrained import model_of  # noqa: E402
-from mtsft.training.run import Run  # noqa: E402
 from mtsft.training.sharding import make_mesh  # noqa: E402
 from mtsft.training.step import Door  # noqa: E402
 

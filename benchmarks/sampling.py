@@ -3,7 +3,7 @@
     python benchmarks/sampling.py [--sizes=small,large] [--batches=1,8,32] [--rounds=3]
 
 Greedy replies of 128 tokens to prompts of 96 to 160, stops disabled, in float32 on two threads of the CPU, by a Llama
-with random weights, which both read from one folder: mtsft.model.sampling.generate beside transformers' generate with
+with random weights, which both read from one folder: mtsft.model.generate.generate beside transformers' generate with
 its key-value cache, its default attention (sdpa) and left-padded batches. The two take turns; the first call of each,
 which here compiles, is reported apart. Needs the `parity` extra. Medians on two cores of a shared machine:
 
@@ -38,8 +38,8 @@ import transformers
 from jax.sharding import SingleDeviceSharding
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from mtsft.model.sampling import generate
-from mtsft.training.pretrained import HuggingFaceBase
+from mtsft.model.generate import generate
+from mtsft.runs.pretrained import HuggingFaceBase
 
 NEW = 128
 SHORTEST, LONGEST = 96, 160

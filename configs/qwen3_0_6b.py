@@ -27,7 +27,7 @@ TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run o
 takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as 0.95.
 """
 
-from mtsft.ready import fine_tune, machines
+from mtsft.presets import fine_tune, machines
 
 # What a machine needs to itself, by mode.
 VARIANTS = {
@@ -37,5 +37,5 @@ VARIANTS = {
 
 
 def get_config(variant="lora,gpu80"):
-    """The config; what it shares with its like is in mtsft/ready.py."""
+    """The config; what it shares with its like is in mtsft/presets.py."""
     return fine_tune("models/Qwen3-0.6B", variant, VARIANTS, learning_rate=2e-5, lora_learning_rate=2e-4)

@@ -26,9 +26,9 @@ def main() -> None:
     report = audit(sources)
     if _NUMERIC.value:
         # Imported here: processes that tokenise import this file too, and have no use for JAX.
-        from mtsft.training import numeric
+        from mtsft.runs import identity_check
 
-        report["numeric"] = numeric.check(_CONFIG.value, sources)
+        report["numeric"] = identity_check.check(_CONFIG.value, sources)
     print(json.dumps(report) if _FORMAT.value == "json" else as_text(report))
     wrong = [problem for problem in report["problems"] if problem["severity"] == "error"]
     if wrong:

@@ -19,12 +19,12 @@ _SYSTEM = flags.DEFINE_string("system", "", "The system prompt.")
 
 def main() -> None:
     """Converses in the terminal, or over standard input."""
-    from mtsft.model.sampling import Sampling
-    from mtsft.training import trained
-    from mtsft.training.conversation import HELP, Conversation, converse
+    from mtsft.model.generate import Sampling
+    from mtsft.runs import chat_model
+    from mtsft.runs.conversation import HELP, Conversation, converse
 
     sampling = Sampling(**_SAMPLING())
-    model = trained.load(_WORKDIR.value, _STEP.value)
+    model = chat_model.load(_WORKDIR.value, _STEP.value)
     conversation = Conversation(model, sampling, cli.max_new_tokens(), _SYSTEM.value)
     if sys.stdin.isatty():
         print(HELP)

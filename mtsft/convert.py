@@ -21,16 +21,16 @@ _STEP = flags.DEFINE_integer("step", None, "The checkpoint of this step, in plac
 
 def main() -> None:
     """Converts as the flags say."""
-    from mtsft.training import converting
+    from mtsft.runs import convert
 
     if (_FROM.value is None) == (_TO.value is None):
         raise InputError("say what to convert: --to=hf (from a workdir), or --from=hf (to a workdir)")
     if _TO.value:
-        converting.to_hugging_face(_INPUT.value, _OUTPUT.value, _DTYPE.value or "", _ADAPTER.value, _STEP.value)
+        convert.to_hugging_face(_INPUT.value, _OUTPUT.value, _DTYPE.value or "", _ADAPTER.value, _STEP.value)
     elif _ADAPTER.value or _STEP.value is not None:
         raise InputError("--adapter and --step are of --to=hf")
     else:
-        converting.from_hugging_face(_INPUT.value, _OUTPUT.value, _DTYPE.value or "float32")
+        convert.from_hugging_face(_INPUT.value, _OUTPUT.value, _DTYPE.value or "float32")
     print(_OUTPUT.value)
 
 

@@ -26,15 +26,16 @@ def main() -> None:
     # Imported here: processes that tokenise import this file too, and have no use for JAX.
     import jax
 
-    from mtsft.diagnose.evaluation import as_table
-    from mtsft.model.sampling import Sampling
-    from mtsft.training import distributed, evaluating, metrics
+    from mtsft.evaluation.held_out import as_table
+    from mtsft.model.generate import Sampling
+    from mtsft.runs import evaluator
+    from mtsft.training import distributed, metrics
 
     sampling = Sampling(**_SAMPLING())
     distributed.initialize()
     if _GENERATE.value is not None and jax.process_index() == 0:
         cli.check_output(_GENERATE)
-    subject = evaluating.Subject.of(_CONFIG.value, _WORKDIR.value)
+    subject = evaluator.Subject.of(_CONFIG.value, _WORKDIR.value)
     scores = subject.evaluate()
     if jax.process_index() == 0:
         print(json.dumps(metrics.finite(scores)) if _FORMAT.value == "json" else as_table(scores), flush=True)

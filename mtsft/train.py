@@ -12,7 +12,8 @@ _WORKDIR = cli.define_workdir()
 def main() -> None:
     """Trains as the flags say."""
     # Imported here: processes that tokenise import this file too, and have no use for JAX.
-    from mtsft.training import distributed, loop
+    from mtsft.runs import loop
+    from mtsft.training import distributed
 
     distributed.initialize()
     loop.train(_CONFIG.value, _WORKDIR.value)

@@ -5,8 +5,8 @@ import re
 
 import tokenizers
 
-from mtsft.dialogue.recipe import Chat
 from mtsft.dialogue.schema import Dialogue, Message
+from mtsft.encoding.spec import Chat
 
 CHATML = """\
 {%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}{% endfor %}

@@ -12,8 +12,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from mtsft.dialogue import template, tokenizer
-from mtsft.dialogue.recipe import Chat, Recipe, markers_of
+from mtsft.encoding.spec import Chat, Recipe, markers_of
+from mtsft.template import chat_template as template
+from mtsft.tokenizer import load as tokenizer
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from mtsft.data.batches import PackedBatch, empty_batch, pack_row
-from mtsft.dialogue.tree import TokenTree
+from mtsft.encoding.token_tree import TokenTree
 from mtsft.model.architecture import Architecture, LoRA
 from mtsft.model.transformer import Model
 from mtsft.training.step import batch_nll

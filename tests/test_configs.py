@@ -9,15 +9,15 @@ import jax
 import pytest
 from published_configs import PUBLISHED
 
-from mtsft import ready
+from mtsft import presets
 from mtsft.config import default, validate
 from mtsft.errors import InputError
-from mtsft.interop.families import describe
+from mtsft.interop.config_json import describe
 from mtsft.model.parameters import names, split
-from mtsft.training.frozen import trained_names
+from mtsft.runs.pretrained import model_of
+from mtsft.training.freeze import trained_names
 from mtsft.training.learning_rate import SCHEDULES
 from mtsft.training.optimizer import OPTIMIZERS
-from mtsft.training.pretrained import model_of
 from mtsft.training.sharding import check_batch_size, check_rules, param_shardings
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +144,7 @@ def test_sizes_are_those_of_the_published_models():
 
 
 def test_machines_share_a_batch():
-    assert ready.machines(rows=2) == {
+    assert presets.machines(rows=2) == {
         "gpu80": {"train.microbatches": 16},
         "h200": {"train.microbatches": 16},
         "v5e-8": {"parallel.mesh": "fsdp=8", "train.microbatches": 2},
@@ -155,14 +155,14 @@ def test_machines_share_a_batch():
 
 def test_choose():
     variants = {"full": {"gpu80": "does not fit; use lora"}, "lora": {"gpu80": {"train.microbatches": 2}}}
-    assert ready.choose("lora,gpu80", variants) == ("lora", {"train.microbatches": 2})
-    assert ready.choose(" lora, gpu80", variants)[0] == "lora"
+    assert presets.choose("lora,gpu80", variants) == ("lora", {"train.microbatches": 2})
+    assert presets.choose(" lora, gpu80", variants)[0] == "lora"
     for wrong in ("", "lora", "gpu80", "gpu80,lora", "lora,gpu90", "half,gpu80", "lora,gpu80,more", "a\nb,\x1b[0m"):
         with pytest.raises(InputError, match="one of full, lora and one of gpu80") as error:
-            ready.choose(wrong, variants)
+            presets.choose(wrong, variants)
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match=r"^config variant full,gpu80: does not fit; use lora$"):
-        ready.choose("full,gpu80", variants)
+        presets.choose("full,gpu80", variants)
 
 
 def test_variants_name_known_keys():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support import assert_trees_close, chain, nll_and_gradient, pack, random_chain, small_model, tree
 
-from mtsft.dialogue.tree import paths
+from mtsft.encoding.token_tree import paths
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import jax
 import pytest
 from support import small_model
 
-from mtsft.diagnose import numeric
-from mtsft.dialogue.encode import Encoder
 from mtsft.dialogue.formats import parse_record
-from mtsft.dialogue.recipe import Recipe
-from mtsft.dialogue.tree import is_one_chain
+from mtsft.encoding.encoder import Encoder
+from mtsft.encoding.spec import Recipe
+from mtsft.encoding.token_tree import is_one_chain
+from mtsft.evaluation import identities
 from mtsft.training.step import batch_nll
 
 
@@ -33,7 +33,7 @@ def compare(trees, vocab_size, row):
     def nll(params, batch):
         return batch_nll(model, params, batch, chunk=64)
 
-    return numeric.compare(nll, model.init(jax.random.key(0)), trees, row)
+    return identities.compare(nll, model.init(jax.random.key(0)), trees, row)
 
 
 def cut(record, characters):

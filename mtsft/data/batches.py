@@ -20,7 +20,7 @@ import numpy as np
 
 from mtsft.data.packing import Layout, Plan, deal
 from mtsft.data.store import Store
-from mtsft.dialogue.tree import TokenTree, positions, subtree_ends
+from mtsft.encoding.token_tree import TokenTree, positions, subtree_ends
 
 
 class PackedBatch(NamedTuple):

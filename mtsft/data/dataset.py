@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from mtsft.corpora import recall
 from mtsft.data.packing import Layout, lay_out
 from mtsft.data.store import Store, code_digest, digest_files, in_cache, open_store
-from mtsft.dialogue import readers, recall
-from mtsft.dialogue import template as templates
-from mtsft.dialogue import tokenizer as tokenizers
-from mtsft.dialogue.recipe import Chat, Recipe, markers_of, parse_date, parse_variables
-from mtsft.dialogue.selection import Selection
+from mtsft.dialogue import readers
+from mtsft.encoding.loss_weights import Selection
+from mtsft.encoding.spec import Chat, Recipe, markers_of, parse_date, parse_variables
 from mtsft.errors import InputError
 from mtsft.files import expanded, write_whole
+from mtsft.template import chat_template as templates
+from mtsft.tokenizer import load as tokenizers
 
 _CORPUS = "recall"
 _TOKENIZER_BYTES = 100 << 20  # of text that a tokenizer is trained on at most

@@ -26,12 +26,12 @@ from tqdm import tqdm
 
 import mtsft
 from mtsft.dialogue import readers
-from mtsft.dialogue.counts import Counts
-from mtsft.dialogue.encode import Encoder
 from mtsft.dialogue.readers import Chunk
-from mtsft.dialogue.recipe import Recipe
 from mtsft.dialogue.schema import Dialogue
-from mtsft.dialogue.tree import TokenTree
+from mtsft.encoding.encoder import Encoder
+from mtsft.encoding.spec import Recipe
+from mtsft.encoding.stats import Counts
+from mtsft.encoding.token_tree import TokenTree
 from mtsft.errors import InputError
 from mtsft.files import FULL
 
@@ -52,7 +52,7 @@ _TABLES = {
     "id_ends": np.int64,
 }
 # The folders of the package, and the libraries, whose code decides which tokens a file becomes.
-MAKES_TOKENS = ("dialogue",)
+MAKES_TOKENS = ("dialogue", "tokenizer", "template", "encoding")
 _LIBRARIES = ("jinja2", "tokenizers", "sentencepiece")
 _INLINE_BYTES = 1 << 22  # files smaller than this are not worth starting processes for
 

@@ -12,11 +12,11 @@ from mtsft.data.dataset import Sources
 from mtsft.data.packing import lay_out
 from mtsft.data.store import Store, open_store
 from mtsft.dialogue import readers
-from mtsft.dialogue.counts import Counts
-from mtsft.dialogue.over_length import POLICIES
-from mtsft.dialogue.recipe import Recipe
 from mtsft.dialogue.schema import Dialogue
-from mtsft.dialogue.tree import expand
+from mtsft.encoding.over_length import POLICIES
+from mtsft.encoding.spec import Recipe
+from mtsft.encoding.stats import Counts
+from mtsft.encoding.token_tree import expand
 
 _LENGTHS = (512, 1024, 2048, 4096, 8192)
 _SAMPLED = 200  # over-length dialogues that the policies are tried on; beyond, the cost is scaled up

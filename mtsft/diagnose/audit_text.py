@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from mtsft.diagnose.view import visible
+from mtsft.diagnose.token_view import visible
 
 Report = dict[str, Any]
 _WIDEST = 200  # characters of a line

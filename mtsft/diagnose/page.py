@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from mtsft.data.store import split_point
-from mtsft.diagnose.view import STYLE, as_fragment, as_text, visible
+from mtsft.diagnose.token_view import STYLE, as_fragment, as_text, visible
 from mtsft.dialogue import readers
-from mtsft.dialogue.recipe import Recipe
 from mtsft.dialogue.schema import Dialogue
-from mtsft.dialogue.tokenizer import Tokenizer
-from mtsft.dialogue.tree import TokenTree, positions
+from mtsft.encoding.spec import Recipe
+from mtsft.encoding.token_tree import TokenTree, positions
+from mtsft.tokenizer.load import Tokenizer
 
 _CHUNK = 16  # dialogues encoded together
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from mtsft.dialogue.normalise import CONTENT, MEDIA, TEXT, VALUE, WEIGHTS, Normaliser, kind, refuse_media
+from mtsft.dialogue.normalize import CONTENT, MEDIA, TEXT, VALUE, WEIGHTS, Normaliser, kind, refuse_media
 from mtsft.dialogue.schema import ROLES, Dialogue, Message
 from mtsft.errors import InputError, one_line
 

@@ -13,14 +13,14 @@ from jax.experimental import multihost_utils
 
 from mtsft.errors import InputError
 from mtsft.files import expanded
-from mtsft.interop import families
-from mtsft.interop.accompanying import as_json, generation_config, model_config, sentence_piece_config
-from mtsft.interop.aside import FolderAside
-from mtsft.interop.families import Source
-from mtsft.interop.huggingface import CONFIG, INDEX, SINGLE, leaf_shapes, tensor_shapes
-from mtsft.interop.stored import copy, progress_bar
+from mtsft.interop import config_json
+from mtsft.interop.atomic_folder import FolderAside
+from mtsft.interop.config_json import Source
+from mtsft.interop.export_configs import as_json, generation_config, model_config, sentence_piece_config
+from mtsft.interop.hf_folder import CONFIG, INDEX, SINGLE, leaf_shapes, tensor_shapes
+from mtsft.interop.safetensors_io import copy, progress_bar
 from mtsft.model.architecture import DTYPES, Architecture
-from mtsft.model.linear import ADAPTERS
+from mtsft.model.layers import ADAPTERS
 from mtsft.model.parameters import Params
 
 _KINDS = {"float32": "F32", "bfloat16": "BF16"}
@@ -55,8 +55,8 @@ def export(
     if any(path[-1].key in ADAPTERS for path, _ in jax.tree_util.tree_leaves_with_path(params)):
         raise ValueError("the parameters hold adapters; merge them first")
     config = model_config(arch, config, stop_ids, bos_id, pad_id, dtype)
-    family, fields = families.describe(config, CONFIG)
-    sources = families.sources(family, fields)
+    family, fields = config_json.describe(config, CONFIG)
+    sources = config_json.sources(family, fields)
     shards = _shards(tensor_shapes(sources, leaf_shapes(fields)), np.dtype(DTYPES[dtype]).itemsize, max_shard_bytes)
     files = dict(tokenizer_files or {})
     if chat_template is not None:

@@ -14,17 +14,17 @@ import numpy as np
 
 from mtsft.errors import InputError, one_line
 from mtsft.files import expanded
-from mtsft.interop import families
-from mtsft.interop.accompanying import PUBLISHED, as_json, model_config
-from mtsft.interop.aside import FolderAside
+from mtsft.interop import config_json
+from mtsft.interop.atomic_folder import FolderAside
+from mtsft.interop.config_json import Family
 from mtsft.interop.export import fetch, header_of, write_files
-from mtsft.interop.families import Family
-from mtsft.interop.huggingface import leaf_shapes, read_json, tensor_shapes
-from mtsft.interop.stored import DTYPES, Tensor, read_box, read_header, read_metadata
+from mtsft.interop.export_configs import PUBLISHED, as_json, model_config
+from mtsft.interop.hf_folder import leaf_shapes, read_json, tensor_shapes
+from mtsft.interop.safetensors_io import DTYPES, Tensor, read_box, read_header, read_metadata
 from mtsft.model.architecture import Architecture, LoRA
-from mtsft.model.linear import ADAPTERS
+from mtsft.model.layers import ADAPTERS
 from mtsft.model.parameters import Params, names
-from mtsft.model.quantized import dequantize, is_quantized_kernel
+from mtsft.model.quantization import dequantize, is_quantized_kernel
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
@@ -84,8 +84,8 @@ def export_adapter(
     folder = expanded(folder)
     if config is None:
         config = model_config(arch, None, (), None, None, arch.dtype)
-    family, fields = families.describe(config, PUBLISHED)
-    whole = tensor_shapes(families.sources(family, fields), leaf_shapes(fields))
+    family, fields = config_json.describe(config, PUBLISHED)
+    whole = tensor_shapes(config_json.sources(family, fields), leaf_shapes(fields))
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     matrices: dict[str, None] = {}
@@ -139,7 +139,7 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
     modules = _modules(family, fields)
     lora, ranks = _read_lora(folder, modules)
     file = _weights(folder)
-    stored = {families.standard_name(family, name.removeprefix(_ROOT)): x for name, x in read_header(file).items()}
+    stored = {config_json.standard_name(family, name.removeprefix(_ROOT)): x for name, x in read_header(file).items()}
     own = read_metadata(file).get(_MATRICES)
     shapes = leaf_shapes(fields)
     found: dict[tuple[str, ...], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
@@ -307,7 +307,7 @@ def _check_nothing_is_left(file: Path, stored: Mapping[str, Tensor]) -> None:
 def _modules(family: Family, fields: Mapping[str, Any]) -> dict[str, list[_Part]]:
     """For every linear module of the layers, the kernels of ours that make it up, with their rows of it."""
     found: dict[str, list[_Part]] = {}
-    for path, source in families.sources(family, fields).items():
+    for path, source in config_json.sources(family, fields).items():
         if path[0] == "layers" and path[-1] == "kernel":
             found.setdefault(source.name.removesuffix(".weight"), []).append((path, source.rows))
     return found

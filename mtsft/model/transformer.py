@@ -19,9 +19,9 @@ from flax import nnx
 from mtsft.errors import InputError
 from mtsft.model.architecture import ACTIVATIONS, DTYPES, NO_LORA, REMAT_POLICIES, Architecture, LoRA
 from mtsft.model.attention import Scores, attend_cached, soft_cap, tree_attend
-from mtsft.model.linear import Linear, RMSNorm
+from mtsft.model.layers import Linear, RMSNorm
 from mtsft.model.parameters import Params
-from mtsft.model.rotary import rotary, rotate
+from mtsft.model.rope import rotary, rotate
 
 # The matrices that adapters can be put to, by their names.
 MATRICES = (

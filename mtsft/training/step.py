@@ -15,7 +15,7 @@ from mtsft.errors import InputError
 from mtsft.model.attention import soft_cap
 from mtsft.model.parameters import Params, join
 from mtsft.model.transformer import Model, Noise
-from mtsft.training import norms
+from mtsft.training import grad_norms
 from mtsft.training.objective import LossSums, loss_sums, loss_sums_by_turn, token_nll
 from mtsft.training.sharding import BATCH, put_rows, rows_of_this_process
 from mtsft.training.state import TrainState
@@ -134,8 +134,8 @@ def train_step(
         "tokens": counts[1],
         "grad_norm": gradient_norm,
         "param_norm": optax.tree.norm(next_state.params),
-        "grad_norms": norms.by_group(gradient),
-        "param_norms": norms.by_group(next_state.params),
+        "grad_norms": grad_norms.by_group(gradient),
+        "param_norms": grad_norms.by_group(next_state.params),
         "learning_rate": learning_rate,
         "skipped": next_state.skipped,
         "skipped_in_a_row": next_state.skipped_in_a_row,

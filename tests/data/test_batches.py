@@ -7,8 +7,8 @@ import pytest
 from mtsft.data.batches import BatchSource, PackedBatch, empty_batch, pack_row, read_ahead
 from mtsft.data.packing import lay_out
 from mtsft.data.store import open_store
-from mtsft.dialogue.recipe import Recipe
-from mtsft.dialogue.tree import TokenTree
+from mtsft.encoding.spec import Recipe
+from mtsft.encoding.token_tree import TokenTree
 
 # The design's row: two trees, the second one branching after its third token; then padding.
 ROW = """

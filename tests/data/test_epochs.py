@@ -7,7 +7,7 @@ import pytest
 from mtsft.data.batches import BatchSource
 from mtsft.data.packing import lay_out
 from mtsft.data.store import open_store
-from mtsft.dialogue.recipe import Recipe
+from mtsft.encoding.spec import Recipe
 
 LENGTH = 128
 

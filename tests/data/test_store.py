@@ -14,14 +14,15 @@ import pytest
 import mtsft
 from mtsft.data import store as stores
 from mtsft.data.store import open_store
-from mtsft.dialogue import readers, tokenizer
-from mtsft.dialogue.counts import Counts
-from mtsft.dialogue.encode import Encoder
-from mtsft.dialogue.recipe import Recipe
-from mtsft.dialogue.selection import Selection
-from mtsft.dialogue.template import CHATML
-from mtsft.dialogue.tree import TokenTree
+from mtsft.dialogue import readers
+from mtsft.encoding.encoder import Encoder
+from mtsft.encoding.loss_weights import Selection
+from mtsft.encoding.spec import Recipe
+from mtsft.encoding.stats import Counts
+from mtsft.encoding.token_tree import TokenTree
 from mtsft.errors import InputError
+from mtsft.template.chat_template import CHATML
+from mtsft.tokenizer import load as tokenizer
 
 MARKERS = ("<|im_start|>", "<|im_end|>")
 

@@ -17,9 +17,9 @@ from mtsft.data.store import open_store
 from mtsft.diagnose.audit import audit
 from mtsft.diagnose.audit_text import as_text
 from mtsft.dialogue import readers
-from mtsft.dialogue.recipe import Chat, Recipe
-from mtsft.dialogue.template import CHATML
-from mtsft.dialogue.tree import response_ends
+from mtsft.encoding.spec import Chat, Recipe
+from mtsft.encoding.token_tree import response_ends
+from mtsft.template.chat_template import CHATML
 
 ROW = 64
 

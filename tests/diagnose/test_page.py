@@ -9,8 +9,8 @@ import pytest
 
 from mtsft.data.store import open_store, split_point
 from mtsft.diagnose import page
-from mtsft.dialogue.recipe import Recipe
-from mtsft.dialogue.tree import positions
+from mtsft.encoding.spec import Recipe
+from mtsft.encoding.token_tree import positions
 from mtsft.errors import InputError
 
 EVIL = "\x1b[2J\x9b\u202e<script>alert('x')</script>"

@@ -13,7 +13,7 @@ from flow_support import run as run_door
 from safetensors.numpy import load_file, save_file
 
 from mtsft.errors import InputError
-from mtsft.training.run import Run
+from mtsft.runs.run import Run
 
 
 def run(door, *flags, **settings):

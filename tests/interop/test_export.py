@@ -15,11 +15,11 @@ from safetensors.numpy import load_file
 from support import small_model
 
 from mtsft.errors import InputError
+from mtsft.interop import config_json
 from mtsft.interop import export as exporting
-from mtsft.interop import families
-from mtsft.interop.accompanying import check_exportable, generation_config, sentence_piece_config
 from mtsft.interop.export import export
-from mtsft.interop.huggingface import Folder
+from mtsft.interop.export_configs import check_exportable, generation_config, sentence_piece_config
+from mtsft.interop.hf_folder import Folder
 from mtsft.model.architecture import Architecture, LoRA
 from mtsft.model.parameters import unstack_layers
 from mtsft.model.transformer import Model
@@ -49,7 +49,7 @@ def model_of(**changes):
 
 
 def of_config(config, **runtime):
-    fields = families.describe(config, "config.json")[1]
+    fields = config_json.describe(config, "config.json")[1]
     runtime = dict(dtype="float32", param_dtype="float32", scan_layers=True, remat="none") | runtime
     return Model(Architecture(**fields, **runtime))
 
@@ -109,7 +109,7 @@ def test_fused_matrices_are_put_together_again(tmp_path):
 
 
 def test_the_text_of_a_multimodal_gemma(tmp_path):
-    text = families.config_of(asdict(model_of(**GEMMA).arch))
+    text = config_json.config_of(asdict(model_of(**GEMMA).arch))
     text = {key: value for key, value in text.items() if key not in ("architectures", "tie_word_embeddings")}
     config = dict(
         architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", text_config=text, eos_token_id=[1, 2],

@@ -8,7 +8,7 @@ from support import assert_trees_close, nll_and_gradient, small_model, uneven_ba
 
 from mtsft.errors import InputError
 from mtsft.interop.peft import merge
-from mtsft.model import linear
+from mtsft.model import layers
 from mtsft.model.architecture import LoRA
 from mtsft.model.parameters import join, names, split, unstack_layers
 from mtsft.model.transformer import MATRICES, Noise
@@ -121,7 +121,7 @@ def test_every_matrix_of_every_layer_drops_by_itself(monkeypatch):
         drawn.append((rate, *np.ravel(jax.random.key_data(keys)).tolist(), salt))
         return x
 
-    monkeypatch.setattr(linear, "drop", watched)
+    monkeypatch.setattr(layers, "drop", watched)
     model = small_model(LoRA(rank=1, dropout=0.5), scan_layers=False)
     params, noise = model.init(jax.random.key(0)), Noise(jax.random.split(jax.random.key(7), 1), None)
     model.apply(params, batch.tokens, batch.positions, batch.subtree_ends, noise=noise)
@@ -130,12 +130,12 @@ def test_every_matrix_of_every_layer_drops_by_itself(monkeypatch):
 
 def test_dropout_keeps_the_mean():
     x = jnp.ones((2, 100, 50))
-    dropped = linear.drop(x, 0.25, jax.random.split(jax.random.key(0), 2), salt=3)
+    dropped = layers.drop(x, 0.25, jax.random.split(jax.random.key(0), 2), salt=3)
     assert set(np.unique(dropped).tolist()) == {0.0, float(np.float32(1 / 0.75))}
     assert float(dropped.mean()) == pytest.approx(1, abs=0.03)
     assert (dropped[0] != dropped[1]).any()
     assert (dropped[0, 0] != dropped[0, 1]).any()
-    assert (dropped != linear.drop(x, 0.25, jax.random.split(jax.random.key(0), 2), salt=4)).any()
+    assert (dropped != layers.drop(x, 0.25, jax.random.split(jax.random.key(0), 2), salt=4)).any()
 
 
 @pytest.mark.parametrize(

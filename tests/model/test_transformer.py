@@ -9,7 +9,7 @@ from mtsft.model import attention
 from mtsft.model.architecture import Architecture
 from mtsft.model.attention import Scores, attend, tree_mask
 from mtsft.model.parameters import stack_layers, unstack_layers
-from mtsft.model.rotary import rotary, rotate
+from mtsft.model.rope import rotary, rotate
 
 SCORES = Scores(8**-0.5)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import transformers
 
-from mtsft.interop.families import describe, ignored, sources, standard_name
+from mtsft.interop.config_json import describe, ignored, sources, standard_name
 from mtsft.model.architecture import Architecture
 from mtsft.model.attention import soft_cap
 from mtsft.model.transformer import Model

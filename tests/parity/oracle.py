@@ -22,15 +22,15 @@ import transformers
 from families import Family
 from transformers.utils import chat_template_utils
 
-from mtsft.dialogue import tokenizer as tokenizers
-from mtsft.dialogue.encode import Encoder
-from mtsft.dialogue.jinja import Refused
 from mtsft.dialogue.readers import parse, read_chunks
-from mtsft.dialogue.recipe import Chat, Recipe
 from mtsft.dialogue.schema import Dialogue, Message
-from mtsft.dialogue.selection import Selection
-from mtsft.dialogue.template import Traced
+from mtsft.encoding.encoder import Encoder
+from mtsft.encoding.loss_weights import Selection
+from mtsft.encoding.spec import Chat, Recipe
 from mtsft.errors import InputError
+from mtsft.template.chat_template import Traced
+from mtsft.template.jinja import Refused
+from mtsft.tokenizer import load as tokenizers
 
 DATE = "2026-01-31"
 _NEWLINE = "\n"

@@ -18,7 +18,7 @@ import models  # noqa: E402 (which needs them)
 from models import CASES  # noqa: E402
 
 from mtsft.interop.export import export  # noqa: E402
-from mtsft.interop.huggingface import Folder  # noqa: E402
+from mtsft.interop.hf_folder import Folder  # noqa: E402
 from mtsft.interop.peft import export_adapter, merge, read_adapter  # noqa: E402
 from mtsft.model.architecture import Architecture, LoRA  # noqa: E402
 from mtsft.model.parameters import join, split  # noqa: E402

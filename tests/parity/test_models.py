@@ -15,10 +15,10 @@ transformers = pytest.importorskip("transformers")
 import models  # noqa: E402 (which needs them)
 from models import CASES  # noqa: E402
 
-from mtsft.interop.families import config_of, describe  # noqa: E402
+from mtsft.interop.config_json import config_of, describe  # noqa: E402
+from mtsft.model.generate import generate  # noqa: E402
 from mtsft.model.parameters import stack_layers  # noqa: E402
-from mtsft.model.rotary import rope_frequencies  # noqa: E402
-from mtsft.model.sampling import generate  # noqa: E402
+from mtsft.model.rope import rope_frequencies  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

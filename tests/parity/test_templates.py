@@ -16,7 +16,7 @@ import pytest
 from families import FAMILIES
 
 from mtsft.dialogue.formats import parse_record
-from mtsft.dialogue.tree import is_one_chain
+from mtsft.encoding.token_tree import is_one_chain
 from mtsft.errors import InputError
 
 transformers = pytest.importorskip("transformers")

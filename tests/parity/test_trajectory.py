@@ -17,8 +17,8 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from mtsft.config import default
-from mtsft.training.loop import train
-from mtsft.training.run import Run
+from mtsft.runs.loop import train
+from mtsft.runs.run import Run
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

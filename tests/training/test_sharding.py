@@ -9,8 +9,8 @@ from jax.sharding import PartitionSpec as P
 from support import small_model
 
 from mtsft.errors import InputError
+from mtsft.runs.pretrained import initial
 from mtsft.training.optimizer import build_optimizer
-from mtsft.training.pretrained import initial
 from mtsft.training.sharding import (
     BATCH,
     RULES,

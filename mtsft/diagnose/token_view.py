@@ -1,0 +1,178 @@
+"""What is trained on, seen: every token of a tree, the supervised ones marked with their weight.
+
+Text inside a message is data, written by anyone: what would steer a terminal or a page is shown, never passed on.
+"""
+
+import html
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import NamedTuple
+from unicodedata import category
+
+import numpy as np
+
+from mtsft.encoding.token_tree import TokenTree, positions
+from mtsft.tokenizer.load import Tokenizer
+
+_LONGEST = 4  # bytes of a character in UTF-8, and so tokens at most that make up one
+_BROKEN = "\ufffd"  # what decoding makes of a piece of a character
+_STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of characters that are not seen but change what is
+_HARMLESS = "\n\u200c\u200d"  # newlines, and the joiners of letters and emoji
+_NEWLINE, _BRANCH, _TIMES = "⏎", "↳", "\u00d7"
+_DIM, _BOLD_GREEN, _UNDERLINE, _RESET = "\x1b[2m", "\x1b[1;32m", "\x1b[4m", "\x1b[0m"
+
+STYLE = """<style>
+.mtsft-tree { white-space: pre-wrap; line-height: 1.6; }
+.mtsft-tree span { opacity: .55; }
+.mtsft-tree .supervised { opacity: 1; background: #bde5c0; color: #0b3d12; border-radius: 2px; }
+.mtsft-tree .marker { outline: 1px dotted; font-size: .85em; }
+.mtsft-tree sup, .mtsft-tree i { opacity: .8; font-size: .75em; }
+</style>"""
+
+
+class Run(NamedTuple):
+    """The tokens that make up one piece of readable text; mostly a single one.
+
+    text: fit to be shown, newlines as newlines. marker: a control token of the template. starts_branch: whether it
+    does not follow the piece before it; branch: how many did before. index: of its first token in the tree; position:
+    that token's depth.
+    turn, message (-1 for text of the template) and weight (0 for context) are those of its tokens.
+    """
+
+    text: str
+    marker: bool
+    starts_branch: bool
+    branch: int
+    tokens: tuple[int, ...]
+    index: int
+    position: int
+    turn: int
+    message: int
+    weight: float
+
+    @property
+    def supervised(self) -> bool:
+        """Whether the model learns to say it."""
+        return self.weight > 0
+
+
+def runs(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[Run]:
+    """The pieces of a tree in its order. Bytes that spell one character together are one piece."""
+    depths_N = positions(tree.parents_N)
+    markers = {control.id for control in tokenizer.controls.values()}
+    follows_N = tree.parents_N == np.arange(-1, len(tree) - 1)
+    start = branch = 0
+    while start < len(tree):
+        branch += int(not follows_N[start])
+        count, text = _read_piece(tree, tokenizer, start, follows_N)
+        tokens = tree.tokens_N[start : start + count].tolist()
+        yield Run(
+            text=visible(text),
+            marker=tokens[0] in markers,
+            starts_branch=not follows_N[start],
+            branch=branch,
+            tokens=tuple(tokens),
+            index=start,
+            position=int(depths_N[start]),
+            turn=int(tree.turn_ids_N[start]),
+            message=int(tree.message_ids_N[start]),
+            weight=float(tree.response_mask_N[start]),
+        )
+        start += count
+
+
+def _read_piece(tree: TokenTree, tokenizer: Tokenizer, start: int, follows_N: np.ndarray) -> tuple[int, str]:
+    """How many tokens from `start` on make up a piece, and its text."""
+    for count in range(1, min(_LONGEST, len(tree) - start) + 1):
+        stretch = slice(start, start + count)
+        alike = (tree.turn_ids_N, tree.message_ids_N, tree.response_mask_N)
+        if not follows_N[start + 1 : start + count].all() or any(len(set(f[stretch].tolist())) > 1 for f in alike):
+            break
+        ids = tree.tokens_N[stretch].tolist()
+        text = tokenizer.decode(ids)
+        if _BROKEN not in text or any(_BROKEN in tokenizer.piece(i) for i in ids):
+            return count, text
+    return 1, tokenizer.piece(tree.tokens_N[start])
+
+
+def as_text(tree: TokenTree, tokenizer: Tokenizer, color: bool = True, places: bool = False) -> str:
+    """A tree for a terminal: context dim, what is supervised bold and green, markers underlined.
+
+    Without color, what is supervised stands in ⟦ ⟧. A weight that is not 1 stands first; a newline is shown as
+    ⏎; a branch begins on a line of its own, with the depth at which it leaves the path before it. places: whether to
+    say of everything supervised which turn it is and at which position it begins.
+    """
+    lines = []
+    for starts_branch, weight, stretch in _stretches(tree, tokenizer):
+        style = _BOLD_GREEN if weight else _DIM
+        words = ""
+        for run in stretch:
+            text = run.text.replace("\n", f"{_NEWLINE}\n")
+            words += f"{_UNDERLINE}{text}{_RESET}{style}" if run.marker and color else text
+        before, after = (style, _RESET) if color else ("⟦", "⟧") if weight else ("", "")
+        branch = f"\n{_BRANCH} {stretch[0].position}: " if starts_branch else ""
+        place = f"[turn {stretch[0].turn} at {stretch[0].position}]" if places and weight else ""
+        place = f"{_DIM}{place}{_RESET}" if color and place else place
+        lines.append(f"{branch}{place}{before}{_weight(weight)}{words}{after}")
+    return "".join(lines)
+
+
+def as_html(tree: TokenTree, tokenizer: Tokenizer) -> str:
+    """A tree as a fragment of a page that needs nothing else; what a token is shows where the mouse rests."""
+    return f"{STYLE}\n{as_fragment(tree, tokenizer)}"
+
+
+def as_fragment(tree: TokenTree, tokenizer: Tokenizer) -> str:
+    """The same for a page that has STYLE already."""
+    parts = []
+    for starts_branch, weight, stretch in _stretches(tree, tokenizer):
+        if starts_branch:
+            parts.append(f"\n<i>{_BRANCH} {stretch[0].position}: </i>")
+        parts.append(f"<sup>{_weight(weight)}</sup>" if _weight(weight) else "")
+        for run in stretch:
+            kind = ("supervised" if run.supervised else "context") + (" marker" if run.marker else "")
+            text = html.escape(run.text).replace("\n", f"{_NEWLINE}\n")
+            parts.append(f'<span class="{kind}" title="{html.escape(describe(run))}">{text}</span>')
+    return f'<pre class="mtsft-tree">{"".join(parts)}</pre>'
+
+
+def describe(run: Run) -> str:
+    """What there is to know of a piece, in one line."""
+    whose = f"message {run.message}" if run.message >= 0 else "template"
+    role = f"weight {run.weight:g}" if run.supervised else "context, weight 0"
+    branch = f", branch {run.branch}" if run.branch else ""
+    return f"token {' '.join(map(str, run.tokens))}, position {run.position}{branch}, turn {run.turn}, {whose}, {role}"
+
+
+def as_columns(fields: Mapping[str, np.ndarray], row: int = 0, start: int = 0, stop: int | None = None) -> str:
+    """One row of a batch, a line for each field and a column for each slot.
+
+    fields: by name, arrays of shape (B, L). start, stop: the slots shown; all where not given.
+    """
+    lines = {name: values_BxL[row, start:stop].tolist() for name, values_BxL in fields.items()}
+    lines = {"slot": range(start, start + max(map(len, lines.values()))), **lines}
+    cells = {name: [f"{value:g}" for value in values] for name, values in lines.items()}
+    width = max((len(cell) for line in cells.values() for cell in line), default=0)
+    label = max(map(len, cells))
+    return "\n".join(f"{name:<{label}} " + " ".join(cell.rjust(width) for cell in cells[name]) for name in cells)
+
+
+def visible(text: str) -> str:
+    """`text` with what would steer a terminal or reorder a line shown by name; newlines stay."""
+    return "".join(_name_of(c) if c not in _HARMLESS and category(c) in _STEERING else c for c in text)
+
+
+def _name_of(character: str) -> str:
+    code = ord(character)
+    return chr(0x2400 + code) if code < 0x20 else f"<U+{code:04X}>"
+
+
+def _stretches(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[tuple[bool, float, list[Run]]]:
+    """(starts a branch, weight, pieces) of each longest stretch of one weight on one branch."""
+    for (_, weight), stretch in groupby(runs(tree, tokenizer), lambda run: (run.branch, run.weight)):
+        pieces = list(stretch)
+        yield pieces[0].starts_branch, weight, pieces
+
+
+def _weight(weight: float) -> str:
+    return f"{_TIMES}{weight:g} " if weight not in (0, 1) else ""

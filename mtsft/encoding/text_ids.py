@@ -1,0 +1,149 @@
+"""The words of dialogues in place of symbols, and as tokens: each text encoded once, many at a time."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
+from typing import NamedTuple
+
+from mtsft.errors import InputError
+from mtsft.template.chat_template import Records
+from mtsft.template.render_turns import TemplateRefusal
+from mtsft.template.spans import Segment
+from mtsft.tokenizer.load import CONTINUATION, WHITESPACE, Tokenizer
+
+Key = tuple[str, int]  # text, place
+_MOST_LITERALS = 20_000  # of which ids are kept
+
+
+class Words(NamedTuple):
+    """A stretch of text to be tokenised. parts: (text, message or -1) of all that it is made of."""
+
+    key: Key
+    parts: tuple[tuple[str, int], ...]
+
+
+Piece = int | Words  # a control token's id, or text
+
+
+class Texts:
+    """What a tokenizer makes of texts.
+
+    ids: of each text since `forget`, or the error that it is. Texts that lead to others, mostly a template's, are kept
+    beyond that.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.ids: dict[Key, list[int] | InputError] = {}
+        self._exact: dict[Key, bool] = {}
+        self._literals: dict[Key, list[int]] = {}
+
+    def forget(self) -> None:
+        """Forgets the texts of dialogues."""
+        self.ids.clear()
+        self._exact.clear()
+
+    def realise(self, segments: Iterable[Segment], records: Records, known: dict) -> list[Piece]:
+        """Segments with the words of a dialogue in place of symbols; empty stretches fall away."""
+        pieces = []
+        for segment in segments:
+            if type(segment) is str:
+                pieces.append(self.tokenizer.controls[segment].id)
+                continue
+            parts = [(p, -1) if type(p) is str else (p.value(records, known), p.owner) for p in segment.parts]
+            if segment.lstrip or segment.rstrip:
+                parts = _strip(parts, segment.lstrip, segment.rstrip)
+            text = parts[0][0] if len(parts) == 1 else "".join(text for text, _ in parts)
+            if text:
+                pieces.append(Words((text, segment.place), tuple(part for part in parts if part[0])))
+        return pieces
+
+    def encode(self, keys: Iterable[Key]) -> None:
+        """Encodes these texts, those that are not known."""
+        wanted: tuple[dict[str, None], ...] = ({}, {}, {})
+        for key in keys:
+            if key not in self.ids:
+                wanted[key[1]][key[0]] = None
+        for place, texts in enumerate(wanted):
+            if texts:
+                self.ids.update(zip(zip(texts, repeat(place)), self._encode_batch(list(texts), place)))
+
+    def _encode_batch(self, texts: list[str], place: int) -> list:
+        try:
+            return self.tokenizer.encode_batch(texts, place)
+        except InputError:
+            return [self._encode_or_error(text, place) for text in texts]
+
+    def _encode_or_error(self, text: str, place: int) -> list[int] | InputError:
+        try:
+            return self.tokenizer.encode_batch([text], place)[0]
+        except InputError as error:
+            return error
+
+    def owned(self, pieces: Iterable[Piece], source: str) -> Iterator[tuple[int, list[int]]]:
+        """(whose words, ids) of pieces, in order; a token that reaches across a border goes with the later part.
+
+        source: of the dialogue, for errors. Raises TemplateRefusal for a text that the tokenizer cannot encode.
+        """
+        for piece in pieces:
+            if type(piece) is int:
+                yield -1, [piece]
+                continue
+            whole, place = self.ids[piece.key], piece.key[1]
+            if type(whole) is not list:
+                raise TemplateRefusal(f"{source}: {whole}")
+            start = 0
+            for part, owner in piece.parts[:-1]:
+                own = self._literal((part, place))
+                end = start + len(own)
+                if whole[start:end] != own:
+                    end = start + next((i for i, (a, b) in enumerate(zip(own, whole[start:])) if a != b), 0)
+                if end > start:
+                    yield owner, whole[start:end]
+                    start = end
+            if start < len(whole):
+                yield piece.parts[-1][1], whole[start:] if start else whole
+
+    def _literal(self, key: Key) -> list[int]:
+        ids = self._literals.get(key)
+        if ids is None:
+            if len(self._literals) > _MOST_LITERALS:
+                self._literals.clear()
+            ids = self._literals[key] = self.tokenizer.encode_batch([key[0]], key[1])[0]
+        return ids
+
+    def is_exact(self, key: Key) -> bool:
+        """Whether a text's tokens decode to it."""
+        exact = self._exact.get(key)
+        if exact is None:
+            text, place = key
+            if self.tokenizer.spells_ascii and text.isascii():
+                return True
+            said = self.tokenizer.decode(self.ids[key])
+            # Some tokenizers write a space after a control token: the server's, and so the model's, way to begin.
+            exact = self._exact[key] = said == text or (place != CONTINUATION and said == f" {text}")
+        return exact
+
+    def prompt(self, pieces: Sequence[Piece]) -> list[int]:
+        """The ids of a prompt's pieces. Raises InputError for a text that the tokenizer cannot encode."""
+        ids = []
+        for piece in pieces:
+            ids += [piece] if type(piece) is int else self.tokenizer.encode_batch([piece.key[0]], piece.key[1])[0]
+        return ids
+
+
+def _strip(parts: list[tuple[str, int]], left: bool, right: bool) -> list[tuple[str, int]]:
+    """Parts without the white space at their ends that a control token eats."""
+    parts = list(parts)
+    while left and parts:
+        text, owner = parts[0]
+        parts[0] = (text.lstrip(WHITESPACE), owner)
+        if parts[0][0]:
+            break
+        del parts[0]
+    while right and parts:
+        text, owner = parts[-1]
+        parts[-1] = (text.rstrip(WHITESPACE), owner)
+        if parts[-1][0]:
+            break
+        del parts[-1]
+    return parts or [("", -1)]

@@ -1,0 +1,95 @@
+"""The tensors of a Hugging Face folder: which is which of our parameters.
+
+Names are those of transformers' modules, models/*/modeling_*.py.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mtsft.interop.families import Family
+
+
+class Source(NamedTuple):
+    """Where a parameter of ours is in a file.
+
+    name: of the tensor. rows: those of axis 0 that are it, in a tensor that fuses several. transposed: whether torch
+    keeps it (out, in) and we (in, out).
+    """
+
+    name: str
+    rows: tuple[int, int] | None = None
+    transposed: bool = False
+
+
+def sources(family: Family, fields: Mapping[str, Any]) -> dict[tuple, Source]:
+    """Where each parameter of the decoder is, by its path in the unrolled layout.
+
+    Names are those that models of the family are published with; `standard_name` turns others into them.
+    """
+    prefix = "language_model.model." if family.inner else "model."
+    embedding, head = tied_names(family)
+    found = {("embed", "embedding"): Source(embedding), ("norm", "scale"): Source(f"{prefix}norm.weight")}
+    if not fields["tie_word_embeddings"]:
+        found["head", "kernel"] = Source(head, None, True)
+    for index in range(fields["num_hidden_layers"]):
+        for path, source in _layer_sources(family, fields).items():
+            found["layers", index, *path] = source._replace(name=f"{prefix}layers.{index}.{source.name}")
+    return found
+
+
+def tied_names(family: Family) -> tuple[str, str]:
+    """The names of the embedding and of the head: of a tied model, two for one tensor."""
+    outer = "language_model." if family.inner else ""
+    return f"{outer}model.embed_tokens.weight", f"{outer}lm_head.weight"
+
+
+def _layer_sources(family: Family, fields: Mapping[str, Any]) -> dict[tuple, Source]:
+    norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    if fields["post_norms"]:
+        norms |= {
+            "mlp_norm": "pre_feedforward_layernorm",
+            "post_attention_norm": "post_attention_layernorm",
+            "post_mlp_norm": "post_feedforward_layernorm",
+        }
+    found = {(ours, "scale"): Source(f"{theirs}.weight") for ours, theirs in norms.items()}
+    if fields["qk_norm"]:
+        found["attention", "query_norm", "scale"] = Source("self_attn.q_norm.weight")
+        found["attention", "key_norm", "scale"] = Source("self_attn.k_norm.weight")
+    H, G, K = (fields[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    F = fields["intermediate_size"]
+    matrices = {
+        ("attention", "query"): ("self_attn", "q_proj", "qkv_proj", 0, H * K, "attention_bias"),
+        ("attention", "key"): ("self_attn", "k_proj", "qkv_proj", H * K, G * K, "attention_bias"),
+        ("attention", "value"): ("self_attn", "v_proj", "qkv_proj", (H + G) * K, G * K, "attention_bias"),
+        ("attention", "output"): ("self_attn", "o_proj", None, 0, 0, "attention_output_bias"),
+        ("mlp", "gate"): ("mlp", "gate_proj", "gate_up_proj", 0, F, "mlp_bias"),
+        ("mlp", "up"): ("mlp", "up_proj", "gate_up_proj", F, F, "mlp_bias"),
+        ("mlp", "down"): ("mlp", "down_proj", None, 0, 0, "mlp_bias"),
+    }
+    for path, (part, name, fused, first, count, bias) in matrices.items():
+        if family.fused and fused:
+            found[*path, "kernel"] = Source(f"{part}.{fused}.weight", (first, first + count), True)
+        else:
+            found[*path, "kernel"] = Source(f"{part}.{name}.weight", None, True)
+        if fields[bias]:
+            found[*path, "bias"] = Source(f"{part}.{name}.bias")
+    return found
+
+
+def standard_name(family: Family, name: str) -> str:
+    """The name by which `sources` knows a tensor of a file: newer transformers write a multimodal Gemma 3 otherwise."""
+    if not family.inner:
+        return name
+    name = re.sub(r"\A(model\.)?language_model\.(model\.)?(?!lm_head)", "language_model.model.", name)
+    return re.sub(r"\Alm_head\.", "language_model.lm_head.", name)
+
+
+def ignored(family: Family, fields: Mapping[str, Any]) -> re.Pattern:
+    """Fits (fullmatch) the names of tensors that a folder may hold beside `sources`, and that are to be left aside."""
+    names = [r"(.*\.)?rotary_emb\.\w*inv_freq"]
+    if fields["tie_word_embeddings"]:
+        names.append(re.escape(tied_names(family)[1]))
+    if family.inner:
+        names.append(r"(model\.)?(vision_tower|multi_modal_projector)\..*")
+    return re.compile(rf"\A(?:{'|'.join(names)})\Z")

@@ -1,0 +1,89 @@
+"""The matrices of a decoder, with the low-rank adapters that some of them get, and its norms."""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mtsft.model.architecture import DTYPES, Architecture, LoRA
+from mtsft.model.quantization import LEAVES, product, quantize_kernel
+
+ADAPTERS = ("lora_a", "lora_b")
+
+
+class Linear(nnx.Module):
+    """x W (+ b) (+ scale x A B where it is adapted), computed in the compute dtype.
+
+    kernel W (fan_in, fan_out) and bias b in the parameter dtype; lora_a A (fan_in, rank) and lora_b B (rank, fan_out)
+    in float32. A starts uniform in +-1 / sqrt(fan_in), B at 0, so that the adapter starts as nothing. deviation: of a
+    fresh kernel's entries; None for 1 / sqrt(fan_in). Where lora.quantize is set, two arrays stand for the kernel
+    (model/quantized.py), and it is whole only while it is multiplied by.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        lora: LoRA,
+        name: str,
+        fan_in: int,
+        fan_out: int,
+        rngs: nnx.Rngs,
+        *,
+        bias: bool = False,
+        deviation: float | None = None,
+    ):
+        dtype = DTYPES[arch.param_dtype]
+        self.dtype, self.lora, self.salt = DTYPES[arch.dtype], lora, zlib.crc32(name.encode())
+        init = nnx.initializers.normal(fan_in**-0.5 if deviation is None else deviation)
+        kernel = init(rngs.params(), (fan_in, fan_out), dtype)
+        leaves = quantize_kernel(kernel, lora.quantize) if lora.quantize else {"kernel": kernel}
+        for leaf, value in leaves.items():
+            setattr(self, leaf, nnx.Param(value))
+        self.bias = nnx.Param(jnp.zeros(fan_out, dtype)) if bias else None
+        self.adapted = lora.adapts(name)
+        if self.adapted:
+            bound = fan_in**-0.5
+            self.lora_a = nnx.Param(jax.random.uniform(rngs.lora(), (fan_in, lora.rank), minval=-bound, maxval=bound))
+            self.lora_b = nnx.Param(jnp.zeros((lora.rank, fan_out)))
+
+    def __call__(self, x_BxLxI: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
+        """(B, L, fan_in) to (B, L, fan_out). keys_B: a random key a row, to drop what enters the adapter with."""
+        if self.lora.quantize:
+            y = product(x_BxLxI, {leaf: getattr(self, leaf)[...] for leaf in LEAVES[self.lora.quantize]}, self.dtype)
+        else:
+            y = x_BxLxI @ self.kernel[...].astype(self.dtype)
+        if self.bias is not None:
+            y += self.bias[...].astype(self.dtype)[None, None]
+        if self.adapted:
+            x_BxLxI = drop(x_BxLxI, self.lora.dropout, keys_B, self.salt)
+            inner = x_BxLxI @ self.lora_a[...].astype(self.dtype)
+            y += inner @ self.lora_b[...].astype(self.dtype) * self.lora.scale
+        return y
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x), times scale, or 1 + scale where norms are zero-centred (Gemma); in float32."""
+
+    def __init__(self, arch: Architecture, size: int):
+        self.dtype, self.epsilon = DTYPES[arch.dtype], arch.rms_norm_eps
+        self.offset = 1.0 if arch.zero_centered_norms else 0.0
+        self.scale = nnx.Param(jnp.full(size, 1.0 - self.offset, DTYPES[arch.param_dtype]))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., size) to the same."""
+        x = x.astype(jnp.float32)
+        x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+        scale = self.scale[...].astype(jnp.float32) + self.offset
+        return (x * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
+
+
+def drop(x_BxLxI: jax.Array, rate: float, keys_B: jax.Array | None, salt: int) -> jax.Array:
+    """Dropout (Srivastava et al. 2014); nothing where there are no keys. salt: what sets one use apart from others."""
+    if not rate or keys_B is None:
+        return x_BxLxI
+
+    def kept(key):
+        return jax.random.bernoulli(jax.random.fold_in(key, salt), 1 - rate, x_BxLxI.shape[1:])
+
+    return jnp.where(jax.vmap(kept)(keys_B), x_BxLxI / (1 - rate), 0)

@@ -1,0 +1,99 @@
+"""A trained model as it lies in a workdir, with its tokenizer and its template: to talk to."""
+
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import jax
+from jax.sharding import SingleDeviceSharding
+
+from mtsft.dialogue.formats import parse_record
+from mtsft.dialogue.schema import Message
+from mtsft.encoding.encoder import Encoder
+from mtsft.errors import InputError
+from mtsft.model.generate import GREEDY, Sampling, generate, stream
+from mtsft.model.parameters import Params
+from mtsft.model.transformer import Model
+from mtsft.runs.pretrained import open_trained
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model on one device, with its tokenizer and its template. Build it with `load`.
+
+    step: of the checkpoint; 0 for a model that was not trained here.
+    """
+
+    model: Model
+    params: Params
+    encoder: Encoder
+    step: int
+
+    def prompt(self, messages: Sequence[Message | tuple[str, str]]) -> list[int]:
+        """The tokens that a conversation so far makes, up to where the model goes on; rendered as in training.
+
+        messages: Messages, or (role, content) pairs. Raises InputError for a role or a content that no dialogue can
+        have, a token that the model does not know, or where no position is left to reply in.
+        """
+        said = [(m.role, m.content) if isinstance(m, Message) else m for m in messages]
+        records = [{"role": role, "content": content} for role, content in said]
+        prompt = self.encoder.prompt(parse_record({"messages": records}, "the conversation"))
+        if max(prompt) >= self.model.arch.vocab_size:
+            raise InputError(
+                f"the prompt has the token {max(prompt)}, and the model embeds {self.model.arch.vocab_size:,}"
+            )
+        if 0 < self.model.arch.max_position_embeddings <= len(prompt):
+            raise InputError(
+                f"the conversation has {len(prompt):,} tokens, and the model is made for "
+                f"{self.model.arch.max_position_embeddings:,}; /reset, or start with less"
+            )
+        return prompt
+
+    def reply(
+        self, messages: Sequence[Message | tuple[str, str]], max_new: int = 256, sampling: Sampling = GREEDY
+    ) -> str:
+        """What the model says next, up to its stop and without it; by default the most probable tokens.
+
+        messages: as those of `prompt`. max_new: tokens at most; fewer where the model's positions end.
+        """
+        stops, tokenizer, prompt = self.encoder.stop_ids, self.encoder.tokenizer, self.prompt(messages)
+        # Few lengths, so that a conversation that grows does not compile at every turn.
+        arguments = (self.model, self.params, [prompt], stops, max_new, sampling)
+        (tokens,) = generate(*arguments, length_multiple=256, vocab_size=tokenizer.vocab_size)
+        room = self.model.arch.positions_after(len(prompt), max_new)
+        return tokenizer.decode([token for token in tokens[:room] if token not in stops])
+
+    def stream(
+        self, messages: Sequence[Message | tuple[str, str]], max_new: int = 256, sampling: Sampling = GREEDY
+    ) -> Iterator[str]:
+        """What `reply` returns, piece by piece as it is decoded."""
+        stops, tokenizer, prompt = self.encoder.stop_ids, self.encoder.tokenizer, self.prompt(messages)
+        arguments = (self.model, self.params, prompt, stops, max_new, sampling)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may hold part of a character
+        room = self.model.arch.positions_after(len(prompt), max_new)
+        tokens, told = [], 0
+        for token in islice(stream(*arguments, vocab_size=tokenizer.vocab_size), room):
+            if token in stops:
+                break
+            tokens.append(token)
+            said = tokenizer.decode_bytes(tokens)
+            yield decoder.decode(said[told:])
+            told = len(said)
+        yield decoder.decode(b"", final=True)
+
+
+def load(path: str | Path, step: int | None = None, **runtime) -> Trained:
+    """The model that was trained in a workdir, or of a Hugging Face folder; it needs nothing but what lies there.
+
+    A run that froze parameters (as LoRA does) needs what it started from, too. step: of the checkpoint; None for the
+    best by held-out loss, or the newest where nothing was held out. runtime: dtype and the like, other than in
+    training. Raises InputError where there is no such model.
+    """
+    base = open_trained(path, step)
+    model = base.model(**runtime)
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    params = base.restore(model, partial(jax.tree.map, lambda _: device))
+    return Trained(model, params, base.encoder(), base.step)

@@ -1,0 +1,141 @@
+"""A conversation with a trained model: what is said, and the commands that change it."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from mtsft.errors import InputError, one_line
+from mtsft.files import expanded
+from mtsft.model.generate import Sampling
+from mtsft.runs.chat_model import Trained
+
+HELP = """/reset          forget what was said (the system prompt stays)
+/system TEXT    start over with another system prompt; without TEXT, with none
+/save FILE      append the conversation to FILE, as a line that can be trained on
+/help           this
+/quit           leave, as Ctrl-D does
+A line that begins with a space is said as it is, without that space. Ctrl-C stops a reply."""
+
+
+class Conversation:
+    """Messages so far, as (role, content) pairs, of which the model says every second one.
+
+    Raises InputError where nothing can be said after the system prompt.
+    """
+
+    def __init__(self, model: Trained, sampling: Sampling, max_new: int, system: str = ""):
+        self._model, self._sampling, self._max_new = model, sampling, max_new
+        self.messages: list[tuple[str, str]] = []
+        self.start_over(system)
+
+    def start_over(self, system: str) -> None:
+        """Forgets everything; `system` is the new system prompt, "" for none.
+
+        Raises InputError, and forgets nothing, where the template refuses it or it leaves the model no room.
+        """
+        messages = [("system", system)] if system else []
+        if system:
+            _check_text(system, "the system prompt")
+            try:
+                self._model.prompt([*messages, ("user", "?")])
+            except InputError as error:
+                # What it says helps is /reset, which would keep the system prompt.
+                wrong = str(error).rpartition("; ")[0] or error
+                raise InputError(f"{wrong}; give a shorter or another system prompt, or none") from error
+        self.messages = messages
+
+    def reset(self) -> None:
+        """Forgets everything but the system prompt."""
+        self.messages = [message for message in self.messages[:1] if message[0] == "system"]
+
+    def say(self, text: str) -> Iterator[str]:
+        """The model's reply to `text`, piece by piece; what was given when the caller stops is kept as the reply.
+
+        Where that is before there is any of it, `text` is forgotten. Raises InputError, and forgets `text`, where the
+        template refuses the conversation or the model has no room.
+        """
+        asked = [*self.messages, ("user", text)]
+        said, whole = "", False
+        self._model.prompt(asked)  # refuses before anything is said
+        try:
+            for piece in self._model.stream(asked, self._max_new, self._sampling):
+                said += piece
+                yield piece
+            whole = True
+        finally:
+            if said or whole:
+                self.messages = [*asked, ("assistant", said)]
+
+    def is_broken(self) -> bool:
+        """Whether a reply shows bytes that are no text: it is not what the model said, to the byte."""
+        return any(role == "assistant" and "\ufffd" in content for role, content in self.messages)
+
+    def save(self, path: str | Path) -> None:
+        """Appends the conversation to a file of JSON lines.
+
+        Raises InputError where the model has said nothing to be trained on, or the file cannot be written.
+        """
+        if not any(role == "assistant" for role, _ in self.messages):
+            raise InputError("nothing to save: the model has not said anything yet")
+        record = {"messages": [{"role": role, "content": content} for role, content in self.messages]}
+        try:
+            with expanded(path).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def converse(conversation: Conversation, lines: Iterable[str], write: Callable[[str], None]) -> None:
+    """Takes lines, said or commands, until they end or one is /quit; `write` gets all that is shown."""
+    for line in lines:
+        verb, _, rest = line.strip().partition(" ")
+        try:
+            _check_text(line, "the line")
+            if not line.startswith("/"):
+                _answer(conversation, line[1:] if line.startswith(" ") else line.strip(), write)
+            elif verb == "/quit":
+                return
+            elif verb == "/reset":
+                conversation.reset()
+                write("(forgotten)\n")
+            elif verb == "/system":
+                conversation.start_over(rest.strip())
+                write("(started over)\n")
+            elif verb == "/save" and not rest.strip():
+                raise InputError("/save needs the name of a file, such as /save talk.jsonl")
+            elif verb == "/save":
+                conversation.save(rest.strip())
+                broken = "; a reply holds bytes that are no text, shown as U+FFFD" if conversation.is_broken() else ""
+                write(f"(saved to {rest.strip()}{broken})\n")
+            elif verb == "/help":
+                write(HELP + "\n")
+            else:
+                write(f"{one_line(line, 60)}: no such command; these are\n{HELP}\n")
+        except InputError as error:
+            write(f"({error})\n")
+
+
+def _answer(conversation: Conversation, text: str, write: Callable[[str], None]) -> None:
+    if not text.strip():
+        return
+    before, pieces = conversation.messages, conversation.say(text)
+    try:
+        for piece in pieces:
+            write(_visible(piece))
+    except KeyboardInterrupt:
+        pieces.close()
+        write("(stopped before the reply; forgotten)" if conversation.messages is before else " (stopped)")
+    write("\n")
+
+
+def _check_text(text: str, name: str) -> None:
+    """Raises InputError for what Python makes of bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} is not UTF-8 (at character {error.start + 1}); write it in UTF-8") from error
+
+
+def _visible(text: str) -> str:
+    """Text that cannot steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)

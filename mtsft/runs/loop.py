@@ -1,0 +1,240 @@
+"""The training loop: the one room where time passes and things are written."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from mtsft.data.batches import read_ahead
+from mtsft.errors import InputError
+from mtsft.evaluation import context_recall
+from mtsft.files import write_whole
+from mtsft.model.parameters import Params, join
+from mtsft.runs import workdir as workdirs
+from mtsft.runs.run import Run
+from mtsft.training.checkpoint import Checkpoints, check_same_run
+from mtsft.training.early_stopping import is_best, stops_after
+from mtsft.training.metrics import Log, Meter, held_out_losses
+from mtsft.training.preemption import Interrupt
+from mtsft.training.state import TrainState
+
+
+def train(
+    config: ConfigDict, workdir: str | Path, watch: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
+    """Trains as `config` says, from the last checkpoint in `workdir` if there is one.
+
+    watch: called with every record that is logged, such as one that draws a curve.
+    Returns what result.json then holds: {finished, steps, seconds, ...}. Raises InputError for anything wrong with
+    the config or the data, before a step is taken; and when the loss is not finite for too long.
+    """
+    began = time.monotonic()
+    workdir = epath.Path(workdir).expanduser().resolve()
+    workdirs.check_free(workdir)
+    config = workdirs.with_its_date(config, workdir)
+    run = Run.of(config, progress=_is_first())
+    _say(*run.dataset.summary())
+    run.check_hosts_agree()
+    _claim(workdir, run)
+    with Checkpoints(workdir / "checkpoints", run.model, config.checkpoint.keep) as checkpoints:
+        start, earlier = checkpoints.latest or 0, workdirs.read_result(workdir)
+        _check_leaves_nothing_out(run, start, earlier, workdir)
+        state = run.restore(checkpoints, start) if start else run.create()
+        frozen = run.frozen()
+        doing = "starting at" if not start else "resuming after" if start < run.steps else "nothing left to do after"
+        _say(f"{doing} step {start:,} of {run.steps:,}, {_describe(run)}")
+        losses = held_out_losses(workdir / "eval.jsonl", start)
+        state = _take_steps(run, state, frozen, start, checkpoints, workdir, began, losses, watch)
+        stopped_early = _no_longer_improves(run, losses)
+        result = {"finished": stopped_early or int(state.step) >= run.steps, "steps": int(state.step)}
+        if stopped_early:
+            checkpoints.wait()
+            result["best_step"] = checkpoints.best
+            _say(
+                f"stopped early after step {result['steps']:,}: the held-out loss did not improve{_by(config)} for "
+                f"{config.eval.patience} evaluations; the best checkpoint is that of step {checkpoints.best:,}"
+            )
+        if not result["finished"]:
+            _say(
+                f"stopped after step {result['steps']:,}; "
+                f"the same command goes on from the checkpoint of step {checkpoints.latest or 0:,}"
+            )
+            return result
+    if run.dataset.corpus_eval is not None:
+        result |= _measure_context(run, join(state.best, frozen))
+    seconds = round(time.monotonic() - began, 3)
+    if earlier.get("steps") == result["steps"]:  # nothing was trained now
+        seconds = earlier["seconds"]
+    result |= {"seconds": seconds, "rows": run.num_rows, "data": run.dataset.accounts()}
+    if _is_first():
+        write_whole(workdir / workdirs.RESULT, (json.dumps(result, indent=1) + "\n").encode())
+    return result
+
+
+def _take_steps(
+    run: Run,
+    state: TrainState,
+    frozen: Params,
+    start: int,
+    checkpoints: Checkpoints,
+    workdir: epath.Path,
+    began: float,
+    losses: list[float],
+    watch: Callable[[dict[str, Any]], None] | None,
+) -> TrainState:
+    """Every step from `start` on, until the last or until it is time to stop; returns the state it ends with.
+
+    losses: held-out, of the evaluations so far; those made here are appended.
+    """
+    if _no_longer_improves(run, losses):
+        return state
+    config, steps = run.config, run.steps
+    train_step, batches = run.compile_step(), read_ahead(run.train_source(), start)
+    meter = Meter(config.train.batch_size * config.data.sequence_length, began)
+    with (
+        Interrupt() as interrupt,
+        Log(workdir, start, active=_is_first()) as log,
+        _progress_bar(start, steps) as bar,
+        jax.transfer_guard("disallow"),  # the device never waits for a transfer that nobody asked for
+    ):
+
+        def report(step: int, metrics: dict[str, jax.Array]) -> bool:
+            """Writes down a step that was taken; returns whether it was a good one."""
+            metrics = jax.device_get(metrics)
+            meter.add(metrics)
+            if _due(step, config.train.log_every, steps):
+                log.train(record := meter.record(step, metrics))
+                if watch:
+                    watch(record)
+                bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s")
+            if metrics["skipped_in_a_row"] >= min(config.train.max_bad_steps, steps):
+                raise InputError(
+                    f"step {step}: the loss or its gradient was not finite for {metrics['skipped_in_a_row']} steps "
+                    f"in a row; {checkpoints.last_good()}; lower train.learning_rate, "
+                    "or look at the data of these steps"
+                )
+            return not metrics["skipped_in_a_row"]
+
+        pending = None  # metrics are fetched one step late, so that the device always has work
+        for step in range(start + 1, steps + 1):
+            state, metrics = train_step(state, frozen, run.put(next(batches)))
+            if pending:
+                report(*pending)
+            pending = (step, metrics)
+            bar.update()
+
+            stopping = interrupt.asked(step)
+            evaluating = run.dataset.eval is not None and _due(step, config.eval.every, steps)
+            saving = stopping or _due(step, config.checkpoint.every, steps)
+            if not (evaluating or saving or step == steps):
+                continue
+            good, pending = report(*pending), None
+            with jax.transfer_guard("allow"):
+                scores = run.evaluate(state.best, frozen) if evaluating else None
+                if evaluating:
+                    log.evaluation({"step": step, **scores})
+                    bar.write(f"step {step:,}: held-out loss {scores['loss']:.4f}", file=sys.stderr)
+                    losses.append(scores["loss"])
+                    stopping |= _no_longer_improves(run, losses)
+                    saving |= stopping or is_best(losses)
+                # After a skipped step a state is saved at an end alone: its parameters are the last good ones.
+                if saving and (good or stopping or step == steps):
+                    log.sync()  # what is logged is never older than the checkpoint it led to
+                    checkpoints.save(step, run.door.as_global(state), scores and scores["loss"])
+            meter.restart()  # rates are those of training
+            if stopping:
+                break
+    return state
+
+
+def _claim(workdir: epath.Path, run: Run) -> None:
+    """Makes the workdir this run's, or checks that it is; keeps the config and the tokenizer there."""
+    workdirs.make(workdir)
+    check_same_run(workdir / workdirs.FINGERPRINT, run.identity())
+    if _is_first():
+        workdirs.write(workdir, run.config, run.dataset.recipe.chat, run.base and run.base.published)
+
+
+def _check_leaves_nothing_out(run: Run, start: int, earlier: dict[str, Any], workdir: Path) -> None:
+    """Raises InputError where going on after the end of an epoch would never train some rows.
+
+    earlier: the result.json of a run that ended. Its last batch was not full where it counted epochs, and steps are
+    of whole batches.
+    """
+    size = run.config.train.batch_size
+    missing = start * size - earlier.get("rows", 0)
+    if earlier.get("steps") == start and 0 < missing < size and run.num_rows > earlier["rows"]:
+        raise InputError(
+            f"{workdir}: ended with its last epoch, in a batch of {size - missing} rows; going on from there would "
+            f"leave out {missing} of the next; start another run from it: model.init_from={workdir}"
+        )
+
+
+def _measure_context(run: Run, params: Params) -> dict[str, Any]:
+    """What the model makes of earlier turns, on the built-in corpus's held-out dialogues; printed and returned."""
+    if jax.process_count() > 1:
+        params = multihost_utils.process_allgather(run.door.as_global(params), tiled=True)
+    data = run.dataset
+    encoder = data.recipe.encoder()
+    scores = context_recall.measure(run.model, params, encoder, data.corpus_eval)
+    _say(
+        "",
+        "A held-out conversation, every turn answered by the model in the true history:",
+        context_recall.converse(run.model, params, encoder, data.corpus_eval),
+        "",
+        f"exact answers, of {scores['turns']:,} that depend on earlier turns: {scores['context_accuracy']:.1%}",
+        f"the same with the history hidden: {scores['hidden_history_accuracy']:.1%}",
+        "by kind: " + ", ".join(f"{kind} {share:.1%}" for kind, share in scores["by_kind"].items()),
+    )
+    return scores
+
+
+def _no_longer_improves(run: Run, losses: list[float]) -> bool:
+    evaluation = run.config.eval
+    return stops_after(losses, evaluation.patience, evaluation.min_improvement) is not None
+
+
+def _by(config: ConfigDict) -> str:
+    """How much a loss had to be better by."""
+    return f" by {config.eval.min_improvement:g}" if config.eval.min_improvement else ""
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return bool(every) and (step % every == 0 or step == last)
+
+
+def _progress_bar(start: int, steps: int) -> tqdm:
+    """A bar that moves in a terminal, and says a line now and then in a log."""
+    seconds = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(
+        total=steps,
+        initial=start,
+        desc="training",
+        unit="step",
+        disable=not _is_first(),
+        mininterval=seconds,
+        miniters=1,
+    )
+
+
+def _describe(run: Run) -> str:
+    trained, whole = (count / 1e6 for count in run.parameter_counts)
+    counted = f"{trained:,.1f} M" if trained == whole else f"{trained:,.1f} M of {whole:,.1f} M"
+    return f"{counted} parameters on {jax.device_count()} {jax.devices()[0].platform} device(s)"
+
+
+def _is_first() -> bool:
+    return jax.process_index() == 0
+
+
+def _say(*lines: str) -> None:
+    if _is_first():
+        print(*lines, sep="\n", flush=True)

@@ -1,0 +1,132 @@
+"""What a run keeps of itself in its workdir beside checkpoints: its config, its tokenizer, its chat template."""
+
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from mtsft.config import default
+from mtsft.encoding.spec import Chat
+from mtsft.errors import InputError, one_line
+from mtsft.files import write_whole
+from mtsft.interop import config_json
+from mtsft.interop.hf_folder import read_json
+from mtsft.tokenizer.load import read_files
+
+FINGERPRINT = "fingerprint.json"  # of what makes a run this run
+RESULT = "result.json"  # how it ended
+CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made
+_CONFIG, _TEMPLATE, _TOKENIZER, _PUBLISHED = "config.json", "template.json", "tokenizer", "published.json"
+_OF_MODELS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
+
+
+def write(workdir: epath.Path, config: ConfigDict, chat: Chat, published: Mapping[str, Any] | None = None) -> None:
+    """Keeps all that a trained model's user needs beside the checkpoints.
+
+    published: the config.json of the Hugging Face folder that the model comes from, for an export to be like it.
+    """
+    for name, content in chat.tokenizer.items():
+        path = workdir / _TOKENIZER / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    write_whole(workdir / _TEMPLATE, chat.as_json().encode())
+    if published is not None:
+        write_whole(workdir / _PUBLISHED, (json.dumps(published, indent=1) + "\n").encode())
+    write_whole(workdir / _CONFIG, (config.to_json(indent=1) + "\n").encode())
+
+
+def check_free(workdir: epath.Path) -> None:
+    """Raises InputError for a folder that holds something which is not a run, or that is none."""
+    if not workdir.exists():
+        return
+    if not workdir.is_dir():
+        raise InputError(f"--workdir={workdir}: is a file; choose a folder")
+    if (workdir / FINGERPRINT).exists():
+        if CONVERTED in read_json(workdir / FINGERPRINT)[1]:
+            raise InputError(
+                f"--workdir={workdir}: holds a converted model; set model.init_from to it, and choose another --workdir"
+            )
+        return
+    foreign = [path.name for path in workdir.iterdir() if path.name == _CONFIG or path.suffix in _OF_MODELS]
+    if foreign:
+        raise InputError(
+            f"--workdir={workdir}: holds {one_line(min(foreign), 60)}, and no run of mtsft; "
+            "choose a folder for the run that is new or empty"
+        )
+
+
+def make(workdir: epath.Path) -> None:
+    """Makes the folder of a run, if it is not there. Raises InputError where it cannot be made."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workdir={workdir}: cannot be made ({one_line(error, 100)}); choose another") from error
+
+
+def read_config(workdir: epath.Path) -> ConfigDict:
+    """The config that a run left in its workdir. Raises InputError where there is no trained model."""
+    path, config = workdir / _CONFIG, default()
+    for needed in (path, workdir / _TOKENIZER, workdir / "checkpoints"):
+        if not needed.exists():
+            raise nothing_in(workdir, f"no {needed.relative_to(workdir)}")
+    try:
+        with config.ignore_type():  # tuples come back as lists
+            config.update(json.loads(path.read_text()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: not the config of a run of this version: {one_line(error, 100)}") from error
+    return config
+
+
+def read_chat(workdir: epath.Path) -> Chat:
+    """The tokenizer and the chat template of a run. Raises InputError where they are not whole."""
+    path = workdir / _TEMPLATE
+    try:
+        return Chat.of(read_files(workdir / _TOKENIZER), path.read_text())
+    except OSError as error:
+        raise nothing_in(workdir, f"no {_TEMPLATE}") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not the template of a run of this version: {one_line(error, 100)}") from error
+
+
+def read_published(workdir: epath.Path) -> dict[str, Any] | None:
+    """The config.json that the model of a run was published with; None for a model of its own. Raises InputError."""
+    path = workdir / _PUBLISHED
+    if not path.exists():
+        return None
+    published = read_json(path)[1]
+    config_json.describe(published, str(path))  # says what is wrong with it
+    return published
+
+
+def read_result(workdir: epath.Path) -> dict[str, Any]:
+    """What the loop wrote at an earlier end of the run; {} where there was none. Raises InputError."""
+    path = workdir / RESULT
+    return read_json(path)[1] if path.exists() else {}
+
+
+def with_its_date(config: ConfigDict, workdir: epath.Path | None = None) -> ConfigDict:
+    """The config with the date that templates are told set: that of the run in `workdir` if there is one, or today's.
+
+    A run that is resumed the next day would otherwise see other prompts.
+    """
+    if config.data.template_date:
+        return config
+    config, path = config.copy_and_resolve_references(), workdir and workdir / _CONFIG
+    try:
+        kept = json.loads(path.read_text())["data"]["template_date"] if path and path.exists() else ""
+    except (ValueError, KeyError, TypeError):
+        kept = ""  # whoever reads all of it will say what is wrong with it
+    config.data.template_date = str(kept or datetime.date.today())
+    return config
+
+
+def nothing_in(workdir: Path, lack: str) -> InputError:
+    """What to say of a workdir that holds no trained model."""
+    return InputError(
+        f"{workdir} holds no trained model ({lack}); "
+        f"train one first with python -m mtsft.train --config=... --workdir={workdir}"
+    )

@@ -1,0 +1,261 @@
+"""Hugging Face tokenizers, as their tokenizer.json says, without their controls: text stays text.
+
+The control tokens are taken out of the tokenizer, so that it reads plain text by its own rules; three variants of
+it stand for the three places of a stretch of text, and differ only in the space that some tokenizers put before one.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
+from itertools import chain, pairwise
+from operator import attrgetter
+
+import tokenizers
+from tokenizers import AddedToken, models
+
+from mtsft.errors import InputError, one_line
+from mtsft.tokenizer.ascii_bpe import Words, words
+from mtsft.tokenizer.base import (
+    AFTER_CONTROL,
+    CONTINUATION,
+    START,
+    WHITESPACE,
+    Control,
+    Tokenizer,
+    is_spelled,
+    read_json,
+    show,
+    special_tokens,
+    stop_ids,
+    token_text,
+)
+from mtsft.tokenizer.tokenizer_json import byte_of, has, in_place, read_layout, space_of, unmapped
+
+# Our workers are processes; threads of the tokenizers package would only get into their way, and warn of forks.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_IDS = attrgetter("ids")
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """The tokenizer of a tokenizer.json and the JSON files beside it.
+
+    Raises InputError if the files make none, or one whose tokens do not say what the text was.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], literals: Sequence[str], source: str):
+        super().__init__()
+        self.files, self.source = dict(files), source
+        self._layout = read_layout(files, source)
+        self.special_tokens = special_tokens(files, source)
+        whole = _whole(files, self.special_tokens, source)
+        self._added: dict[int, AddedToken] = whole.get_added_tokens_decoder()
+        self.vocab_size = 1 + max([*self._added, *whole.get_vocab(with_added_tokens=False).values()])
+        self._whole, self._model = whole, whole.model
+        self._space = space_of(self._layout)
+
+        ends = {i: self._added[i].content for i in stop_ids(files, source) if i in self._added}
+        self.stops = tuple(dict.fromkeys([*ends.values(), *filter(None, [self.special_tokens.get("eos_token")])]))
+        named, spelled = {*self.stops, *self.special_tokens.values()}, "\0".join(literals)
+        self.controls = {
+            token.content: Control(i, token.lstrip, token.rstrip, token.special)
+            for i, token in self._added.items()
+            if token.special or token.content in named or is_spelled(token.content, spelled)
+        }
+        self._refuse_hidden(spelled)
+        self._control_ids = frozenset(control.id for control in self.controls.values())
+        # What may stand for a character that the vocabulary lacks, and must not come of its own name spelled.
+        self._stand_ins = frozenset() if (unknown := self._unknown_id()) is None else frozenset([unknown])
+        self._watched = self._control_ids
+        if self._layout["byte_fallback"] and (isinstance(self._model, models.Unigram) or self._model.ignore_merges):
+            found = whole.get_vocab(with_added_tokens=False).items()
+            self._stand_ins |= {i for piece, i in found if byte_of(piece) is not None}
+            self._watched |= self._stand_ins
+
+        variants: dict[str, tuple[tokenizers.Tokenizer, Words | None]] = {}  # most tokenizers have but one
+        layouts = [in_place(self._layout, place) for place in (START, AFTER_CONTROL, CONTINUATION)]
+        for layout in layouts:
+            if (key := json.dumps(layout)) not in variants:
+                plain = self._without_controls(layout)
+                variants[key] = plain, words(layout, plain, self._watched)
+        self._plain, self._words = zip(*(variants[json.dumps(layout)] for layout in layouts))
+        self._ordinary = self._ordinary_added()
+        self.spells_ascii = all(found is not None for found in self._words)
+        self._puts_space = self._plain[CONTINUATION] is not self._plain[AFTER_CONTROL]
+        self.fingerprint = hashlib.sha256(
+            files["tokenizer.json"]
+            + repr((sorted(map(repr, self._added.values())), self.controls, self.special_tokens, self.stops)).encode()
+        ).hexdigest()
+
+    def encode_batch(self, texts: Sequence[str], place: int) -> list[list[int]]:
+        """See `Tokenizer.encode_batch`."""
+        known, ordinary = self._words[place], self._ordinary
+        if known is None:
+            return self._encode_batch(texts, place)
+        if ordinary is None:
+            rows = [known.encode(text) if text.isascii() else None for text in texts]
+        else:
+            rows = [known.encode(text) if text.isascii() and not ordinary(text) else None for text in texts]
+        if None in rows:
+            left = [i for i, row in enumerate(rows) if row is None]
+            for i, row in zip(left, self._encode_batch([texts[i] for i in left], place)):
+                rows[i] = row
+        return rows
+
+    def _encode_batch(self, texts: Sequence[str], place: int) -> list[list[int]]:
+        if place == CONTINUATION and self._puts_space and self._ordinary and any(map(self._ordinary, texts)):
+            return [self._continue(text) for text in texts]
+        rows = list(map(_IDS, self._plain[place].encode_batch_fast(texts, add_special_tokens=False)))
+        if self._watched.isdisjoint(chain.from_iterable(rows)):
+            return rows
+        return [row if self._watched.isdisjoint(row) else self._apart(text, place) for text, row in zip(texts, rows)]
+
+    def reads_apart(self, before: str, after: str, place: int) -> bool:
+        """See `Tokenizer.reads_apart`: true where a word ends at the border."""
+        words = self._words[place]
+        if words is None or words is not self._words[CONTINUATION] or not (before.isascii() and after.isascii()):
+            return False
+        return words.end_at(before, after) and not (self._ordinary and self._ordinary(before + after))
+
+    def normalised(self, text: str) -> str:
+        """See `Tokenizer.normalised`."""
+        normalizer = self._plain[CONTINUATION].normalizer
+        text = normalizer.normalize_str(text) if normalizer else text
+        if has(self._layout["normalizer"], "ByteLevel"):
+            text = unmapped(text).decode(errors="replace")
+        return text.replace(self._space, " ") if self._space else text
+
+    def piece(self, index: int) -> str:
+        """See `Tokenizer.piece`."""
+        return show(self._table[index])
+
+    def _apart(self, text: str, place: int) -> list[int]:
+        """The ids of a text that the tokenizer takes for a control somewhere: cut there, and read in parts."""
+        encoding = self._plain[place].encode(text, add_special_tokens=False)
+        cuts = [0]
+        for index, (start, end) in zip(encoding.ids, encoding.offsets):
+            if index not in self._watched:
+                continue
+            if index in self._stand_ins and self._whole.id_to_token(index) not in self.normalised(text[start:end]):
+                continue
+            if end - start < 2:
+                raise InputError(
+                    f"{self.source}: reads the text {text[start:end]!r} as its control token "
+                    f"{self._table[index].decode()!r}, however it is cut; take it out of the text"
+                )
+            cuts.append(start + 1)
+        if len(cuts) == 1:
+            return encoding.ids
+        first, *rest = [text[a:b] for a, b in pairwise([*cuts, len(text)])]
+        return [*self.encode(first, place), *chain.from_iterable(self.encode_batch(rest, CONTINUATION))]
+
+    def _continue(self, text: str) -> list[int]:
+        """The ids of a continuation with an added token in it: what follows that is no continuation."""
+        cut = self._ordinary(text)
+        if not cut:
+            return self.encode(text, CONTINUATION)
+        before = self.encode(text[: cut.start()], CONTINUATION) if cut.start() else []
+        return [*before, *self.encode(text[cut.start() :], AFTER_CONTROL)]
+
+    def _refuse_hidden(self, literals: str) -> None:
+        """Raises InputError for a control that stands in the template and that the tokenizer would not see there."""
+        for text in self.controls:
+            token, normalizer = self._added[self.controls[text].id], self._whole.normalizer
+            changed = token.normalized and normalizer and normalizer.normalize_str(text) != text
+            if (changed or token.single_word) and (text in literals or text in self.stops):
+                flag = "single_word" if token.single_word else "normalized"
+                raise InputError(
+                    f"{self.source}: its token {text!r} has {flag!r} set, so that not every {text!r} of a prompt "
+                    "becomes that token; set it to false in tokenizer.json and tokenizer_config.json"
+                )
+
+    def _without_controls(self, layout: dict) -> tokenizers.Tokenizer:
+        """The tokenizer with that layout and without its controls."""
+        parts = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}, **layout}
+        plain = tokenizers.Tokenizer.from_str(json.dumps(parts))
+        plain.model = self._model
+        kept = []
+        for i, token in sorted(self._added.items()):
+            if i not in self._control_ids:
+                kept.append(token)
+            elif self._model.token_to_id(token.content) is None:
+                # Added tokens have their ids by their place in the list, so another stands there, which nobody writes.
+                # (Somebody who does gets the id of a control, and so is found out.)
+                kept.append(AddedToken(f"\ufdd0{i}\ufdd1", normalized=False))
+        plain.add_tokens(kept)
+        if not plain.get_added_tokens_decoder().keys() <= self._added.keys():
+            raise InputError(f"{self.source}: the ids of its added tokens have gaps; save it again with transformers")
+        return plain
+
+    def _ordinary_added(self) -> Callable[[str], re.Match | None] | None:
+        """Finds where the first added token that is no control begins, with the white space it eats; None: no such."""
+        ordinary = [token for i, token in self._added.items() if i not in self._control_ids]
+        ordinary.sort(key=lambda token: -len(token.content))
+        eaten = f"[{WHITESPACE}]*"
+        found = [(eaten if token.lstrip else "") + re.escape(token.content) for token in ordinary]
+        return re.compile("|".join(found)).search if found else None
+
+    def _unknown_id(self) -> int | None:
+        if isinstance(self._model, models.Unigram):
+            return self._layout["unk_id"]
+        unknown = self._model.unk_token
+        return None if unknown is None else self._whole.token_to_id(unknown)
+
+    def _bytes_table(self) -> list[bytes]:
+        space, byte_level = self._space, has([self._layout["normalizer"], self._layout["pre_tokenizer"]], "ByteLevel")
+        table = [b""] * self.vocab_size
+        for piece, i in self._whole.get_vocab(with_added_tokens=False).items():
+            if byte_level:
+                table[i] = unmapped(piece)
+            elif self._layout["byte_fallback"] and (byte := byte_of(piece)) is not None:
+                table[i] = bytes([byte])
+            else:
+                table[i] = (piece.replace(space, " ") if space else piece).encode()
+        for i, token in self._added.items():
+            table[i] = token.content.encode()
+        return table
+
+    def _id_of(self, token: str) -> int | None:
+        return self._whole.token_to_id(token)
+
+
+def _whole(files: Mapping[str, bytes], named: Mapping[str, str], source: str) -> tokenizers.Tokenizer:
+    """The tokenizer as transformers makes it of the same files: the JSON files beside may add tokens to it."""
+    try:
+        whole = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+    except Exception as error:  # the package raises plain Exception
+        raise InputError(
+            f"{source}: tokenizer.json is no tokenizer that tokenizers {tokenizers.__version__} reads "
+            f"({one_line(error, 80)}); save it again with a current transformers"
+        ) from error
+    own = whole.get_added_tokens_decoder()
+    known = {repr(token) for token in own.values()}
+    new = [token for token in _declared(files, named, own.keys(), source) if repr(token) not in known]
+    contents = {token.content for token in [*own.values(), *new]}
+    missing = [text for text in dict.fromkeys(named.values()) if text not in contents]
+    new += [AddedToken(text, special=True, normalized=False) for text in missing]
+    if new:
+        whole.add_tokens(new)
+    if getattr(whole.model, "dropout", None):
+        whole.model.dropout = None  # else the same text would not always give the same ids
+    return whole
+
+
+_FLAGS = {"single_word", "lstrip", "rstrip", "normalized", "special"}
+
+
+def _declared(files: Mapping[str, bytes], named: Mapping[str, str], own: Set[int], source: str) -> list[AddedToken]:
+    """The added tokens that the files beside tokenizer.json list, in the order of their ids."""
+    config = read_json(files, "tokenizer_config.json", source)
+    found = {}
+    for index, token in (config.get("added_tokens_decoder") or {}).items():
+        if token_text(token) is not None and index.isdecimal():
+            found[int(index)] = AddedToken(token["content"], **{flag: token[flag] for flag in _FLAGS & token.keys()})
+    if "added_tokens_decoder" not in config:
+        for text, index in read_json(files, "added_tokens.json", source).items():
+            if index not in own:  # tokenizer.json knows better
+                special = text in named.values()
+                found[index] = AddedToken(text, normalized=not special, special=special)
+    return [found[index] for index in sorted(found)]

@@ -1,0 +1,110 @@
+"""Tokenizers, from the files that people have: SentencePiece models and Hugging Face folders.
+
+No file is executed, and nothing is fetched: what is read here is data.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from etils import epath
+
+from mtsft.errors import InputError
+from mtsft.tokenizer.base import (
+    AFTER_CONTROL,
+    CONTINUATION,
+    START,
+    WHITESPACE,
+    Control,
+    Tokenizer,
+    read_json,
+)
+from mtsft.tokenizer.huggingface import HuggingFaceTokenizer
+from mtsft.tokenizer.sentencepiece import SentencePieceTokenizer, train
+
+__all__ = [
+    "AFTER_CONTROL",
+    "CONTINUATION",
+    "START",
+    "WHITESPACE",
+    "Control",
+    "Tokenizer",
+    "chat_templates",
+    "from_files",
+    "read_files",
+    "train",
+]
+
+_BESIDE = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_MORE_TEMPLATES = "additional_chat_templates"
+
+
+def read_files(path: str | Path) -> dict[str, bytes]:
+    """The files of a tokenizer, by name: {"tokenizer.json": ...} or {"tokenizer.model": ...}, and what lies beside.
+
+    path: a SentencePiece .model file, a tokenizer.json file, or a Hugging Face folder that holds one of them under
+    these names (of both, tokenizer.json counts, as in transformers). Raises InputError if there is none.
+    """
+    path = epath.Path(path).expanduser()
+    try:
+        if not path.is_dir():
+            return {"tokenizer.json" if path.suffix == ".json" else "tokenizer.model": path.read_bytes()}
+        kind = next((name for name in ("tokenizer.json", "tokenizer.model") if (path / name).exists()), None)
+        if kind is None:
+            raise InputError(
+                f"{path}: holds neither tokenizer.json nor tokenizer.model; "
+                "set data.tokenizer to a folder that does (transformers' save_pretrained writes one)"
+            )
+        files = {name: (path / name).read_bytes() for name in (kind, *_BESIDE) if (path / name).exists()}
+        if (path / _MORE_TEMPLATES).is_dir():
+            found = sorted(file for file in (path / _MORE_TEMPLATES).iterdir() if file.suffix == ".jinja")
+            files |= {f"{_MORE_TEMPLATES}/{file.name}": file.read_bytes() for file in found}
+        return files
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); "
+            "set data.tokenizer to a SentencePiece .model file or a Hugging Face tokenizer folder"
+        ) from error
+
+
+def chat_templates(files: Mapping[str, bytes], source: str = "the tokenizer") -> dict[str, str]:
+    """The chat templates (Jinja) among a tokenizer's files: {"default": ..., other names: ...}; {} where none.
+
+    chat_template.jinja takes the place of all that tokenizer_config.json has, as in transformers.
+    """
+    found = {}
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        template = read_json(files, name, source).get("chat_template")
+        if isinstance(template, str):
+            found["default"] = template
+        elif isinstance(template, list):
+            found |= {
+                t["name"]: t["template"] for t in template if isinstance(t, dict) and {"name", "template"} <= {*t}
+            }
+    if "chat_template.jinja" in files:
+        found = {}
+    for name, content in files.items():
+        if name.endswith(".jinja"):
+            stem = "default" if name == "chat_template.jinja" else Path(name).stem
+            try:
+                found[stem] = content.decode()
+            except UnicodeDecodeError as error:
+                raise InputError(f"{source}: {name} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    return found
+
+
+def from_files(files: Mapping[str, bytes], literals: Sequence[str], source: str = "the tokenizer") -> Tokenizer:
+    """The tokenizer that these files make, with the controls that a template of these literals needs.
+
+    literals: the constant strings of the chat template. Controls are the tokens that the tokenizer itself marks as
+    special or control, and those of its other added (user-defined) tokens that a literal spells, but for white space.
+    Raises InputError, naming `source`, if the files make none.
+    """
+    kind = HuggingFaceTokenizer if "tokenizer.json" in files else SentencePieceTokenizer
+    return kind(files, literals, source)

@@ -1,0 +1,92 @@
+"""Out of a run and in again."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from small_runs import parameters, same
+
+from mtsft.config import default
+from mtsft.errors import InputError
+from mtsft.runs import chat_model, convert, evaluator
+from mtsft.runs.pretrained import HuggingFaceBase, RunBase, open_base
+
+
+def test_a_run_goes_out_and_comes_in_bit_for_bit(folder, base, exported):
+    assert isinstance(open_base(exported), HuggingFaceBase)
+    assert same(parameters(base), parameters(exported))
+    assert json.loads((exported / "config.json").read_text())["max_position_embeddings"] == 64  # what it was trained on
+    convert.from_hugging_face(exported, folder / "back")
+    convert.to_hugging_face(folder / "back", folder / "again")
+    assert {p.name for p in exported.iterdir()} == {p.name for p in (folder / "again").iterdir()}
+    for file in exported.iterdir():
+        assert file.read_bytes() == (folder / "again" / file.name).read_bytes(), file.name
+    assert chat_model.load(folder / "back").reply([("user", "3?")], 4) == chat_model.load(base).reply(
+        [("user", "3?")], 4
+    )
+
+
+def test_adapters_alone_go_out_as_a_folder(folder, adapted, exported):
+    workdir, _ = adapted
+    convert.to_hugging_face(workdir, folder / "adapter", adapter=True)
+    described = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert (described["r"], described["base_model_name_or_path"]) == (2, str(exported))
+    tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+    np.testing.assert_array_equal(tensors[name], parameters(workdir)["layers"][1]["mlp"]["up"]["lora_b"].T)
+
+
+def test_conversions_that_make_no_sense_are_named(folder, base, exported):
+    with pytest.raises(InputError, match="is the workdir of a run, not a Hugging Face folder"):
+        convert.from_hugging_face(base, folder / "x")
+    with pytest.raises(InputError, match=r"was trained without adapters \(lora.rank=0\)"):
+        convert.to_hugging_face(base, folder / "x", adapter=True)
+    with pytest.raises(InputError, match="is there already"):
+        convert.to_hugging_face(base, exported)
+    with pytest.raises(InputError, match="is a Hugging Face folder, which holds no steps; leave --step out"):
+        convert.to_hugging_face(exported, folder / "x", step=0)
+    with pytest.raises(InputError, match=r"set model\.init_from to it and leave out --workdir"):
+        evaluator.evaluate(default(), exported)
+    assert not (folder / "x").exists()
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_an_output_that_cannot_be_written_is_refused_before_a_model_is_read(
+    adapted, exported, tmp_path, monkeypatch, adapter
+):
+    def read(*_, **__):
+        raise AssertionError("the model is read")
+
+    monkeypatch.setattr(RunBase, "restore", read)
+    said = f"{exported}: is there already; choose a folder that is not, or an empty one"
+    with pytest.raises(InputError, match=rf"^{re.escape(said)}$"):
+        convert.to_hugging_face(adapted[0], exported, adapter=adapter)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=rf"^{tmp_path}/file/out: cannot be written \(.*\); choose another folder$"):
+        convert.to_hugging_face(adapted[0], tmp_path / "file" / "out", adapter=adapter)
+    with pytest.raises(AssertionError, match="the model is read"):
+        convert.to_hugging_face(adapted[0], tmp_path / "out", adapter=adapter)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_adapters_on_positions_of_their_own_go_out_merged_alone(adapted, exported, tmp_path):
+    workdir = shutil.copytree(adapted[0], tmp_path / "run")
+    recorded = json.loads((workdir / "config.json").read_text())
+    recorded["model"]["rope_theta"] = 5e5
+    (workdir / "config.json").write_text(json.dumps(recorded))
+    with pytest.raises(InputError, match=rf"was trained with another model.rope_theta than {exported} has"):
+        convert.to_hugging_face(workdir, tmp_path / "out", adapter=True)
+
+
+@pytest.mark.parametrize("origin", ["a run", "nothing"])
+def test_adapters_on_what_peft_cannot_load_go_out_merged_alone(folder, adapted, base, tmp_path, origin):
+    workdir = shutil.copytree(adapted[0], tmp_path / "run")
+    recorded = json.loads((workdir / "config.json").read_text())
+    recorded["model"]["init_from"] = str(base) if origin == "a run" else ""
+    (workdir / "config.json").write_text(json.dumps(recorded))
+    named = f"the run in {base}" if origin == "a run" else "random parameters"
+    with pytest.raises(InputError, match=rf"^{workdir}: its adapters are for {named}, which PEFT cannot load; "):
+        convert.to_hugging_face(workdir, tmp_path / "out", adapter=True)

@@ -1,0 +1,570 @@
+"""Hugging Face tokenizers of many kinds, made here: stretch by stretch they give the ids of the whole text."""
+
+import json
+import re
+from functools import cache
+
+import pytest
+import tokenizers
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from tokenizers import models, trainers
+
+from mtsft.errors import InputError
+from mtsft.tokenizer import ascii_bpe
+from mtsft.tokenizer import load as ours
+from mtsft.tokenizer.load import AFTER_CONTROL, CONTINUATION, START, WHITESPACE, Control
+
+TEXTS = [
+    "Hello there, how are you today? I'm well, thank you.",
+    "The quick brown fox jumps over the lazy dog 0123456789.",
+    "def f(x):\n    return x + 1\n\n\n",
+    "user assistant system think tool call 中文 é ENDTURN\n",
+] * 5
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def split(pattern):
+    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [cut, byte_level(add_prefix_space=False, use_regex=False)]}
+
+
+def byte_level(**flags):
+    return {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True} | flags
+
+
+def metaspace(scheme, split=False):
+    return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
+
+
+def added(content, special=True, **flags):
+    return {"content": content, "special": special, "normalized": False} | flags
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+LLAMA2 = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, REPLACE]}
+MERGED = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+START_TURN, STOP_TURN = added("<|im_start|>"), added("<|im_end|>")
+NAMES = [added("<unk>"), added("<s>"), added("</s>")]
+
+
+@cache
+def trained(byte_level: bool, normalizer: str, pre_tokenizer: str) -> dict:
+    """A BPE model as JSON, trained on TEXTS as the normalizer and the pre-tokenizer (JSON) make them."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    layout = tokenizers.Tokenizer.from_str(whole(json.loads(tokenizer.to_str())["model"], normalizer, pre_tokenizer))
+    if layout.normalizer:
+        tokenizer.normalizer = layout.normalizer
+    if layout.pre_tokenizer:
+        tokenizer.pre_tokenizer = layout.pre_tokenizer
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet() if byte_level else ["<", "|", ">", "_", "▁"]
+    tokenizer.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    )
+    return json.loads(tokenizer.to_str())["model"]
+
+
+def whole(model, normalizer, pre_tokenizer, added_tokens=(), **more):
+    parts = {"normalizer": json.loads(normalizer), "pre_tokenizer": json.loads(pre_tokenizer)}
+    return json.dumps({"version": "1.0", "added_tokens": added_tokens, "model": model, **parts, **more})
+
+
+def bpe(added_tokens, normalizer=None, pre_tokenizer=None, byte_level=True, config=None, **model):
+    """The files of a BPE tokenizer."""
+    normalizer, pre_tokenizer = json.dumps(normalizer), json.dumps(pre_tokenizer)
+    learnt = trained(byte_level, normalizer, pre_tokenizer)
+    if not byte_level:  # as a converted SentencePiece model: names and bytes first
+        pieces = [*(token["content"] for token in NAMES), *BYTES]
+        pieces += [piece for piece in learnt["vocab"] if piece not in pieces]
+        learnt = learnt | {"vocab": {piece: i for i, piece in enumerate(pieces)}}
+        model = {"byte_fallback": True, "unk_token": "<unk>", "fuse_unk": True} | model
+    for piece in model.pop("more", ()):
+        learnt = learnt | {"vocab": learnt["vocab"] | {piece: len(learnt["vocab"])}}
+    return files(learnt | model, normalizer, pre_tokenizer, added_tokens, config)
+
+
+def files(model, normalizer, pre_tokenizer, added_tokens, config=None):
+    vocab = model["vocab"]
+    ids = dict(vocab) if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
+    tokens = []
+    for token in added_tokens:
+        flags = {"single_word": False, "lstrip": False, "rstrip": False} | token
+        tokens.append({"id": ids.setdefault(token["content"], len(ids)), **flags})
+    # What adds a BOS to every text, and cuts it: no business of ours.
+    post = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]}  # fmt: skip # noqa: E501
+    post |= {"pair": post["single"], "special_tokens": {"A": {"id": "A", "ids": [0], "tokens": ["A"]}}}
+    truncation = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    text = whole(model, normalizer, pre_tokenizer, tokens, post_processor=post, truncation=truncation)
+    return {"tokenizer.json": text.encode(), "tokenizer_config.json": json.dumps(config or {}).encode()}
+
+
+def unigram(byte_fallback):
+    names = ["<unk>", "<s>", "</s>", *(BYTES if byte_fallback else [])]
+    pieces = ["▁", *"abcdefghijklmnopqrstuvwxyzHT<>|/_.,?\n", "▁the", "the", "▁a", "Hello", "▁Hello", "re", "in", "<|"]
+    vocab = [*((name, 0.0) for name in names), *((piece, -1.0 - i / 7) for i, piece in enumerate(pieces))]
+    model = {"type": "Unigram", "unk_id": 0, "vocab": vocab, "byte_fallback": byte_fallback}
+    return files(model, "null", json.dumps(metaspace("always")), [*NAMES, START_TURN, STOP_TURN])
+
+
+KINDS = {
+    "qwen": lambda: bpe(
+        [
+            *(added("<|endoftext|>"), START_TURN, STOP_TURN, added("<tool_call>", False), added("<|fim|>", False)),
+            *(added("<think>", False), added("<|file|>", False)),
+        ],
+        {"type": "NFC"},
+        split(QWEN),
+    ),
+    "llama3": lambda: bpe(
+        [START_TURN, STOP_TURN, added("ENDTURN")], None, split(LLAMA3), ignore_merges=True, more=["ENDTURN"]
+    ),
+    "gpt2": lambda: bpe([START_TURN, STOP_TURN], None, byte_level()),
+    "llama2": lambda: bpe([*NAMES, START_TURN, STOP_TURN], LLAMA2, byte_level=False),
+    "phi3": lambda: bpe(
+        [*NAMES, added("<|im_start|>", rstrip=True), added("<|im_end|>", rstrip=True), added("<|tool|>", lstrip=True)],
+        LLAMA2,
+        byte_level=False,
+    ),
+    "mistral": lambda: bpe([*NAMES, START_TURN, STOP_TURN], None, metaspace("first"), byte_level=False),
+    "metaspace": lambda: bpe([*NAMES, START_TURN, STOP_TURN], None, metaspace("always", split=True), byte_level=False),
+    "gemma": lambda: bpe(
+        [*NAMES, START_TURN, STOP_TURN, added("\n\n", False), added("<table>", False), added("    ", False)],
+        REPLACE,
+        MERGED,
+        byte_level=False,
+    ),
+    "unigram": lambda: unigram(True),
+    "unigram_unknown": lambda: unigram(False),
+}
+LITERALS = ["<|im_start|>", "assistant\n<think>\n\n", "\n\n<tool_call>", "    "]
+
+
+@cache
+def made(kind):
+    return ours.from_files(KINDS[kind](), LITERALS, kind)
+
+
+@cache
+def reference(kind):
+    tokenizer = tokenizers.Tokenizer.from_str(KINDS[kind]()["tokenizer.json"].decode())
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def stretches(parts, controls):
+    """(text, place) of the plain text between controls, and the controls by themselves."""
+    found, place, eats = [], START, False
+    for part in re.split("(" + "|".join(map(re.escape, controls)) + ")", "".join(parts)):
+        if part in controls:
+            if found and isinstance(found[-1], tuple) and controls[part].lstrip:
+                found[-1] = (found[-1][0].rstrip(WHITESPACE), found[-1][1])
+            found.append(part)
+            place, eats = AFTER_CONTROL, controls[part].rstrip
+        elif part:
+            found.append((part.lstrip(WHITESPACE) if eats else part, place))
+    return found
+
+
+def piecewise(tokenizer, parts):
+    """The ids of a text, stretch by stretch."""
+    ids = []
+    for part in stretches(parts, tokenizer.controls):
+        ids += [tokenizer.controls[part].id] if isinstance(part, str) else tokenizer.encode(*part)
+    return ids
+
+
+SPELLED = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<unk>", "<think>", "<tool_call>", "ENDTURN", "<|tool|>"]
+OTHERS = ["<|fim|>", "<table>", "\n\n", "    ", "<|file|>"]
+pieces = st.one_of(
+    st.sampled_from(["<|im_", "start|>", "|im_end|>", "<", "s>", "<0x41>", "END", "TURN", "\ufdd0", "3", "<|endof"]),
+    st.sampled_from([" ", "  ", "\n", "\n\n\n", "\r\n", "\t", "\x1c", "\u00a0", "\u3000", "▁", "▁▁", "Ġ", "\0"]),
+    st.sampled_from(
+        ["Hello", " there", "the fox", "e\u0301", "\u212b", "中文", "\U0001f937\U0001f3fd\u200d", "'s", "123"]
+    ),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
+)
+plain_text = st.lists(st.one_of(pieces, pieces, st.sampled_from(OTHERS)), max_size=4).map("".join)
+hostile_text = st.lists(st.one_of(pieces, st.sampled_from(SPELLED)), max_size=7).map("".join)
+few = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.lists(st.tuples(plain_text, st.sampled_from(SPELLED)), max_size=4), plain_text)
+@few
+def test_stretch_by_stretch_is_the_whole(kind, turns, last):
+    tokenizer = made(kind)
+    turns = [(text, control if control in tokenizer.controls else "") for text, control in turns]
+    texts = ["", *(text for text, _ in turns), last]
+    assume(not any(control in text for control in tokenizer.controls for text in texts))
+    assume("<0x" not in "".join(texts))  # a Unigram would take it for the byte, see below
+    parts = [part for turn in turns for part in turn] + [last]
+    assert piecewise(tokenizer, parts) == reference(kind).encode("".join(parts), add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(hostile_text, st.sampled_from([START, AFTER_CONTROL]))
+@few
+def test_text_never_becomes_a_control_and_comes_back(kind, text, place):
+    tokenizer = made(kind)
+    assert tokenizer.encode_batch(["the", text], CONTINUATION)[1] == (ids := tokenizer.encode(text, CONTINUATION))
+    placed = tokenizer.encode(text, place)
+    if kind != "unigram_unknown":
+        assert not {control.id for control in tokenizer.controls.values()} & {*ids, *placed}
+        assert tokenizer.decode_bytes(ids) == tokenizer.normalised(text).encode()
+        assert tokenizer.decode(placed) in (tokenizer.normalised(text), " " + tokenizer.normalised(text))
+    else:
+        ids_of_others = {control.id for name, control in tokenizer.controls.items() if name != "<unk>"}
+        assert not ids_of_others & {*ids, *placed}
+        kept = re.escape(tokenizer.normalised(text))
+        assert tokenizer.decode(ids) == tokenizer.normalised(text) or "<unk>" in tokenizer.decode(ids), kept
+
+
+def test_unknown_text_gives_the_unknown_piece_and_spelling_it_does_not():
+    tokenizer = made("unigram_unknown")
+    assert [tokenizer.piece(i) for i in tokenizer.encode("a中文b", CONTINUATION)] == ["a", "<unk>", "b"]
+    assert tokenizer.controls["<unk>"].id not in tokenizer.encode("a<unk>b", CONTINUATION)
+    assert tokenizer.decode(tokenizer.encode("a<unk>b<s>", CONTINUATION)) == "a<unk>b<s>"
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "after_control", "continuation"),
+    [
+        ("qwen", ["the", " fox"], ["the", " fox"], ["the", " fox"]),
+        ("gpt2", [" the", " fox"], [" the", " fox"], ["the", " fox"]),
+        ("llama2", [" the", " fox"], [" the", " fox"], ["the", " fox"]),
+        ("metaspace", [" the", " fox"], [" the", " fox"], ["the", " fox"]),
+        ("gemma", ["the ", "fox"], ["the ", "fox"], ["the ", "fox"]),
+    ],
+)
+def test_only_what_is_no_continuation_gets_a_space(kind, start, after_control, continuation):
+    tokenizer = made(kind)
+    rows = [tokenizer.encode("the fox", place) for place in (START, AFTER_CONTROL, CONTINUATION)]
+    joined = ["".join(tokenizer.piece(i) for i in row) for row in rows]
+    assert joined == ["".join(row) for row in (start, after_control, continuation)]
+
+
+def test_only_the_very_first_word_gets_a_space_from_metaspace_first():
+    tokenizer = made("mistral")
+    assert [tokenizer.decode(tokenizer.encode("the fox", place)) for place in range(3)] == [
+        " the fox",
+        *["the fox"] * 2,
+    ]
+
+
+def test_after_an_added_token_a_continuation_is_none():
+    tokenizer = ours.from_files(bpe([*NAMES, added("<x>", False)], LLAMA2, byte_level=False), [])
+    assert tokenizer.decode(tokenizer.encode("the<x>fox<x>", CONTINUATION)) == "the<x> fox<x>"
+    assert tokenizer.decode(tokenizer.encode("<x>fox", CONTINUATION)) == "<x> fox"
+    assert tokenizer.decode(tokenizer.encode("the<x>fox", AFTER_CONTROL)) == " the<x> fox"
+
+
+def test_a_control_in_the_vocabulary_is_cut_only_where_it_is_spelled():
+    tokenizer, whole = made("llama3"), reference("llama3")
+    assert [tokenizer.piece(i) for i in whole.encode("ENDTURN", add_special_tokens=False).ids] == ["ENDTURN"]
+    ids = tokenizer.encode("the ENDTURN\nENDTURN the", CONTINUATION)
+    assert tokenizer.decode(ids) == "the ENDTURN\nENDTURN the"
+    assert tokenizer.controls["ENDTURN"].id not in ids
+    uncut = tokenizer.encode("the ENDTURN\n", CONTINUATION)  # its word has the space before: no control
+    assert ids[: len(uncut)] == uncut
+
+
+def test_a_byte_is_not_taken_for_its_name_spelled():
+    assert reference("unigram").encode("<0x41>", add_special_tokens=False).tokens == ["▁", "<0x41>"]
+    for kind in ("unigram", "llama2", "gemma"):
+        assert made(kind).decode(made(kind).encode("<0x41>A🤷", CONTINUATION)) == "<0x41>A🤷"
+
+
+@pytest.mark.parametrize("kind", ["qwen", "llama3"])
+def test_words_that_were_met_before_give_the_same_ids(kind):
+    tokenizer = ours.from_files(KINDS[kind](), LITERALS)
+    texts = [
+        *TEXTS[:4],
+        "the <|fim|> ENDTURN",
+        "x" * 100,
+        "  \n\r\n\t 12345's I'LL",
+        "a\x00\x1c\x1f\x7fb",
+        "ENDTURN é ENDTURN",
+    ]
+    slow = [tokenizer._encode_batch([text], START)[0] for text in texts]
+    for batch in (texts, texts[::-1], texts):
+        assert tokenizer.encode_batch(batch, START) == (slow if batch == texts else slow[::-1])
+    assert all(tokenizer._words)
+
+
+@pytest.mark.parametrize("kind", ["llama2", "mistral", "gemma", "unigram", "gpt2"])
+def test_words_are_looked_up_only_where_they_stand_alone(kind):
+    assert made(kind)._words[START] is None
+
+
+def test_what_words_keep_is_bounded(monkeypatch):
+    monkeypatch.setattr(ascii_bpe, "_MOST_WORDS", 3)
+    tokenizer = ours.from_files(KINDS["qwen"](), LITERALS)
+    for i in range(20):
+        assert tokenizer.decode(tokenizer.encode(f"word{'a' * i} {'b' * i * 9}")) == f"word{'a' * i} {'b' * i * 9}"
+    assert len(tokenizer._words[START]._known) < 10
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ascii"),
+    [
+        (r"\p{L}+", "[A-Za-z]+"),
+        (r"[^\r\n\p{L}\p{N}]?\p{Lu}", r"[^\r\nA-Za-z0-9]?[A-Z]"),
+        (r"[\p{Lt}\p{M}]*|\p{N}{1,3}|(?i:'s)|\s+(?!\S)", "[\x80\x80]*|[0-9]{1,3}|(?i:'s)|\\s+(?!\\S)"),
+        *(
+            (other, None)
+            for other in (r"\p{P}", r"\P{L}", r"\h", r"[a[b]]", r"\p{N}{1,3}+", "^a", ".", "é", r"(?<=a)b", "")
+        ),
+    ],
+)
+def test_only_patterns_that_mean_the_same_are_taken_over(pattern, ascii):
+    assert ascii_bpe.ascii_pattern(pattern) == ascii
+
+
+def test_a_tokenizer_that_cuts_otherwise_than_its_pattern_says_is_left_alone():
+    layout = {"normalizer": None, "pre_tokenizer": split(QWEN)}
+    plain = tokenizers.Tokenizer.from_str(KINDS["qwen"]()["tokenizer.json"].decode())
+    assert ascii_bpe.words(layout, plain, frozenset())
+    assert not ascii_bpe.words(layout | {"pre_tokenizer": split(LLAMA3)}, plain, frozenset())
+    assert not ascii_bpe.words(layout | {"normalizer": {"type": "Lowercase"}}, plain, frozenset())
+
+
+@pytest.mark.parametrize("flag", ["single_word", "normalized"])
+def test_a_control_that_is_not_always_seen_is_refused(flag):
+    files = bpe([*NAMES, START_TURN | {flag: True}], LLAMA2, byte_level=False)
+    with pytest.raises(InputError, match=rf"^t: its token '<\|im_start\|>' has '{flag}' set, so that not every"):
+        ours.from_files(files, ["<|im_start|>user"], "t")
+    assert "<|im_start|>" in ours.from_files(files, ["user"], "t").controls
+
+
+def test_a_text_that_cannot_but_be_a_control_is_refused():
+    files = bpe([*NAMES, added("é")], None, metaspace("never"), byte_level=False, more=["é"])
+    with pytest.raises(
+        InputError, match=r"^t: reads the text 'é' as its control token 'é', however it is cut; take it"
+    ):
+        ours.from_files(files, [], "t").encode("caf é")
+
+
+def test_many_spelled_controls_take_no_more_time_than_their_length(monkeypatch):
+    tokenizer = made("unigram")
+    calls = []
+    encode_batch = tokenizer.encode_batch
+    monkeypatch.setattr(tokenizer, "encode_batch", lambda *args: calls.append(args) or encode_batch(*args))
+    assert tokenizer.decode(tokenizer.encode("<s>" * 1000, CONTINUATION)) == "<s>" * 1000
+    assert len(calls) < 10
+
+
+def test_controls_are_the_special_tokens_and_what_the_template_spells():
+    qwen = made("qwen").controls
+    assert [*qwen] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "<think>"]
+    assert [control.special for control in qwen.values()] == [True, True, True, False, False]
+    assert {*made("gemma").controls} == {"<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"}
+    assert made("phi3").controls["<|im_end|>"] == Control(reference("phi3").token_to_id("<|im_end|>"), rstrip=True)
+    assert made("phi3").controls["<|tool|>"].lstrip
+
+
+def test_white_space_is_what_a_stripping_control_eats():
+    whole = reference("phi3")
+    end, tool = (whole.token_to_id(name) for name in ("<|im_end|>", "<|tool|>"))
+    points = [chr(point) for point in range(0x3100) if not 0xD800 <= point < 0xE000]
+    after = whole.encode_batch([f"<|im_end|>{c}" for c in points], add_special_tokens=False)
+    before = whole.encode_batch([f"{c}<|tool|>" for c in points], add_special_tokens=False)
+    assert "".join(c for c, encoding in zip(points, after) if encoding.ids == [end]) == WHITESPACE
+    assert "".join(c for c, encoding in zip(points, before) if encoding.ids == [tool]) == WHITESPACE
+
+
+def test_added_tokens_keep_their_ids_when_controls_before_them_are_gone():
+    tokenizer = made("qwen")
+    for name in ("<|fim|>", "<|file|>"):
+        [index] = tokenizer.encode(name)
+        assert index == reference("qwen").token_to_id(name)
+        assert tokenizer.piece(index) == name
+    assert tokenizer.vocab_size == 1 + tokenizer.encode("<|file|>")[0]
+
+
+def test_pieces_are_shown_to_the_byte():
+    tokenizer = made("qwen")
+    shown = [tokenizer.piece(i) for i in tokenizer.encode(" the\U0001f937 the")]
+    assert shown == [" the", "<0xF0>", "<0x9F>", "<0xA4>", "<0xB7>", " the"]
+    assert tokenizer.decode(tokenizer.encode("\U0001f937")[:2]) == "\ufffd"
+    assert made("llama2").piece(made("llama2").encode("\U0001f937", CONTINUATION)[0]) == "<0xF0>"
+
+
+@pytest.mark.parametrize(("kind", "text"), [("qwen", "é Å"), ("gemma", "a b"), ("llama2", "a b")])
+def test_normalised_tells_what_the_tokenizer_alters(kind, text):
+    altered = {"qwen": "e\u0301 \u212b", "gemma": "a▁b", "llama2": "a▁b"}[kind]
+    assert made(kind).normalised(text) == text == made(kind).normalised(altered)
+
+
+def test_encode_cached_is_the_encoding():
+    tokenizer = made("llama2")
+    for place in (START, CONTINUATION, START):
+        assert tokenizer.encode_cached("the", place) == tokenizer.encode("the", place)
+
+
+def test_names_and_stops_come_from_the_files_beside():
+    config = {
+        "bos_token": None,
+        "eos_token": {"content": "<|im_end|>"},
+        "pad_token": "<|endoftext|>",
+        "add_bos_token": True,
+    }
+    files = KINDS["qwen"]() | {"tokenizer_config.json": json.dumps(config).encode()}
+    tokenizer = ours.from_files(files, [])
+    end, text_end = (tokenizer.controls[name].id for name in ("<|im_end|>", "<|endoftext|>"))
+    assert tokenizer.special_tokens == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (None, end, text_end)
+    assert tokenizer.stops == ("<|im_end|>",)
+    for ids, stops in (
+        ([text_end, end], ("<|endoftext|>", "<|im_end|>")),
+        (end, ("<|im_end|>",)),
+        (10**6, ("<|im_end|>",)),
+    ):
+        more = files | {"generation_config.json": json.dumps({"eos_token_id": ids}).encode()}
+        assert ours.from_files(more, []).stops == stops
+
+
+def test_the_tokenizer_itself_says_what_an_id_is():
+    start = reference("gpt2").token_to_id("<|im_start|>")
+    files = KINDS["gpt2"]() | {"added_tokens.json": json.dumps({"<|other|>": start, "<|more|>": 5000}).encode()}
+    tokenizer = ours.from_files(files, ["<|other|> <|more|>"])
+    assert tokenizer.controls["<|im_start|>"].id == start
+    assert {*tokenizer.controls} == {"<|im_start|>", "<|im_end|>", "<|more|>"}
+
+
+def test_a_stop_is_a_control_though_no_file_says_special():
+    files = KINDS["qwen"]()
+    index = reference("qwen").token_to_id("<|fim|>")
+    files |= {"generation_config.json": json.dumps({"eos_token_id": index}).encode()}
+    tokenizer = ours.from_files(files, [])
+    assert tokenizer.stops == ("<|fim|>",)
+    assert tokenizer.controls["<|fim|>"] == Control(index, special=False)
+    assert index not in tokenizer.encode("<|fim|>")
+
+
+def test_the_fingerprint_tells_what_changes_ids():
+    files = KINDS["qwen"]()
+    prints = [
+        ours.from_files(files, LITERALS).fingerprint,
+        ours.from_files(files, []).fingerprint,
+        ours.from_files(KINDS["gpt2"](), LITERALS).fingerprint,
+        ours.from_files(files | {"tokenizer_config.json": b'{"eos_token": "<|im_end|>"}'}, LITERALS).fingerprint,
+    ]
+    assert len({*prints}) == 4
+    assert ours.from_files(files | {"chat_template.jinja": b"x"}, LITERALS[::-1]).fingerprint == prints[0]
+
+
+def test_dropout_is_for_others():
+    tokenizer = ours.from_files(bpe([], None, split(QWEN), dropout=0.9), [])
+    assert tokenizer.encode_batch([TEXTS[0]] * 5, START) == [made("qwen").encode(TEXTS[0])] * 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            r"^t: tokenizer\.json is a Git LFS pointer; run `git lfs pull`$",
+        ),
+        (b"{", r"^t: tokenizer\.json is no JSON \(.*\); fetch it again$"),
+        (b"[]", r"^t: tokenizer\.json is no JSON object; fetch it again$"),
+        (b"{}", r"^t: tokenizer\.json is no tokenizer that tokenizers 0\..* reads \(.*\); save it again"),
+        (
+            b'{"model": {"type": "WordPiece"}}',
+            r"^t: a WordPiece tokenizer, from whose tokens no text comes back exactly; use",
+        ),
+        (b'{"model": [], "added_tokens": 3}', r"^t: tokenizer\.json is no tokenizer that"),
+        (
+            b'{"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}]}}',
+            r"^t: its pre-tokenizer WhitespaceSplit throws spaces away",
+        ),
+    ],
+)
+def test_files_that_make_no_exact_tokenizer_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        ours.from_files({"tokenizer.json": change}, [], "t")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"])  # fmt: skip # noqa: E501
+def test_a_broken_file_beside_is_named(name):
+    files = KINDS["gpt2"]() | {name: b"nonsense"}
+    if name in ("special_tokens_map.json", "added_tokens.json"):
+        files["tokenizer_config.json"] = b"{}"
+    with pytest.raises(InputError, match=rf"^t: {name} is no JSON \("):
+        ours.from_files(files, [], "t")
+
+
+PARITY = {
+    "as it is": {},
+    "named": {
+        "eos_token": "<|im_end|>",
+        "unk_token": None,
+        "bos_token": {"__type": "AddedToken", "content": "<|im_start|>"},
+    },
+    "declared": {
+        "added_tokens_decoder": {
+            "1000": added("<|more|>", False, lstrip=False, rstrip=True, single_word=False),
+            "1001": added("<|im_end|>", lstrip=True, rstrip=True, single_word=False),
+        }
+    },
+    "named anew": {"eos_token": "<|over|>", "pad_token": "the"},
+    "image": {"image_token": "<|image|>"},
+}
+BESIDE = {
+    "": {},
+    "map": {
+        "special_tokens_map.json": {
+            "eos_token": {
+                "content": "<|im_start|>",
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "single_word": False,
+            },
+            "pad_token": "<|im_end|>",
+        }
+    },
+    "added": {"added_tokens.json": {"<|late|>": 2000, "<|im_end|>": 500}},
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["tokenizer_config.json"],
+        ["tokenizer_config.json", "chat_template.jinja"],
+        ["tokenizer_config.json", "additional_chat_templates/rag.jinja", "chat_template.jinja"],
+    ],
+)
+def test_transformers_finds_the_same_templates(tmp_path, files):
+    transformers = pytest.importorskip("transformers")
+    config = {"chat_template": [{"name": "default", "template": "a"}, {"name": "other", "template": "b"}]}
+    (tmp_path / "additional_chat_templates").mkdir()
+    for name in files:
+        (tmp_path / name).write_text(name if name.endswith("jinja") else json.dumps(config))
+    (tmp_path / "tokenizer.json").write_bytes(KINDS["gpt2"]()["tokenizer.json"])
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path).chat_template
+    found = ours.chat_templates(ours.read_files(tmp_path))
+    assert found == (theirs if isinstance(theirs, dict) else {"default": theirs})
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize("config", PARITY)
+@pytest.mark.parametrize("kind", ["qwen", "llama3", "llama2", "mistral", "phi3", "gemma", "unigram"])
+def test_transformers_reads_the_same_files_alike(tmp_path, kind, config, beside):
+    transformers = pytest.importorskip("transformers")
+    files = KINDS[kind]() | {"tokenizer_config.json": json.dumps(PARITY[config]).encode()}
+    files |= {name: json.dumps(content).encode() for name, content in BESIDE[beside].items()}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    tokenizer = ours.from_files(ours.read_files(tmp_path), ["<|more|>"])
+    assert tokenizer.special_tokens == dict(theirs.special_tokens_map)
+    added_tokens = {i: token.content for i, token in theirs.added_tokens_decoder.items()}
+    assert {control.id: name for name, control in tokenizer.controls.items()}.items() <= added_tokens.items()
+    assert tokenizer.vocab_size == 1 + max(theirs.get_vocab().values())
+    text = "the fox<|im_start|>user\n Hello  <|im_end|> \n the<|more|> fox<|over|> fox<|late|> \n\n<|image|>x"
+    assert piecewise(tokenizer, [text]) == theirs(text, add_special_tokens=False)["input_ids"]
