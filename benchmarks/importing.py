@@ -64,7 +64,7 @@ def measure(folder, dtype):
     import jax
     from jax.sharding import SingleDeviceSharding
 
-    from mtsft.interop.hf_folder import Folder
+    from mtsft.interop.hf_folder import HubFolder
     from mtsft.model.architecture import Architecture
     from mtsft.model.transformer import Model
 
@@ -72,7 +72,7 @@ def measure(folder, dtype):
     # What is resident now, for ru_maxrss begins with the peak of the process that started this one.
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     began = time.perf_counter()
-    opened = Folder.open(folder)
+    opened = HubFolder.open(folder)
     arch = Architecture(**opened.fields, dtype=dtype, param_dtype=dtype, scan_layers=True, remat="none")
     shapes = jax.eval_shape(Model(arch).init, jax.random.key(0))
     place = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)

@@ -48,7 +48,7 @@ from mtsft.runs.pretrained import model_of  # noqa: E402
 from mtsft.runs.run import Run  # noqa: E402
 from mtsft.training.optimizer import build_optimizer  # noqa: E402
 from mtsft.training.sharding import make_mesh  # noqa: E402
-from mtsft.training.step import Door  # noqa: E402
+from mtsft.training.step import Partitioner  # noqa: E402
 
 GIB = 2**30
 RESULTS = ROOT / "benchmarks" / "memory.json"
@@ -85,8 +85,8 @@ def run_of(path, config, devices):
         eps=train.eps,
     )
     data = SimpleNamespace(train=SimpleNamespace(weights_N=np.ones(1)), train_layout=SimpleNamespace(num_rows=1))
-    door = Door(config.parallel.mode, make_mesh(config.parallel.mesh, devices))
-    return Run(config, data, model_of(config, 0), optimizer, door, None)
+    partitioner = Partitioner(config.parallel.mode, make_mesh(config.parallel.mesh, devices))
+    return Run(config, data, model_of(config, 0), optimizer, partitioner, None)
 
 
 def state_bytes(run):

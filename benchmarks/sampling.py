@@ -39,7 +39,7 @@ from jax.sharding import SingleDeviceSharding
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from mtsft.model.generate import generate
-from mtsft.runs.pretrained import HuggingFaceBase
+from mtsft.runs.pretrained import HubModel
 
 NEW = 128
 SHORTEST, LONGEST = 96, 160
@@ -78,7 +78,7 @@ def write_model(folder: Path, sizes: dict) -> None:
 
 
 def ours(folder: Path) -> Callable[[Prompts], Prompts]:
-    base = HuggingFaceBase(folder)
+    base = HubModel(folder)
     model, device = base.model(), SingleDeviceSharding(jax.local_devices()[0])
     params = base.restore(model, lambda shapes: jax.tree.map(lambda _: device, shapes))
     return lambda prompts: generate(model, params, prompts, [], NEW)

@@ -13,7 +13,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from mtsft.errors import InputError, one_line
-from mtsft.files import FULL, check_whole, expanded, write_whole
+from mtsft.files import FULL, atomic_write, check_writable, expanded
 
 
 def define_config() -> flags.FlagHolder:
@@ -62,13 +62,13 @@ def max_new_tokens() -> int:
 def check_output(flag: flags.FlagHolder) -> None:
     """Raises InputError where the file that a flag names could not be written: before the work for it is done."""
     with _naming(flag):
-        check_whole(expanded(flag.value))
+        check_writable(expanded(flag.value))
 
 
 def write_output(flag: flags.FlagHolder, data: bytes) -> None:
     """Writes the file that a flag names, whole or not at all. Raises InputError where that fails."""
     with _naming(flag):
-        write_whole(expanded(flag.value), data)
+        atomic_write(expanded(flag.value), data)
 
 
 @contextmanager

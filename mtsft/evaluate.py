@@ -35,7 +35,7 @@ def main() -> None:
     distributed.initialize()
     if _GENERATE.value is not None and jax.process_index() == 0:
         cli.check_output(_GENERATE)
-    subject = evaluator.Subject.of(_CONFIG.value, _WORKDIR.value)
+    subject = evaluator.Evaluator.of(_CONFIG.value, _WORKDIR.value)
     scores = subject.evaluate()
     if jax.process_index() == 0:
         print(json.dumps(metrics.finite(scores)) if _FORMAT.value == "json" else as_table(scores), flush=True)

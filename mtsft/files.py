@@ -17,8 +17,8 @@ def expanded(path: str | Path) -> Path:
         raise InputError(f"{path}: there is no such home folder; write the path without ~") from None
 
 
-def check_whole(path: Path) -> None:
-    """Raises OSError where `write_whole` would, as far as can be told before there is anything to write."""
+def check_writable(path: Path) -> None:
+    """Raises OSError where `atomic_write` would, as far as can be told before there is anything to write."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if _is_device(path):
@@ -30,7 +30,7 @@ def check_whole(path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes) -> None:
     """Writes a file aside and renames it into place; whatever goes wrong, no part of it stays behind.
 
     path: of pathlib or etils.epath; a device or a pipe, such as /dev/stdout, is written to. Raises OSError.

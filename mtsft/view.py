@@ -27,9 +27,9 @@ def main() -> None:
     if _OUTPUT.value is not None:
         cli.check_output(_OUTPUT)
     sources = find_sources(**data_of(_CONFIG.value))
-    shown = page.seen(sources.train_files, sources.train_recipe)
+    shown = page.viewed(sources.train_files, sources.train_spec)
     shown = itertools.islice(shown, _SKIP.value, _SKIP.value + _LIMIT.value if _LIMIT.value else None)
-    tokenizer = sources.train_recipe.chat.open()[1]
+    tokenizer = sources.train_spec.chat.open()[1]
     color = _OUTPUT.value is None and sys.stdout.isatty()
     pieces = page.FORMATS[_FORMAT.value](shown, tokenizer, color)
     if _OUTPUT.value is not None:

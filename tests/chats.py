@@ -6,7 +6,7 @@ import re
 import tokenizers
 
 from mtsft.dialogue.schema import Dialogue, Message
-from mtsft.encoding.spec import Chat
+from mtsft.encoding.spec import ChatFormat
 
 CHATML = """\
 {%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}{% endfor %}
@@ -95,7 +95,7 @@ def chat_of(name, **flags):
     files = byte_level(controls, **flags)
     if name in STOPS:
         files["tokenizer_config.json"] = json.dumps({"eos_token": STOPS[name]}).encode()
-    return Chat(files, {"default": TEMPLATES[name]}, name)
+    return ChatFormat(files, {"default": TEMPLATES[name]}, name)
 
 
 def reference(chat):

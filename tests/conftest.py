@@ -12,9 +12,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from mtsft.encoding.spec import Chat, Recipe, markers_of
+from mtsft.encoding.spec import ChatFormat, EncodingSpec, markers_of
 from mtsft.template import chat_template as template
-from mtsft.tokenizer import load as tokenizer
+from mtsft.tokenizer import sentencepiece
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -30,8 +30,8 @@ TEXTS = [
 @pytest.fixture(scope="session")
 def chat():
     """The built-in template and a small trained tokenizer, in plain values."""
-    sources, name = template.find("chatml", {})
-    return Chat(tokenizer.train(TEXTS * 20, 400, markers_of(sources.values())), sources, name)
+    templates, name = template.find("chatml", {})
+    return ChatFormat(sentencepiece.train(TEXTS * 20, 400, markers_of(templates.values())), templates, name)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def small_tokenizer(chat):
 
 @pytest.fixture
 def encoder(chat):
-    return Recipe(chat, max_length=512).encoder()
+    return EncodingSpec(chat, max_length=512).encoder()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from published_configs import PUBLISHED
 from mtsft import presets
 from mtsft.config import default, validate
 from mtsft.errors import InputError
-from mtsft.interop.config_json import describe
+from mtsft.interop.config_json import architecture_fields
 from mtsft.model.parameters import names, split
 from mtsft.runs.pretrained import model_of
 from mtsft.training.freeze import trained_names
@@ -47,7 +47,7 @@ VARIANTS = [
 
 
 def fields_of(name):
-    return describe(json.loads((ROOT / "benchmarks" / "published" / f"{name}.json").read_text()), name)[1]
+    return architecture_fields(json.loads((ROOT / "benchmarks" / "published" / f"{name}.json").read_text()), name)[1]
 
 
 def mesh_of(spec, num_devices):
@@ -138,7 +138,7 @@ def test_docstring_is_the_record(name):
 
 
 def test_sizes_are_those_of_the_published_models():
-    published = [describe(config, "")[1] for config in PUBLISHED.values()]
+    published = [architecture_fields(config, "")[1] for config in PUBLISHED.values()]
     alone = {name for name in READY if fields_of(name) not in published}
     assert alone == {"llama3_2_3b"}
 

@@ -3,15 +3,15 @@
 import pytest
 
 from mtsft.errors import InputError
-from mtsft.files import check_whole, expanded, write_whole
+from mtsft.files import atomic_write, check_writable, expanded
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
     path = tmp_path / "a"
-    write_whole(path, b"first")
+    atomic_write(path, b"first")
     with pytest.raises(TypeError):
-        write_whole(path, "no bytes")
-    check_whole(path)
+        atomic_write(path, "no bytes")
+    check_writable(path)
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -19,8 +19,8 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
 def test_a_device_is_written_to_and_not_replaced(tmp_path):
     path = tmp_path / "null"
     path.symlink_to("/dev/null")
-    check_whole(path)
-    write_whole(path, b"gone")
+    check_writable(path)
+    atomic_write(path, b"gone")
     assert path.is_symlink()
     assert path.read_bytes() == b""
     assert list(tmp_path.iterdir()) == [path]
@@ -28,9 +28,9 @@ def test_a_device_is_written_to_and_not_replaced(tmp_path):
 
 def test_what_cannot_be_written_is_known_before(tmp_path):
     with pytest.raises(IsADirectoryError):
-        check_whole(tmp_path)
+        check_writable(tmp_path)
     with pytest.raises(FileNotFoundError):
-        check_whole(tmp_path / "no" / "file")
+        check_writable(tmp_path / "no" / "file")
     assert not list(tmp_path.iterdir())
 
 

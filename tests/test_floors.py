@@ -15,45 +15,32 @@ from mtsft.config import default
 from mtsft.data.dataset import find_sources
 from mtsft.model.architecture import Architecture, LoRA
 
-# Low to high. A name stands for its folder or file; "training" for what is not named by itself, its leaves; "" for
-# the files directly in mtsft/, the doors.
+# Low to high. A name stands for its folder or file; "" for the files directly in mtsft/, the doors.
 FLOORS = (
     ("errors",),
     ("files",),
-    ("config", "dialogue", "training.objective"),
+    ("config", "corpora", "dialogue", "tokenizer"),
+    ("template",),
+    ("encoding",),
     ("data", "model"),
-    ("interop",),
-    ("diagnose", "training"),
-    ("training.state",),
-    ("training.step", "training.checkpoint"),
-    ("training.workdir",),
-    ("training.pretrained",),
-    ("training.run", "training.converting"),
-    ("training.loop", "training.trained", "training.evaluating", "training.numeric"),
-    ("training.conversation",),
-    ("cli", "ready"),
+    ("interop", "diagnose"),
+    ("training",),
+    ("evaluation",),
+    ("runs",),
+    ("cli", "presets"),
     ("",),
 )
 # Who alone may import these, wherever they stand.
 ONLY = {
-    "ml_collections": (
-        "config",
-        "cli",
-        "ready",
-        "training.run",
-        "training.workdir",
-        "training.pretrained",
-        "training.loop",
-        "training.evaluating",
-        "training.numeric",
-    ),
-    "mtsft.config": ("ready", "training.run", "training.workdir", "training.pretrained", "training.converting", ""),
+    "ml_collections": ("config", "cli", "presets", "runs"),
+    "mtsft.config": ("presets", "runs", ""),
     "absl": ("cli", ""),
-    "jax": ("model", "interop", "diagnose", "training", ""),
+    "jax": ("model", "interop", "training", "evaluation", "runs", ""),
     "flax": ("model",),
     "qwix": ("model",),
-    "optax": ("training",),
+    "optax": ("training", "runs"),
     "orbax": ("training.checkpoint",),
+    "mtsft.corpora": ("data.dataset", "evaluation.context_recall"),
     "configs": (),
 }
 

@@ -9,7 +9,7 @@ from support import small_model
 
 from mtsft.dialogue.formats import parse_record
 from mtsft.encoding.encoder import Encoder
-from mtsft.encoding.spec import Recipe
+from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.token_tree import is_one_chain
 from mtsft.evaluation import identities
 from mtsft.training.step import batch_nll
@@ -63,11 +63,11 @@ def test_a_real_tree_trains_like_its_paths(kind, row, real_data, capsys):
         records = [r for r in records if len(r["messages"]) > 4]
     records = [cut(record, 16) for record in records]
     chat = chats.chat_of("chatml" if kind == "replies" else "thinking")
-    encoder = Recipe(chat, 1 << 20, refused="skip", unfaithful="skip").encoder()
+    encoder = EncodingSpec(chat, 1 << 20, refused="skip", unfaithful="skip").encoder()
     trees = trees_of(encoder, records, row, 2)
     assert len(trees) == 2
     found = compare(trees, encoder.tokenizer.vocab_size, row)
-    saved = 1 - encoder.counts.tokens / encoder.counts.response_tokens
+    saved = 1 - encoder.stats.tokens / encoder.stats.response_tokens
     with capsys.disabled():
         print(f"\n{kind}: {saved:.1%} of tokens saved against one sequence per response; {found}")
     assert found["responses"] > 4

@@ -11,12 +11,13 @@ from mtsft.corpora import recall
 from mtsft.data.packing import Layout, lay_out
 from mtsft.data.store import Store, code_digest, digest_files, in_cache, open_store
 from mtsft.dialogue import readers
-from mtsft.encoding.loss_weights import Selection
-from mtsft.encoding.spec import Chat, Recipe, markers_of, parse_date, parse_variables
+from mtsft.encoding.loss_weights import LossWeights
+from mtsft.encoding.spec import ChatFormat, EncodingSpec, markers_of, parse_date, parse_variables
 from mtsft.errors import InputError
-from mtsft.files import expanded, write_whole
+from mtsft.files import atomic_write, expanded
 from mtsft.template import chat_template as templates
 from mtsft.tokenizer import load as tokenizers
+from mtsft.tokenizer import sentencepiece
 
 _CORPUS = "recall"
 _TOKENIZER_BYTES = 100 << 20  # of text that a tokenizer is trained on at most
@@ -33,8 +34,8 @@ class Sources:
     train_files: Sequence[Path]
     weights: Sequence[float]
     eval_files: Sequence[Path]
-    train_recipe: Recipe
-    eval_recipe: Recipe
+    train_spec: EncodingSpec
+    eval_spec: EncodingSpec
     cache: Path
     workers: int
     corpus_eval: Path | None = None
@@ -44,7 +45,7 @@ class Sources:
 class Dataset:
     """What a run reads. eval: None where nothing is held out. corpus_eval: the built-in corpus's held-out file."""
 
-    recipe: Recipe
+    spec: EncodingSpec
     tokenizer: tokenizers.Tokenizer
     train: Store
     eval: Store | None
@@ -65,7 +66,7 @@ class Dataset:
     def accounts(self) -> dict[str, dict]:
         """What became of every dialogue read, on each side, in plain values."""
         sides = {"train": self.train, "eval": self.eval}
-        return {name: store.counts.as_record() for name, store in sides.items() if store is not None}
+        return {name: store.stats.as_record() for name, store in sides.items() if store is not None}
 
     def check_ids_below(self, vocab_size: int) -> None:
         """Raises InputError for a token that a model of so many embeddings does not have."""
@@ -137,26 +138,26 @@ def find_sources(
         train_files, eval_files = _write_corpus(
             corpus, corpus_dialogues, corpus_eval_dialogues, corpus_seed, cache / "corpora"
         )
-        found = [readers.Source(path, 1.0) for path in train_files]
+        found = [readers.WeightedFile(path, 1.0) for path in train_files]
     else:
-        found = readers.find_sources(train, "data.train")
+        found = readers.find_weighted_files(train, "data.train")
         eval_files = readers.find_files(eval, "data.eval") if eval else []
     train_files = [source.path for source in found]
     for path in [*train_files, *eval_files]:
-        readers.check(path)
+        readers.check_readable(path)
 
-    def train_tokenizer(chat: Chat) -> Mapping[str, bytes]:
+    def train_tokenizer(chat: ChatFormat) -> Mapping[str, bytes]:
         return _train_tokenizer(chat, vocab_size, train_files, format, cache / "tokenizers")
 
     chat = open_chat(tokenizer, template, template_variables, template_date, train_tokenizer)
     held_out = eval_fraction if not eval_files else 0.0
 
-    def recipe(split: tuple[float, float]) -> Recipe:
-        return Recipe(
+    def spec(split: tuple[float, float]) -> EncodingSpec:
+        return EncodingSpec(
             chat,
             sequence_length,
             over_length=over_length,
-            selection=Selection(responses, train_reasoning, train_tool_calls, weigh_per),
+            loss_weights=LossWeights(responses, train_reasoning, train_tool_calls, weigh_per),
             trees=trees,
             unfaithful=unfaithful,
             refused=refused,
@@ -169,8 +170,8 @@ def find_sources(
         train_files=train_files,
         weights=[source.weight for source in found],
         eval_files=eval_files or (train_files if held_out else []),
-        train_recipe=recipe((held_out, 1.0)),
-        eval_recipe=recipe((0.0, held_out or 1.0)),
+        train_spec=spec((held_out, 1.0)),
+        eval_spec=spec((0.0, held_out or 1.0)),
         cache=cache,
         workers=workers,
         corpus_eval=eval_files[0] if corpus else None,
@@ -185,18 +186,18 @@ def open_dataset(*, progress: bool = True, **keys) -> Dataset:
     """
     sources = find_sources(**keys)
 
-    def store(files: Sequence[Path], recipe: Recipe) -> Store:
-        recipe.encoder()  # refuses before any process starts
-        return open_store(files, recipe, sources.cache / "stores", sources.workers, progress)
+    def store(files: Sequence[Path], spec: EncodingSpec) -> Store:
+        spec.encoder()  # refuses before any process starts
+        return open_store(files, spec, sources.cache / "stores", sources.workers, progress)
 
-    train_store = store(sources.train_files, sources.train_recipe)
-    eval_store = store(sources.eval_files, sources.eval_recipe) if sources.eval_files else None
+    train_store = store(sources.train_files, sources.train_spec)
+    eval_store = store(sources.eval_files, sources.eval_spec) if sources.eval_files else None
     return Dataset(
-        recipe=sources.train_recipe,
-        tokenizer=sources.train_recipe.chat.open()[1],
+        spec=sources.train_spec,
+        tokenizer=sources.train_spec.chat.open()[1],
         train=train_store if set(sources.weights) == {1.0} else train_store.mixed(sources.weights),
         eval=eval_store if eval_store is not None and len(eval_store) else None,
-        sequence_length=sources.train_recipe.max_length,
+        sequence_length=sources.train_spec.max_length,
         weights=sources.weights,
         corpus_eval=sources.corpus_eval,
     )
@@ -204,7 +205,7 @@ def open_dataset(*, progress: bool = True, **keys) -> Dataset:
 
 def _account(name: str, store: Store) -> str:
     """One line in which every dialogue of a store is accounted for."""
-    c = store.counts
+    c = store.stats
     line = (
         f"{name}: {c.kept:,} of {c.dialogues:,} dialogues, {c.tokens:,} tokens, "
         f"{c.supervised_tokens:,} of them supervised"
@@ -250,8 +251,8 @@ def open_chat(
     template: str = "",
     variables: str = "",
     date: str = "",
-    train: Callable[[Chat], Mapping[str, bytes]] | None = None,
-) -> Chat:
+    train: Callable[[ChatFormat], Mapping[str, bytes]] | None = None,
+) -> ChatFormat:
     """The template that was named and the tokenizer's files: those named, or where none are, what `train` makes.
 
     The arguments are keys of `data` in mtsft/config.py. Raises InputError if there is no such tokenizer or template.
@@ -262,16 +263,16 @@ def open_chat(
         template = "chatml"  # a tokenizer without customs of its own
     sources, name = templates.find(template, own)
     parts = (parse_variables(variables), parse_date(date))
-    chat = Chat(read or train(Chat({}, sources, name, *parts)), sources, name, *parts)
+    chat = ChatFormat(read or train(ChatFormat({}, sources, name, *parts)), sources, name, *parts)
     chat.open(tokenizer or "the tokenizer")  # refuses what does not go together, by the name of the file
     return chat
 
 
 def _train_tokenizer(
-    chat: Chat, vocab_size: int, files: Sequence[Path], format: str, folder: Path
+    chat: ChatFormat, vocab_size: int, files: Sequence[Path], format: str, folder: Path
 ) -> Mapping[str, bytes]:
     """The files of a tokenizer trained on dialogues, kept in `folder`."""
-    template = templates.ChatTemplate(chat.sources, chat.name)
+    template = templates.ChatTemplate(chat.templates, chat.name)
     parts = (digest_files(files), vocab_size, template.fingerprint, code_digest())
     kept = folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.model"
     with in_cache(folder):
@@ -279,9 +280,9 @@ def _train_tokenizer(
         if kept.exists():
             return {"tokenizer.model": kept.read_bytes()}
     markers = markers_of(template.literals)
-    trained = tokenizers.train(_texts(files, format), vocab_size, markers)
+    trained = sentencepiece.train(_texts(files, format), vocab_size, markers)
     with in_cache(folder):
-        write_whole(kept, trained["tokenizer.model"])
+        atomic_write(kept, trained["tokenizer.model"])
     return trained
 
 

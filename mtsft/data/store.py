@@ -29,8 +29,8 @@ from mtsft.dialogue import readers
 from mtsft.dialogue.readers import Chunk
 from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.encoder import Encoder
-from mtsft.encoding.spec import Recipe
-from mtsft.encoding.stats import Counts
+from mtsft.encoding.spec import EncodingSpec
+from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.token_tree import TokenTree
 from mtsft.errors import InputError
 from mtsft.files import FULL
@@ -70,7 +70,7 @@ class Store:
         self.path = path
         self.files = list(files)
         index = json.loads((path / "index.json").read_text())
-        self.counts = Counts.of(index["counts"])
+        self.stats = EncodingStats.of(index["stats"])
         self._columns = {name: _map(path / name, dtype) for name, dtype in _COLUMNS.items()}
         tables = {name: _map(path / name, dtype) for name, dtype in _TABLES.items()}
         self._starts = np.concatenate([[0], np.cumsum(tables["lengths"])])
@@ -97,8 +97,8 @@ class Store:
         """int64: supervised tokens of each dialogue."""
         if not len(self._starts) - 1:
             return np.zeros(0, np.int64)
-        counts = np.add.reduceat(self._columns["response_mask_N"] != 0, self._starts[:-1], dtype=np.int64)
-        return counts if self._order is None else counts[self._order]
+        stats = np.add.reduceat(self._columns["response_mask_N"] != 0, self._starts[:-1], dtype=np.int64)
+        return stats if self._order is None else stats[self._order]
 
     @property
     def highest_token(self) -> int:
@@ -127,21 +127,23 @@ class Store:
         return index if self._order is None else int(self._order[index])
 
 
-def open_store(files: Sequence[Path], recipe: Recipe, folder: Path, workers: int = 0, progress: bool = True) -> Store:
-    """The store of `files` under `recipe`, from `folder` if it is there, else built.
+def open_store(
+    files: Sequence[Path], spec: EncodingSpec, folder: Path, workers: int = 0, progress: bool = True
+) -> Store:
+    """The store of `files` under `spec`, from `folder` if it is there, else built.
 
     workers: encoding processes, 0 for one a core. Raises InputError for what is wrong in a file; nothing is left
     behind then.
     """
-    address = _address(files, recipe)
-    path = folder / address
-    with _locked(folder / f"{address}.lock"):
+    cache_key = _cache_key(files, spec)
+    path = folder / cache_key
+    with _locked(folder / f"{cache_key}.lock"):
         if not path.exists():
-            building = folder / f"{address}.tmp"
+            building = folder / f"{cache_key}.tmp"
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
             try:
-                _build(files, recipe, building, workers or os.cpu_count() or 1, progress)
+                _build(files, spec, building, workers or os.cpu_count() or 1, progress)
                 building.rename(path)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
@@ -194,8 +196,8 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _address(files: Sequence[Path], recipe: Recipe) -> str:
-    parts = {"files": digest_files(files), "code": code_digest(), "recipe": recipe.address()}
+def _cache_key(files: Sequence[Path], spec: EncodingSpec) -> str:
+    parts = {"files": digest_files(files), "code": code_digest(), "spec": spec.cache_key()}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
@@ -210,17 +212,17 @@ class _Encoded:
 
     arrays: dict[str, bytes]
     ids: list[bytes]
-    counts: Counts
+    stats: EncodingStats
     size: int
 
 
 _encoder: Encoder  # of an encoding process
-_recipe: Recipe
+_spec: EncodingSpec
 
 
-def _start_worker(recipe: Recipe) -> None:
-    global _encoder, _recipe
-    _encoder, _recipe = recipe.encoder(), recipe
+def _start_worker(spec: EncodingSpec) -> None:
+    global _encoder, _spec
+    _encoder, _spec = spec.encoder(), spec
 
 
 @contextmanager
@@ -238,17 +240,17 @@ def _without_garbage_collection() -> Iterator[None]:
 @_without_garbage_collection()
 def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
     """Encodes a piece of a file."""
-    _encoder.counts = counts = Counts()
+    _encoder.stats = stats = EncodingStats()
     dialogues, lines, digests = [], [], []
-    first, last = _recipe.split
+    first, last = _spec.split
     for number, item in zip(chunk.numbers, chunk.records):
         try:
-            dialogue = readers.parse(item, path, number, _recipe.format)
+            dialogue = readers.parse(item, path, number, _spec.format)
         except InputError as error:
-            if not _recipe.lenient:
+            if not _spec.lenient:
                 raise
-            counts.unreadable += 1
-            counts.note("unreadable", str(error))
+            stats.unreadable += 1
+            stats.note("unreadable", str(error))
             continue
         if dialogue is None:
             continue
@@ -267,7 +269,7 @@ def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
     return _Encoded(
         arrays={n: np.concatenate(parts or [[]]).astype(dtypes[n]).tobytes() for n, parts in columns.items()},
         ids=[dialogues[i].id.encode() for i, _ in trees],
-        counts=counts,
+        stats=stats,
         size=chunk.size,
     )
 
@@ -290,22 +292,22 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _build(files: Sequence[Path], recipe: Recipe, path: Path, workers: int, progress: bool) -> None:
+def _build(files: Sequence[Path], spec: EncodingSpec, path: Path, workers: int, progress: bool) -> None:
     total = sum(file.stat().st_size for file in files)
     tasks = ((file, i, chunk) for i, file in enumerate(files) for chunk in readers.read_chunks(file))
-    counts, id_end = Counts(), 0
+    stats, id_end = EncodingStats(), 0
     outputs = {name: (path / name).open("wb") for name in [*_COLUMNS, *_TABLES, "ids"]}
     try:
         hidden = None if progress else True  # None: shown where there is a terminal
         with tqdm(total=total, unit="B", unit_scale=True, desc="tokenising", leave=False, disable=hidden) as bar:
-            for encoded in _encode_all(tasks, recipe, workers if total > _INLINE_BYTES else 1):
+            for encoded in _encode_all(tasks, spec, workers if total > _INLINE_BYTES else 1):
                 for name, data in encoded.arrays.items():
                     outputs[name].write(data)
                 ends = id_end + np.cumsum([len(i) for i in encoded.ids], dtype=np.int64)
                 id_end = int(ends[-1]) if len(ends) else id_end
                 outputs["id_ends"].write(ends.astype(np.int64).tobytes())
                 outputs["ids"].write(b"".join(encoded.ids))
-                counts += encoded.counts
+                stats += encoded.stats
                 bar.update(encoded.size)
     finally:
         for output in outputs.values():
@@ -314,19 +316,19 @@ def _build(files: Sequence[Path], recipe: Recipe, path: Path, workers: int, prog
     for name in [*_COLUMNS, "lengths"]:
         with (path / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    index = {"counts": counts.as_record(), "content": digest.hexdigest()}
+    index = {"stats": stats.as_record(), "content": digest.hexdigest()}
     (path / "index.json").write_text(json.dumps(index, indent=1))
 
 
-def _encode_all(tasks: Iterable[tuple], recipe: Recipe, workers: int) -> Iterator[_Encoded]:
+def _encode_all(tasks: Iterable[tuple], spec: EncodingSpec, workers: int) -> Iterator[_Encoded]:
     """Encodes pieces of files, in parallel, and yields the results in order."""
     if workers <= 1:
-        _start_worker(recipe)
+        _start_worker(spec)
         yield from (_encode_chunk(*task) for task in tasks)
         return
     # Spawned, not forked: a fork of a process in which JAX runs threads may hang.
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker, (recipe,)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker, (spec,)) as pool:
         waiting = collections.deque()
         try:
             for task in tasks:

@@ -14,8 +14,8 @@ from mtsft.data.store import Store, open_store
 from mtsft.dialogue import readers
 from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.over_length import POLICIES
-from mtsft.encoding.spec import Recipe
-from mtsft.encoding.stats import Counts
+from mtsft.encoding.spec import EncodingSpec
+from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.token_tree import expand
 
 _LENGTHS = (512, 1024, 2048, 4096, 8192)
@@ -33,18 +33,18 @@ def audit(sources: Sources, progress: bool = True) -> Report:
     a problem is {severity: "error" | "warning" | "note", what, count, examples, remedy}; with an error a training run
     with the same config would stop, or train what it should not.
     """
-    parts = {"train": (sources.train_files, sources.train_recipe), "eval": (sources.eval_files, sources.eval_recipe)}
+    parts = {"train": (sources.train_files, sources.train_spec), "eval": (sources.eval_files, sources.eval_spec)}
     report: Report = {"eval": None}
     stores: dict[str, Store] = {}
-    for name, (files, recipe) in parts.items():
+    for name, (files, spec) in parts.items():
         if files:
-            lenient = replace(recipe.without_errors(), trees="tree")
+            lenient = replace(spec.without_errors(), trees="tree")
             stores[name] = open_store(files, lenient, sources.cache / "stores", sources.workers, progress)
             weights = sources.weights if name == "train" else [1.0] * len(files)
-            report[name] = _examine(stores[name], recipe, weights, progress)
+            report[name] = _examine(stores[name], spec, weights, progress)
     shared = _shared(*stores.values()) if "eval" in stores else np.empty(0, np.int64)
     report["shared"] = len(shared)
-    report |= _describe_chat(sources.train_recipe)
+    report |= _describe_chat(sources.train_spec)
     report["problems"] = [
         *(problem for name in parts if report[name] for problem in _problems(name, report[name], parts[name][1])),
         *_problems_of_all(report, _places(stores["train"], shared)),
@@ -52,16 +52,16 @@ def audit(sources: Sources, progress: bool = True) -> Report:
     return report
 
 
-def _examine(store: Store, recipe: Recipe, weights: Sequence[float], progress: bool) -> Report:
+def _examine(store: Store, spec: EncodingSpec, weights: Sequence[float], progress: bool) -> Report:
     """What one side of a dataset holds. store: of the lenient recipe. weights: of its files."""
-    counts, lengths = store.counts, store.lengths_N
-    limit = recipe.max_length
-    longer = np.flatnonzero(_longest_pieces(store, recipe) > limit)
+    stats, lengths = store.stats, store.lengths_N
+    limit = spec.max_length
+    longer = np.flatnonzero(_longest_pieces(store, spec) > limit)
     again = np.setdiff1d(np.arange(len(store)), np.unique(store.digests_N, return_index=True)[1])
     examples = {"over length": _places(store, longer), "duplicate": _places(store, again)}
     return {
-        **{name: value for name, value in counts.as_record().items() if not name.startswith("over_length")},
-        "examples": counts.examples | {kind: places for kind, places in examples.items() if places},
+        **{name: value for name, value in stats.as_record().items() if not name.startswith("over_length")},
+        "examples": stats.examples | {kind: places for kind, places in examples.items() if places},
         "by_source": _by_source(store, weights),
         "duplicates": len(again),
         "lengths": {f"p{q}": int(np.percentile(lengths, q)) for q in (0, 5, 25, 50, 75, 95, 99, 100)}
@@ -71,22 +71,22 @@ def _examine(store: Store, recipe: Recipe, weights: Sequence[float], progress: b
         "over_length": {
             "dialogues": len(longer),
             "supervised_tokens": int(store.supervised_N[longer].sum()),
-            "policies": _try_policies(store, recipe, longer, progress),
+            "policies": _try_policies(store, spec, longer, progress),
         },
-        "fill": _fills(_piece_lengths(store if set(weights) == {1.0} else store.mixed(weights), recipe), limit),
+        "fill": _fills(_piece_lengths(store if set(weights) == {1.0} else store.mixed(weights), spec), limit),
     }
 
 
-def _piece_lengths(store: Store, recipe: Recipe) -> np.ndarray:
+def _piece_lengths(store: Store, spec: EncodingSpec) -> np.ndarray:
     """Tokens of every piece that rows are filled with: a tree whole, or as its paths."""
-    if recipe.trees == "tree":
+    if spec.trees == "tree":
         return store.lengths_N
     return np.array([len(chain) for i in range(len(store)) for chain in expand(store[i])], np.int64)
 
 
-def _longest_pieces(store: Store, recipe: Recipe) -> np.ndarray:
+def _longest_pieces(store: Store, spec: EncodingSpec) -> np.ndarray:
     """Tokens of the longest piece of every dialogue: what must fit into a row."""
-    if recipe.trees == "tree":
+    if spec.trees == "tree":
         return store.lengths_N
     return np.array([max(map(len, expand(store[i]))) for i in range(len(store))], np.int64)
 
@@ -126,31 +126,31 @@ def _fills(lengths: np.ndarray, limit: int) -> list[Report]:
     return found
 
 
-def _try_policies(store: Store, recipe: Recipe, longer: np.ndarray, progress: bool) -> dict[str, Report]:
+def _try_policies(store: Store, spec: EncodingSpec, longer: np.ndarray, progress: bool) -> dict[str, Report]:
     """What every over-length policy would lose: responses, supervised tokens, dialogues; and the pieces it makes."""
     if not len(longer):
         return {}
     sample = longer[:: -(-len(longer) // _SAMPLED)]
     scale = len(longer) / len(sample)
-    dialogues = list(_read_again(store, sample, recipe))
+    dialogues = list(_read_again(store, sample, spec))
     found = {}
     policies = [policy for policy in POLICIES if policy != "error"]
     for policy in tqdm(policies, "over-length", leave=False, disable=None if progress else True):
-        tried = replace(recipe.without_errors(), max_length=recipe.max_length, over_length=policy)
+        tried = replace(spec.without_errors(), max_length=spec.max_length, over_length=policy)
         encoder = tried.encoder()
         encoder.encode(dialogues)
-        counts = encoder.counts
+        stats = encoder.stats
         found[policy] = {
-            "dialogues_lost": round(counts.over_length_dropped * scale),
-            "responses_lost": round(counts.over_length_responses * scale),
-            "supervised_tokens_lost": round(counts.over_length_supervised_tokens * scale),
-            "more_dialogues": round(counts.over_length_windows * scale),
+            "dialogues_lost": round(stats.over_length_dropped * scale),
+            "responses_lost": round(stats.over_length_responses * scale),
+            "supervised_tokens_lost": round(stats.over_length_supervised_tokens * scale),
+            "more_dialogues": round(stats.over_length_windows * scale),
             "estimated": scale > 1,
         }
     return found
 
 
-def _read_again(store: Store, indices: np.ndarray, recipe: Recipe) -> Iterator[Dialogue]:
+def _read_again(store: Store, indices: np.ndarray, spec: EncodingSpec) -> Iterator[Dialogue]:
     """The dialogues at some places of a store, from their files."""
     wanted: dict[Path, set[int]] = {}
     for index in indices.tolist():
@@ -160,12 +160,12 @@ def _read_again(store: Store, indices: np.ndarray, recipe: Recipe) -> Iterator[D
         for chunk in readers.read_chunks(path):
             for number, item in zip(chunk.numbers, chunk.records):
                 if number in lines:
-                    yield readers.parse(item, path, number, recipe.format)
+                    yield readers.parse(item, path, number, spec.format)
 
 
-def _describe_chat(recipe: Recipe) -> Report:
-    template, tokenizer = recipe.chat.open()
-    encoder = recipe.encoder()
+def _describe_chat(spec: EncodingSpec) -> Report:
+    template, tokenizer = spec.chat.open()
+    encoder = spec.encoder()
     return {
         "tokenizer": {
             "vocab_size": tokenizer.vocab_size,
@@ -176,7 +176,7 @@ def _describe_chat(recipe: Recipe) -> Report:
             "name": template.name,
             "stops": [tokenizer.piece(stop) for stop in encoder.stop_ids],
             "reads_the_clock": template.reads_the_clock,
-            "variables": recipe.chat.variables,
+            "variables": spec.chat.variables,
         },
     }
 
@@ -185,9 +185,9 @@ def _problem(severity: str, what: str, count: int, examples: Sequence[str] = (),
     return {"severity": severity, "what": what, "count": count, "examples": list(examples), "remedy": remedy}
 
 
-def _problems(name: str, part: Report, recipe: Recipe) -> Iterator[Report]:
+def _problems(name: str, part: Report, spec: EncodingSpec) -> Iterator[Report]:
     """What is wrong with one side of a dataset under the policies of its config."""
-    counts = Counts.of({key: part[key] for key in Counts().as_record() if key in part})
+    stats = EncodingStats.of({key: part[key] for key in EncodingStats().as_record() if key in part})
     examples = part["examples"]
     side = "" if name == "train" else "held out: "
 
@@ -198,13 +198,13 @@ def _problems(name: str, part: Report, recipe: Recipe) -> Iterator[Report]:
     def strictly(policy: str) -> str:
         return "error" if policy == "error" else "warning"
 
-    yield from found("error", "unreadable", "lines that hold no dialogue", counts.unreadable, "repair or remove them")
-    dropped = part["over_length"]["policies"].get(recipe.over_length, {}).get("dialogues_lost", 0)
-    if counts.kept <= dropped:
+    yield from found("error", "unreadable", "lines that hold no dialogue", stats.unreadable, "repair or remove them")
+    dropped = part["over_length"]["policies"].get(spec.over_length, {}).get("dialogues_lost", 0)
+    if stats.kept <= dropped:
         severity, goal = ("error", "left to train on") if name == "train" else ("warning", "held out")
         what, remedy = f"dialogues read, and none is {goal}", f"see data.{name} and what becomes of them here"
-        yield _problem(severity, what, counts.dialogues, (), remedy)
-    unfaithful, kinds = strictly(recipe.unfaithful), counts.unfaithful
+        yield _problem(severity, what, stats.dialogues, (), remedy)
+    unfaithful, kinds = strictly(spec.unfaithful), stats.unfaithful
     remedy = "set data.unfaithful to 'skip' or 'emit', or use another template"
     what = "responses in a prompt that the full rendering does not begin with"
     yield from found(unfaithful, "unfaithful: prompt", what, kinds["prompt"], remedy)
@@ -216,28 +216,30 @@ def _problems(name: str, part: Report, recipe: Recipe) -> Iterator[Report]:
     )
     what = "dialogues that the template refuses or the tokenizer cannot spell"
     remedy = "set data.refused='skip' to leave them out, or use another template"
-    yield from found(strictly(recipe.refused), "refused", what, counts.refused, remedy)
+    yield from found(strictly(spec.refused), "refused", what, stats.refused, remedy)
     remedy = "the chat template writes it twice; use another data.template"
-    yield from found("error", "double BOS", "dialogues that begin with two BOS tokens", counts.double_bos, remedy)
+    yield from found("error", "double BOS", "dialogues that begin with two BOS tokens", stats.double_bos, remedy)
     over = part["over_length"]["dialogues"]
     remedy = "raise data.sequence_length, or set data.over_length; its policies and their cost are listed"
     what = f"dialogues longer than a row of {part['row_length']:,}"
-    yield from found(strictly(recipe.over_length), "over length", what, over, remedy)
-    for field, count in sorted(counts.lost.items()):
+    yield from found(strictly(spec.over_length), "over length", what, over, remedy)
+    for field, count in sorted(stats.lost.items()):
         what = f"messages whose {field} the template leaves out of every rendering"
         yield from found("warning", f"lost: {field}", what, count, "see whether the model should know it")
     what = "responses that the tokenizer cannot spell to the byte (it normalises)"
-    yield from found("warning", "altered", what, counts.altered, "none is needed if the model was trained with it")
+    yield from found("warning", "altered", what, stats.altered, "none is needed if the model was trained with it")
     what = "messages that spell a control token"
-    yield from found("note", "spells a control token", what, counts.spelling, "they are encoded as plain text")
+    yield from found("note", "spells a control token", what, stats.spelling, "they are encoded as plain text")
     what = "tool calls whose arguments are not a JSON object"
-    yield from found("warning", "malformed arguments", what, counts.malformed, "repair them")
+    yield from found("warning", "malformed arguments", what, stats.malformed, "repair them")
     what = "dialogues without a response to train"
-    yield from found("warning", "", what, counts.without_response, "they are left out")
+    yield from found("warning", "", what, stats.without_response, "they are left out")
     what = "dialogues whose words all stood before"
     yield from found("warning", "duplicate", what, part["duplicates"], "remove them")
     what = "dialogues in which the template shows an earlier turn otherwise than it was emitted"
-    yield from found("note", "", what, counts.rewriting, "each response is trained in its true context, as a tree")
+    yield from found(
+        "note", "", what, stats.not_prefix_preserving, "each response is trained in its true context, as a tree"
+    )
 
 
 def _problems_of_all(report: Report, shared: Sequence[str]) -> Iterator[Report]:

@@ -12,14 +12,14 @@ from mtsft.data.store import split_point
 from mtsft.diagnose.token_view import STYLE, as_fragment, as_text, visible
 from mtsft.dialogue import readers
 from mtsft.dialogue.schema import Dialogue
-from mtsft.encoding.spec import Recipe
+from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.token_tree import TokenTree, positions
-from mtsft.tokenizer.load import Tokenizer
+from mtsft.tokenizer.base import Tokenizer
 
 _CHUNK = 16  # dialogues encoded together
 
 
-class Seen(NamedTuple):
+class ViewedDialogue(NamedTuple):
     """A dialogue and a tree made of it; part: which of several."""
 
     dialogue: Dialogue
@@ -27,24 +27,24 @@ class Seen(NamedTuple):
     part: int
 
 
-def seen(files: Sequence[Path], recipe: Recipe) -> Iterator[Seen]:
-    """The dialogues of files as `recipe` trains on them, in order. Raises InputError as training would."""
-    encoder = recipe.encoder()
-    first, last = recipe.split
+def viewed(files: Sequence[Path], spec: EncodingSpec) -> Iterator[ViewedDialogue]:
+    """The dialogues of files as `spec` trains on them, in order. Raises InputError as training would."""
+    encoder = spec.encoder()
+    first, last = spec.split
     waiting: list[Dialogue] = []
 
-    def encoded() -> Iterator[Seen]:
+    def encoded() -> Iterator[ViewedDialogue]:
         previous, part = -1, 0
         for index, tree in encoder.encode(waiting):
             part = part + 1 if index == previous else 0
             previous = index
-            yield Seen(waiting[index], tree, part)
+            yield ViewedDialogue(waiting[index], tree, part)
         waiting.clear()
 
     for path in files:
         for chunk in readers.read_chunks(path):
             for number, item in zip(chunk.numbers, chunk.records):
-                dialogue = readers.parse(item, path, number, recipe.format)
+                dialogue = readers.parse(item, path, number, spec.format)
                 if dialogue is not None and first <= split_point(dialogue) < last:
                     waiting.append(dialogue)
                 if len(waiting) == _CHUNK:
@@ -52,12 +52,12 @@ def seen(files: Sequence[Path], recipe: Recipe) -> Iterator[Seen]:
     yield from encoded()
 
 
-def _text(shown: Iterable[Seen], tokenizer: Tokenizer, color: bool) -> Iterator[str]:
+def _text(shown: Iterable[ViewedDialogue], tokenizer: Tokenizer, color: bool) -> Iterator[str]:
     for one in shown:
         yield f"{_title(one)}\n{as_text(one.tree, tokenizer, color, places=True)}\n\n"
 
 
-def _html(shown: Iterable[Seen], tokenizer: Tokenizer, color: bool) -> Iterator[str]:
+def _html(shown: Iterable[ViewedDialogue], tokenizer: Tokenizer, color: bool) -> Iterator[str]:
     yield (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>What is trained on</title>\n'
         f"{STYLE}\n</head><body>\n<p>Green is supervised; a small number before it is its weight, where that is not 1. "
@@ -68,7 +68,7 @@ def _html(shown: Iterable[Seen], tokenizer: Tokenizer, color: bool) -> Iterator[
     yield "</body></html>\n"
 
 
-def _json(shown: Iterable[Seen], tokenizer: Tokenizer, color: bool) -> Iterator[str]:
+def _json(shown: Iterable[ViewedDialogue], tokenizer: Tokenizer, color: bool) -> Iterator[str]:
     for dialogue, tree, part in shown:
         record = {
             "id": dialogue.id,
@@ -84,14 +84,14 @@ def _json(shown: Iterable[Seen], tokenizer: Tokenizer, color: bool) -> Iterator[
         yield json.dumps(record) + "\n"
 
 
-FORMATS: dict[str, Callable[[Iterable[Seen], Tokenizer, bool], Iterator[str]]] = {
+FORMATS: dict[str, Callable[[Iterable[ViewedDialogue], Tokenizer, bool], Iterator[str]]] = {
     "text": _text,
     "html": _html,
     "json": _json,
 }
 
 
-def _title(one: Seen) -> str:
+def _title(one: ViewedDialogue) -> str:
     supervised = int(np.count_nonzero(one.tree.response_mask_N))
     part = f", part {one.part + 1}" if one.part else ""
     name, source = (visible(text).replace("\n", " ") for text in (one.dialogue.id, one.dialogue.source))

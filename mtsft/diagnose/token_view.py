@@ -12,7 +12,7 @@ from unicodedata import category
 import numpy as np
 
 from mtsft.encoding.token_tree import TokenTree, positions
-from mtsft.tokenizer.load import Tokenizer
+from mtsft.tokenizer.base import Tokenizer
 
 _LONGEST = 4  # bytes of a character in UTF-8, and so tokens at most that make up one
 _BROKEN = "\ufffd"  # what decoding makes of a piece of a character
@@ -30,7 +30,7 @@ STYLE = """<style>
 </style>"""
 
 
-class Run(NamedTuple):
+class TokenPiece(NamedTuple):
     """The tokens that make up one piece of readable text; mostly a single one.
 
     text: fit to be shown, newlines as newlines. marker: a control token of the template. starts_branch: whether it
@@ -56,7 +56,7 @@ class Run(NamedTuple):
         return self.weight > 0
 
 
-def runs(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[Run]:
+def token_pieces(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[TokenPiece]:
     """The pieces of a tree in its order. Bytes that spell one character together are one piece."""
     depths_N = positions(tree.parents_N)
     markers = {control.id for control in tokenizer.controls.values()}
@@ -66,7 +66,7 @@ def runs(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[Run]:
         branch += int(not follows_N[start])
         count, text = _read_piece(tree, tokenizer, start, follows_N)
         tokens = tree.tokens_N[start : start + count].tolist()
-        yield Run(
+        yield TokenPiece(
             text=visible(text),
             marker=tokens[0] in markers,
             starts_branch=not follows_N[start],
@@ -106,9 +106,9 @@ def as_text(tree: TokenTree, tokenizer: Tokenizer, color: bool = True, places: b
     for starts_branch, weight, stretch in _stretches(tree, tokenizer):
         style = _BOLD_GREEN if weight else _DIM
         words = ""
-        for run in stretch:
-            text = run.text.replace("\n", f"{_NEWLINE}\n")
-            words += f"{_UNDERLINE}{text}{_RESET}{style}" if run.marker and color else text
+        for piece in stretch:
+            text = piece.text.replace("\n", f"{_NEWLINE}\n")
+            words += f"{_UNDERLINE}{text}{_RESET}{style}" if piece.marker and color else text
         before, after = (style, _RESET) if color else ("⟦", "⟧") if weight else ("", "")
         branch = f"\n{_BRANCH} {stretch[0].position}: " if starts_branch else ""
         place = f"[turn {stretch[0].turn} at {stretch[0].position}]" if places and weight else ""
@@ -129,19 +129,20 @@ def as_fragment(tree: TokenTree, tokenizer: Tokenizer) -> str:
         if starts_branch:
             parts.append(f"\n<i>{_BRANCH} {stretch[0].position}: </i>")
         parts.append(f"<sup>{_weight(weight)}</sup>" if _weight(weight) else "")
-        for run in stretch:
-            kind = ("supervised" if run.supervised else "context") + (" marker" if run.marker else "")
-            text = html.escape(run.text).replace("\n", f"{_NEWLINE}\n")
-            parts.append(f'<span class="{kind}" title="{html.escape(describe(run))}">{text}</span>')
+        for piece in stretch:
+            kind = ("supervised" if piece.supervised else "context") + (" marker" if piece.marker else "")
+            text = html.escape(piece.text).replace("\n", f"{_NEWLINE}\n")
+            parts.append(f'<span class="{kind}" title="{html.escape(describe(piece))}">{text}</span>')
     return f'<pre class="mtsft-tree">{"".join(parts)}</pre>'
 
 
-def describe(run: Run) -> str:
+def describe(piece: TokenPiece) -> str:
     """What there is to know of a piece, in one line."""
-    whose = f"message {run.message}" if run.message >= 0 else "template"
-    role = f"weight {run.weight:g}" if run.supervised else "context, weight 0"
-    branch = f", branch {run.branch}" if run.branch else ""
-    return f"token {' '.join(map(str, run.tokens))}, position {run.position}{branch}, turn {run.turn}, {whose}, {role}"
+    whose = f"message {piece.message}" if piece.message >= 0 else "template"
+    role = f"weight {piece.weight:g}" if piece.supervised else "context, weight 0"
+    branch = f", branch {piece.branch}" if piece.branch else ""
+    tokens = " ".join(map(str, piece.tokens))
+    return f"token {tokens}, position {piece.position}{branch}, turn {piece.turn}, {whose}, {role}"
 
 
 def as_columns(fields: Mapping[str, np.ndarray], row: int = 0, start: int = 0, stop: int | None = None) -> str:
@@ -167,9 +168,9 @@ def _name_of(character: str) -> str:
     return chr(0x2400 + code) if code < 0x20 else f"<U+{code:04X}>"
 
 
-def _stretches(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[tuple[bool, float, list[Run]]]:
+def _stretches(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[tuple[bool, float, list[TokenPiece]]]:
     """(starts a branch, weight, pieces) of each longest stretch of one weight on one branch."""
-    for (_, weight), stretch in groupby(runs(tree, tokenizer), lambda run: (run.branch, run.weight)):
+    for (_, weight), stretch in groupby(token_pieces(tree, tokenizer), lambda piece: (piece.branch, piece.weight)):
         pieces = list(stretch)
         yield pieces[0].starts_branch, weight, pieces
 

@@ -22,8 +22,6 @@ from mtsft.dialogue.formats import EXAMPLE, parse_record
 from mtsft.dialogue.schema import Dialogue
 from mtsft.errors import InputError, one_line
 
-__all__ = ["Chunk", "Source", "check", "find_files", "find_sources", "parse", "parse_record", "read_chunks"]
-
 _BOM = b"\xef\xbb\xbf"
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 _OTHERS = {b"PK\x03\x04": "a zip archive", b"BZh": "compressed with bzip2", b"\xfd7zXZ": "compressed with xz"}
@@ -32,7 +30,7 @@ _OTHERS = {b"PK\x03\x04": "a zip archive", b"BZh": "compressed with bzip2", b"\x
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-class Source(NamedTuple):
+class WeightedFile(NamedTuple):
     """A file, and how often its dialogues come for every time that those of a file of weight 1 do."""
 
     path: Path
@@ -47,7 +45,7 @@ class Chunk(NamedTuple):
     size: int
 
 
-def find_sources(patterns: str | Sequence[str], key: str) -> list[Source]:
+def find_weighted_files(patterns: str | Sequence[str], key: str) -> list[WeightedFile]:
     """The files that a path or glob pattern names, each pattern's in sorted order, with their weights.
 
     patterns: one, several separated by commas (unless a file of that very name exists), or a sequence of them. Each
@@ -56,26 +54,26 @@ def find_sources(patterns: str | Sequence[str], key: str) -> list[Source]:
     """
     if isinstance(patterns, str):
         patterns = [patterns] if _exists(patterns) else patterns.split(",")
-    sources = []
+    files = []
     for pattern in patterns:
         if not pattern.strip():
             continue
         name, weight = _weighted(pattern.strip(), key)
-        sources += [Source(path, weight) for path in _matching(name, key)]
-    if not sources:
+        files += [WeightedFile(path, weight) for path in _matching(name, key)]
+    if not files:
         raise InputError(f"{key} names no file; set it to a .jsonl file of dialogues")
-    for path, count in Counter(source.path for source in sources).items():
+    for path, count in Counter(source.path for source in files).items():
         if count > 1:
             raise InputError(f"{path}: named {count} times in {key}; name every file once")
-    return sources
+    return files
 
 
 def find_files(patterns: str | Sequence[str], key: str) -> list[Path]:
-    """The files alone of `find_sources`."""
-    return [source.path for source in find_sources(patterns, key)]
+    """The files alone of `find_weighted_files`."""
+    return [source.path for source in find_weighted_files(patterns, key)]
 
 
-def check(path: Path) -> None:
+def check_readable(path: Path) -> None:
     """Raises InputError for a file that cannot be read, or is empty."""
     try:
         if not path.stat().st_size:

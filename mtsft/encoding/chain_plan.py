@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mtsft.dialogue.schema import Dialogue
-from mtsft.encoding.text_ids import Key
+from mtsft.encoding.text_ids import TextKey
 from mtsft.encoding.token_tree import TokenTree
-from mtsft.template.placeholders import OPERATIONS, Parts, Symbol
-from mtsft.template.spans import Script, Segment, Stretch, Turn
-from mtsft.tokenizer.load import Tokenizer
+from mtsft.template.placeholders import OPERATIONS, Parts, Placeholder
+from mtsft.template.spans import Segment, TextSpan, Turn, TurnPlan
+from mtsft.tokenizer.base import Tokenizer
 
 
 class _Text(NamedTuple):
@@ -25,7 +25,7 @@ class _Text(NamedTuple):
 
     before: str
     message: int
-    place: int
+    edge: int
     method: str
     args: tuple
 
@@ -45,7 +45,7 @@ class _Step(NamedTuple):
     response: int
 
 
-class _Check(NamedTuple):
+class _Reread(NamedTuple):
     """A text of the history that must be read as `before` and then as a text that was emitted by itself."""
 
     whole: _Text
@@ -54,7 +54,7 @@ class _Check(NamedTuple):
     part: int
 
 
-class Program(NamedTuple):
+class ChainPlan(NamedTuple):
     """A chain as steps.
 
     messages: of the responses, in order. spoken: their texts. spans: (turn, step, step after) of each. runs: the
@@ -64,7 +64,7 @@ class Program(NamedTuple):
 
     texts: tuple[_Text, ...]
     steps: tuple[_Step, ...]
-    checks: tuple[_Check, ...]
+    checks: tuple[_Reread, ...]
     messages: tuple[int, ...]
     spoken: tuple[int, ...]
     spans: tuple[tuple[int, int, int], ...]
@@ -72,21 +72,21 @@ class Program(NamedTuple):
     ones: np.ndarray
     heads: tuple[tuple[int, list[int]], ...]
 
-    def words(self, dialogue: Dialogue) -> list[Key]:
+    def words(self, dialogue: Dialogue) -> list[TextKey]:
         """The texts of a dialogue that are to be tokenised."""
         said = dialogue.messages
         return [
-            (before + (OPERATIONS[method](said[i].content, *args) if method else said[i].content), place)
-            for before, i, place, method, args in self.texts
+            (before + (OPERATIONS[method](said[i].content, *args) if method else said[i].content), edge)
+            for before, i, edge, method, args in self.texts
         ]
 
-    def doubts(self, words: Sequence[Key], tokenizer: Tokenizer) -> list[tuple[Key, _Check]]:
+    def rereads(self, words: Sequence[TextKey], tokenizer: Tokenizer) -> list[tuple[TextKey, _Reread]]:
         """Texts of the history that may be read otherwise than they were emitted, to be tokenised too."""
         found = []
         for check in self.checks:
-            text, place = words[check.part][0], check.whole.place
-            if not tokenizer.reads_apart(check.before, text, place):
-                found.append(((check.before + text, place), check))
+            text, edge = words[check.part][0], check.whole.edge
+            if not tokenizer.reads_apart(check.before, text, edge):
+                found.append(((check.before + text, edge), check))
         return found
 
     def length(self, read: Sequence[Sequence[int]]) -> int:
@@ -94,14 +94,14 @@ class Program(NamedTuple):
         return sum([len(piece if type(piece) is list else read[piece]) for piece, *_ in self.steps])
 
 
-def as_emitted(whole: Sequence[int], check: _Check, read: Sequence[Sequence[int]]) -> bool:
+def as_emitted(whole: Sequence[int], check: _Reread, read: Sequence[Sequence[int]]) -> bool:
     """Whether the ids `whole` of a text in the history are those of what was emitted. read: the ids of `words`."""
     return whole == [*check.ids, *read[check.part]]
 
 
-def compile_program(script: Script, tokenizer: Tokenizer) -> Program | None:
+def compile_chain(turn_plan: TurnPlan, tokenizer: Tokenizer) -> ChainPlan | None:
     """The program of a script; None where it is no chain of plain messages."""
-    return _Compiler(tokenizer).program(script)
+    return _Compiler(tokenizer).chain_plan(turn_plan)
 
 
 class _Unfit(Exception):
@@ -113,15 +113,15 @@ class _Compiler:
         self.tokenizer = tokenizer
         self.texts: dict[_Text, int] = {}
         self.steps: list[_Step] = []
-        self.checks: list[_Check] = []
+        self.checks: list[_Reread] = []
 
-    def program(self, script: Script) -> Program | None:
-        if not script.turns or not all(turn.trained for turn in script.turns):
+    def chain_plan(self, turn_plan: TurnPlan) -> ChainPlan | None:
+        if not turn_plan.turns or not all(turn.trained for turn in turn_plan.turns):
             return None
         try:
             segments: tuple[Segment, ...] = ()
             emitted: list[Segment] = []  # what stands behind the segments that the next context keeps
-            for number, turn in enumerate(script.turns):
+            for number, turn in enumerate(turn_plan.turns):
                 if number and turn.keep < len(segments) - 1:
                     return None
                 again = [*segments[turn.keep :], *emitted] if number else []
@@ -133,18 +133,18 @@ class _Compiler:
         except _Unfit:
             return None
         steps, spans = self.steps, []
-        for number, turn in enumerate(script.turns):
+        for number, turn in enumerate(turn_plan.turns):
             places = [i for i, step in enumerate(steps) if step.response == number]
             spans.append((turn.number, places[0], places[-1] + 1))
         spoken = tuple(step.piece for step in steps if type(step.piece) is int and step.response >= 0)
-        messages = tuple(turn.message for turn in script.turns)
+        messages = tuple(turn.message for turn in turn_plan.turns)
         runs = []
         for _, head, message, turn, response in steps:
             runs += [(turn, -1, response)] * bool(head) + [(turn, message, response)]
         runs, heads = np.array(runs, np.int32), tuple((i, step.head) for i, step in enumerate(steps) if step.head)
         ones = (runs[:, 2] >= 0).astype(np.float32)
         texts, checks = tuple(self.texts), tuple(self.checks)
-        return Program(texts, tuple(steps), checks, messages, spoken, tuple(spans), runs, ones, heads)
+        return ChainPlan(texts, tuple(steps), checks, messages, spoken, tuple(spans), runs, ones, heads)
 
     def _context(self, turn: Turn, again: list[Segment]) -> None:
         """The context of a turn: first what shows again what was emitted, then what is new."""
@@ -161,41 +161,41 @@ class _Compiler:
         for segment in rest:
             self._step(segment, turn, -1)
 
-    def _check(self, segment: Stretch, again: list[Segment]) -> None:
+    def _check(self, segment: TextSpan, again: list[Segment]) -> None:
         """Takes from `again` the stretches that a stretch of the history shows as one."""
         shown: Parts = ()
         taken = []
-        while again and type(again[0]) is Stretch:
+        while again and type(again[0]) is TextSpan:
             taken.append(again.pop(0))
             shown = _joined((*shown, *taken[-1].parts))
         if shown != segment.parts or segment.lstrip or segment.rstrip:
             raise _Unfit
         if taken == [segment]:
             return
-        if not any(type(part) is Symbol for part in segment.parts):
-            if [i for stretch in taken for i in self._ids(stretch)] != self._ids(segment):
+        if not any(type(part) is Placeholder for part in segment.parts):
+            if [i for span in taken for i in self._ids(span)] != self._ids(segment):
                 raise _Unfit
             return
         *heads, last = taken
-        if any(type(part) is Symbol for head in heads for part in head.parts):
+        if any(type(part) is Placeholder for head in heads for part in head.parts):
             raise _Unfit
         whole, part = self._text(segment), self._text(last)
         before = "".join(head.parts[0] for head in heads)
-        if part.before or whole != _Text(before, part.message, segment.place, part.method, part.args):
+        if part.before or whole != _Text(before, part.message, segment.edge, part.method, part.args):
             raise _Unfit
         ids = [i for head in heads for i in self._ids(head)]
-        self.checks.append(_Check(whole, before, ids, self._number(part)))
+        self.checks.append(_Reread(whole, before, ids, self._number(part)))
 
     def _step(self, segment: Segment, turn: Turn, response: int) -> None:
         if type(segment) is str:
             self._constant([self.tokenizer.controls[segment].id], turn, response)
         elif segment.lstrip or segment.rstrip:
             raise _Unfit
-        elif not any(type(part) is Symbol for part in segment.parts):
+        elif not any(type(part) is Placeholder for part in segment.parts):
             self._constant(self._ids(segment), turn, response)
         else:
             text = self._text(segment)
-            head = self._read(text.before, text.place) if text.before else []
+            head = self._read(text.before, text.edge) if text.before else []
             self.steps.append(_Step(self._number(text), head, text.message, turn.number, response))
 
     def _constant(self, ids: list[int], turn: Turn, response: int) -> None:
@@ -205,33 +205,35 @@ class _Compiler:
         else:
             self.steps.append(_Step(ids, [], -1, turn.number, response))
 
-    def _ids(self, stretch: Stretch) -> list[int]:
-        if len(stretch.parts) != 1 or type(stretch.parts[0]) is Symbol or stretch.lstrip or stretch.rstrip:
+    def _ids(self, span: TextSpan) -> list[int]:
+        if len(span.parts) != 1 or type(span.parts[0]) is Placeholder or span.lstrip or span.rstrip:
             raise _Unfit
-        return self._read(stretch.parts[0], stretch.place)
+        return self._read(span.parts[0], span.edge)
 
-    def _read(self, text: str, place: int) -> list[int]:
+    def _read(self, text: str, edge: int) -> list[int]:
         """The ids of a template's own text, which scripts repeat."""
-        return list(self.tokenizer.encode_cached(text, place))
+        return list(self.tokenizer.encode_cached(text, edge))
 
     def _number(self, text: _Text) -> int:
         return self.texts.setdefault(text, len(self.texts))
 
-    def _text(self, stretch: Stretch) -> _Text:
-        *head, symbol = stretch.parts
-        if type(symbol) is str or len(head) > 1 or (head and type(head[0]) is not str):
+    def _text(self, span: TextSpan) -> _Text:
+        *head, placeholder = span.parts
+        if type(placeholder) is str or len(head) > 1 or (head and type(head[0]) is not str):
             raise _Unfit
         # The content itself, or what one operation, such as a strip, makes of it.
-        inner = symbol.parts[0] if symbol.parts and symbol.item is None else symbol
-        is_content = type(inner) is Symbol and not inner.method and inner.path == ("messages", symbol.owner, "content")
-        if not is_content or len(symbol.parts) > 1 or any(type(arg) is Symbol for arg in symbol.args):
+        inner = placeholder.parts[0] if placeholder.parts and placeholder.item is None else placeholder
+        is_content = (
+            type(inner) is Placeholder and not inner.method and inner.path == ("messages", placeholder.owner, "content")
+        )
+        if not is_content or len(placeholder.parts) > 1 or any(type(arg) is Placeholder for arg in placeholder.args):
             raise _Unfit
-        return _Text("".join(head), symbol.owner, stretch.place, symbol.method, symbol.args)
+        return _Text("".join(head), placeholder.owner, span.edge, placeholder.method, placeholder.args)
 
 
-def _joined(parts: Sequence[str | Symbol]) -> Parts:
+def _joined(parts: Sequence[str | Placeholder]) -> Parts:
     """Parts with adjoining template texts as one."""
-    found: list[str | Symbol] = []
+    found: list[str | Placeholder] = []
     for part in parts:
         if found and type(part) is str and type(found[-1]) is str:
             found[-1] += part
@@ -240,7 +242,7 @@ def _joined(parts: Sequence[str | Symbol]) -> Parts:
     return tuple(found)
 
 
-class Chains:
+class ChainBatch:
     """The chains of one batch, laid end to end while they are made, and cut into trees at the end.
 
     lengths: tokens of each.
@@ -254,27 +256,27 @@ class Chains:
         self._weights: list[np.ndarray] = []
 
     def add(
-        self, program: Program, read: Sequence[list[int]], weights: Mapping[int, float]
+        self, chain_plan: ChainPlan, read: Sequence[list[int]], weights: Mapping[int, float]
     ) -> list[tuple[int, int, int]]:
         """Lays one more chain out; returns (turn, tokens, depth of the end) of its responses."""
-        pieces = [piece if type(piece) is list else read[piece] for piece, *_ in program.steps]
+        pieces = [piece if type(piece) is list else read[piece] for piece, *_ in chain_plan.steps]
         self._ids += pieces
         counts = list(map(len, pieces))
         ends = list(accumulate(counts))
-        for i, head in reversed(program.heads):
+        for i, head in reversed(chain_plan.heads):
             own, ids = len(head), pieces[i]
             if ids[:own] != head:  # a token that reaches across the border goes with the words
                 own = next((k for k, (a, b) in enumerate(zip(head, ids)) if a != b), 0)
             counts[i : i + 1] = (own, counts[i] - own)
         self._counts += counts
-        self._runs.append(program.runs)
-        said = [weights[message] for message in program.messages]
+        self._runs.append(chain_plan.runs)
+        said = [weights[message] for message in chain_plan.messages]
         if said.count(1.0) == len(said):
-            self._weights.append(program.ones)
+            self._weights.append(chain_plan.ones)
         else:  # of a run of context the response is -1: the last weight, which is none
-            self._weights.append(np.array([*said, 0], np.float32)[program.runs[:, 2]])
+            self._weights.append(np.array([*said, 0], np.float32)[chain_plan.runs[:, 2]])
         self.lengths.append(ends[-1])
-        return [(turn, ends[b - 1] - (ends[a - 1] if a else 0), ends[b - 1]) for turn, a, b in program.spans]
+        return [(turn, ends[b - 1] - (ends[a - 1] if a else 0), ends[b - 1]) for turn, a, b in chain_plan.spans]
 
     def trees(self) -> list[TokenTree]:
         """A TokenTree of each."""

@@ -15,19 +15,19 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from mtsft.dialogue.schema import Dialogue
-from mtsft.encoding.chain_plan import Chains, Program, as_emitted, compile_program
-from mtsft.encoding.counting import Spelling, count_chain, count_double_bos, count_over_length, count_script, count_tree
-from mtsft.encoding.loss_weights import Selection
+from mtsft.encoding.chain_plan import ChainBatch, ChainPlan, as_emitted, compile_chain
+from mtsft.encoding.counting import Spelling, count_chain, count_double_bos, count_over_length, count_tree, count_turns
+from mtsft.encoding.loss_weights import LossWeights
 from mtsft.encoding.over_length import POLICIES, shorten
-from mtsft.encoding.stats import Counts
-from mtsft.encoding.text_ids import Key, Piece, Texts, Words
+from mtsft.encoding.stats import EncodingStats
+from mtsft.encoding.text_ids import Piece, TextIds, TextKey, TextPiece
 from mtsft.encoding.token_tree import TokenTree, TreeBuilder, expand, positions
 from mtsft.errors import InputError
 from mtsft.template.chat_template import ChatTemplate, Records
-from mtsft.template.compile import ScriptWriter
+from mtsft.template.compile import TemplateCompiler
 from mtsft.template.render_turns import TemplateRefusal
-from mtsft.template.spans import Script, Turn
-from mtsft.tokenizer.load import Tokenizer
+from mtsft.template.spans import Turn, TurnPlan
+from mtsft.tokenizer.base import Tokenizer
 
 TREES = ("tree", "paths")
 
@@ -49,14 +49,14 @@ class _Chain(NamedTuple):
     state: its script, records and known values, should it not work out. words, doubts: see Program.
     """
 
-    program: Program
+    chain_plan: ChainPlan
     weights: dict[int, float]
-    state: tuple[Script, dict, dict]
-    words: list[Key]
-    doubts: list
+    state: tuple[TurnPlan, dict, dict]
+    words: list[TextKey]
+    rereads: list
 
 
-class Grown(NamedTuple):
+class GrownTree(NamedTuple):
     """A dialogue's tree. responses: (first node, node after the last, message) of each response, in order."""
 
     tree: TokenTree
@@ -68,20 +68,20 @@ class Encoder:
     """Turns dialogues into trees of at most `max_length` tokens, and counts what it meets.
 
     selection: which words count. over_length: what becomes of a longer one, see over_length.py. trees: "tree", or
-    "paths" to lay branches out as chains. unfaithful, stops: see ScriptWriter. refused: "error", or "skip" to leave out
-    dialogues that the template refuses or that cannot be encoded exactly.
+    "paths" to lay branches out as chains. unfaithful, stops: see TemplateCompiler. refused: "error", or "skip" to leave
+    out dialogues that the template refuses or that cannot be encoded exactly.
     """
 
     template: ChatTemplate
     tokenizer: Tokenizer
     max_length: int
     over_length: str = "error"
-    selection: Selection = field(default_factory=Selection)
+    loss_weights: LossWeights = field(default_factory=LossWeights)
     trees: str = "tree"
     unfaithful: str = "error"
     refused: str = "error"
     stops: Sequence[str] = ()
-    counts: Counts = field(default_factory=Counts)
+    stats: EncodingStats = field(default_factory=EncodingStats)
 
     def __post_init__(self):
         for key, value, allowed in (
@@ -98,14 +98,14 @@ class Encoder:
                 raise InputError(f"data.stops: {stop!r} is no control token of {self.tokenizer.source}")
         exactly = bool(self.stops)
         stops = self.stops or self.tokenizer.stops
-        self._write = ScriptWriter(self.template, controls, stops, exactly, self.unfaithful)
-        self._spelling, self._texts = Spelling(controls), Texts(self.tokenizer)
-        self._programs: WeakKeyDictionary[Script, Program | None] = WeakKeyDictionary()
+        self._compiler = TemplateCompiler(self.template, controls, stops, exactly, self.unfaithful)
+        self._spelling, self._text_ids = Spelling(controls), TextIds(self.tokenizer)
+        self._chain_plans: WeakKeyDictionary[TurnPlan, ChainPlan | None] = WeakKeyDictionary()
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end a response."""
-        return tuple(sorted(self.tokenizer.controls[stop].id for stop in self._write.controls.stops))
+        return tuple(sorted(self.tokenizer.controls[stop].id for stop in self._compiler.controls.stops))
 
     def __call__(self, dialogue: Dialogue) -> TokenTree | None:
         """The tree of `dialogue`, or None where nothing of it trains; of several made of it, the first."""
@@ -120,7 +120,7 @@ class Encoder:
         """
         plans = [self._plan(dialogue) for dialogue in dialogues]
         self._tokenise(plans)
-        chains, found = Chains(), {}
+        chains, found = ChainBatch(), {}
         for index, (dialogue, plan) in enumerate(zip(dialogues, plans)):
             if type(plan) is _Chain:
                 if self._lay_out(chains, plan, dialogue):
@@ -134,114 +134,114 @@ class Encoder:
                     found[index] = self._fit(dialogue, self._grow(dialogue, plan))
                 except TemplateRefusal as error:
                     self._leave_out(dialogue, error)
-        self._texts.forget()
+        self._text_ids.forget()
         laid_out = iter(chains.trees())
         return [
             (index, tree) for index, trees in found.items() for tree in ((next(laid_out),) if trees is None else trees)
         ]
 
-    def grow(self, dialogue: Dialogue, wanted: dict[int, float]) -> Grown:
+    def grow(self, dialogue: Dialogue, wanted: dict[int, float]) -> GrownTree:
         """The whole tree of a dialogue in which these messages are responses, of any length; counts nothing."""
-        before, self.counts = self.counts, Counts()
+        before, self.stats = self.stats, EncodingStats()
         try:
             records, known = Records(self.template, dialogue), {}
-            script = self._write(dialogue, tuple(wanted), records, known)
-            legs = self._legs(dialogue, wanted, script, records, known)
+            turn_plan = self._compiler(dialogue, tuple(wanted), records, known)
+            legs = self._legs(dialogue, wanted, turn_plan, records, known)
             self._tokenise([legs])
             return self._grow(dialogue, legs)
         finally:
-            self.counts = before
+            self.stats = before
 
     def prompt(self, dialogue: Dialogue) -> list[int]:
         """The tokens of the context of a reply to the last message: what a server would send the model.
 
         Raises InputError where the template refuses.
         """
-        texts = self._texts
-        return texts.prompt(texts.realise(self._write.prompt(dialogue), Records(self.template, dialogue), {}))
+        texts = self._text_ids
+        return texts.prompt(texts.realise(self._compiler.prompt(dialogue), Records(self.template, dialogue), {}))
 
     def _plan(self, dialogue: Dialogue) -> "list[_Leg] | _Chain | None":
         """What is to be tokenised of a dialogue; None where nothing of it trains."""
-        counts = self.counts
-        counts.dialogues += 1
-        wanted = self.selection.weights(dialogue)
+        stats = self.stats
+        stats.dialogues += 1
+        wanted = self.loss_weights.weights(dialogue)
         if not wanted:
-            counts.without_response += 1
-            counts.note("without a response", dialogue.source)
+            stats.without_response += 1
+            stats.note("without a response", dialogue.source)
             return None
-        counts.responses += len(wanted)
+        stats.responses += len(wanted)
         try:
             records, known = Records(self.template, dialogue), {}
-            script = self._write(dialogue, tuple(wanted), records, known)
-            count_script(counts, dialogue, script, self._spelling)
-            program = self._program(script)
-            if program is not None:
-                words = program.words(dialogue)
-                doubts = program.doubts(words, self.tokenizer)
-                return _Chain(program, wanted, (script, records, known), words, doubts)
-            legs = self._legs(dialogue, wanted, script, records, known)
+            turn_plan = self._compiler(dialogue, tuple(wanted), records, known)
+            count_turns(stats, dialogue, turn_plan, self._spelling)
+            chain_plan = self._chain_plan(turn_plan)
+            if chain_plan is not None:
+                words = chain_plan.words(dialogue)
+                rereads = chain_plan.rereads(words, self.tokenizer)
+                return _Chain(chain_plan, wanted, (turn_plan, records, known), words, rereads)
+            legs = self._legs(dialogue, wanted, turn_plan, records, known)
         except TemplateRefusal as error:
             self._leave_out(dialogue, error)
             return None
         if not legs:
-            counts.without_response += 1
+            stats.without_response += 1
         return legs
 
-    def _program(self, script: Script) -> Program | None:
+    def _chain_plan(self, turn_plan: TurnPlan) -> ChainPlan | None:
         """The way to make chains of all dialogues of a script; None where it takes the general one."""
-        if not self.selection.reasoning or self.selection.weigh_per != "token":
+        if not self.loss_weights.reasoning or self.loss_weights.weigh_per != "token":
             return None
-        if script not in self._programs:
-            self._programs[script] = compile_program(script, self.tokenizer)
-        return self._programs[script]
+        if turn_plan not in self._chain_plans:
+            self._chain_plans[turn_plan] = compile_chain(turn_plan, self.tokenizer)
+        return self._chain_plans[turn_plan]
 
-    def _lay_out(self, chains: Chains, plan: "_Chain", dialogue: Dialogue) -> bool:
+    def _lay_out(self, chains: ChainBatch, plan: "_Chain", dialogue: Dialogue) -> bool:
         """Lays a chain out and counts it; False where it is none, or too long."""
-        program, texts = plan.program, self._texts
+        chain_plan, texts = plan.chain_plan, self._text_ids
         read = [texts.ids[key] for key in plan.words]
         if any(type(ids) is not list for ids in read):
             return False
-        if not all(as_emitted(texts.ids[key], check, read) for key, check in plan.doubts):
+        if not all(as_emitted(texts.ids[key], check, read) for key, check in plan.rereads):
             return False
-        if program.length(read) > self.max_length:
+        if chain_plan.length(read) > self.max_length:
             return False
-        responses = chains.add(program, read, plan.weights)
-        weights = {message: plan.weights[message] for message in program.messages}
-        count_chain(self.counts, dialogue, chains.lengths[-1], responses, weights)
-        first = program.steps[0].piece
-        count_double_bos(self.counts, dialogue, first if type(first) is list else (), self.tokenizer.bos_id)
-        for text in program.spoken:
-            self.counts.altered += not texts.is_exact(plan.words[text])
+        responses = chains.add(chain_plan, read, plan.weights)
+        weights = {message: plan.weights[message] for message in chain_plan.messages}
+        count_chain(self.stats, dialogue, chains.lengths[-1], responses, weights)
+        first = chain_plan.steps[0].piece
+        count_double_bos(self.stats, dialogue, first if type(first) is list else (), self.tokenizer.bos_id)
+        for text in chain_plan.spoken:
+            self.stats.altered += not texts.is_exact(plan.words[text])
         return True
 
     def _leave_out(self, dialogue: Dialogue, error: InputError) -> None:
         if self.refused == "error":
             raise error
-        self.counts.refused += 1
-        self.counts.note("refused", str(error))
+        self.stats.refused += 1
+        self.stats.note("refused", str(error))
 
     def _legs(
-        self, dialogue: Dialogue, wanted: dict[int, float], script: Script, records: dict, known: dict
+        self, dialogue: Dialogue, wanted: dict[int, float], turn_plan: TurnPlan, records: dict, known: dict
     ) -> list[_Leg]:
         legs, walked, segments = [], 0, ()
-        for turn in script.turns:
+        for turn in turn_plan.turns:
             segments = segments[: turn.keep] + turn.context
             walked = min(walked, turn.keep)
             if turn.trained:
-                context = [self._texts.realise((segment,), records, known) for segment in segments[walked:]]
-                reasoning = 0 if self.selection.reasoning else len(
-                    self._texts.realise(turn.response[: turn.reasoning], records, known)
+                context = [self._text_ids.realise((segment,), records, known) for segment in segments[walked:]]
+                reasoning = 0 if self.loss_weights.reasoning else len(
+                    self._text_ids.realise(turn.response[: turn.reasoning], records, known)
                 )  # fmt: skip
-                response = self._texts.realise(turn.response, records, known)
+                response = self._text_ids.realise(turn.response, records, known)
                 legs.append(_Leg(turn, wanted[turn.message], walked, context, response, reasoning))
                 walked = len(segments)
         return legs
 
     def _tokenise(self, plans: Iterable["list[_Leg] | _Chain | None"]) -> None:
         """Tokenises all texts of `plans`, each once, many at a time."""
-        self._texts.encode(key for plan in plans if plan for key in _keys(plan))
+        self._text_ids.encode(key for plan in plans if plan for key in _keys(plan))
 
-    def _grow(self, dialogue: Dialogue, legs: Sequence[_Leg]) -> Grown:
+    def _grow(self, dialogue: Dialogue, legs: Sequence[_Leg]) -> GrownTree:
         builder, responses = TreeBuilder(), []
         depths = [0]  # of the context's segments on the builder's current path
         for leg in legs:
@@ -249,39 +249,39 @@ class Encoder:
             del depths[leg.start + 1 :]
             for pieces in leg.context:
                 depth = depths[-1]
-                for message, ids in self._texts.owned(pieces, dialogue.source):
+                for message, ids in self._text_ids.owned(pieces, dialogue.source):
                     depth = builder.descend(depth, ids, message, turn.number)
                 depths.append(depth)
             depth, first = depths[-1], len(builder)
             for place, piece in enumerate(leg.response):
                 weight = leg.weight if place >= leg.reasoning else 0.0
-                for message, ids in self._texts.owned((piece,), dialogue.source):
+                for message, ids in self._text_ids.owned((piece,), dialogue.source):
                     depth = builder.descend(depth, ids, message, turn.number, weight)
             responses.append((first, len(builder), turn.message))
-            self.counts.altered += self._is_altered(leg.response)
+            self.stats.altered += self._is_altered(leg.response)
         if not builder.is_chain and dialogue.parents is None:
-            self.counts.rewriting += 1
-            self.counts.note("rewriting", dialogue.source)
+            self.stats.not_prefix_preserving += 1
+            self.stats.note("not_prefix_preserving", dialogue.source)
         tree = builder.build()
-        if self.selection.weigh_per != "token":
-            _share_out(tree, responses, self.selection.weigh_per)
-        return Grown(tree, responses)
+        if self.loss_weights.weigh_per != "token":
+            _share_out(tree, responses, self.loss_weights.weigh_per)
+        return GrownTree(tree, responses)
 
     def _is_altered(self, response: Sequence[Piece]) -> bool:
-        return not all(self._texts.is_exact(piece.key) for piece in response if type(piece) is Words)
+        return not all(self._text_ids.is_exact(piece.key) for piece in response if type(piece) is TextPiece)
 
-    def _fit(self, dialogue: Dialogue, grown: Grown) -> list[TokenTree]:
+    def _fit(self, dialogue: Dialogue, grown: GrownTree) -> list[TokenTree]:
         """What of a tree is kept under the policy for long ones, as one or more trees; and counted."""
-        counts, trees = self.counts, [grown.tree]
+        stats, trees = self.stats, [grown.tree]
         if self._measure(grown.tree) > self.max_length:
-            wanted = self.selection.weights(dialogue)
+            wanted = self.loss_weights.weights(dialogue)
             wanted = {message: wanted[message] for _, _, message in grown.responses}
             trees = shorten(self.over_length, dialogue, wanted, self.grow, self._measure, self.max_length)
-            count_over_length(counts, grown.tree, len(grown.responses), trees)
-        counts.kept += bool(trees)
+            count_over_length(stats, grown.tree, len(grown.responses), trees)
+        stats.kept += bool(trees)
         for tree in trees:
-            count_tree(counts, dialogue, tree)
-            count_double_bos(counts, dialogue, tree.tokens_N[:2].tolist(), self.tokenizer.bos_id)
+            count_tree(stats, dialogue, tree)
+            count_double_bos(stats, dialogue, tree.tokens_N[:2].tolist(), self.tokenizer.bos_id)
         return trees if self.trees == "tree" else [chain for tree in trees for chain in expand(tree)]
 
     def _measure(self, tree: TokenTree) -> int:
@@ -289,15 +289,15 @@ class Encoder:
         return len(tree) if self.trees == "tree" else int(positions(tree.parents_N).max()) + 1
 
 
-def _keys(plan: "list[_Leg] | _Chain") -> Iterator[Key]:
+def _keys(plan: "list[_Leg] | _Chain") -> Iterator[TextKey]:
     """The texts that are to be tokenised."""
     if type(plan) is _Chain:
         yield from plan.words
-        yield from (key for key, _ in plan.doubts)
+        yield from (key for key, _ in plan.rereads)
     else:
         for leg in plan:
             for pieces in (*leg.context, leg.response):
-                yield from (piece.key for piece in pieces if type(piece) is Words)
+                yield from (piece.key for piece in pieces if type(piece) is TextPiece)
 
 
 def _share_out(tree: TokenTree, responses: Sequence[tuple[int, int, int]], per: str) -> None:

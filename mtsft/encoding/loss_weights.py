@@ -9,7 +9,7 @@ PER = ("token", "turn", "dialogue")
 
 
 @dataclass(frozen=True)
-class Selection:
+class LossWeights:
     """Which messages are responses, and what their tokens weigh.
 
     responses: "all" of the assistant's; only the "first" or the "last" of them (in a tree of replies, on every path);

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mtsft.encoding.encoder import Encoder
-from mtsft.encoding.loss_weights import Selection
+from mtsft.encoding.loss_weights import LossWeights
 from mtsft.errors import InputError
 from mtsft.template.chat_template import BUILT_IN, ChatTemplate
 from mtsft.tokenizer import load as tokenizers
-from mtsft.tokenizer.load import Tokenizer
+from mtsft.tokenizer.base import Tokenizer
 
 _UNBOUNDED = 2**31 - 1
 _OPENED: dict[str, tuple[ChatTemplate, Tokenizer]] = {}
@@ -23,15 +23,15 @@ _MARKER = re.compile(r"<\|[^<>|\s]{1,60}\|>|</?[A-Za-z_][\w:-]{0,60}>|\[/?[A-Z_]
 
 
 @dataclass(frozen=True)
-class Chat:
+class ChatFormat:
     """A chat template and the tokenizer that reads what it writes.
 
-    tokenizer: its files by name. sources: Jinja texts by name. name: the template's, for errors. variables: keyword
+    tokenizer: its files by name. templates: Jinja texts by name. name: the template's, for errors. variables: keyword
     arguments of the template, as JSON. date: what the template is told today is (YYYY-MM-DD), "" for today.
     """
 
     tokenizer: Mapping[str, bytes]
-    sources: Mapping[str, str]
+    templates: Mapping[str, str]
     name: str = "chatml"
     variables: str = "{}"
     date: str = ""
@@ -49,27 +49,29 @@ class Chat:
         return _OPENED[key]
 
     def _open(self, source: str) -> tuple[ChatTemplate, Tokenizer]:
-        literals = ChatTemplate(self.sources, self.name).literals
+        literals = ChatTemplate(self.templates, self.name).literals
         tokenizer = tokenizers.from_files(self.tokenizer, literals, source)
         if self.name in BUILT_IN:  # whose markers are tokens, or turns would have no end
             tokenizer.require(markers_of(literals))
         now = datetime.datetime.fromisoformat(self.date) if self.date else None
         variables = json.loads(self.variables)
-        return ChatTemplate(self.sources, self.name, tokenizer.special_tokens, variables, now), tokenizer
+        return ChatTemplate(self.templates, self.name, tokenizer.special_tokens, variables, now), tokenizer
 
     def as_json(self) -> str:
         """All of it but the tokenizer, to be kept beside a trained model."""
-        record = {"sources": dict(self.sources), "name": self.name, "variables": self.variables, "date": self.date}
+        # "sources": as runs before this name have it in their workdirs.
+        record = {"sources": dict(self.templates), "name": self.name, "variables": self.variables, "date": self.date}
         return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def of(cls, tokenizer: Mapping[str, bytes], record: str) -> "Chat":
-        """From a tokenizer's files and what as_json gave. Raises ValueError or TypeError for anything else."""
-        return cls(tokenizer, **json.loads(record))
+    def of(cls, tokenizer: Mapping[str, bytes], record: str) -> "ChatFormat":
+        """From a tokenizer's files and what as_json gave. Raises ValueError, TypeError or LookupError otherwise."""
+        kept = json.loads(record)
+        return cls(tokenizer, kept.pop("sources"), **kept)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EncodingSpec:
     """A chat, and which words of dialogues are trained, how; see Encoder.
 
     format: of the files, "" to recognise it. split: (from, to) in [0, 1]: keep the dialogues whose content hashes into
@@ -77,10 +79,10 @@ class Recipe:
     read, too, are counted and left out.
     """
 
-    chat: Chat
+    chat: ChatFormat
     max_length: int
     over_length: str = "error"
-    selection: Selection = field(default_factory=Selection)
+    loss_weights: LossWeights = field(default_factory=LossWeights)
     trees: str = "tree"
     unfaithful: str = "error"
     refused: str = "error"
@@ -97,19 +99,19 @@ class Recipe:
             tokenizer,
             self.max_length,
             over_length=self.over_length,
-            selection=self.selection,
+            loss_weights=self.loss_weights,
             trees=self.trees,
             unfaithful=self.unfaithful,
             refused=self.refused,
             stops=self.stops,
         )
 
-    def without_errors(self) -> "Recipe":
+    def without_errors(self) -> "EncodingSpec":
         """The same for looking at a dataset: dialogues of any length, and everything wrong counted and left out."""
         unfaithful = "skip" if self.unfaithful == "error" else self.unfaithful
         return replace(self, max_length=_UNBOUNDED, unfaithful=unfaithful, refused="skip", lenient=True)
 
-    def address(self) -> dict[str, Any]:
+    def cache_key(self) -> dict[str, Any]:
         """Values that change whenever anything may be encoded otherwise."""
         template, tokenizer = self.chat.open()
         record = asdict(replace(self, chat=None))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 
 
 @dataclass
-class Counts:
+class EncodingStats:
     """Closed under +=. All but the three Counters are plain sums.
 
     dialogues, responses: as read. kept: dialogues that train. without_response: dialogues that nothing trains.
@@ -28,7 +28,7 @@ class Counts:
     refused: int = 0
     skipped_turns: int = 0
     branching: int = 0
-    rewriting: int = 0
+    not_prefix_preserving: int = 0
     altered: int = 0
     spelling: int = 0
     malformed: int = 0
@@ -50,7 +50,7 @@ class Counts:
     by_turn: Counter = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def __iadd__(self, other: "Counts") -> "Counts":
+    def __iadd__(self, other: "EncodingStats") -> "EncodingStats":
         for item in fields(self):
             mine, theirs = getattr(self, item.name), getattr(other, item.name)
             if item.name == "examples":
@@ -73,7 +73,7 @@ class Counts:
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
 
     @classmethod
-    def of(cls, record: dict) -> "Counts":
+    def of(cls, record: dict) -> "EncodingStats":
         """From what `as_record` gave, by way of JSON."""
         counters = {"unfaithful": str, "lost": str, "by_role": str, "by_turn": int}
         made = {name: Counter({key(k): n for k, n in record[name].items()}) for name, key in counters.items()}

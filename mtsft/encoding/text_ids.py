@@ -8,23 +8,23 @@ from mtsft.errors import InputError
 from mtsft.template.chat_template import Records
 from mtsft.template.render_turns import TemplateRefusal
 from mtsft.template.spans import Segment
-from mtsft.tokenizer.load import CONTINUATION, WHITESPACE, Tokenizer
+from mtsft.tokenizer.base import CONTINUATION, WHITESPACE, Tokenizer
 
-Key = tuple[str, int]  # text, place
+TextKey = tuple[str, int]  # text, place
 _MOST_LITERALS = 20_000  # of which ids are kept
 
 
-class Words(NamedTuple):
+class TextPiece(NamedTuple):
     """A stretch of text to be tokenised. parts: (text, message or -1) of all that it is made of."""
 
-    key: Key
+    key: TextKey
     parts: tuple[tuple[str, int], ...]
 
 
-Piece = int | Words  # a control token's id, or text
+Piece = int | TextPiece  # a control token's id, or text
 
 
-class Texts:
+class TextIds:
     """What a tokenizer makes of texts.
 
     ids: of each text since `forget`, or the error that it is. Texts that lead to others, mostly a template's, are kept
@@ -33,9 +33,9 @@ class Texts:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.ids: dict[Key, list[int] | InputError] = {}
-        self._exact: dict[Key, bool] = {}
-        self._literals: dict[Key, list[int]] = {}
+        self.ids: dict[TextKey, list[int] | InputError] = {}
+        self._exact: dict[TextKey, bool] = {}
+        self._literals: dict[TextKey, list[int]] = {}
 
     def forget(self) -> None:
         """Forgets the texts of dialogues."""
@@ -54,28 +54,28 @@ class Texts:
                 parts = _strip(parts, segment.lstrip, segment.rstrip)
             text = parts[0][0] if len(parts) == 1 else "".join(text for text, _ in parts)
             if text:
-                pieces.append(Words((text, segment.place), tuple(part for part in parts if part[0])))
+                pieces.append(TextPiece((text, segment.edge), tuple(part for part in parts if part[0])))
         return pieces
 
-    def encode(self, keys: Iterable[Key]) -> None:
+    def encode(self, keys: Iterable[TextKey]) -> None:
         """Encodes these texts, those that are not known."""
         wanted: tuple[dict[str, None], ...] = ({}, {}, {})
         for key in keys:
             if key not in self.ids:
                 wanted[key[1]][key[0]] = None
-        for place, texts in enumerate(wanted):
+        for edge, texts in enumerate(wanted):
             if texts:
-                self.ids.update(zip(zip(texts, repeat(place)), self._encode_batch(list(texts), place)))
+                self.ids.update(zip(zip(texts, repeat(edge)), self._encode_batch(list(texts), edge)))
 
-    def _encode_batch(self, texts: list[str], place: int) -> list:
+    def _encode_batch(self, texts: list[str], edge: int) -> list:
         try:
-            return self.tokenizer.encode_batch(texts, place)
+            return self.tokenizer.encode_batch(texts, edge)
         except InputError:
-            return [self._encode_or_error(text, place) for text in texts]
+            return [self._encode_or_error(text, edge) for text in texts]
 
-    def _encode_or_error(self, text: str, place: int) -> list[int] | InputError:
+    def _encode_or_error(self, text: str, edge: int) -> list[int] | InputError:
         try:
-            return self.tokenizer.encode_batch([text], place)[0]
+            return self.tokenizer.encode_batch([text], edge)[0]
         except InputError as error:
             return error
 
@@ -88,12 +88,12 @@ class Texts:
             if type(piece) is int:
                 yield -1, [piece]
                 continue
-            whole, place = self.ids[piece.key], piece.key[1]
+            whole, edge = self.ids[piece.key], piece.key[1]
             if type(whole) is not list:
                 raise TemplateRefusal(f"{source}: {whole}")
             start = 0
             for part, owner in piece.parts[:-1]:
-                own = self._literal((part, place))
+                own = self._literal((part, edge))
                 end = start + len(own)
                 if whole[start:end] != own:
                     end = start + next((i for i, (a, b) in enumerate(zip(own, whole[start:])) if a != b), 0)
@@ -103,7 +103,7 @@ class Texts:
             if start < len(whole):
                 yield piece.parts[-1][1], whole[start:] if start else whole
 
-    def _literal(self, key: Key) -> list[int]:
+    def _literal(self, key: TextKey) -> list[int]:
         ids = self._literals.get(key)
         if ids is None:
             if len(self._literals) > _MOST_LITERALS:
@@ -111,16 +111,16 @@ class Texts:
             ids = self._literals[key] = self.tokenizer.encode_batch([key[0]], key[1])[0]
         return ids
 
-    def is_exact(self, key: Key) -> bool:
+    def is_exact(self, key: TextKey) -> bool:
         """Whether a text's tokens decode to it."""
         exact = self._exact.get(key)
         if exact is None:
-            text, place = key
+            text, edge = key
             if self.tokenizer.spells_ascii and text.isascii():
                 return True
             said = self.tokenizer.decode(self.ids[key])
             # Some tokenizers write a space after a control token: the server's, and so the model's, way to begin.
-            exact = self._exact[key] = said == text or (place != CONTINUATION and said == f" {text}")
+            exact = self._exact[key] = said == text or (edge != CONTINUATION and said == f" {text}")
         return exact
 
     def prompt(self, pieces: Sequence[Piece]) -> list[int]:

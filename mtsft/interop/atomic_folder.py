@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from mtsft.errors import InputError, one_line
 
 
-class FolderAside:
+class AtomicFolder:
     """A folder written aside by the first process, and renamed when it is whole.
 
     Another process learns at the beginning and at the end whether that went well: between them it takes part in
@@ -35,7 +35,7 @@ class FolderAside:
         self.aside = folder.parent / f"{self._prefix}{os.getpid()}.tmp"
         self._lock: int | None = None
 
-    def __enter__(self) -> "FolderAside":
+    def __enter__(self) -> "AtomicFolder":
         self.do(self._begin)
         self._agree()
         return self

@@ -17,21 +17,7 @@ from mtsft.interop.config_values import (
     shortest_pattern,
 )
 from mtsft.interop.families import FAMILIES, PLAIN, Family
-from mtsft.interop.weight_names import Source, ignored, sources, standard_name, tied_names
 from mtsft.model.architecture import ACTIVATIONS
-
-__all__ = [
-    "FAMILIES",
-    "Family",
-    "Source",
-    "config_of",
-    "describe",
-    "ignored",
-    "sources",
-    "standard_name",
-    "tied_names",
-]
-
 
 # What no key below reads and yet changes the computation, where it is neither null nor false nor 0.
 _REFUSED = {
@@ -41,7 +27,7 @@ _REFUSED = {
 }
 
 
-def describe(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
+def architecture_fields(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
     """The family of a config.json, and every field of Architecture but the runtime's (dtypes, scan_layers, remat).
 
     where: the file's name. Dropout is not read: training here has none. Raises InputError, naming the file, for what
@@ -147,7 +133,7 @@ def _activation(values: Values, key: str) -> str:
     return name
 
 
-def config_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+def config_for(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json of the first family that has these customs, for transformers of any age and for vLLM.
 
     So it has rope_theta and rope_scaling, which transformers 5 reads as well, in place of rope_parameters. Tokens and

@@ -13,12 +13,12 @@ from jax.experimental import multihost_utils
 
 from mtsft.errors import InputError
 from mtsft.files import expanded
-from mtsft.interop import config_json
-from mtsft.interop.atomic_folder import FolderAside
-from mtsft.interop.config_json import Source
+from mtsft.interop import config_json, weight_names
+from mtsft.interop.atomic_folder import AtomicFolder
 from mtsft.interop.export_configs import as_json, generation_config, model_config, sentence_piece_config
 from mtsft.interop.hf_folder import CONFIG, INDEX, SINGLE, leaf_shapes, tensor_shapes
 from mtsft.interop.safetensors_io import copy, progress_bar
+from mtsft.interop.weight_names import TensorSlice
 from mtsft.model.architecture import DTYPES, Architecture
 from mtsft.model.layers import ADAPTERS
 from mtsft.model.parameters import Params
@@ -55,9 +55,11 @@ def export(
     if any(path[-1].key in ADAPTERS for path, _ in jax.tree_util.tree_leaves_with_path(params)):
         raise ValueError("the parameters hold adapters; merge them first")
     config = model_config(arch, config, stop_ids, bos_id, pad_id, dtype)
-    family, fields = config_json.describe(config, CONFIG)
-    sources = config_json.sources(family, fields)
-    shards = _shards(tensor_shapes(sources, leaf_shapes(fields)), np.dtype(DTYPES[dtype]).itemsize, max_shard_bytes)
+    family, fields = config_json.architecture_fields(config, CONFIG)
+    tensor_slices = weight_names.tensor_slices(family, fields)
+    shards = _shards(
+        tensor_shapes(tensor_slices, leaf_shapes(fields)), np.dtype(DTYPES[dtype]).itemsize, max_shard_bytes
+    )
     files = dict(tokenizer_files or {})
     if chat_template is not None:
         files["chat_template.jinja"] = chat_template.encode()
@@ -69,9 +71,9 @@ def export(
     if len(shards) > 1:
         weight_map = {name: file for file, shard in shards.items() for name in shard}
         files[INDEX] = as_json({"metadata": {"total_size": total}, "weight_map": weight_map})
-    parts = _parts(sources)
+    parts = _parts(tensor_slices)
     with ExitStack() as stack:
-        writer = stack.enter_context(FolderAside(folder, total))
+        writer = stack.enter_context(AtomicFolder(folder, total))
         writer.do(lambda aside: write_files(aside, files))
         bar = stack.enter_context(progress_bar(total, "writing weights", progress))
         for file, shard in shards.items():
@@ -98,26 +100,26 @@ def _shards(
     return {f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, 1)}
 
 
-def _parts(sources: Mapping[tuple, Source]) -> dict[str, list[tuple[tuple, Source]]]:
+def _parts(tensor_slices: Mapping[tuple, TensorSlice]) -> dict[str, list[tuple[tuple, TensorSlice]]]:
     """For each tensor, the parameters of ours that make it up."""
-    found: dict[str, list[tuple[tuple, Source]]] = {}
-    for path, source in sources.items():
-        found.setdefault(source.name, []).append((path, source))
+    found: dict[str, list[tuple[tuple, TensorSlice]]] = {}
+    for path, tensor_slice in tensor_slices.items():
+        found.setdefault(tensor_slice.name, []).append((path, tensor_slice))
     return found
 
 
 def _tensor(
-    params: Params, parts: Sequence[tuple[tuple, Source]], shape: tuple[int, ...], dtype: np.dtype
+    params: Params, parts: Sequence[tuple[tuple, TensorSlice]], shape: tuple[int, ...], dtype: np.dtype
 ) -> np.ndarray:
     tensor = np.empty(shape, dtype)
-    for path, source in parts:
-        target = tensor[slice(*source.rows)] if source.rows else tensor
+    for path, tensor_slice in parts:
+        target = tensor[slice(*tensor_slice.rows)] if tensor_slice.rows else tensor
         fetched = fetch(params, path)
-        if fetched.shape != (target.shape[::-1] if source.transposed else target.shape):
+        if fetched.shape != (target.shape[::-1] if tensor_slice.transposed else target.shape):
             raise ValueError(
                 f"the parameter {'/'.join(map(str, path))} has shape {fetched.shape}, not as {target.shape}"
             )
-        copy(fetched, target, source.transposed)
+        copy(fetched, target, tensor_slice.transposed)
     return tensor
 
 

@@ -36,7 +36,7 @@ def model_config(
     own = {"dtype": dtype, "torch_dtype": dtype, "vocab_size": arch.vocab_size}
     if config is None:
         tokens = {"bos_token_id": bos_id, "eos_token_id": list(stop_ids) or None, "pad_token_id": pad_id}
-        return config_json.config_of(fields) | tokens | own
+        return config_json.config_for(fields) | tokens | own
     return _published_for(fields, config, PUBLISHED) | own
 
 
@@ -54,14 +54,14 @@ def _fields(arch: Architecture) -> dict[str, Any]:
 
 def _published_for(fields: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A published config.json with the positions of the model."""
-    if config_json.describe(config, where)[0].inner:
+    if config_json.architecture_fields(config, where)[0].inner:
         config = _text_part(config, fields)
     config = {key: value for key, value in config.items() if key not in _DROPPED}
-    family, described = config_json.describe(config, where)
+    family, described = config_json.architecture_fields(config, where)
     if changed := [name for name in _POSITIONS if described[name] != fields[name]]:
         config = _with_positions(config, fields)
         try:
-            described = config_json.describe(config, where)[1] | {"rope_scaling": fields["rope_scaling"]}
+            described = config_json.architecture_fields(config, where)[1] | {"rope_scaling": fields["rope_scaling"]}
         except InputError as error:
             said = ", ".join(f"model.{name}={fields[name]!r}" for name in changed)
             raise InputError(
@@ -93,7 +93,7 @@ def _text_part(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str
     tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
     inner = {key: value for key, value in config["text_config"].items() if value is not None}
     return (
-        config_json.config_of(fields)
+        config_json.config_for(fields)
         | tokens
         | inner
         | {

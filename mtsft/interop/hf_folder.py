@@ -13,10 +13,11 @@ from jax.sharding import Sharding
 
 from mtsft.errors import InputError, one_line
 from mtsft.files import expanded
-from mtsft.interop import config_json
-from mtsft.interop.config_json import Family, Source
+from mtsft.interop import config_json, weight_names
+from mtsft.interop.families import Family
 from mtsft.interop.safetensors_io import DTYPES, Tensor, are_equal, file_digest, progress_bar, read_header
-from mtsft.interop.sharded_read import Leaf
+from mtsft.interop.sharded_read import ShardedLeaf
+from mtsft.interop.weight_names import TensorSlice
 from mtsft.model.architecture import Architecture
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
@@ -29,7 +30,7 @@ _LONGEST_NAME = 255  # of a file
 
 
 @dataclass(frozen=True)
-class Folder:
+class HubFolder:
     """A Hugging Face folder whose config and weights belong together.
 
     fields: of Architecture, but for NUMERICS. fingerprint: of config.json and of each weights file's size, header and
@@ -44,17 +45,17 @@ class Folder:
     fingerprint: str
 
     @classmethod
-    def open(cls, path: str | Path) -> "Folder":
+    def open(cls, path: str | Path) -> "HubFolder":
         """Reads config.json and the headers of the weights. Raises InputError for whatever is wrong with them."""
         path = expanded(path)
-        text, config = read_config(path)
-        family, fields = config_json.describe(config, str(path / CONFIG))
+        text, config = read_config_json(path)
+        family, fields = config_json.architecture_fields(config, str(path / CONFIG))
         files, weight_map = _files(path)
         headers = {file: read_header(file) for file in files}
         found = _by_name(headers, weight_map)
-        tensors = {config_json.standard_name(family, name): tensor for name, tensor in found.items()}
+        tensors = {weight_names.standard_name(family, name): tensor for name, tensor in found.items()}
         if fields["tie_word_embeddings"]:
-            tensors = _with_embedding(tensors, *config_json.tied_names(family))
+            tensors = _with_embedding(tensors, *weight_names.tied_names(family))
         digest = hashlib.sha256(hashlib.sha256(text).digest())
         for file in files:
             digest.update(file_digest(file))
@@ -71,7 +72,7 @@ class Folder:
         holds another model than its config says.
         """
         if self._has_another_head:
-            head = config_json.tied_names(self.family)[1]
+            head = weight_names.tied_names(self.family)[1]
             raise InputError(
                 f"{self.tensors[head].file}: {CONFIG} ties the head to the embedding, and the tensor {head} differs "
                 f"from it; set tie_word_embeddings to false in {CONFIG}, or take the tensor out of the file"
@@ -86,8 +87,8 @@ class Folder:
             return structure.unflatten([plan.read(bar) for plan in plans])
 
     @cached_property
-    def _sources(self) -> dict[tuple, Source]:
-        return config_json.sources(self.family, self.fields)
+    def _tensor_slices(self) -> dict[tuple, TensorSlice]:
+        return weight_names.tensor_slices(self.family, self.fields)
 
     @cached_property
     def _leaf_shapes(self) -> dict[tuple, tuple[int, ...]]:
@@ -96,29 +97,29 @@ class Folder:
     @cached_property
     def _has_another_head(self) -> bool:
         """Whether the head is stored and is not the embedding, though config.json ties them; reads both once."""
-        embedding, head = config_json.tied_names(self.family)
+        embedding, head = weight_names.tied_names(self.family)
         tied = self.fields["tie_word_embeddings"] and head in self.tensors
         return tied and not are_equal(self.tensors[embedding], self.tensors[head])
 
-    def _plan(self, path: tuple, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> Leaf:
+    def _plan(self, path: tuple, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> ShardedLeaf:
         stacked = path[0] == "layers" and not isinstance(path[1], int)
         paths = [("layers", i, *path[1:]) for i in range(self.fields["num_hidden_layers"])] if stacked else [path]
         name = "/".join(map(str, path))
-        if any(path not in self._sources for path in paths):
+        if any(path not in self._tensor_slices for path in paths):
             raise InputError(f"{self.path}: holds nothing for the parameter {name} of this model")
-        sources = [self._sources[path] for path in paths]
+        tensor_slices = [self._tensor_slices[path] for path in paths]
         held = self._leaf_shapes[_as_stacked(path)]
         held = (len(paths), *held) if stacked else held
         if shape.shape != held:
             raise InputError(f"{self.path}: its {name} has shape {held}, and that of this model {shape.shape}")
-        tensors = [self.tensors[source.name] for source in sources]
-        return Leaf(shape, sharding, stacked, sources, tensors)
+        tensors = [self.tensors[tensor_slice.name] for tensor_slice in tensor_slices]
+        return ShardedLeaf(shape, sharding, stacked, tensor_slices, tensors)
 
     def _check(self) -> None:
         """Raises InputError unless the headers hold what the config makes."""
-        wanted = tensor_shapes(self._sources, self._leaf_shapes)
-        ignored = config_json.ignored(self.family, self.fields)
-        embedding, head = config_json.tied_names(self.family)
+        wanted = tensor_shapes(self._tensor_slices, self._leaf_shapes)
+        ignored = weight_names.ignored(self.family, self.fields)
+        embedding, head = weight_names.tied_names(self.family)
         shapes = wanted | {head: wanted[embedding]}  # which a tied model may have
         there = {name: self.tensors[name] for name in shapes if name in self.tensors}
         for name, tensor in there.items():
@@ -146,7 +147,7 @@ class Folder:
             )
 
 
-def read_config(path: Path) -> tuple[bytes, dict[str, Any]]:
+def read_config_json(path: Path) -> tuple[bytes, dict[str, Any]]:
     """The bytes of a folder's config.json, and the JSON object that it holds. Raises InputError."""
     file = path / CONFIG
     if not path.is_dir():
@@ -154,10 +155,10 @@ def read_config(path: Path) -> tuple[bytes, dict[str, Any]]:
     if not file.exists():
         hint = "it holds an adapter, give its base model" if (path / "adapter_config.json").exists() else "not a model?"
         raise InputError(f"{path}: holds no {CONFIG} ({hint}); give a Hugging Face folder of a model")
-    return read_json(file)
+    return read_json_file(file)
 
 
-def read_json(file: Path) -> tuple[bytes, dict[str, Any]]:
+def read_json_file(file: Path) -> tuple[bytes, dict[str, Any]]:
     """A file, and the JSON object that it holds. Raises InputError."""
     try:
         text = file.read_bytes()
@@ -185,7 +186,7 @@ def _files(path: Path) -> tuple[list[Path], dict[str, Path] | None]:
                 "load the folder in transformers and save it with save_pretrained, which writes safetensors"
             )
         raise InputError(f"{path}: holds neither {SINGLE} nor {INDEX}; give a folder with the weights")
-    weight_map = read_json(index)[1].get("weight_map")
+    weight_map = read_json_file(index)[1].get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: has no weight_map; fetch it anew")
     for name, shard in weight_map.items():
@@ -223,14 +224,16 @@ def leaf_shapes(fields: Mapping[str, Any]) -> dict[tuple, tuple[int, ...]]:
     return {path: shape[1:] if path[0] == "layers" else shape for path, shape in leaves.items()}
 
 
-def tensor_shapes(sources: Mapping[tuple, Source], ours: Mapping[tuple, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor that these sources name, by name. ours: of `leaf_shapes`."""
+def tensor_shapes(
+    tensor_slices: Mapping[tuple, TensorSlice], ours: Mapping[tuple, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that these slices name, by name. ours: of `leaf_shapes`."""
     found: dict[str, tuple[int, ...]] = {}
-    for path, source in sources.items():
+    for path, tensor_slice in tensor_slices.items():
         shape = ours[_as_stacked(path)]
-        shape = shape[::-1] if source.transposed else shape
-        rows = max(source.rows[1] if source.rows else shape[0], found.get(source.name, (0,))[0])
-        found[source.name] = (rows, *shape[1:])
+        shape = shape[::-1] if tensor_slice.transposed else shape
+        rows = max(tensor_slice.rows[1] if tensor_slice.rows else shape[0], found.get(tensor_slice.name, (0,))[0])
+        found[tensor_slice.name] = (rows, *shape[1:])
     return found
 
 

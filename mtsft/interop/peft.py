@@ -14,12 +14,12 @@ import numpy as np
 
 from mtsft.errors import InputError, one_line
 from mtsft.files import expanded
-from mtsft.interop import config_json
-from mtsft.interop.atomic_folder import FolderAside
-from mtsft.interop.config_json import Family
+from mtsft.interop import config_json, weight_names
+from mtsft.interop.atomic_folder import AtomicFolder
 from mtsft.interop.export import fetch, header_of, write_files
 from mtsft.interop.export_configs import PUBLISHED, as_json, model_config
-from mtsft.interop.hf_folder import leaf_shapes, read_json, tensor_shapes
+from mtsft.interop.families import Family
+from mtsft.interop.hf_folder import leaf_shapes, read_json_file, tensor_shapes
 from mtsft.interop.safetensors_io import DTYPES, Tensor, read_box, read_header, read_metadata
 from mtsft.model.architecture import Architecture, LoRA
 from mtsft.model.layers import ADAPTERS
@@ -84,8 +84,8 @@ def export_adapter(
     folder = expanded(folder)
     if config is None:
         config = model_config(arch, None, (), None, None, arch.dtype)
-    family, fields = config_json.describe(config, PUBLISHED)
-    whole = tensor_shapes(config_json.sources(family, fields), leaf_shapes(fields))
+    family, fields = config_json.architecture_fields(config, PUBLISHED)
+    whole = tensor_shapes(weight_names.tensor_slices(family, fields), leaf_shapes(fields))
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     matrices: dict[str, None] = {}
@@ -123,7 +123,7 @@ def export_adapter(
     shapes = {name: (tensor.shape, tensor.nbytes) for name, tensor in tensors.items()}
     content = header_of(shapes, "F32", **{_MATRICES: " ".join(matrices)})
     content += b"".join(tensor.tobytes() for tensor in tensors.values())
-    with FolderAside(folder, len(content)) as writer:
+    with AtomicFolder(folder, len(content)) as writer:
         writer.do(partial(write_files, files={ADAPTER_CONFIG: as_json(described), ADAPTER_WEIGHTS: content}))
     return folder
 
@@ -139,7 +139,7 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
     modules = _modules(family, fields)
     lora, ranks = _read_lora(folder, modules)
     file = _weights(folder)
-    stored = {config_json.standard_name(family, name.removeprefix(_ROOT)): x for name, x in read_header(file).items()}
+    stored = {weight_names.standard_name(family, name.removeprefix(_ROOT)): x for name, x in read_header(file).items()}
     own = read_metadata(file).get(_MATRICES)
     shapes = leaf_shapes(fields)
     found: dict[tuple[str, ...], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
@@ -181,7 +181,7 @@ def adapter_fingerprint(folder: str | Path) -> str:
     folder = expanded(folder)
     with _weights(folder).open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
-    return f"{weights} {hashlib.sha256(read_json(folder / ADAPTER_CONFIG)[0]).hexdigest()}"
+    return f"{weights} {hashlib.sha256(read_json_file(folder / ADAPTER_CONFIG)[0]).hexdigest()}"
 
 
 def _read_lora(folder: Path, modules: Mapping[str, Sequence[_Part]]) -> tuple[LoRA, dict[str, int]]:
@@ -191,7 +191,7 @@ def _read_lora(folder: Path, modules: Mapping[str, Sequence[_Part]]) -> tuple[Lo
         raise InputError(f"{folder}: no such folder; give one that PEFT's save_pretrained wrote")
     if not file.exists():
         raise InputError(f"{folder}: holds no {ADAPTER_CONFIG}; give a folder that PEFT's save_pretrained wrote")
-    config = read_json(file)[1]
+    config = read_json_file(file)[1]
     if config.get("peft_type") != "LORA":
         raise InputError(f"{file}: peft_type is {one_line(repr(config.get('peft_type')), 60)}; only LORA is supported")
     for key in _UNSUPPORTED:
@@ -307,9 +307,9 @@ def _check_nothing_is_left(file: Path, stored: Mapping[str, Tensor]) -> None:
 def _modules(family: Family, fields: Mapping[str, Any]) -> dict[str, list[_Part]]:
     """For every linear module of the layers, the kernels of ours that make it up, with their rows of it."""
     found: dict[str, list[_Part]] = {}
-    for path, source in config_json.sources(family, fields).items():
+    for path, tensor_slice in weight_names.tensor_slices(family, fields).items():
         if path[0] == "layers" and path[-1] == "kernel":
-            found.setdefault(source.name.removesuffix(".weight"), []).append((path, source.rows))
+            found.setdefault(tensor_slice.name.removesuffix(".weight"), []).append((path, tensor_slice.rows))
     return found
 
 

@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from mtsft.interop.config_json import Source
 from mtsft.interop.safetensors_io import Range, Tensor, copy, read_box
+from mtsft.interop.weight_names import TensorSlice
 
 _PIECE = 32 << 20  # bytes of files that a process holds at a time, or one row of each shard
 
@@ -29,13 +29,13 @@ class _Block(NamedTuple):
 
 
 @dataclass
-class Leaf:
+class ShardedLeaf:
     """One array of ours, and where each layer of it comes from; of one layer where it is not stacked."""
 
     shape: jax.ShapeDtypeStruct
     sharding: Sharding
     stacked: bool
-    sources: Sequence[Source]
+    tensor_slices: Sequence[TensorSlice]
     tensors: Sequence[Tensor]
 
     def __post_init__(self):
@@ -103,14 +103,14 @@ class Leaf:
         for block in self.blocks:
             pieces = {columns: np.empty(shape, self.shape.dtype) for columns in block.shards}
             for i in range(*layers):
-                source, tensor = self.sources[block.layers[0] + i], self.tensors[block.layers[0] + i]
-                first = block.rows[0] + (source.rows[0] if source.rows else 0)
+                tensor_slice, tensor = self.tensor_slices[block.layers[0] + i], self.tensors[block.layers[0] + i]
+                first = block.rows[0] + (tensor_slice.rows[0] if tensor_slice.rows else 0)
                 box = read_box(tensor, (first + rows[0], first + rows[1]), block.columns)
                 bar.update(box.nbytes)
                 for (start, stop), piece in pieces.items():
                     target = piece[i - layers[0]] if self.stacked else piece
                     part = box[:, start - block.columns[0] : stop - block.columns[0]]
-                    copy(part if target.ndim == 2 else part[:, 0], target, source.transposed)
+                    copy(part if target.ndim == 2 else part[:, 0], target, tensor_slice.transposed)
             for columns, devices in block.shards.items():
                 for device in devices:
                     place = SingleDeviceSharding(device, memory_kind=self.sharding.memory_kind)
@@ -120,12 +120,12 @@ class Leaf:
     def _as_stored(self, ours: Sequence, one: Any) -> tuple:
         """(layers, rows, columns) of what stands for each axis of our array; `one` for an axis that it has not."""
         layers, *inner = ours if self.stacked else (one, *ours)
-        inner = inner[::-1] if self.sources[0].transposed else inner
+        inner = inner[::-1] if self.tensor_slices[0].transposed else inner
         return (layers, *inner, one)[:3]
 
     def _as_ours(self, layers: Any, rows: Any, columns: Any) -> tuple:
         """The reverse."""
-        inner = (columns, rows) if self.sources[0].transposed else (rows, columns)
+        inner = (columns, rows) if self.tensor_slices[0].transposed else (rows, columns)
         ndim = len(self.shape.shape) - self.stacked
         return (layers, *inner[:ndim]) if self.stacked else inner[:ndim]
 

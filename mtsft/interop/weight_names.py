@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mtsft.interop.families import Family
 
 
-class Source(NamedTuple):
+class TensorSlice(NamedTuple):
     """Where a parameter of ours is in a file.
 
     name: of the tensor. rows: those of axis 0 that are it, in a tensor that fuses several. transposed: whether torch
@@ -22,19 +22,19 @@ class Source(NamedTuple):
     transposed: bool = False
 
 
-def sources(family: Family, fields: Mapping[str, Any]) -> dict[tuple, Source]:
+def tensor_slices(family: Family, fields: Mapping[str, Any]) -> dict[tuple, TensorSlice]:
     """Where each parameter of the decoder is, by its path in the unrolled layout.
 
     Names are those that models of the family are published with; `standard_name` turns others into them.
     """
     prefix = "language_model.model." if family.inner else "model."
     embedding, head = tied_names(family)
-    found = {("embed", "embedding"): Source(embedding), ("norm", "scale"): Source(f"{prefix}norm.weight")}
+    found = {("embed", "embedding"): TensorSlice(embedding), ("norm", "scale"): TensorSlice(f"{prefix}norm.weight")}
     if not fields["tie_word_embeddings"]:
-        found["head", "kernel"] = Source(head, None, True)
+        found["head", "kernel"] = TensorSlice(head, None, True)
     for index in range(fields["num_hidden_layers"]):
-        for path, source in _layer_sources(family, fields).items():
-            found["layers", index, *path] = source._replace(name=f"{prefix}layers.{index}.{source.name}")
+        for path, tensor_slice in _layer_slices(family, fields).items():
+            found["layers", index, *path] = tensor_slice._replace(name=f"{prefix}layers.{index}.{tensor_slice.name}")
     return found
 
 
@@ -44,7 +44,7 @@ def tied_names(family: Family) -> tuple[str, str]:
     return f"{outer}model.embed_tokens.weight", f"{outer}lm_head.weight"
 
 
-def _layer_sources(family: Family, fields: Mapping[str, Any]) -> dict[tuple, Source]:
+def _layer_slices(family: Family, fields: Mapping[str, Any]) -> dict[tuple, TensorSlice]:
     norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     if fields["post_norms"]:
         norms |= {
@@ -52,10 +52,10 @@ def _layer_sources(family: Family, fields: Mapping[str, Any]) -> dict[tuple, Sou
             "post_attention_norm": "post_attention_layernorm",
             "post_mlp_norm": "post_feedforward_layernorm",
         }
-    found = {(ours, "scale"): Source(f"{theirs}.weight") for ours, theirs in norms.items()}
+    found = {(ours, "scale"): TensorSlice(f"{theirs}.weight") for ours, theirs in norms.items()}
     if fields["qk_norm"]:
-        found["attention", "query_norm", "scale"] = Source("self_attn.q_norm.weight")
-        found["attention", "key_norm", "scale"] = Source("self_attn.k_norm.weight")
+        found["attention", "query_norm", "scale"] = TensorSlice("self_attn.q_norm.weight")
+        found["attention", "key_norm", "scale"] = TensorSlice("self_attn.k_norm.weight")
     H, G, K = (fields[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     F = fields["intermediate_size"]
     matrices = {
@@ -69,16 +69,16 @@ def _layer_sources(family: Family, fields: Mapping[str, Any]) -> dict[tuple, Sou
     }
     for path, (part, name, fused, first, count, bias) in matrices.items():
         if family.fused and fused:
-            found[*path, "kernel"] = Source(f"{part}.{fused}.weight", (first, first + count), True)
+            found[*path, "kernel"] = TensorSlice(f"{part}.{fused}.weight", (first, first + count), True)
         else:
-            found[*path, "kernel"] = Source(f"{part}.{name}.weight", None, True)
+            found[*path, "kernel"] = TensorSlice(f"{part}.{name}.weight", None, True)
         if fields[bias]:
-            found[*path, "bias"] = Source(f"{part}.{name}.bias")
+            found[*path, "bias"] = TensorSlice(f"{part}.{name}.bias")
     return found
 
 
 def standard_name(family: Family, name: str) -> str:
-    """The name by which `sources` knows a tensor of a file: newer transformers write a multimodal Gemma 3 otherwise."""
+    """The name by which `tensor_slices` knows a tensor of a file: a multimodal Gemma 3 has newer ones."""
     if not family.inner:
         return name
     name = re.sub(r"\A(model\.)?language_model\.(model\.)?(?!lm_head)", "language_model.model.", name)
@@ -86,7 +86,7 @@ def standard_name(family: Family, name: str) -> str:
 
 
 def ignored(family: Family, fields: Mapping[str, Any]) -> re.Pattern:
-    """Fits (fullmatch) the names of tensors that a folder may hold beside `sources`, and that are to be left aside."""
+    """Fits (fullmatch) the names of tensors that a folder may hold beside `tensor_slices`, to be left aside."""
     names = [r"(.*\.)?rotary_emb\.\w*inv_freq"]
     if fields["tie_word_embeddings"]:
         names.append(re.escape(tied_names(family)[1]))

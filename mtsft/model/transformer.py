@@ -30,11 +30,11 @@ MATRICES = (
 )
 
 
-class Noise(NamedTuple):
+class StepRng(NamedTuple):
     """What a training step draws at random. keys_B: a key a row. embedding_BxL: NEFTune's bound, or None."""
 
     keys_B: jax.Array
-    embedding_BxL: jax.Array | None
+    embedding_bounds_BxL: jax.Array | None
 
 
 class Attention(nnx.Module):
@@ -134,7 +134,7 @@ class Transformer(nnx.Module):
             self.head = Linear(arch, NO_LORA, "head", D, V, rngs, deviation=arch.initializer_range)
 
     def __call__(
-        self, tokens_BxL, positions_BxL, attend, cache=None, constrain=lambda x: x, noise: Noise | None = None
+        self, tokens_BxL, positions_BxL, attend, cache=None, constrain=lambda x: x, step_rng: StepRng | None = None
     ):
         """Hidden states (B, L, D) after the last norm, and what `attend` keeps of every layer.
 
@@ -144,8 +144,8 @@ class Transformer(nnx.Module):
         x_BxLxD = self.embed(tokens_BxL)
         if arch.scale_embeddings:
             x_BxLxD *= jnp.asarray(arch.hidden_size**0.5, x_BxLxD.dtype)
-        if noise is not None and noise.embedding_BxL is not None:
-            x_BxLxD += _embedding_noise(noise, x_BxLxD.shape).astype(x_BxLxD.dtype)
+        if step_rng is not None and step_rng.embedding_bounds_BxL is not None:
+            x_BxLxD += _embedding_noise(step_rng, x_BxLxD.shape).astype(x_BxLxD.dtype)
         x_BxLxD = constrain(x_BxLxD)
         whole = rotary(positions_BxL, arch.head_dim, arch.rope_theta, arch.rope)
         local = rotary(positions_BxL, arch.head_dim, arch.rope_local_theta) if arch.rope_local_theta else whole
@@ -155,7 +155,7 @@ class Transformer(nnx.Module):
                 params, layer_cache, index, is_sliding = inputs
                 kind = is_sliding if slides is None else slides  # a scan over layers of both kinds is told of each
                 cos_sin, window = _of_kind(kind, whole, local, arch.sliding_window)
-                keys_B = noise and jax.vmap(jax.random.fold_in, (0, None))(noise.keys_B, index)
+                keys_B = step_rng and jax.vmap(jax.random.fold_in, (0, None))(step_rng.keys_B, index)
                 layer = nnx.merge(graphdef, params)
                 x_BxLxD, kept = layer(x_BxLxD, cos_sin, partial(attend, layer_cache, window), keys_B)
                 return constrain(x_BxLxD), kept
@@ -204,10 +204,10 @@ def _of_kind(slides, whole, local, window: int):
     return cos_sin, jnp.where(slides, window, jnp.iinfo(jnp.int32).max)
 
 
-def _embedding_noise(noise: Noise, shape: tuple[int, ...]) -> jax.Array:
+def _embedding_noise(step_rng: StepRng, shape: tuple[int, ...]) -> jax.Array:
     """Uniform in +-1 times each slot's bound: NEFTune (Jain et al. 2023, arXiv:2310.05914, algorithm 1)."""
     draw = partial(jax.random.uniform, shape=shape[1:], minval=-1, maxval=1)
-    return jax.vmap(draw)(noise.keys_B) * noise.embedding_BxL[..., None]
+    return jax.vmap(draw)(step_rng.keys_B) * step_rng.embedding_bounds_BxL[..., None]
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class Model:
         positions_BxL: jax.Array,
         subtree_ends_BxL: jax.Array,
         constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
-        noise: Noise | None = None,
+        step_rng: StepRng | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Hidden states (B, L, D) and the projection (D, V) to logits, both in the compute dtype.
 
@@ -260,7 +260,7 @@ class Model:
             return tree_attend(query, key, value, subtree_ends_BxL, self._scores, positions_BxL, window), None
 
         model = self._merge(params)
-        hidden_BxLxD, _ = model(tokens_BxL, positions_BxL, within_tree, constrain=constrain, noise=noise)
+        hidden_BxLxD, _ = model(tokens_BxL, positions_BxL, within_tree, constrain=constrain, step_rng=step_rng)
         return hidden_BxLxD, model.projection()
 
     def prefill(self, params: Params, tokens_BxP: jax.Array, lengths_B: jax.Array, num_slots: int) -> tuple:

@@ -21,7 +21,7 @@ from mtsft.runs.pretrained import open_trained
 
 
 @dataclass(frozen=True)
-class Trained:
+class ChatModel:
     """A model on one device, with its tokenizer and its template. Build it with `load`.
 
     step: of the checkpoint; 0 for a model that was not trained here.
@@ -85,7 +85,7 @@ class Trained:
         yield decoder.decode(b"", final=True)
 
 
-def load(path: str | Path, step: int | None = None, **runtime) -> Trained:
+def load(path: str | Path, step: int | None = None, **runtime) -> ChatModel:
     """The model that was trained in a workdir, or of a Hugging Face folder; it needs nothing but what lies there.
 
     A run that froze parameters (as LoRA does) needs what it started from, too. step: of the checkpoint; None for the
@@ -96,4 +96,4 @@ def load(path: str | Path, step: int | None = None, **runtime) -> Trained:
     model = base.model(**runtime)
     device = SingleDeviceSharding(jax.local_devices()[0])
     params = base.restore(model, partial(jax.tree.map, lambda _: device))
-    return Trained(model, params, base.encoder(), base.step)
+    return ChatModel(model, params, base.encoder(), base.step)

@@ -7,7 +7,7 @@ from pathlib import Path
 from mtsft.errors import InputError, one_line
 from mtsft.files import expanded
 from mtsft.model.generate import Sampling
-from mtsft.runs.chat_model import Trained
+from mtsft.runs.chat_model import ChatModel
 
 HELP = """/reset          forget what was said (the system prompt stays)
 /system TEXT    start over with another system prompt; without TEXT, with none
@@ -23,7 +23,7 @@ class Conversation:
     Raises InputError where nothing can be said after the system prompt.
     """
 
-    def __init__(self, model: Trained, sampling: Sampling, max_new: int, system: str = ""):
+    def __init__(self, model: ChatModel, sampling: Sampling, max_new: int, system: str = ""):
         self._model, self._sampling, self._max_new = model, sampling, max_new
         self.messages: list[tuple[str, str]] = []
         self.start_over(system)

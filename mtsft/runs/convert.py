@@ -11,10 +11,10 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from mtsft.config import default
-from mtsft.encoding.spec import Chat
+from mtsft.encoding.spec import ChatFormat
 from mtsft.errors import InputError
-from mtsft.files import expanded, write_whole
-from mtsft.interop.atomic_folder import FolderAside
+from mtsft.files import atomic_write, expanded
+from mtsft.interop.atomic_folder import AtomicFolder
 from mtsft.interop.export import export
 from mtsft.interop.peft import export_adapter
 from mtsft.model.architecture import NO_LORA
@@ -22,7 +22,7 @@ from mtsft.model.layers import ADAPTERS
 from mtsft.model.parameters import split
 from mtsft.model.transformer import Model
 from mtsft.runs import workdir as workdirs
-from mtsft.runs.pretrained import HuggingFaceBase, RunBase, is_of_hugging_face, open_trained
+from mtsft.runs.pretrained import HubModel, WorkdirModel, is_hub_folder, open_trained
 from mtsft.tokenizer import load as tokenizers
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.state import new_state
@@ -35,7 +35,7 @@ def from_hugging_face(folder: str | Path, output: str | Path, dtype: str = "floa
     tokenizer, and where `output` is there already.
     """
     base = open_trained(folder)
-    if not isinstance(base, HuggingFaceBase):
+    if not isinstance(base, HubModel):
         raise InputError(f"{folder}: is the workdir of a run, not a Hugging Face folder")
     config, chat = default(), base.chat
     config.model.update({name: type(config.model[name])(value) for name, value in base.fields.items()})
@@ -46,12 +46,12 @@ def from_hugging_face(folder: str | Path, output: str | Path, dtype: str = "floa
 
     def write(aside: Path) -> None:
         workdirs.write(epath.Path(aside), config, chat, base.published)
-        write_whole(aside / workdirs.FINGERPRINT, json.dumps({workdirs.CONVERTED: base.fingerprint}).encode())
+        atomic_write(aside / workdirs.FINGERPRINT, json.dumps({workdirs.CONVERTED: base.fingerprint}).encode())
         state = new_state(base.restore(model, _place, progress=True), optax.identity())
         with Checkpoints(epath.Path(aside).absolute() / "checkpoints", model, keep=1) as checkpoints:
             checkpoints.save(0, state, None)
 
-    with FolderAside(expanded(output), nbytes) as writer:
+    with AtomicFolder(expanded(output), nbytes) as writer:
         writer.do(write)
 
 
@@ -69,9 +69,9 @@ def to_hugging_face(
     if adapter:
         _write_adapter(base, output)
         return
-    FolderAside(expanded(output), 0).check()  # before a model is read and merged for it
+    AtomicFolder(expanded(output), 0).check()  # before a model is read and merged for it
     fields = _with_positions(base)
-    dtype = dtype or (base.config.model.dtype if isinstance(base, RunBase) else "float32")
+    dtype = dtype or (base.config.model.dtype if isinstance(base, WorkdirModel) else "float32")
     model = Model(replace(base.model(scan_layers=True).arch, **fields), NO_LORA)
     params = base.read(jax.eval_shape(model.init, jax.random.key(0)), _place, progress=True)
     tokenizer, stops = base.chat.open()[1], base.encoder().stop_ids
@@ -95,11 +95,11 @@ def to_hugging_face(
     )
 
 
-def _write_adapter(base: HuggingFaceBase | RunBase, output: str | Path) -> None:
+def _write_adapter(base: HubModel | WorkdirModel, output: str | Path) -> None:
     if not base.lora.rank:
         raise InputError(f"{base.path}: was trained without adapters (lora.rank=0); convert it without --adapter")
     name = base.config.model.init_from
-    if not name or not is_of_hugging_face(epath.Path(name)):
+    if not name or not is_hub_folder(epath.Path(name)):
         origin = f"the run in {name}" if name else "random parameters"
         raise InputError(
             f"{base.path}: its adapters are for {origin}, which PEFT cannot load; convert it without --adapter, which "
@@ -111,24 +111,24 @@ def _write_adapter(base: HuggingFaceBase | RunBase, output: str | Path) -> None:
             f"{base.path}: was trained with another model.{changed[0]} than {name} has, which no adapter can say; "
             "convert it without --adapter"
         )
-    FolderAside(expanded(output), 0).check()
+    AtomicFolder(expanded(output), 0).check()
     model = base.model(scan_layers=True)
     model = replace(model, arch=replace(model.arch, **_with_positions(base)))
     adapters = split(base.restore(model, _place, progress=True), lambda name: name.endswith(ADAPTERS))[0]
     export_adapter(output, adapters, model.arch, base.lora, name, config=base.published)
 
 
-def _with_positions(base: HuggingFaceBase | RunBase) -> dict:
+def _with_positions(base: HubModel | WorkdirModel) -> dict:
     """The fields of a model, with the positions that it was trained on where it does not say for how many it is."""
     if base.fields["max_position_embeddings"]:
         return base.fields
     return base.fields | {"max_position_embeddings": base.config.data.sequence_length}
 
 
-def _template(chat: Chat) -> str | None:
+def _template(chat: ChatFormat) -> str | None:
     """The chat template, where it is not among the tokenizer's files."""
     own = tokenizers.chat_templates(chat.tokenizer).get("default")
-    return None if own == chat.sources["default"] else chat.sources["default"]
+    return None if own == chat.templates["default"] else chat.templates["default"]
 
 
 _place = partial(jax.tree.map, lambda _: SingleDeviceSharding(jax.local_devices()[0]))

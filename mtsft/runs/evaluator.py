@@ -13,7 +13,7 @@ from mtsft.errors import InputError
 from mtsft.evaluation.replies import replies
 from mtsft.model.generate import Sampling, generate
 from mtsft.model.parameters import Params, join, split
-from mtsft.runs.pretrained import RunBase, open_trained
+from mtsft.runs.pretrained import WorkdirModel, open_trained
 from mtsft.runs.run import Run
 from mtsft.runs.workdir import with_its_date
 
@@ -22,18 +22,18 @@ _BATCH = 32  # contexts that are replied to at a time, or some more to fill all 
 
 def evaluate(config: ConfigDict, workdir: str | Path | None) -> dict[str, Any]:
     """The loss of a model on what `config` holds out; see Subject."""
-    return Subject.of(config, workdir).evaluate()
+    return Evaluator.of(config, workdir).evaluate()
 
 
 @dataclass(frozen=True)
-class Subject:
+class Evaluator:
     """A model and the held-out dialogues it is tried on, on the devices that a config says. Build it with `of`."""
 
     run: Run
     params: Params
 
     @classmethod
-    def of(cls, config: ConfigDict, workdir: str | Path | None) -> "Subject":
+    def of(cls, config: ConfigDict, workdir: str | Path | None) -> "Evaluator":
         """The best model of `workdir`, with its tokenizer; or, where that is None, the model of model.init_from.
 
         Raises InputError where there is no model, another one than the config's, or nothing held out.
@@ -46,7 +46,7 @@ class Subject:
             return cls(run, join(run.create().params, run.frozen()))
         workdir = epath.Path(workdir).expanduser()
         base = open_trained(workdir)  # refuses before any data is read
-        if not isinstance(base, RunBase):
+        if not isinstance(base, WorkdirModel):
             raise InputError(
                 f"{workdir}: is a Hugging Face folder, not a workdir; set model.init_from to it and leave out --workdir"
             )
@@ -68,8 +68,8 @@ class Subject:
 
         max_new: tokens at most; fewer where the model's positions end.
         """
-        run, stops = self.run, self.run.dataset.recipe.encoder().stop_ids
-        batch_size = -(-_BATCH // run.door.num_shards) * run.door.num_shards
+        run, stops = self.run, self.run.dataset.spec.encoder().stop_ids
+        batch_size = -(-_BATCH // run.partitioner.num_shards) * run.partitioner.num_shards
 
         def say(prompts: list[list[int]]) -> list[list[int]]:
             rooms = [run.model.arch.positions_after(len(prompt), max_new) for prompt in prompts]
@@ -82,7 +82,7 @@ class Subject:
                     max(rooms, default=0),
                     sampling,
                     batch_size=batch_size,
-                    rows=run.door.batch_sharding,
+                    rows=run.partitioner.batch_sharding,
                     watch=bar.update,
                     vocab_size=run.dataset.tokenizer.vocab_size,
                 )

@@ -25,15 +25,15 @@ def check(config: ConfigDict, sources: Sources) -> dict[str, Any]:
 
     Raises InputError where no dialogue fits into a row.
     """
-    recipe = replace(sources.train_recipe.without_errors(), trees="tree")
-    store = open_store(sources.train_files, recipe, sources.cache / "stores", sources.workers)
-    fitting = np.flatnonzero(store.lengths_N <= sources.train_recipe.max_length)
+    spec = replace(sources.train_spec.without_errors(), trees="tree")
+    store = open_store(sources.train_files, spec, sources.cache / "stores", sources.workers)
+    fitting = np.flatnonzero(store.lengths_N <= sources.train_spec.max_length)
     if not len(fitting):
         raise InputError("no dialogue fits into a row, so there is nothing to check; raise data.sequence_length")
     picked = fitting[np.linspace(0, len(fitting) - 1, min(_SAMPLE, len(fitting))).astype(int)]
     trees = [store[i] for i in picked.tolist()]
-    row_length = min(sources.train_recipe.max_length, 2 * max(map(len, trees)))
-    vocab_size = sources.train_recipe.chat.open()[1].vocab_size
+    row_length = min(sources.train_spec.max_length, 2 * max(map(len, trees)))
+    vocab_size = sources.train_spec.chat.open()[1].vocab_size
     arch = model_of(resolve(config)[0], vocab_size).arch
     layers = min(arch.num_hidden_layers, max(_LAYERS, len(arch.layer_types.split(","))))
     model = Model(replace(arch, dtype="float32", param_dtype="float32", num_hidden_layers=layers))

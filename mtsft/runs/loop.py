@@ -16,14 +16,14 @@ from tqdm import tqdm
 from mtsft.data.batches import read_ahead
 from mtsft.errors import InputError
 from mtsft.evaluation import context_recall
-from mtsft.files import write_whole
+from mtsft.files import atomic_write
 from mtsft.model.parameters import Params, join
 from mtsft.runs import workdir as workdirs
 from mtsft.runs.run import Run
 from mtsft.training.checkpoint import Checkpoints, check_same_run
 from mtsft.training.early_stopping import is_best, stops_after
 from mtsft.training.metrics import Log, Meter, held_out_losses
-from mtsft.training.preemption import Interrupt
+from mtsft.training.preemption import StopRequest
 from mtsft.training.state import TrainState
 
 
@@ -75,7 +75,7 @@ def train(
         seconds = earlier["seconds"]
     result |= {"seconds": seconds, "rows": run.num_rows, "data": run.dataset.accounts()}
     if _is_first():
-        write_whole(workdir / workdirs.RESULT, (json.dumps(result, indent=1) + "\n").encode())
+        atomic_write(workdir / workdirs.RESULT, (json.dumps(result, indent=1) + "\n").encode())
     return result
 
 
@@ -100,7 +100,7 @@ def _take_steps(
     train_step, batches = run.compile_step(), read_ahead(run.train_source(), start)
     meter = Meter(config.train.batch_size * config.data.sequence_length, began)
     with (
-        Interrupt() as interrupt,
+        StopRequest() as interrupt,
         Log(workdir, start, active=_is_first()) as log,
         _progress_bar(start, steps) as bar,
         jax.transfer_guard("disallow"),  # the device never waits for a transfer that nobody asked for
@@ -148,7 +148,7 @@ def _take_steps(
                 # After a skipped step a state is saved at an end alone: its parameters are the last good ones.
                 if saving and (good or stopping or step == steps):
                     log.sync()  # what is logged is never older than the checkpoint it led to
-                    checkpoints.save(step, run.door.as_global(state), scores and scores["loss"])
+                    checkpoints.save(step, run.partitioner.as_global(state), scores and scores["loss"])
             meter.restart()  # rates are those of training
             if stopping:
                 break
@@ -160,7 +160,7 @@ def _claim(workdir: epath.Path, run: Run) -> None:
     workdirs.make(workdir)
     check_same_run(workdir / workdirs.FINGERPRINT, run.identity())
     if _is_first():
-        workdirs.write(workdir, run.config, run.dataset.recipe.chat, run.base and run.base.published)
+        workdirs.write(workdir, run.config, run.dataset.spec.chat, run.base and run.base.published)
 
 
 def _check_leaves_nothing_out(run: Run, start: int, earlier: dict[str, Any], workdir: Path) -> None:
@@ -181,9 +181,9 @@ def _check_leaves_nothing_out(run: Run, start: int, earlier: dict[str, Any], wor
 def _measure_context(run: Run, params: Params) -> dict[str, Any]:
     """What the model makes of earlier turns, on the built-in corpus's held-out dialogues; printed and returned."""
     if jax.process_count() > 1:
-        params = multihost_utils.process_allgather(run.door.as_global(params), tiled=True)
+        params = multihost_utils.process_allgather(run.partitioner.as_global(params), tiled=True)
     data = run.dataset
-    encoder = data.recipe.encoder()
+    encoder = data.spec.encoder()
     scores = context_recall.measure(run.model, params, encoder, data.corpus_eval)
     _say(
         "",

@@ -17,19 +17,19 @@ from tqdm import tqdm
 from mtsft.config import default
 from mtsft.data.dataset import open_chat
 from mtsft.encoding.encoder import Encoder
-from mtsft.encoding.spec import Chat, Recipe
+from mtsft.encoding.spec import ChatFormat, EncodingSpec
 from mtsft.errors import InputError
 from mtsft.files import expanded
-from mtsft.interop.config_json import config_of, describe
+from mtsft.interop.config_json import architecture_fields, config_for
 from mtsft.interop.export_configs import check_exportable
-from mtsft.interop.hf_folder import Folder
+from mtsft.interop.hf_folder import HubFolder
 from mtsft.interop.peft import adapter_fingerprint, merge, read_adapter
 from mtsft.model.architecture import NO_LORA, Architecture, LoRA
 from mtsft.model.layers import ADAPTERS
 from mtsft.model.parameters import Params, are_stacked, join, names, select, split, unstack_layers
 from mtsft.model.quantization import is_quantized, quantize_kernel
 from mtsft.model.transformer import MATRICES, Model
-from mtsft.runs.workdir import FINGERPRINT, nothing_in, read_chat, read_config, read_published
+from mtsft.runs.workdir import FINGERPRINT, nothing_in, read_chat, read_published, read_run_config
 from mtsft.training.checkpoint import Checkpoints, read_identity
 from mtsft.training.freeze import trained_names
 
@@ -46,7 +46,7 @@ _UNBOUNDED = 2**31 - 1
 Place = Callable[[Any], Any]  # from shapes to the shardings of their arrays
 
 
-class HuggingFaceBase:
+class HubModel:
     """A model as a folder of transformers holds it.
 
     fields: of its Architecture, all but RUNTIME. published: its config.json.
@@ -56,7 +56,7 @@ class HuggingFaceBase:
     step = 0
 
     def __init__(self, path: Path):
-        self.path, self.folder = path, Folder.open(path)
+        self.path, self.folder = path, HubFolder.open(path)
         self.fields: dict[str, Any] = dict(self.folder.fields)
         self.published: dict[str, Any] | None = self.folder.config
 
@@ -70,13 +70,13 @@ class HuggingFaceBase:
         return read_adapter(path, self.folder.family, self.fields)
 
     @cached_property
-    def chat(self) -> Chat:
+    def chat(self) -> ChatFormat:
         """Its tokenizer and its chat template."""
         return open_chat(str(self.path))
 
     def encoder(self) -> Encoder:
         """Conversations as its tokens, of any length."""
-        return Recipe(self.chat, _UNBOUNDED).encoder()
+        return EncodingSpec(self.chat, _UNBOUNDED).encoder()
 
     def model(self, **runtime) -> Model:
         """The model, computed as RUNTIME fields say; by default unrolled, in float32."""
@@ -97,7 +97,7 @@ class HuggingFaceBase:
             yield self.read(each, place)
 
 
-class RunBase:
+class WorkdirModel:
     """A model as a run left it in its workdir.
 
     lora: its adapters, of rank 0 where it has none. published: of the folder that it comes from, None for none. Else
@@ -108,7 +108,7 @@ class RunBase:
     """
 
     def __init__(self, path: Path, step: int | None = None):
-        self.path, self.config, self.published = path, read_config(path), read_published(path)
+        self.path, self.config, self.published = path, read_run_config(path), read_published(path)
         self.lora = lora_of(self.config)
         with Checkpoints(path / "checkpoints", None, keep=0) as checkpoints:
             steps = checkpoints.steps
@@ -132,18 +132,18 @@ class RunBase:
     def adapters(self, path: str | Path) -> tuple[LoRA, Params]:
         """The adapters for it in a PEFT folder, layers stacked, on the host."""
         fields = self.fields | {"max_position_embeddings": self.fields["max_position_embeddings"] or 1}
-        family = describe(self.published or config_of(fields), str(self.path))[0]
+        family = architecture_fields(self.published or config_for(fields), str(self.path))[0]
         return read_adapter(path, family, self.fields)
 
     @cached_property
-    def chat(self) -> Chat:
+    def chat(self) -> ChatFormat:
         """Its tokenizer and its chat template."""
         return read_chat(self.path)
 
     def encoder(self) -> Encoder:
         """Conversations as its tokens, of any length."""
         stops = tuple(stop.strip() for stop in self.config.data.stops.split(",") if stop.strip())
-        return Recipe(self.chat, _UNBOUNDED, stops=stops).encoder()
+        return EncodingSpec(self.chat, _UNBOUNDED, stops=stops).encoder()
 
     def model(self, **runtime) -> Model:
         """The model with its adapters, computed as RUNTIME fields say; by default unrolled, else as it was trained."""
@@ -163,7 +163,7 @@ class RunBase:
         adapters = self._adapters_before() if any(name.endswith(ADAPTERS) for name in names(frozen)) else ""
         return join(params, initial(frozen, model, self._base(), self.config.train.seed, place, progress, adapters))
 
-    def _base(self) -> "HuggingFaceBase | RunBase | None":
+    def _base(self) -> "HubModel | WorkdirModel | None":
         """What the run started from. Raises InputError where that is another model by now."""
         path = self.config.model.init_from
         base = open_base(path)
@@ -197,7 +197,7 @@ class RunBase:
             yield select(whole, each)
 
 
-def open_base(path: str | Path) -> HuggingFaceBase | RunBase | None:
+def open_base(path: str | Path) -> HubModel | WorkdirModel | None:
     """The model that model.init_from names; None for "". Raises InputError if there is none."""
     if not path:
         return None
@@ -210,22 +210,22 @@ def open_base(path: str | Path) -> HuggingFaceBase | RunBase | None:
     return open_trained(folder)
 
 
-def open_trained(path: str | Path, step: int | None = None) -> HuggingFaceBase | RunBase:
-    """The model of a workdir, or of a Hugging Face folder. step: see RunBase. Raises InputError if there is none."""
+def open_trained(path: str | Path, step: int | None = None) -> HubModel | WorkdirModel:
+    """The model of a workdir or a Hugging Face folder. step: see WorkdirModel. Raises InputError if there is none."""
     folder = epath.Path(path).expanduser()
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise InputError(
             f"{path}: holds adapters alone; merge them into their base in PEFT, or train on from them with "
             "model.init_from (the base) and lora.init_from"
         )
-    if not is_of_hugging_face(folder):
-        return RunBase(folder, step)
+    if not is_hub_folder(folder):
+        return WorkdirModel(folder, step)
     if step is not None:
         raise InputError(f"{path}: is a Hugging Face folder, which holds no steps; leave --step out")
-    return HuggingFaceBase(folder)
+    return HubModel(folder)
 
 
-def is_of_hugging_face(folder: epath.Path) -> bool:
+def is_hub_folder(folder: epath.Path) -> bool:
     """Whether a folder holds a model as transformers keeps it, not a run."""
     if any(folder.glob("*.safetensors*")):
         return True
@@ -235,7 +235,7 @@ def is_of_hugging_face(folder: epath.Path) -> bool:
         return False
 
 
-def resolve(config: ConfigDict) -> tuple[ConfigDict, HuggingFaceBase | RunBase | None]:
+def resolve(config: ConfigDict) -> tuple[ConfigDict, HubModel | WorkdirModel | None]:
     """A config whose model is that of model.init_from, and where its parameters come from.
 
     Raises InputError for a key of `model` that says otherwise than the model does, or what no export could say.
@@ -259,12 +259,12 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, HuggingFaceBase | RunBase |
                 f"model.{name}={given!r}, and the model of model.init_from has {value!r}: leave model.{name} to it"
             )
     if base.published is not None:
-        name = "config.json" if isinstance(base, HuggingFaceBase) else "published.json"
+        name = "config.json" if isinstance(base, HubModel) else "published.json"
         check_exportable(model_of(config, 0).arch, base.published, str(base.path / name))
     return (_with_adapters(config, base) if config.lora.init_from else config), base
 
 
-def _with_adapters(config: ConfigDict, base: HuggingFaceBase | RunBase) -> ConfigDict:
+def _with_adapters(config: ConfigDict, base: HubModel | WorkdirModel) -> ConfigDict:
     """A config whose adapters are those of lora.init_from; their dropout is the config's own."""
     lora, unsaid = base.adapters(config.lora.init_from)[0], default().lora
     found = {"rank": lora.rank, "alpha": float(lora.alpha), "targets": lora.targets}
@@ -300,7 +300,7 @@ def lora_of(config: ConfigDict) -> LoRA:
 def initial(
     shapes: Params,
     model: Model,
-    base: HuggingFaceBase | RunBase | None,
+    base: HubModel | WorkdirModel | None,
     seed: int,
     place: Place,
     progress: bool = False,
@@ -334,7 +334,7 @@ def _draw(shapes: Params, model: Model, seed: int, place: Place) -> Params:
 def _quantized(
     shapes: Params,
     model: Model,
-    base: HuggingFaceBase | RunBase | None,
+    base: HubModel | WorkdirModel | None,
     seed: int,
     place: Place,
     progress: bool = False,

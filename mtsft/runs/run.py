@@ -27,8 +27,8 @@ from mtsft.runs.pretrained import (
     ADAPTERS_BEFORE,
     BASE,
     RUNTIME,
-    HuggingFaceBase,
-    RunBase,
+    HubModel,
+    WorkdirModel,
     initial,
     model_of,
     resolve,
@@ -39,8 +39,8 @@ from mtsft.training.learning_rate import learning_rate_factors, learning_rate_sc
 from mtsft.training.optimizer import build_optimizer
 from mtsft.training.sharding import check_batch_size, check_rules, make_mesh, param_shardings
 from mtsft.training.state import TrainState, create_state, new_state, state_shardings
-from mtsft.training.step import Door
-from mtsft.training.step_rng import noise_of
+from mtsft.training.step import Partitioner
+from mtsft.training.step_rng import step_rng_of
 
 _MOST_STEPS = 2**31 - 1  # that a state counts
 
@@ -56,8 +56,8 @@ class Run:
     dataset: Dataset
     model: Model
     optimizer: optax.GradientTransformation
-    door: Door
-    base: HuggingFaceBase | RunBase | None
+    partitioner: Partitioner
+    base: HubModel | WorkdirModel | None
 
     @classmethod
     def of(cls, config: ConfigDict, progress: bool = True) -> "Run":
@@ -67,9 +67,9 @@ class Run:
             folder = expanded(config.parallel.compilation_cache)
             jax.config.update("jax_compilation_cache_dir", str(folder))
         mesh = make_mesh(config.parallel.mesh)
-        door = Door(config.parallel.mode, mesh)
+        partitioner = Partitioner(config.parallel.mode, mesh)
         train = config.train
-        check_batch_size("train.batch_size", train.batch_size, door.num_shards, train.microbatches)
+        check_batch_size("train.batch_size", train.batch_size, partitioner.num_shards, train.microbatches)
         optimizer = build_optimizer(
             train.optimizer,
             clip_norm=train.clip_norm,
@@ -85,8 +85,8 @@ class Run:
         dataset.check_lengths(model.arch.max_position_embeddings)
         if config.eval.patience and dataset.eval is None:
             raise InputError("eval.patience is set and nothing is held out to wait for; set data.eval_fraction")
-        run = cls(config, dataset, model, optimizer, door, base)
-        check_batch_size("eval.batch_size", run.eval_batch_size, door.num_shards)
+        run = cls(config, dataset, model, optimizer, partitioner, base)
+        check_batch_size("eval.batch_size", run.eval_batch_size, partitioner.num_shards)
         check_rules(run.whole_shapes)
         if model.lora.rank and train.optimizer == "muon":
             raise InputError("train.optimizer='muon' moves the layers' matrices, which lora.rank freezes; use 'adamw'")
@@ -180,11 +180,11 @@ class Run:
 
     def shardings(self, shapes: TrainState) -> TrainState:
         """Where the arrays of a state of these shapes lie."""
-        return state_shardings(shapes, self.optimizer, self.door.mesh)
+        return state_shardings(shapes, self.optimizer, self.partitioner.mesh)
 
     def place(self, shapes: Params) -> Params:
         """Where parameters of these shapes lie."""
-        return param_shardings(shapes, self.door.mesh)
+        return param_shardings(shapes, self.partitioner.mesh)
 
     def create(self) -> TrainState:
         """The state before the first step."""
@@ -213,7 +213,7 @@ class Run:
             self.dataset.train_layout,
             train.batch_size,
             train.seed,
-            rows=self.door.rows(train.batch_size),
+            rows=self.partitioner.rows(train.batch_size),
             max_rows=self.num_rows,
             steps=self.steps,
         )
@@ -240,12 +240,12 @@ class Run:
         """(state, frozen parameters, batch of `put`) -> (state, metrics)."""
         train, data = self.config.train, self.dataset
         mean_weight = float(data.train.weights_N.sum()) / data.train_layout.num_rows * train.batch_size
-        return self.door.compile_step(
+        return self.partitioner.compile_step(
             self.model,
             self.config.objective.chunk,
             self.shardings(self.shapes),
             self.place(self.frozen_shapes),
-            draw_noise=noise_of(self.model, train.seed, train.neftune_alpha),
+            draw_rng=step_rng_of(self.model, train.seed, train.neftune_alpha),
             optimizer=self.optimizer,
             schedule=self.schedule,
             microbatches=train.microbatches,
@@ -256,11 +256,11 @@ class Run:
 
     def put(self, batch: PackedBatch) -> PackedBatch:
         """This process's rows of a training batch as the global batch."""
-        return self.door.put(batch, self.config.train.batch_size)
+        return self.partitioner.put(batch, self.config.train.batch_size)
 
     @cached_property
     def _evaluate_batch(self) -> Callable:
-        return self.door.compile_evaluation(
+        return self.partitioner.compile_evaluation(
             self.model,
             self.config.objective.chunk,
             self.place(self.shapes.params),
@@ -276,7 +276,7 @@ class Run:
             layout,
             size,
             seed=0,
-            rows=self.door.rows(size),
+            rows=self.partitioner.rows(size),
             max_rows=layout.num_rows,
             steps=-(-layout.num_rows // size),
         )
@@ -284,4 +284,4 @@ class Run:
         def evaluate_batch(params, batch):
             return self._evaluate_batch(params, frozen, batch)
 
-        return evaluate(evaluate_batch, params, source, lambda batch: self.door.put(batch, size))
+        return evaluate(evaluate_batch, params, source, lambda batch: self.partitioner.put(batch, size))

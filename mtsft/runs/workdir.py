@@ -10,11 +10,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mtsft.config import default
-from mtsft.encoding.spec import Chat
+from mtsft.encoding.spec import ChatFormat
 from mtsft.errors import InputError, one_line
-from mtsft.files import write_whole
+from mtsft.files import atomic_write
 from mtsft.interop import config_json
-from mtsft.interop.hf_folder import read_json
+from mtsft.interop.hf_folder import read_json_file
 from mtsft.tokenizer.load import read_files
 
 FINGERPRINT = "fingerprint.json"  # of what makes a run this run
@@ -24,7 +24,9 @@ _CONFIG, _TEMPLATE, _TOKENIZER, _PUBLISHED = "config.json", "template.json", "to
 _OF_MODELS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
 
-def write(workdir: epath.Path, config: ConfigDict, chat: Chat, published: Mapping[str, Any] | None = None) -> None:
+def write(
+    workdir: epath.Path, config: ConfigDict, chat: ChatFormat, published: Mapping[str, Any] | None = None
+) -> None:
     """Keeps all that a trained model's user needs beside the checkpoints.
 
     published: the config.json of the Hugging Face folder that the model comes from, for an export to be like it.
@@ -32,11 +34,11 @@ def write(workdir: epath.Path, config: ConfigDict, chat: Chat, published: Mappin
     for name, content in chat.tokenizer.items():
         path = workdir / _TOKENIZER / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
-    write_whole(workdir / _TEMPLATE, chat.as_json().encode())
+        atomic_write(path, content)
+    atomic_write(workdir / _TEMPLATE, chat.as_json().encode())
     if published is not None:
-        write_whole(workdir / _PUBLISHED, (json.dumps(published, indent=1) + "\n").encode())
-    write_whole(workdir / _CONFIG, (config.to_json(indent=1) + "\n").encode())
+        atomic_write(workdir / _PUBLISHED, (json.dumps(published, indent=1) + "\n").encode())
+    atomic_write(workdir / _CONFIG, (config.to_json(indent=1) + "\n").encode())
 
 
 def check_free(workdir: epath.Path) -> None:
@@ -46,7 +48,7 @@ def check_free(workdir: epath.Path) -> None:
     if not workdir.is_dir():
         raise InputError(f"--workdir={workdir}: is a file; choose a folder")
     if (workdir / FINGERPRINT).exists():
-        if CONVERTED in read_json(workdir / FINGERPRINT)[1]:
+        if CONVERTED in read_json_file(workdir / FINGERPRINT)[1]:
             raise InputError(
                 f"--workdir={workdir}: holds a converted model; set model.init_from to it, and choose another --workdir"
             )
@@ -67,7 +69,7 @@ def make(workdir: epath.Path) -> None:
         raise InputError(f"--workdir={workdir}: cannot be made ({one_line(error, 100)}); choose another") from error
 
 
-def read_config(workdir: epath.Path) -> ConfigDict:
+def read_run_config(workdir: epath.Path) -> ConfigDict:
     """The config that a run left in its workdir. Raises InputError where there is no trained model."""
     path, config = workdir / _CONFIG, default()
     for needed in (path, workdir / _TOKENIZER, workdir / "checkpoints"):
@@ -81,14 +83,14 @@ def read_config(workdir: epath.Path) -> ConfigDict:
     return config
 
 
-def read_chat(workdir: epath.Path) -> Chat:
+def read_chat(workdir: epath.Path) -> ChatFormat:
     """The tokenizer and the chat template of a run. Raises InputError where they are not whole."""
     path = workdir / _TEMPLATE
     try:
-        return Chat.of(read_files(workdir / _TOKENIZER), path.read_text())
+        return ChatFormat.of(read_files(workdir / _TOKENIZER), path.read_text())
     except OSError as error:
         raise nothing_in(workdir, f"no {_TEMPLATE}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise InputError(f"{path}: not the template of a run of this version: {one_line(error, 100)}") from error
 
 
@@ -97,15 +99,15 @@ def read_published(workdir: epath.Path) -> dict[str, Any] | None:
     path = workdir / _PUBLISHED
     if not path.exists():
         return None
-    published = read_json(path)[1]
-    config_json.describe(published, str(path))  # says what is wrong with it
+    published = read_json_file(path)[1]
+    config_json.architecture_fields(published, str(path))  # says what is wrong with it
     return published
 
 
 def read_result(workdir: epath.Path) -> dict[str, Any]:
     """What the loop wrote at an earlier end of the run; {} where there was none. Raises InputError."""
     path = workdir / RESULT
-    return read_json(path)[1] if path.exists() else {}
+    return read_json_file(path)[1] if path.exists() else {}
 
 
 def with_its_date(config: ConfigDict, workdir: epath.Path | None = None) -> ConfigDict:

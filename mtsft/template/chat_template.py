@@ -15,7 +15,7 @@ from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError, one_line
 from mtsft.files import expanded
 from mtsft.template.jinja import JinjaTemplate, Reader, Refused
-from mtsft.template.provenance import PRIVATE, Tracer, Untraceable
+from mtsft.template.provenance import PLACEHOLDERS, Tracker, Untrackable
 
 CHATML = """\
 {%- for message in messages -%}
@@ -43,15 +43,15 @@ class ChatTemplate:
 
     def __init__(
         self,
-        sources: Mapping[str, str],
+        templates: Mapping[str, str],
         name: str,
         special_tokens: Mapping[str, str] | None = None,
         variables: Mapping[str, Any] | None = None,
         now: datetime.datetime | None = None,
     ):
-        self.name, self.sources = name, dict(sources)
+        self.name, self.templates = name, dict(templates)
         self.variables = {**(special_tokens or {}), **(variables or {})}
-        self._templates = {key: JinjaTemplate(source, name, now) for key, source in self.sources.items()}
+        self._templates = {key: JinjaTemplate(source, name, now) for key, source in self.templates.items()}
         self.literals = tuple(dict.fromkeys(text for t in self._templates.values() for text in t.literals))
         self.reads_the_clock = any("strftime_now" in template.names for template in self._templates.values())
         self._now = now.isoformat() if now and self.reads_the_clock else ""
@@ -60,7 +60,7 @@ class ChatTemplate:
     @property
     def fingerprint(self) -> str:
         """Changes whenever anything may be rendered differently."""
-        parts = [sorted(self.sources.items()), sorted(self.variables.items()), self._now]
+        parts = [sorted(self.templates.items()), sorted(self.variables.items()), self._now]
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
     def record(self, message: Message) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class ChatTemplate:
         tools: Any,
         prompt: bool,
         dialogue: Dialogue | None,
-        tracer: Tracer | None = None,
+        tracker: Tracker | None = None,
         reader: Reader | None = None,
     ) -> str:
         variables = {
@@ -108,7 +108,7 @@ class ChatTemplate:
             "tools": tools or None,
             "add_generation_prompt": prompt,
         }
-        return self.choose(dialogue).render(variables, tracer, reader)
+        return self.choose(dialogue).render(variables, tracker, reader)
 
     def _tool_call_habits(self) -> tuple[bool, bool]:
         """Whether arguments must be JSON texts, and whether a reply that only calls tools must have no content.
@@ -142,22 +142,22 @@ class Stream(NamedTuple):
     prompt: str
 
 
-class Traced:
+class TrackedDialogue:
     """One dialogue under a template, each rendering of some of its messages a buffer of one and the same tracer."""
 
     def __init__(self, template: ChatTemplate, dialogue: Dialogue):
         self.dialogue, self._template = dialogue, template
-        if dialogue.variables and PRIVATE.search(json.dumps(dialogue.variables, ensure_ascii=False)):
+        if dialogue.variables and PLACEHOLDERS.search(json.dumps(dialogue.variables, ensure_ascii=False)):
             raise InputError(
                 f"{dialogue.source}: the variables of its template hold characters of Unicode's private planes 15 and "
                 "16, which mtsft needs itself; remove them"
             )
         self.records = Records(template, dialogue)
-        self.tracer = Tracer(self.records)
+        self.tracker = Tracker(self.records)
         self._messages = [self._wrap(record, i) for i, record in enumerate(self.records["messages"])]
         tools = self.records["tools"]
         self._tools = tools and [
-            self.tracer.wrap(tool, ("tools", i), -1, "tools", True) for i, tool in enumerate(tools)
+            self.tracker.wrap(tool, ("tools", i), -1, "tools", True) for i, tool in enumerate(tools)
         ]
 
     def render(self, indices: Sequence[int], prompt: bool, also: Sequence[dict] = ()) -> str:
@@ -167,8 +167,8 @@ class Traced:
         """
         messages = [self._messages[i] for i in indices] + list(also)
         try:
-            return self._template._run(messages, self._tools, prompt, self.dialogue, self.tracer)
-        except Untraceable as error:
+            return self._template._run(messages, self._tools, prompt, self.dialogue, self.tracker)
+        except Untrackable as error:
             raise InputError(
                 f"{self.dialogue.source}: the chat template {self._template.name} does with a message what cannot be "
                 f"followed ({error}), so that its words could be taken for control tokens"
@@ -184,12 +184,12 @@ class Traced:
             return None
         try:
             reader = Reader(self._messages[:count])
-            text = template._run(reader, self._tools, False, self.dialogue, self.tracer, reader)
+            text = template._run(reader, self._tools, False, self.dialogue, self.tracker, reader)
             if not reader.in_order or len(reader.marks) != count + 1:
                 return None
             first = Reader(self._messages[:1])
-            prompted = template._run(first, self._tools, True, self.dialogue, self.tracer, first)
-        except (Refused, Untraceable):
+            prompted = template._run(first, self._tools, True, self.dialogue, self.tracker, first)
+        except (Refused, Untrackable):
             return None
         if not first.in_order or len(first.marks) != 2:
             return None
@@ -202,7 +202,7 @@ class Traced:
         for key, value in record.items():
             if key != "role":
                 name = "reasoning_content" if key in _REASONING else key  # one thing under several names
-                wrapped[key] = self.tracer.wrap(value, (*path, name), index, name)
+                wrapped[key] = self.tracker.wrap(value, (*path, name), index, name)
         return wrapped
 
 

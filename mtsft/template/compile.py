@@ -16,17 +16,17 @@ from typing import Any
 
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError
-from mtsft.template.chat_template import ChatTemplate, Traced
+from mtsft.template.chat_template import ChatTemplate, TrackedDialogue
 from mtsft.template.jinja import Refused
 from mtsft.template.placeholders import structure
-from mtsft.template.render_turns import Writing
-from mtsft.template.spans import Controls, Script, Segment, owned
-from mtsft.tokenizer.load import Control
+from mtsft.template.render_turns import TurnRenderer
+from mtsft.template.spans import ControlTokens, Segment, TurnPlan, owned
+from mtsft.tokenizer.base import ControlToken
 
 _PER_SHAPE, _MOST = 64, 4000  # scripts kept: of one shape, and in all (one of a long dialogue takes 100 kB)
 
 
-class ScriptWriter:
+class TemplateCompiler:
     """Writes scripts, and remembers them by the shape of the dialogue.
 
     template; controls: of the tokenizer. stops: texts of controls that end a turn, beside those that the template's
@@ -37,49 +37,49 @@ class ScriptWriter:
     def __init__(
         self,
         template: ChatTemplate,
-        controls: Mapping[str, Control],
+        controls: Mapping[str, ControlToken],
         stops: Sequence[str],
         exactly: bool = False,
         unfaithful: str = "error",
     ):
-        shown = () if exactly else shown_stops(template, Controls(controls, stops))
+        shown = () if exactly else shown_stops(template, ControlTokens(controls, stops))
         self.template, self.unfaithful = template, unfaithful
-        self.controls = Controls(controls, (*shown, *stops))
-        self._kept: dict[Any, list[Script]] = {}
+        self.controls = ControlTokens(controls, (*shown, *stops))
+        self._kept: dict[Any, list[TurnPlan]] = {}
         self._count = 0
 
-    def __call__(self, dialogue: Dialogue, wanted: Collection[int], records: Any, known: dict) -> Script:
+    def __call__(self, dialogue: Dialogue, wanted: Collection[int], records: Any, known: dict) -> TurnPlan:
         """The script of a dialogue in which the messages `wanted` are responses.
 
         records, known: `Records`, and the values of symbols found so far, which are added to.
         """
         shape = _shape(dialogue, wanted, records)
-        for script in self._kept.get(shape, ()):
-            for question in script.questions:
-                if not question.holds(records, known):
+        for turn_plan in self._kept.get(shape, ()):
+            for guard in turn_plan.guards:
+                if not guard.check(records, known):
                     break
             else:
-                return script
-        script = self._writing(dialogue, wanted).script()
+                return turn_plan
+        turn_plan = self._renderer(dialogue, wanted).turn_plan()
         if self._count >= _MOST:
             self._kept, self._count = {}, 0
-        scripts = self._kept.setdefault(shape, [])
-        scripts.append(script)
+        turn_plans = self._kept.setdefault(shape, [])
+        turn_plans.append(turn_plan)
         self._count += 1
-        if len(scripts) > _PER_SHAPE:
-            del scripts[0]
+        if len(turn_plans) > _PER_SHAPE:
+            del turn_plans[0]
             self._count -= 1
-        return script
+        return turn_plan
 
     def prompt(self, dialogue: Dialogue) -> list[Segment]:
         """The context of a reply to the last message: what a server would send the model."""
-        return self._writing(dialogue, ()).prompt()
+        return self._renderer(dialogue, ()).prompt()
 
-    def _writing(self, dialogue: Dialogue, wanted: Collection[int]) -> Writing:
-        return Writing(self.template, self.controls, self.unfaithful, dialogue, wanted)
+    def _renderer(self, dialogue: Dialogue, wanted: Collection[int]) -> TurnRenderer:
+        return TurnRenderer(self.template, self.controls, self.unfaithful, dialogue, wanted)
 
 
-def shown_stops(template: ChatTemplate, controls: Controls) -> tuple[str, ...]:
+def shown_stops(template: ChatTemplate, controls: ControlTokens) -> tuple[str, ...]:
     """The controls with which a template ends a reply, and a tool call.
 
     controls.stops: those that are known to end turns. Of what the template writes between a reply and the next message
@@ -100,11 +100,11 @@ def shown_stops(template: ChatTemplate, controls: Controls) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _controls_after_words(template: ChatTemplate, controls: Controls, messages: tuple[Message, ...]) -> list[str]:
+def _controls_after_words(template: ChatTemplate, controls: ControlTokens, messages: tuple[Message, ...]) -> list[str]:
     """The controls between the words of the second message and whatever words come next."""
-    traced = Traced(template, Dialogue("", messages))
+    tracked = TrackedDialogue(template, Dialogue("", messages))
     try:
-        parts = traced.tracer.parts(traced.render(range(len(messages)), False))
+        parts = tracked.tracker.parts(tracked.render(range(len(messages)), False))
     except (Refused, InputError):
         return []
     own = owned(parts, 1)

@@ -18,10 +18,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from mtsft.errors import InputError, one_line
-from mtsft.template.provenance import PRIVATE, Opaque, Rope, Tracer, Untraceable
+from mtsft.template.provenance import PLACEHOLDERS, Opaque, TrackedStr, Tracker, Untrackable
 
 _OF_DICTS = frozenset(dir(dict))
-_UNTRACEABLE = ("format", "format_map", "encode", "translate", "maketrans")
+_UNTRACKABLE = ("format", "format_map", "encode", "translate", "maketrans")
 # Filters that work through the methods of what they are given; others would look at a rope's buffer.
 _FOLLOWED = frozenset(
     "trim tojson string length count upper lower capitalize replace join default d first last list map select reject "
@@ -50,9 +50,9 @@ class _Generation(Extension):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox; `tracer` is that of the rendering under way, and None for plain ones."""
+    """The sandbox; `tracker` is that of the rendering under way, and None for plain ones."""
 
-    tracer: Tracer | None = None
+    tracker: Tracker | None = None
 
     def getattr(self, obj, attribute):
         if type(obj) is dict and attribute not in _OF_DICTS:
@@ -61,14 +61,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
     def call(self, context, obj, *args, **kwargs):
-        if self.tracer is None:
+        if self.tracker is None:
             return super().call(context, obj, *args, **kwargs)
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
-        if isinstance(owner, Rope) and name in _UNTRACEABLE:
-            raise Untraceable(f"its method {name} is used")
-        if type(owner) is str and name not in _UNTRACEABLE and any(isinstance(arg, Rope) for arg in args):
-            obj = getattr(Rope(self.tracer, owner), name)  # str's own would look at the buffer
-        return self.tracer.lift(super().call(context, obj, *args, **kwargs))
+        if isinstance(owner, TrackedStr) and name in _UNTRACKABLE:
+            raise Untrackable(f"its method {name} is used")
+        if type(owner) is str and name not in _UNTRACKABLE and any(isinstance(arg, TrackedStr) for arg in args):
+            obj = getattr(TrackedStr(self.tracker, owner), name)  # str's own would look at the buffer
+        return self.tracker.retrack(super().call(context, obj, *args, **kwargs))
 
 
 def _raise(message: str) -> None:
@@ -78,16 +78,16 @@ def _raise(message: str) -> None:
 def _make_environment(now: datetime.datetime | None) -> _Environment:
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
 
-    def lift(text: Any) -> Any:
-        return environment.tracer.lift(text) if environment.tracer is not None else text
+    def retrack(text: Any) -> Any:
+        return environment.tracker.retrack(text) if environment.tracker is not None else text
 
     def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
         options = {"ensure_ascii": ensure_ascii, "indent": indent, "separators": separators, "sort_keys": sort_keys}
-        if environment.tracer is None:
+        if environment.tracker is None:
             return json.dumps(value, **options)
         plain = (("separators", tuple(separators)),) if separators else ()
         options = (("ensure_ascii", bool(ensure_ascii)), ("indent", indent), *plain, ("sort_keys", bool(sort_keys)))
-        return environment.tracer.tojson(value, options)
+        return environment.tracker.tojson(value, options)
 
     def strftime_now(form: str) -> str:
         return (now or datetime.datetime.now()).strftime(form)
@@ -95,41 +95,41 @@ def _make_environment(now: datetime.datetime | None) -> _Environment:
     @jinja2.pass_context  # so that it is not worked out before there is a tracer
     def contains(context: Any, container: Any) -> Any:
         """The right side of `in`: a plain str would look at a rope's buffer."""
-        if environment.tracer is not None and type(container) is str:
-            return Rope(environment.tracer, container)
+        if environment.tracker is not None and type(container) is str:
+            return TrackedStr(environment.tracker, container)
         return container
 
     @jinja2.pass_context
     def mod(context: Any, left: Any, right: Any) -> Any:
         """The operator %: of a plain str it would go by the buffers of ropes."""
-        if environment.tracer is not None and type(left) is str:
+        if environment.tracker is not None and type(left) is str:
             among = right if isinstance(right, tuple) else (right,)
-            if any(isinstance(value, Rope) for value in among) and _WIDTH.search(left):
-                raise Untraceable(f"it is formatted by {left!r}")
-            if isinstance(right, Rope):
+            if any(isinstance(value, TrackedStr) for value in among) and _WIDTH.search(left):
+                raise Untrackable(f"it is formatted by {left!r}")
+            if isinstance(right, TrackedStr):
                 right = (right,)
-        return lift(left % right)
+        return retrack(left % right)
 
-    def lifted(name: str, function: Any) -> Any:
+    def retracked(name: str, function: Any) -> Any:
         def filtered(*args, **kwargs):
-            traced = environment.tracer is not None and any(isinstance(arg, Rope | Opaque) for arg in args)
-            if traced and name not in _FOLLOWED:
-                raise Untraceable(f"the filter {name} is used")
-            return lift(function(*args, **kwargs))
+            tracked = environment.tracker is not None and any(isinstance(arg, TrackedStr | Opaque) for arg in args)
+            if tracked and name not in _FOLLOWED:
+                raise Untrackable(f"the filter {name} is used")
+            return retrack(function(*args, **kwargs))
 
         for mark in ("jinja_pass_arg", "jinja_async_variant"):
             if hasattr(function, mark):
                 setattr(filtered, mark, getattr(function, mark))
         return filtered
 
-    environment.concat = lambda pieces: lift("".join(pieces))
-    environment.filters = {name: lifted(name, function) for name, function in environment.filters.items()}
+    environment.concat = lambda pieces: retrack("".join(pieces))
+    environment.filters = {name: retracked(name, function) for name, function in environment.filters.items()}
     environment.filters |= {"tojson": tojson, "_contains": contains, "_mod": mod}
-    environment.filters["_concat"] = lambda pieces: lift("".join(map(str, pieces)))
+    environment.filters["_concat"] = lambda pieces: retrack("".join(map(str, pieces)))
     for name in ("int", "float"):
         number = environment.filters[name]
         environment.filters[name] = lambda value, *args, _number=number, **kwargs: _number(
-            value._tracer.ask(value._parts, "text") if isinstance(value, Rope) else value, *args, **kwargs
+            value._tracker.observe(value._parts, "text") if isinstance(value, TrackedStr) else value, *args, **kwargs
         )
     environment.tests["sequence"] = lambda value: isinstance(value, str | dict | list | tuple) or _is_sequence(value)
     environment.globals |= {"raise_exception": _raise, "strftime_now": strftime_now}
@@ -168,7 +168,7 @@ def _is_sequence(value: Any) -> bool:
     return True
 
 
-class _Traceable(jinja2.visitor.NodeTransformer):
+class _TrackableTree(jinja2.visitor.NodeTransformer):
     """Rewrites what would join or compare strings behind a rope's back."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
@@ -197,7 +197,7 @@ class JinjaTemplate:
     def __init__(self, source: str, name: str, now: datetime.datetime | None = None):
         self.source, self.name = source, name
         self._environment = _make_environment(now)
-        if PRIVATE.search(source):
+        if PLACEHOLDERS.search(source):
             raise InputError(
                 f"{name}: holds characters of Unicode's private planes 15 and 16, which mtsft needs itself"
             )
@@ -210,24 +210,24 @@ class JinjaTemplate:
                 if isinstance(node, nodes.Getattr) or isinstance(node.arg, nodes.Const)
             }
             self.tail = _has_plain_tail(tree)
-            code = self._environment.compile(_Traceable().visit(tree), name)
+            code = self._environment.compile(_TrackableTree().visit(tree), name)
             self._template = jinja2.Template.from_code(self._environment, code, self._environment.make_globals(None))
             self._template.root_render_func.__globals__["LoopContext"] = _Loop
         except jinja2.TemplateSyntaxError as error:
             raise InputError(f"{name}:{error.lineno}: not a Jinja template: {one_line(error.message, 160)}") from error
 
-    def render(self, variables: dict[str, Any], tracer: Tracer | None = None, reader: "Reader | None" = None) -> str:
+    def render(self, variables: dict[str, Any], tracker: Tracker | None = None, reader: "Reader | None" = None) -> str:
         """The text, or with a tracer the buffer whose private characters are its symbols.
 
         reader: the messages among the variables, if they are to note when they are read. Raises Refused for whatever
-        goes wrong inside the template, Untraceable where a trace is lost.
+        goes wrong inside the template, Untrackable where a trace is lost.
         """
-        self._environment.tracer = tracer
+        self._environment.tracker = tracker
         try:
             # Not Template.render: its end would rewrite tracebacks, which costs more than the rendering.
             pieces = self._template.root_render_func(self._template.new_context(variables))
             return "".join(pieces) if reader is None else reader.follow(pieces)
-        except Untraceable:
+        except Untrackable:
             raise
         except (
             jinja2.TemplateError,
@@ -238,15 +238,15 @@ class JinjaTemplate:
             AttributeError,
             RecursionError,
         ) as error:
-            said = one_line(self._said(error, tracer), 160)
+            said = one_line(self._said(error, tracker), 160)
             kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
             raise Refused(f"{kind}{said}") from error
         finally:
-            self._environment.tracer = None
+            self._environment.tracker = None
 
-    def _said(self, error: Exception, tracer: Tracer | None) -> str:
+    def _said(self, error: Exception, tracker: Tracker | None) -> str:
         text = str(error)
-        return tracer.text(text) if tracer is not None and PRIVATE.search(text) else text
+        return tracker.text(text) if tracker is not None and PLACEHOLDERS.search(text) else text
 
 
 class _Loop(LoopContext):

@@ -8,10 +8,10 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-Parts = tuple["str | Symbol", ...]  # template text and symbols, as they follow each other
+Parts = tuple["str | Placeholder", ...]  # template text and symbols, as they follow each other
 
 
-class Symbol:
+class Placeholder:
     """A value of a dialogue by its place, or the text that one operation made of others.
 
     path: where it stands, (message index, key, ...) or ("tools", ...). Made ones have a method of `OPERATIONS` with
@@ -25,7 +25,7 @@ class Symbol:
         self.character, self.key, self.owner, self.field = character, key, owner, field
         self.path, self.method, self.args, self.item, self.parts = key
 
-    def value(self, records: Any, known: dict["Symbol", Any]) -> Any:
+    def value(self, records: Any, known: dict["Placeholder", Any]) -> Any:
         """What it is in the dialogue `records` ([record of message 0, ...] or "tools"); known: what was found."""
         if self in known:
             return known[self]
@@ -42,30 +42,30 @@ class Symbol:
         return found
 
 
-class Question(NamedTuple):
+class Guard(NamedTuple):
     """What a template asked of some text, and the answer that it got."""
 
     parts: Parts
     method: str
     args: tuple
-    answer: Any
+    expected: Any
 
-    def holds(self, records: Any, known: dict[Symbol, Any]) -> bool:
+    def check(self, records: Any, known: dict[Placeholder, Any]) -> bool:
         """Whether another dialogue gives the same answer."""
         subject = text_of(self.parts, records, known)
-        return QUESTIONS[self.method](subject, *values_of(self.args, records, known)) == self.answer
+        return OBSERVATIONS[self.method](subject, *values_of(self.args, records, known)) == self.expected
 
 
-def text_of(parts: Parts, records: Any, known: dict[Symbol, Any]) -> Any:
+def text_of(parts: Parts, records: Any, known: dict[Placeholder, Any]) -> Any:
     """The words that parts stand for in a dialogue; the value itself where one symbol stands for something else."""
-    if len(parts) == 1 and type(parts[0]) is Symbol:
+    if len(parts) == 1 and type(parts[0]) is Placeholder:
         return parts[0].value(records, known)
     return "".join(part if type(part) is str else part.value(records, known) for part in parts)
 
 
-def values_of(args: tuple, records: Any, known: dict[Symbol, Any]) -> tuple:
+def values_of(args: tuple, records: Any, known: dict[Placeholder, Any]) -> tuple:
     """Arguments with the words that symbols among them stand for."""
-    return tuple(arg.value(records, known) if type(arg) is Symbol else arg for arg in args)
+    return tuple(arg.value(records, known) if type(arg) is Placeholder else arg for arg in args)
 
 
 def as_json(value: Any, options: tuple = ()) -> str:
@@ -111,7 +111,7 @@ OPERATIONS: dict[str, Callable] = {
     "repr": repr,
     "key": lambda value, place: list(value)[place],
 }
-QUESTIONS: dict[str, Callable] = {
+OBSERVATIONS: dict[str, Callable] = {
     **{name: getattr(str, name) for name in PREDICATES.split()},
     "bool": bool,
     "text": str,

@@ -4,12 +4,12 @@ from collections.abc import Collection, Iterator, Sequence
 
 from mtsft.dialogue.schema import Dialogue
 from mtsft.errors import InputError
-from mtsft.template.chat_template import ChatTemplate, Traced
+from mtsft.template.chat_template import ChatTemplate, TrackedDialogue
 from mtsft.template.jinja import Refused
-from mtsft.template.placeholders import Parts, Symbol
-from mtsft.template.provenance import Tracer
-from mtsft.template.spans import Controls, Script, Segment, Turn, buffer_of, owned, place_after, reasoning_end
-from mtsft.tokenizer.load import AFTER_CONTROL, START
+from mtsft.template.placeholders import Parts, Placeholder
+from mtsft.template.provenance import Tracker
+from mtsft.template.spans import ControlTokens, Segment, Turn, TurnPlan, buffer_of, edge_after, owned, reasoning_end
+from mtsft.tokenizer.base import AFTER_CONTROL, START
 
 _OPEN, _CLOSE = "<think>", "</think>"  # reasoning inside the content of a reply, where these are control tokens
 
@@ -25,33 +25,33 @@ UNFAITHFUL = {
 }
 
 
-class Writing:
-    """One dialogue on its way to a script, under the policy `unfaithful` of ScriptWriter."""
+class TurnRenderer:
+    """One dialogue on its way to a script, under the policy `unfaithful` of TemplateCompiler."""
 
     def __init__(
         self,
         template: ChatTemplate,
-        controls: Controls,
+        controls: ControlTokens,
         unfaithful: str,
         dialogue: Dialogue,
         wanted: Collection[int],
     ):
         self.template, self.controls, self.unfaithful = template, controls, unfaithful
         self.dialogue, self.wanted = dialogue, sorted(wanted)
-        self.traced = Traced(template, dialogue)
-        self.tracer: Tracer = self.traced.tracer
+        self.tracked = TrackedDialogue(template, dialogue)
+        self.tracker: Tracker = self.tracked.tracker
         self.lost: list[tuple[int, str]] = []
         self._seen: set[int] = set()
 
-    def script(self) -> Script:
+    def turn_plan(self) -> TurnPlan:
         """The script; raises InputError for a turn that is not faithful under "error"."""
         turns = self._in_one_pass() or self._prefix_by_prefix()
-        return Script(tuple(turns), tuple(self.lost), tuple(self.tracer.questions.values()))
+        return TurnPlan(tuple(turns), tuple(self.lost), tuple(self.tracker.guards.values()))
 
     def prompt(self) -> list[Segment]:
         """The context of a reply to the last message."""
         buffer = self._render(range(len(self.dialogue.messages)), True)
-        return self.controls.cut(self._with_reasoning(self.tracer.parts(buffer)), START)
+        return self.controls.cut(self._with_reasoning(self.tracker.parts(buffer)), START)
 
     def _in_one_pass(self) -> list[Turn]:
         """The turns of a dialogue whose template reads it front to back: what it writes before it reads a message is
@@ -60,10 +60,10 @@ class Writing:
         messages = self.dialogue.messages
         if self.dialogue.parents is not None or any(messages[i].role != "assistant" for i in self.wanted):
             return []
-        stream = self.traced.stream(self.wanted[-1] + 1) if self.wanted else None
+        stream = self.tracked.stream(self.wanted[-1] + 1) if self.wanted else None
         if stream is None:
             return []
-        text, parts_of = stream.text, self.tracer.parts
+        text, parts_of = stream.text, self.tracker.parts
         turns, read, closed, open_at, control, number = [], 0, 0, 0, "", 0
         for message in self.wanted:
             begin, end = stream.marks[message], stream.marks[message + 1]
@@ -86,7 +86,7 @@ class Writing:
             place = AFTER_CONTROL if control else START
             context += self.controls.cut(self._with_reasoning(parts_of(text[open_at:begin])), place, control)
             number += sum(m.role == "assistant" for m in messages[read:message])
-            place = place_after(context)
+            place = edge_after(context)
             unfaithful, opened = "" if response else "stop", _opened((stream.prompt,))
             turns.append(self._turn(message, number, kept, context, place, rest, response, unfaithful, opened))
             read = message
@@ -104,14 +104,14 @@ class Writing:
             keep = next(common, min(len(segments), len(previous)))
             previous = segments
             number = sum(self.dialogue.messages[i].role == "assistant" for i in path[:-1])
-            place = place_after(segments)
+            place = edge_after(segments)
             new = segments[keep:]
             turns.append(self._turn(message, number, keep, new, place, rest, response, unfaithful, opened))
         return turns
 
     def _read(self, message: int, path: list[int]) -> tuple[Parts, Parts, Parts | None, str, str]:
         """(context, what is rendered after it, the response in it, how it is unfaithful, what the prompt opened)."""
-        prompt, parts_of = self._prompt(path), self.tracer.parts
+        prompt, parts_of = self._prompt(path), self.tracker.parts
         whole = parts_of(self._render(path, False))
         if self.dialogue.messages[message].role != "assistant":
             # No server prompts for the other roles: their own header is context.
@@ -171,7 +171,7 @@ class Writing:
 
     def _render(self, path: Sequence[int], prompt: bool, also: Sequence[dict] = ()) -> str:
         try:
-            return self.traced.render(path, prompt, also)
+            return self.tracked.render(path, prompt, also)
         except Refused as error:
             place = f"message {path[-1] + 1}" if path else "message 1"
             raise TemplateRefusal(
@@ -193,12 +193,12 @@ class Writing:
         attempts += [(path, (probe,)) for probe in [*probes, {"role": "user", "content": "x"}]]
         for indices, also in attempts:
             try:
-                parts = self.tracer.parts(self.traced.render(indices, False, also))
+                parts = self.tracker.parts(self.tracked.render(indices, False, also))
             except Refused:
                 continue
             ends = owned(parts, message)
             if not own:
-                after = self._after(self.tracer.parts(self._prompt(path)), parts)
+                after = self._after(self.tracker.parts(self._prompt(path)), parts)
                 found = after and self.controls.find_stop(after, -1)
             else:
                 found = self.controls.find_stop(parts, ends[-1]) if ends else None
@@ -213,7 +213,7 @@ class Writing:
         """
         prompt, buffer = buffer_of(context), buffer_of(whole)
         if buffer.startswith(prompt):
-            return self.tracer.parts(buffer[len(prompt) :])
+            return self.tracker.parts(buffer[len(prompt) :])
         wanted, given = list(context), list(whole)
         while wanted:
             if not given:
@@ -221,9 +221,9 @@ class Writing:
             a, b = wanted[0], given[0]
             if a == b:
                 del wanted[0], given[0]
-            elif type(a) is Symbol and not self.tracer.ask((a,), "bool"):
+            elif type(a) is Placeholder and not self.tracker.observe((a,), "bool"):
                 del wanted[0]
-            elif type(b) is Symbol and not self.tracer.ask((b,), "bool"):
+            elif type(b) is Placeholder and not self.tracker.observe((b,), "bool"):
                 del given[0]
             elif type(a) is str and type(b) is str:
                 shared = min(len(a), len(b))
@@ -231,12 +231,12 @@ class Writing:
                     return None
                 wanted[:1] = [a[shared:]] if a[shared:] else []
                 given[:1] = [b[shared:]] if b[shared:] else []
-            elif type(a) is str and type(b) is Symbol and self.tracer.ask((b,), "startswith", (a,)):
-                given[0] = self.tracer.symbol(b.owner, b.field, None, "removeprefix", (a,), None, (b,))
+            elif type(a) is str and type(b) is Placeholder and self.tracker.observe((b,), "startswith", (a,)):
+                given[0] = self.tracker.placeholder(b.owner, b.field, None, "removeprefix", (a,), None, (b,))
                 del wanted[0]
             else:
                 return None
-        return self.tracer.parts(buffer_of(given))
+        return self.tracker.parts(buffer_of(given))
 
     def _parent(self, message: int) -> int:
         return message - 1 if self.dialogue.parents is None else self.dialogue.parents[message]
@@ -250,7 +250,7 @@ class Writing:
         if not header or header not in before:
             return None
         buffer = buffer_of(whole)
-        return self.tracer.parts(buffer[before.rindex(header) + len(header) :])
+        return self.tracker.parts(buffer[before.rindex(header) + len(header) :])
 
     def _own_words(self, message: int, context: Parts) -> tuple[Parts | None, str]:
         """A reply's own words and a stop, less the reasoning that the prompt has opened; and what it has opened."""
@@ -259,15 +259,15 @@ class Writing:
         stop = self.controls.usual_stop
         if "tool_calls" in fields or stop is None:
             return None, opened
-        tracer, path = self.tracer, ("messages", message)
+        tracker, path = self.tracker, ("messages", message)
         parts = []
-        reasoning = tracer.symbol(message, "reasoning_content", (*path, "reasoning_content"))
-        if "reasoning_content" in fields and tracer.ask((reasoning,), "bool"):
+        reasoning = tracker.placeholder(message, "reasoning_content", (*path, "reasoning_content"))
+        if "reasoning_content" in fields and tracker.observe((reasoning,), "bool"):
             parts += ["" if opened else f"{_OPEN}\n", reasoning, f"\n{_CLOSE}\n\n"]
-        content = tracer.symbol(message, "content", (*path, "content"))
-        if self.dialogue.messages[message].content is not None and tracer.ask((content,), "bool"):
+        content = tracker.placeholder(message, "content", (*path, "content"))
+        if self.dialogue.messages[message].content is not None and tracker.observe((content,), "bool"):
             if opened:
-                content = tracer.symbol(message, "content", (*path, "content"), "removeprefix", (opened,))
+                content = tracker.placeholder(message, "content", (*path, "content"), "removeprefix", (opened,))
             parts.append(content)
         return (*(p for p in parts if p), stop), opened
 
@@ -278,18 +278,18 @@ class Writing:
         """
         if _CLOSE not in self.controls.known:
             return parts
-        found, ask = [], self.tracer.ask
+        found, observe = [], self.tracker.observe
         for i, part in enumerate(parts):
             begins = opened and i == 0
             if (
-                type(part) is Symbol
+                type(part) is Placeholder
                 and part.field == "content"
                 and part.owner >= 0
                 and self.dialogue.messages[part.owner].role == "assistant"
-                and (begins or ask((part,), "startswith", (_OPEN,)))
-                and ask((part,), "__contains__", (_CLOSE,))
+                and (begins or observe((part,), "startswith", (_OPEN,)))
+                and observe((part,), "__contains__", (_CLOSE,))
             ):
-                make = self.tracer.symbol
+                make = self.tracker.placeholder
                 inner = (
                     (part,)
                     if begins
@@ -300,7 +300,7 @@ class Writing:
                 found += [*([] if begins or _OPEN not in self.controls.known else [_OPEN]), reasoning, _CLOSE, after]
             else:
                 found.append(part)
-        return self.tracer.parts(buffer_of(found))
+        return self.tracker.parts(buffer_of(found))
 
     def _look_for_lost(self, responses: Sequence[int], new: Sequence[int], parts: Parts) -> None:
         """Notes what of responses, and of messages that are new before them, stands nowhere in the parts."""
@@ -308,7 +308,7 @@ class Writing:
             new = [-1, *(i for i in new if i >= 0)]
         shown: dict[int, set[tuple]] = {}
         for part in parts:
-            if type(part) is Symbol:
+            if type(part) is Placeholder:
                 shown.setdefault(part.owner, set()).update(sources(part))
         for i in [*new, *responses]:
             self._seen.add(i)
@@ -322,17 +322,17 @@ class Writing:
     def _covers(self, message: int, place: tuple, parts: Parts) -> bool:
         """Whether the words of a response's content all stand in parts, but for white space and reasoning marks."""
         own = [parts[i] for i in owned(parts, message) if place in sources(parts[i])]
-        if any(_is_whole(symbol) for symbol in own):
+        if any(_is_whole(placeholder) for placeholder in own):
             return True
-        content = self.tracer.symbol(message, "content", place)
-        return self.tracer.ask((content,), "covered", tuple(own))
+        content = self.tracker.placeholder(message, "content", place)
+        return self.tracker.observe((content,), "covered", tuple(own))
 
     def _has_content(self, message: int) -> bool:
         """Whether there is more than white space in a message's content; asked only where it matters."""
-        if self.traced.records["messages"][message].get("content") is None:
+        if self.tracked.records["messages"][message].get("content") is None:
             return False
-        symbol = self.tracer.symbol(message, "content", ("messages", message, "content"))
-        return self.tracer.ask((symbol,), "bool strip", (None,))
+        placeholder = self.tracker.placeholder(message, "content", ("messages", message, "content"))
+        return self.tracker.observe((placeholder,), "bool strip", (None,))
 
     def _wanted_words(self, message: int, is_response: bool) -> Iterator[tuple[tuple, str]]:
         """(place, field) of what a rendering should show of a message, -1 for the tools."""
@@ -353,7 +353,7 @@ class Writing:
             yield place, "reasoning_content"
 
     def _is_there(self, message: int, place: tuple) -> bool:
-        return self.tracer.ask((self.tracer.symbol(message, place[2], place),), "bool")
+        return self.tracker.observe((self.tracker.placeholder(message, place[2], place),), "bool")
 
     def _allowed(self, message: int, unfaithful: str, response: Parts | None) -> bool:
         """Whether a turn is trained under the policy. Raises InputError under "error"."""
@@ -374,12 +374,12 @@ class Writing:
         return self.unfaithful == "emit" and response is not None
 
 
-def sources(symbol: Symbol) -> Iterator[tuple]:
+def sources(placeholder: Placeholder) -> Iterator[tuple]:
     """The places in the dialogue that a symbol was made of."""
-    if symbol.path is not None:
-        yield symbol.path
-    for part in (*symbol.parts, *symbol.args):
-        if type(part) is Symbol:
+    if placeholder.path is not None:
+        yield placeholder.path
+    for part in (*placeholder.parts, *placeholder.args):
+        if type(part) is Placeholder:
             yield from sources(part)
 
 
@@ -390,10 +390,14 @@ def _opened(context: Parts) -> str:
     return "" if _CLOSE in opened else opened
 
 
-def _is_whole(symbol: Symbol) -> bool:
+def _is_whole(placeholder: Placeholder) -> bool:
     """Whether a symbol is a string of the dialogue, or one less white space at its ends."""
-    while symbol.method in ("strip", "lstrip", "rstrip") and len(symbol.parts) == 1 and symbol.args in ((), (None,)):
-        symbol = symbol.parts[0]
-        if type(symbol) is str:
+    while (
+        placeholder.method in ("strip", "lstrip", "rstrip")
+        and len(placeholder.parts) == 1
+        and placeholder.args in ((), (None,))
+    ):
+        placeholder = placeholder.parts[0]
+        if type(placeholder) is str:
             return False
-    return not symbol.method
+    return not placeholder.method

@@ -5,23 +5,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mtsft.template.placeholders import Parts, Question, Symbol
-from mtsft.tokenizer.load import AFTER_CONTROL, CONTINUATION, WHITESPACE, Control
+from mtsft.template.placeholders import Guard, Parts, Placeholder
+from mtsft.tokenizer.base import AFTER_CONTROL, CONTINUATION, WHITESPACE, ControlToken
 
 
-class Stretch(NamedTuple):
+class TextSpan(NamedTuple):
     """Text between two control tokens: template text and symbols. place: where it stands, see vocabulary.py.
 
     lstrip, rstrip: whether the control before or after it eats the white space at that end.
     """
 
     parts: Parts
-    place: int
+    edge: int
     lstrip: bool = False
     rstrip: bool = False
 
 
-Segment = str | Stretch  # a control token by its text, or what stands between two
+Segment = str | TextSpan  # a control token by its text, or what stands between two
 
 
 class Turn(NamedTuple):
@@ -44,7 +44,7 @@ class Turn(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Script:
+class TurnPlan:
     """The turns of a dialogue in order. lost: (message index or -1 for tools, field) of words no rendering shows.
 
     questions: what the template asked of the dialogue's words, with the answers; see tracing.py.
@@ -52,16 +52,16 @@ class Script:
 
     turns: tuple[Turn, ...]
     lost: tuple[tuple[int, str], ...]
-    questions: tuple[Question, ...]
+    guards: tuple[Guard, ...]
 
 
-class Controls:
+class ControlTokens:
     """The control tokens of a tokenizer as a template writes them, and those of them that end a turn.
 
     known: by text. stops: texts of the ones that end a turn, the usual one first.
     """
 
-    def __init__(self, known: Mapping[str, Control], stops: Sequence[str] = ()):
+    def __init__(self, known: Mapping[str, ControlToken], stops: Sequence[str] = ()):
         self.known, self.stops = known, frozenset(stops)
         self.usual_stop = next(iter(stops), None)
         spelled = sorted(known, key=len, reverse=True)
@@ -76,14 +76,14 @@ class Controls:
         found = [(match.end(), match.group()) for match in self._pattern.finditer(text, start, end)]
         return found[-1] if found else (start, "")
 
-    def cut(self, parts: Parts, place: int, after: str = "") -> list[Segment]:
+    def cut(self, parts: Parts, edge: int, after: str = "") -> list[Segment]:
         """Parts cut at the template's own control tokens. after: the control that they follow, if any."""
         found, run = [], []
         lstrip = bool(after) and self.known[after].rstrip
 
         def close(rstrip: bool = False) -> None:
             if run:
-                found.append(Stretch(tuple(run), place, lstrip, rstrip))
+                found.append(TextSpan(tuple(run), edge, lstrip, rstrip))
                 run.clear()
 
         for part in parts:
@@ -95,7 +95,7 @@ class Controls:
                     control = self.known[piece]
                     close(control.lstrip)
                     found.append(piece)
-                    place, lstrip = AFTER_CONTROL, control.rstrip
+                    edge, lstrip = AFTER_CONTROL, control.rstrip
                 elif piece:
                     run.append(piece)
         close()
@@ -103,17 +103,17 @@ class Controls:
 
     def find_stop(self, parts: Parts, own: int) -> tuple[Parts, str] | None:
         """Parts up to and with the first stop among the template text after place `own`; and the stop."""
-        for place in range(own + 1, len(parts)):
-            part = parts[place]
+        for edge in range(own + 1, len(parts)):
+            part = parts[edge]
             if type(part) is not str:
                 return None
             for match in self._pattern.finditer(part):
                 if match.group() in self.stops:
-                    return (*parts[:place], part[: match.end()]), match.group()
+                    return (*parts[:edge], part[: match.end()]), match.group()
         return None
 
 
-def place_after(context: Sequence[Segment]) -> int:
+def edge_after(context: Sequence[Segment]) -> int:
     """Where the text stands that follows a context: after a control token, or going on from text."""
     for segment in reversed(context):
         if type(segment) is str:
@@ -126,7 +126,7 @@ def place_after(context: Sequence[Segment]) -> int:
 
 def owned(parts: Parts, owner: int) -> list[int]:
     """Places of the symbols that are words of message `owner`."""
-    return [i for i, part in enumerate(parts) if type(part) is Symbol and part.owner == owner]
+    return [i for i, part in enumerate(parts) if type(part) is Placeholder and part.owner == owner]
 
 
 def buffer_of(parts: Parts) -> str:
@@ -138,8 +138,8 @@ def reasoning_end(segments: Sequence[Segment]) -> int:
     """How many of a response's first segments are reasoning, with the marks around it."""
     end = 0
     for i, segment in enumerate(segments, 1):
-        if type(segment) is Stretch and any(
-            type(p) is Symbol and p.field == "reasoning_content" for p in segment.parts
+        if type(segment) is TextSpan and any(
+            type(p) is Placeholder and p.field == "reasoning_content" for p in segment.parts
         ):
             end = i
     while 0 < end < len(segments) and not _has_words(segments[end]) and any(map(_has_words, segments[end:])):
@@ -148,4 +148,4 @@ def reasoning_end(segments: Sequence[Segment]) -> int:
 
 
 def _has_words(segment: Segment) -> bool:
-    return type(segment) is Stretch and any(type(part) is Symbol for part in segment.parts)
+    return type(segment) is TextSpan and any(type(part) is Placeholder for part in segment.parts)

@@ -28,7 +28,7 @@ _TABLE = {byte: character for byte, character in BYTE_CHARACTERS.items() if byte
 _MOST_WORDS, _LONGEST = 1 << 18, 64  # what is kept, some 50 MB at most
 
 
-class Words:
+class AsciiBpe:
     """The words that one tokenizer has met, with their ids."""
 
     def __init__(self, expression: re.Pattern, model: tokenizers.models.Model, forbidden: Set[int]):
@@ -51,8 +51,8 @@ class Words:
         """
         start = self._last_words.get(before)
         if start is None:
-            words = self._cut(before)
-            start = self._last_words[before] = len(before) - len(words[-1]) if words else 0
+            ascii_bpe = self._cut(before)
+            start = self._last_words[before] = len(before) - len(ascii_bpe[-1]) if ascii_bpe else 0
         found = self._match(before + after, start)
         return not before or (found is not None and found.end() == len(before))
 
@@ -72,7 +72,7 @@ class Words:
         return ids
 
 
-def words(layout: dict, plain: tokenizers.Tokenizer, forbidden: Set[int]) -> Words | None:
+def ascii_bpe(layout: dict, plain: tokenizers.Tokenizer, forbidden: Set[int]) -> AsciiBpe | None:
     """The words of a tokenizer with that layout; None where it does not cut as described above."""
     normalizer, pre_tokenizer = layout["normalizer"], layout["pre_tokenizer"]
     pattern = ascii_pattern(_pattern(pre_tokenizer))
@@ -84,7 +84,7 @@ def words(layout: dict, plain: tokenizers.Tokenizer, forbidden: Set[int]) -> Wor
     for text in _SAMPLES:
         if cut(text) != [text[start:end] for _, (start, end) in plain.pre_tokenizer.pre_tokenize_str(text)]:
             return None
-    return Words(expression, plain.model, forbidden)
+    return AsciiBpe(expression, plain.model, forbidden)
 
 
 def _pattern(pre_tokenizer: dict | None) -> str:

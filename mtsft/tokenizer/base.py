@@ -23,7 +23,7 @@ WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u200
 SPACE = "\u2581"  # how SentencePiece, and what descends from it, writes a space inside a piece
 
 
-class Control(NamedTuple):
+class ControlToken(NamedTuple):
     """A text that is one token when a template writes it, and plain text when anybody else does.
 
     lstrip, rstrip: it eats the WHITESPACE before, after it. special: as the tokenizer's own files say.
@@ -47,7 +47,7 @@ class Tokenizer(ABC):
     files: Mapping[str, bytes]
     source: str
     vocab_size: int
-    controls: Mapping[str, Control]
+    controls: Mapping[str, ControlToken]
     special_tokens: Mapping[str, str]
     stops: tuple[str, ...]
     fingerprint: str  # changes whenever an id, a control or a name does
@@ -57,12 +57,12 @@ class Tokenizer(ABC):
 
     spells_ascii = False  # whether the tokens of an ASCII text are known to decode to it
 
-    def reads_apart(self, before: str, after: str, place: int) -> bool:
-        """Whether `before + after` at `place` is sure to be read as `before` there and `after` as a CONTINUATION."""
+    def reads_apart(self, before: str, after: str, edge: int) -> bool:
+        """Whether `before + after` at `edge` is sure to be read as `before` there and `after` as a CONTINUATION."""
         return False
 
     @abstractmethod
-    def encode_batch(self, texts: Sequence[str], place: int) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], edge: int) -> list[list[int]]:
         """The ids of each text, all of them read as plain text whatever they spell, in the same place.
 
         place: START, AFTER_CONTROL or CONTINUATION. Never gives the id of a control, but that of an unknown piece
@@ -85,15 +85,15 @@ class Tokenizer(ABC):
     def _id_of(self, token: str) -> int | None:
         """The id of a token by its name."""
 
-    def encode(self, text: str, place: int = AFTER_CONTROL) -> list[int]:
+    def encode(self, text: str, edge: int = AFTER_CONTROL) -> list[int]:
         """The ids of `text`, read as plain text whatever it spells; see `encode_batch`."""
-        return self.encode_batch([text], place)[0]
+        return self.encode_batch([text], edge)[0]
 
-    def encode_cached(self, text: str, place: int = AFTER_CONTROL) -> list[int]:
+    def encode_cached(self, text: str, edge: int = AFTER_CONTROL) -> list[int]:
         """`encode` for the few texts that a template repeats; the list is shared, so leave it as it is."""
-        ids = self._cached.get((text, place))
+        ids = self._cached.get((text, edge))
         if ids is None:
-            ids = self._cached[text, place] = self.encode(text, place)
+            ids = self._cached[text, edge] = self.encode(text, edge)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -155,7 +155,7 @@ def is_spelled(token: str, literals: str) -> bool:
     return bool(token.strip(WHITESPACE)) and token in literals
 
 
-def read_json(files: Mapping[str, bytes], name: str, source: str) -> dict:
+def json_from(files: Mapping[str, bytes], name: str, source: str) -> dict:
     """One of the files as a JSON object; {} where there is none. Raises InputError if it is something else."""
     if name not in files:
         return {}
@@ -174,10 +174,10 @@ def special_tokens(files: Mapping[str, bytes], source: str) -> dict[str, str]:
 
     As in transformers, the second counts only where the first does not list the added tokens.
     """
-    config = read_json(files, "tokenizer_config.json", source)
+    config = json_from(files, "tokenizer_config.json", source)
     layers = [config]
     if "added_tokens_decoder" not in config:
-        layers.append(read_json(files, "special_tokens_map.json", source))
+        layers.append(json_from(files, "special_tokens_map.json", source))
     for layer in tuple(layers):
         layers += [
             v for k in ("extra_special_tokens", "model_specific_special_tokens") if isinstance(v := layer.get(k), dict)
@@ -199,5 +199,5 @@ def token_text(value: object) -> str | None:
 
 def stop_ids(files: Mapping[str, bytes], source: str) -> list[int]:
     """generation_config.json's eos_token_id, one or several."""
-    found = read_json(files, "generation_config.json", source).get("eos_token_id")
+    found = json_from(files, "generation_config.json", source).get("eos_token_id")
     return [i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int)]

@@ -16,22 +16,22 @@ import tokenizers
 from tokenizers import AddedToken, models
 
 from mtsft.errors import InputError, one_line
-from mtsft.tokenizer.ascii_bpe import Words, words
+from mtsft.tokenizer.ascii_bpe import AsciiBpe, ascii_bpe
 from mtsft.tokenizer.base import (
     AFTER_CONTROL,
     CONTINUATION,
     START,
     WHITESPACE,
-    Control,
+    ControlToken,
     Tokenizer,
     is_spelled,
-    read_json,
+    json_from,
     show,
     special_tokens,
     stop_ids,
     token_text,
 )
-from mtsft.tokenizer.tokenizer_json import byte_of, has, in_place, read_layout, space_of, unmapped
+from mtsft.tokenizer.tokenizer_json import at_edge, byte_of, has, read_layout, space_of, unmapped
 
 # Our workers are processes; threads of the tokenizers package would only get into their way, and warn of forks.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -60,7 +60,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.stops = tuple(dict.fromkeys([*ends.values(), *filter(None, [self.special_tokens.get("eos_token")])]))
         named, spelled = {*self.stops, *self.special_tokens.values()}, "\0".join(literals)
         self.controls = {
-            token.content: Control(i, token.lstrip, token.rstrip, token.special)
+            token.content: ControlToken(i, token.lstrip, token.rstrip, token.special)
             for i, token in self._added.items()
             if token.special or token.content in named or is_spelled(token.content, spelled)
         }
@@ -74,50 +74,54 @@ class HuggingFaceTokenizer(Tokenizer):
             self._stand_ins |= {i for piece, i in found if byte_of(piece) is not None}
             self._watched |= self._stand_ins
 
-        variants: dict[str, tuple[tokenizers.Tokenizer, Words | None]] = {}  # most tokenizers have but one
-        layouts = [in_place(self._layout, place) for place in (START, AFTER_CONTROL, CONTINUATION)]
+        variants: dict[str, tuple[tokenizers.Tokenizer, AsciiBpe | None]] = {}  # most tokenizers have but one
+        layouts = [at_edge(self._layout, edge) for edge in (START, AFTER_CONTROL, CONTINUATION)]
         for layout in layouts:
             if (key := json.dumps(layout)) not in variants:
                 plain = self._without_controls(layout)
-                variants[key] = plain, words(layout, plain, self._watched)
-        self._plain, self._words = zip(*(variants[json.dumps(layout)] for layout in layouts))
+                variants[key] = plain, ascii_bpe(layout, plain, self._watched)
+        self._plain, self._ascii_bpe = zip(*(variants[json.dumps(layout)] for layout in layouts))
         self._ordinary = self._ordinary_added()
-        self.spells_ascii = all(found is not None for found in self._words)
+        self.spells_ascii = all(found is not None for found in self._ascii_bpe)
         self._puts_space = self._plain[CONTINUATION] is not self._plain[AFTER_CONTROL]
         self.fingerprint = hashlib.sha256(
             files["tokenizer.json"]
             + repr((sorted(map(repr, self._added.values())), self.controls, self.special_tokens, self.stops)).encode()
         ).hexdigest()
 
-    def encode_batch(self, texts: Sequence[str], place: int) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], edge: int) -> list[list[int]]:
         """See `Tokenizer.encode_batch`."""
-        known, ordinary = self._words[place], self._ordinary
+        known, ordinary = self._ascii_bpe[edge], self._ordinary
         if known is None:
-            return self._encode_batch(texts, place)
+            return self._encode_batch(texts, edge)
         if ordinary is None:
             rows = [known.encode(text) if text.isascii() else None for text in texts]
         else:
             rows = [known.encode(text) if text.isascii() and not ordinary(text) else None for text in texts]
         if None in rows:
             left = [i for i, row in enumerate(rows) if row is None]
-            for i, row in zip(left, self._encode_batch([texts[i] for i in left], place)):
+            for i, row in zip(left, self._encode_batch([texts[i] for i in left], edge)):
                 rows[i] = row
         return rows
 
-    def _encode_batch(self, texts: Sequence[str], place: int) -> list[list[int]]:
-        if place == CONTINUATION and self._puts_space and self._ordinary and any(map(self._ordinary, texts)):
+    def _encode_batch(self, texts: Sequence[str], edge: int) -> list[list[int]]:
+        if edge == CONTINUATION and self._puts_space and self._ordinary and any(map(self._ordinary, texts)):
             return [self._continue(text) for text in texts]
-        rows = list(map(_IDS, self._plain[place].encode_batch_fast(texts, add_special_tokens=False)))
+        rows = list(map(_IDS, self._plain[edge].encode_batch_fast(texts, add_special_tokens=False)))
         if self._watched.isdisjoint(chain.from_iterable(rows)):
             return rows
-        return [row if self._watched.isdisjoint(row) else self._apart(text, place) for text, row in zip(texts, rows)]
+        return [row if self._watched.isdisjoint(row) else self._apart(text, edge) for text, row in zip(texts, rows)]
 
-    def reads_apart(self, before: str, after: str, place: int) -> bool:
+    def reads_apart(self, before: str, after: str, edge: int) -> bool:
         """See `Tokenizer.reads_apart`: true where a word ends at the border."""
-        words = self._words[place]
-        if words is None or words is not self._words[CONTINUATION] or not (before.isascii() and after.isascii()):
+        ascii_bpe = self._ascii_bpe[edge]
+        if (
+            ascii_bpe is None
+            or ascii_bpe is not self._ascii_bpe[CONTINUATION]
+            or not (before.isascii() and after.isascii())
+        ):
             return False
-        return words.end_at(before, after) and not (self._ordinary and self._ordinary(before + after))
+        return ascii_bpe.end_at(before, after) and not (self._ordinary and self._ordinary(before + after))
 
     def normalised(self, text: str) -> str:
         """See `Tokenizer.normalised`."""
@@ -131,9 +135,9 @@ class HuggingFaceTokenizer(Tokenizer):
         """See `Tokenizer.piece`."""
         return show(self._table[index])
 
-    def _apart(self, text: str, place: int) -> list[int]:
+    def _apart(self, text: str, edge: int) -> list[int]:
         """The ids of a text that the tokenizer takes for a control somewhere: cut there, and read in parts."""
-        encoding = self._plain[place].encode(text, add_special_tokens=False)
+        encoding = self._plain[edge].encode(text, add_special_tokens=False)
         cuts = [0]
         for index, (start, end) in zip(encoding.ids, encoding.offsets):
             if index not in self._watched:
@@ -149,7 +153,7 @@ class HuggingFaceTokenizer(Tokenizer):
         if len(cuts) == 1:
             return encoding.ids
         first, *rest = [text[a:b] for a, b in pairwise([*cuts, len(text)])]
-        return [*self.encode(first, place), *chain.from_iterable(self.encode_batch(rest, CONTINUATION))]
+        return [*self.encode(first, edge), *chain.from_iterable(self.encode_batch(rest, CONTINUATION))]
 
     def _continue(self, text: str) -> list[int]:
         """The ids of a continuation with an added token in it: what follows that is no continuation."""
@@ -248,13 +252,13 @@ _FLAGS = {"single_word", "lstrip", "rstrip", "normalized", "special"}
 
 def _declared(files: Mapping[str, bytes], named: Mapping[str, str], own: Set[int], source: str) -> list[AddedToken]:
     """The added tokens that the files beside tokenizer.json list, in the order of their ids."""
-    config = read_json(files, "tokenizer_config.json", source)
+    config = json_from(files, "tokenizer_config.json", source)
     found = {}
     for index, token in (config.get("added_tokens_decoder") or {}).items():
         if token_text(token) is not None and index.isdecimal():
             found[int(index)] = AddedToken(token["content"], **{flag: token[flag] for flag in _FLAGS & token.keys()})
     if "added_tokens_decoder" not in config:
-        for text, index in read_json(files, "added_tokens.json", source).items():
+        for text, index in json_from(files, "added_tokens.json", source).items():
             if index not in own:  # tokenizer.json knows better
                 special = text in named.values()
                 found[index] = AddedToken(text, normalized=not special, special=special)

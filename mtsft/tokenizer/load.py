@@ -10,29 +10,11 @@ from etils import epath
 
 from mtsft.errors import InputError
 from mtsft.tokenizer.base import (
-    AFTER_CONTROL,
-    CONTINUATION,
-    START,
-    WHITESPACE,
-    Control,
     Tokenizer,
-    read_json,
+    json_from,
 )
 from mtsft.tokenizer.huggingface import HuggingFaceTokenizer
-from mtsft.tokenizer.sentencepiece import SentencePieceTokenizer, train
-
-__all__ = [
-    "AFTER_CONTROL",
-    "CONTINUATION",
-    "START",
-    "WHITESPACE",
-    "Control",
-    "Tokenizer",
-    "chat_templates",
-    "from_files",
-    "read_files",
-    "train",
-]
+from mtsft.tokenizer.sentencepiece import SentencePieceTokenizer
 
 _BESIDE = (
     "tokenizer_config.json",
@@ -80,7 +62,7 @@ def chat_templates(files: Mapping[str, bytes], source: str = "the tokenizer") ->
     """
     found = {}
     for name in ("chat_template.json", "tokenizer_config.json"):
-        template = read_json(files, name, source).get("chat_template")
+        template = json_from(files, name, source).get("chat_template")
         if isinstance(template, str):
             found["default"] = template
         elif isinstance(template, list):
@@ -102,7 +84,7 @@ def chat_templates(files: Mapping[str, bytes], source: str = "the tokenizer") ->
 def from_files(files: Mapping[str, bytes], literals: Sequence[str], source: str = "the tokenizer") -> Tokenizer:
     """The tokenizer that these files make, with the controls that a template of these literals needs.
 
-    literals: the constant strings of the chat template. Controls are the tokens that the tokenizer itself marks as
+    literals: the constant strings of the chat template. ControlTokens are the tokens that the tokenizer itself marks as
     special or control, and those of its other added (user-defined) tokens that a literal spells, but for white space.
     Raises InputError, naming `source`, if the files make none.
     """

@@ -13,10 +13,10 @@ from sentencepiece import sentencepiece_model_pb2
 from mtsft.errors import InputError, one_line
 from mtsft.tokenizer.base import (
     SPACE,
-    Control,
+    ControlToken,
     Tokenizer,
     is_spelled,
-    read_json,
+    json_from,
     special_tokens,
     stop_ids,
     token_text,
@@ -65,7 +65,7 @@ class SentencePieceTokenizer(Tokenizer):
             files["tokenizer.model"] + repr((self.controls, self.special_tokens, self.stops)).encode()
         ).hexdigest()
 
-    def encode_batch(self, texts: Sequence[str], place: int) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], edge: int) -> list[list[int]]:
         """See `Tokenizer.encode_batch`."""
         rows = self._processor.encode(list(texts), num_threads=1)
         if self._space_ids and any(SPACE in text for text in texts):
@@ -115,27 +115,27 @@ class SentencePieceTokenizer(Tokenizer):
         return {name: processor.id_to_piece(index) for name, index in ids.items() if index >= 0}
 
 
-def _controls(model, named: set[str], literals: str) -> dict[str, Control]:
+def _controls(model, named: set[str], literals: str) -> dict[str, ControlToken]:
     """The control pieces of a model, and the user-defined ones that the tokenizer or the template names."""
     controls = {}
     for i, piece in enumerate(model.pieces):
         is_named = piece.piece in named or is_spelled(piece.piece, literals)
         if piece.type == _Piece.CONTROL or (piece.type == _Piece.USER_DEFINED and is_named):
-            controls[piece.piece] = Control(i, special=piece.type == _Piece.CONTROL)
+            controls[piece.piece] = ControlToken(i, special=piece.type == _Piece.CONTROL)
     return controls
 
 
-def _added_tokens(files: Mapping[str, bytes], source: str) -> dict[str, Control]:
+def _added_tokens(files: Mapping[str, bytes], source: str) -> dict[str, ControlToken]:
     """The tokens that JSON files add to the model; all of them controls, for SentencePiece knows none of them."""
     found = {}
-    for text, index in read_json(files, "added_tokens.json", source).items():
-        found[text] = Control(index, special=False)
-    declared = read_json(files, "tokenizer_config.json", source).get("added_tokens_decoder") or {}
+    for text, index in json_from(files, "added_tokens.json", source).items():
+        found[text] = ControlToken(index, special=False)
+    declared = json_from(files, "tokenizer_config.json", source).get("added_tokens_decoder") or {}
     for index, token in declared.items():
         text = token_text(token)
         if text is not None and index.isdecimal():
             flags = {flag: bool(token.get(flag)) for flag in ("lstrip", "rstrip", "special")}
-            found[text] = Control(int(index), **flags)
+            found[text] = ControlToken(int(index), **flags)
     return found
 
 

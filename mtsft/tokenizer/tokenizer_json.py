@@ -4,14 +4,14 @@ import re
 from collections.abc import Iterator, Mapping
 
 from mtsft.errors import InputError
-from mtsft.tokenizer.base import AFTER_CONTROL, CONTINUATION, SPACE, read_json
+from mtsft.tokenizer.base import AFTER_CONTROL, CONTINUATION, SPACE, json_from
 
 _LOSSY = ("WhitespaceSplit", "Whitespace", "BertPreTokenizer", "CharDelimiterSplit")
 
 
 def read_layout(files: Mapping[str, bytes], source: str) -> dict:
     """The normalizer and the pre-tokenizer, and two facts of the model. Refuses what loses text."""
-    content = read_json(files, "tokenizer.json", source)
+    content = json_from(files, "tokenizer.json", source)
     model = content.get("model") or {}
     kind = model.get("type")
     if kind in ("WordPiece", "WordLevel"):
@@ -31,7 +31,7 @@ def read_layout(files: Mapping[str, bytes], source: str) -> dict:
     return {**layout, "unk_id": model.get("unk_id"), "byte_fallback": bool(model.get("byte_fallback"))}
 
 
-def in_place(layout: dict, place: int) -> dict:
+def at_edge(layout: dict, edge: int) -> dict:
     """The layout without the space that stands before a text in other places than this one."""
 
     def edit(node: dict) -> dict | None:
@@ -39,7 +39,7 @@ def in_place(layout: dict, place: int) -> dict:
         if kind == "Metaspace":
             default = "always" if node.get("add_prefix_space", True) else "never"
             scheme = node.get("prepend_scheme", default)
-            if place == CONTINUATION or (place == AFTER_CONTROL and scheme == "first"):
+            if edge == CONTINUATION or (edge == AFTER_CONTROL and scheme == "first"):
                 scheme = "never"
             return {
                 "type": kind,
@@ -47,9 +47,9 @@ def in_place(layout: dict, place: int) -> dict:
                 "prepend_scheme": scheme,
                 "split": node.get("split", True),
             }
-        if place == CONTINUATION and kind == "Prepend":
+        if edge == CONTINUATION and kind == "Prepend":
             return None
-        if place == CONTINUATION and kind == "ByteLevel" and "add_prefix_space" in node:
+        if edge == CONTINUATION and kind == "ByteLevel" and "add_prefix_space" in node:
             return {**node, "add_prefix_space": False}
         for name in ("normalizers", "pretokenizers"):
             if name in node:

@@ -13,7 +13,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mtsft.errors import InputError, one_line
-from mtsft.files import write_whole
+from mtsft.files import atomic_write
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
 from mtsft.training.state import TrainState, from_saved, to_saved
@@ -190,7 +190,7 @@ def check_same_run(path: epath.Path, identity: dict[str, Any]) -> None:
     """
     if not path.exists():
         if jax.process_index() == 0:
-            write_whole(path, json.dumps(identity, indent=1).encode())
+            atomic_write(path, json.dumps(identity, indent=1).encode())
         return
     earlier = read_identity(path)
     for name in {**identity, **earlier}:

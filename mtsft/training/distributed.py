@@ -33,9 +33,9 @@ def initialize() -> None:
         return
     if missing := [name for name in _NAMES if name not in given]:
         raise InputError(f"{given[0]} is set but {' and '.join(missing)} is not; set all of {', '.join(_NAMES)}")
-    address, count, index = (os.environ[name] for name in _NAMES)
+    cache_key, count, index = (os.environ[name] for name in _NAMES)
     try:
         count, index = int(count), int(index)
     except ValueError:
         raise InputError(f"JAX_NUM_PROCESSES={count!r} and JAX_PROCESS_ID={index!r} must be numbers") from None
-    jax.distributed.initialize(address, count, index)
+    jax.distributed.initialize(cache_key, count, index)

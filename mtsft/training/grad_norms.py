@@ -18,7 +18,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
 )
 
 
-def by_group(tree) -> dict[str, jax.Array]:
+def norms_by_group(tree) -> dict[str, jax.Array]:
     """The L2 norm of each group of GROUPS that a tree like the parameters has; float32 scalars.
 
     Each leaf counts in one group: the norms' squares add up to that of the whole. ValueError for a leaf of no group.

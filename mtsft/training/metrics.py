@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from mtsft.files import write_whole
+from mtsft.files import atomic_write
 
 
 class JsonLines:
@@ -34,7 +34,7 @@ class JsonLines:
                 self._lines.append(line + "\n")
         self._appends = "://" not in str(path)
         if self._appends:
-            write_whole(path, "".join(self._lines).encode())
+            atomic_write(path, "".join(self._lines).encode())
             self._file = path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import jax
 from jax.experimental import multihost_utils
 
 
-class Interrupt:
+class StopRequest:
     """Notices a request to stop, so that the loop can save first. A second Ctrl-C ends the process at once.
 
     SIGTERM may come more than once, from the machine and from whoever watches over the process: it stays one request.
@@ -17,7 +17,7 @@ class Interrupt:
         self._asked = False
         self._previous = {}
 
-    def __enter__(self) -> "Interrupt":
+    def __enter__(self) -> "StopRequest":
         # In several processes JAX's own service hears SIGTERM, so that all agree on the step to stop at.
         signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
         if threading.current_thread() is threading.main_thread():

@@ -14,13 +14,13 @@ from mtsft.data.batches import PackedBatch
 from mtsft.errors import InputError
 from mtsft.model.attention import soft_cap
 from mtsft.model.parameters import Params, join
-from mtsft.model.transformer import Model, Noise
+from mtsft.model.transformer import Model, StepRng
 from mtsft.training import grad_norms
 from mtsft.training.objective import LossSums, loss_sums, loss_sums_by_turn, token_nll
 from mtsft.training.sharding import BATCH, put_rows, rows_of_this_process
 from mtsft.training.state import TrainState
 
-DOORS = ("jit", "pmap")
+MODES = ("jit", "pmap")
 _PMAP_AXIS = "devices"
 
 Metrics = dict[str, jax.Array]
@@ -32,11 +32,11 @@ def batch_nll(
     batch: PackedBatch,
     chunk: int,
     constrain=lambda x: x,
-    noise: Noise | None = None,
+    step_rng: StepRng | None = None,
 ) -> jax.Array:
     """-log Pr of every supervised token given its path, float32 (B, L)."""
     hidden_BxLxD, projection_DxV = model.apply(
-        params, batch.tokens, batch.positions, batch.subtree_ends, constrain=constrain, noise=noise
+        params, batch.tokens, batch.positions, batch.subtree_ends, constrain=constrain, step_rng=step_rng
     )
     cap = partial(soft_cap, cap=model.arch.final_logit_softcapping)
     return token_nll(hidden_BxLxD, projection_DxV, batch.tokens, batch.parents, batch.response_mask, chunk, cap)
@@ -134,8 +134,8 @@ def train_step(
         "tokens": counts[1],
         "grad_norm": gradient_norm,
         "param_norm": optax.tree.norm(next_state.params),
-        "grad_norms": grad_norms.by_group(gradient),
-        "param_norms": grad_norms.by_group(next_state.params),
+        "grad_norms": grad_norms.norms_by_group(gradient),
+        "param_norms": grad_norms.norms_by_group(next_state.params),
         "learning_rate": learning_rate,
         "skipped": next_state.skipped,
         "skipped_in_a_row": next_state.skipped_in_a_row,
@@ -143,15 +143,15 @@ def train_step(
     return next_state, metrics
 
 
-class Door:
+class Partitioner:
     """How a step, and an evaluation, meet the devices.
 
     mode: "jit" or "pmap", which keeps parameters whole on every device. Raises InputError for any other.
     """
 
     def __init__(self, mode: str, mesh: Mesh):
-        if mode not in DOORS:
-            raise InputError(f"parallel.mode={mode!r}: use one of {', '.join(DOORS)}")
+        if mode not in MODES:
+            raise InputError(f"parallel.mode={mode!r}: use one of {', '.join(MODES)}")
         if mode == "pmap" and mesh.shape["data"] != mesh.size:
             raise InputError("parallel.mode='pmap' replicates parameters: leave parallel.mesh empty, or use 'jit'")
         self.mode, self.mesh = mode, mesh
@@ -195,7 +195,7 @@ class Door:
         chunk: int,
         shardings: TrainState,
         frozen_shardings: Params,
-        draw_noise: Callable[[jax.Array, PackedBatch], Noise] | None = None,
+        draw_rng: Callable[[jax.Array, PackedBatch], StepRng] | None = None,
         **arguments,
     ) -> Callable:
         """`train_step` of a model on these devices: (state, frozen, batch) -> (state, metrics); the state is donated.
@@ -204,13 +204,13 @@ class Door:
         (step, rows) -> what is drawn at random for them.
         """
 
-        def step(state, frozen, batch, **door):
+        def step(state, frozen, batch, **mapped):
             def loss(params, rows):
-                noise = draw_noise and draw_noise(state.step, rows)
-                nll_BxL = batch_nll(model, join(params, frozen), rows, chunk, self.constrain, noise)
+                step_rng = draw_rng and draw_rng(state.step, rows)
+                nll_BxL = batch_nll(model, join(params, frozen), rows, chunk, self.constrain, step_rng)
                 return loss_sums(nll_BxL, rows.response_mask)
 
-            return train_step(state, batch, loss=loss, **arguments, **door)
+            return train_step(state, batch, loss=loss, **arguments, **mapped)
 
         if self.mode == "jit":
             return jax.jit(

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from mtsft.data.batches import PackedBatch
-from mtsft.model.transformer import Model, Noise
+from mtsft.model.transformer import Model, StepRng
 
 
-def noise_of(model: Model, seed: int, neftune_alpha: float) -> Callable[[jax.Array, PackedBatch], Noise] | None:
+def step_rng_of(model: Model, seed: int, neftune_alpha: float) -> Callable[[jax.Array, PackedBatch], StepRng] | None:
     """(step, rows) -> their noise; None where a step of this model draws nothing.
 
     neftune_alpha: noise on embeddings, uniform in +-alpha / sqrt(length x hidden size) with the length of each slot's
@@ -21,14 +21,14 @@ def noise_of(model: Model, seed: int, neftune_alpha: float) -> Callable[[jax.Arr
     if not neftune_alpha and not (model.lora.rank and model.lora.dropout):
         return None
 
-    def draw(step: jax.Array, rows: PackedBatch) -> Noise:
+    def draw(step: jax.Array, rows: PackedBatch) -> StepRng:
         key = jax.random.fold_in(jax.random.key(seed), step)
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, _hash(rows.tokens))
         if not neftune_alpha:
-            return Noise(keys_B, None)
+            return StepRng(keys_B, None)
         lengths_BxL = _dialogue_lengths(rows.segment_ids)
         bounds_BxL = neftune_alpha * jax.lax.rsqrt(jnp.maximum(lengths_BxL, 1.0) * model.arch.hidden_size)
-        return Noise(keys_B, jnp.where(rows.segment_ids > 0, bounds_BxL, 0.0))
+        return StepRng(keys_B, jnp.where(rows.segment_ids > 0, bounds_BxL, 0.0))
 
     return draw
 

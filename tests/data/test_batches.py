@@ -7,7 +7,7 @@ import pytest
 from mtsft.data.batches import BatchSource, PackedBatch, empty_batch, pack_row, read_ahead
 from mtsft.data.packing import lay_out
 from mtsft.data.store import open_store
-from mtsft.encoding.spec import Recipe
+from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.token_tree import TokenTree
 
 # The design's row: two trees, the second one branching after its third token; then padding.
@@ -76,7 +76,7 @@ def store(tmp_path_factory, chat):
             turns = [("user", f"what is {n}?"), ("assistant", f"it is {n}, " * (1 + n % 7))] * (1 + n % 3)
             messages = [{"role": role, "content": f"{text}{i}"} for i, (role, text) in enumerate(turns)]
             file.write(json.dumps({"messages": messages}) + "\n")
-    return open_store([path], Recipe(chat, 512), folder / "stores", progress=False)
+    return open_store([path], EncodingSpec(chat, 512), folder / "stores", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_each_epoch_trains_every_supervised_token_of_the_dataset_exactly_once(ma
     for epoch in range(3):
         of_epoch = rows[epoch * layout.num_rows : (epoch + 1) * layout.num_rows]
         assert Counter(s for row in of_epoch for s in segments(row)) == everything
-        assert sum((row.response_mask > 0).sum() for row in of_epoch) == store.counts.supervised_tokens
+        assert sum((row.response_mask > 0).sum() for row in of_epoch) == store.stats.supervised_tokens
 
 
 def test_rows_after_the_last_are_empty(make_source, store, layout):

@@ -16,13 +16,13 @@ from mtsft.data import store as stores
 from mtsft.data.store import open_store
 from mtsft.dialogue import readers
 from mtsft.encoding.encoder import Encoder
-from mtsft.encoding.loss_weights import Selection
-from mtsft.encoding.spec import Recipe
-from mtsft.encoding.stats import Counts
+from mtsft.encoding.loss_weights import LossWeights
+from mtsft.encoding.spec import EncodingSpec
+from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.token_tree import TokenTree
 from mtsft.errors import InputError
 from mtsft.template.chat_template import CHATML
-from mtsft.tokenizer import load as tokenizer
+from mtsft.tokenizer import sentencepiece
 
 MARKERS = ("<|im_start|>", "<|im_end|>")
 
@@ -37,8 +37,8 @@ def line(n, **more):
 
 
 @pytest.fixture
-def recipe(chat):
-    return Recipe(chat, 512)
+def spec(chat):
+    return EncodingSpec(chat, 512)
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def left_behind(folder):
 # What is kept
 
 
-def test_trees_ids_and_sources_come_back_as_they_were_encoded(files, recipe, open_quietly, encoder):
-    store = open_quietly(files, recipe)
+def test_trees_ids_and_sources_come_back_as_they_were_encoded(files, spec, open_quietly, encoder):
+    store = open_quietly(files, spec)
     assert len(store) == 13
     places = [(files[0], n) for n in range(1, 11)] + [(files[1], n) for n in (2, 4, 5)]
     for i, (path, number) in enumerate(places):
@@ -100,23 +100,23 @@ def test_trees_ids_and_sources_come_back_as_they_were_encoded(files, recipe, ope
         assert store.id(i) == dialogue.id
         assert store.source(i) == (path, number)
     assert [store.id(i) for i in (0, 9, 10, 11, 12)] == ["first.jsonl:1", "first.jsonl:10", "ten é", "", "7"]
-    assert store.counts == encoder.counts
+    assert store.stats == encoder.stats
 
 
-def test_what_is_stored_cannot_be_written_to(files, recipe, open_quietly):
-    tree = open_quietly(files, recipe)[0]
+def test_what_is_stored_cannot_be_written_to(files, spec, open_quietly):
+    tree = open_quietly(files, spec)[0]
     with pytest.raises(ValueError, match="read-only"):
         tree.tokens_N[0] = 1
 
 
-def test_files_without_a_response_make_a_store_of_none(tmp_path, recipe, open_quietly):
+def test_files_without_a_response_make_a_store_of_none(tmp_path, spec, open_quietly):
     path = tmp_path / "d.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n' * 3)
-    store = open_quietly([path], recipe)
+    store = open_quietly([path], spec)
     assert len(store) == 0
     assert store.lengths_N.tolist() == store.weights_N.tolist() == []
     places = [f"{path}:{line}" for line in (1, 2, 3)]
-    assert store.counts == Counts(dialogues=3, without_response=3, examples={"without a response": places})
+    assert store.stats == EncodingStats(dialogues=3, without_response=3, examples={"without a response": places})
 
 
 @pytest.mark.parametrize("over_length", ["drop", "keep_first"])
@@ -129,8 +129,8 @@ def test_every_dialogue_read_is_accounted_for(tmp_path, chat, open_quietly, over
     ]
     records = [{"messages": [{"role": role, "content": text} for role, text in turn]} for turn in [*turns, *turns[:2]]]
     path.write_text("".join(line(n) for n in range(9)) + "\n".join(map(json.dumps, records)))
-    store = open_quietly([path], Recipe(chat, 200, over_length))
-    c = store.counts
+    store = open_quietly([path], EncodingSpec(chat, 200, over_length))
+    c = store.stats
     kept, dropped = {"drop": (9, 3), "keep_first": (10, 2)}[over_length]
     assert (c.dialogues, c.kept, c.without_response, c.over_length_dropped) == (14, kept, 2, dropped)
     assert c.dialogues == c.kept + c.without_response + c.over_length_dropped
@@ -145,18 +145,18 @@ def test_every_dialogue_read_is_accounted_for(tmp_path, chat, open_quietly, over
 # Several files
 
 
-def test_a_compressed_file_holds_the_same(files, recipe, open_quietly, tmp_path):
-    whole = open_quietly(files, recipe)
+def test_a_compressed_file_holds_the_same(files, spec, open_quietly, tmp_path):
+    whole = open_quietly(files, spec)
     packed = tmp_path / "first.jsonl.gz"
     packed.write_bytes(gzip.compress(files[0].read_bytes()))
-    store = open_quietly([packed, files[1]], recipe)
-    assert (store.content, store.counts) == (whole.content, whole.counts)
+    store = open_quietly([packed, files[1]], spec)
+    assert (store.content, store.stats) == (whole.content, whole.stats)
     assert [store.source(i) for i in (0, 9, 10)] == [(packed, 1), (packed, 10), (files[1], 2)]
 
 
 @pytest.mark.parametrize(("shares", "counts"), [((0.5, 2), (5, 6)), ((0, 1.5), (0, 5)), ((1, 0.5), (10, 2))])
-def test_a_mixture_has_each_file_as_often_as_said(files, recipe, open_quietly, shares, counts):
-    store = open_quietly(files, recipe)
+def test_a_mixture_has_each_file_as_often_as_said(files, spec, open_quietly, shares, counts):
+    store = open_quietly(files, spec)
     mixed = store.mixed(shares)
     of_file = [[mixed.id(i) for i in range(len(mixed)) if mixed.source(i)[0] == path] for path in files]
     assert tuple(map(len, of_file)) == counts
@@ -174,7 +174,7 @@ def test_a_mixture_has_each_file_as_often_as_said(files, recipe, open_quietly, s
     assert store.mixed((0.5, 1)).content != store.mixed((1, 0.5)).content
 
 
-def test_equal_words_have_equal_digests_and_no_others(tmp_path, recipe, open_quietly):
+def test_equal_words_have_equal_digests_and_no_others(tmp_path, spec, open_quietly):
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     weighted = json.loads(line(1))
     weighted["messages"][1]["weight"] = 0.5
@@ -182,7 +182,7 @@ def test_equal_words_have_equal_digests_and_no_others(tmp_path, recipe, open_qui
     first.write_text(line(1) + line(2) + line(1, id="x"))
     said = [{"role": "user", "content": "what is 1?"}, call]
     second.write_text(line(2, id="y") + json.dumps(weighted) + "\n" + line(3) + json.dumps({"messages": said}))
-    lenient = replace(recipe, unfaithful="emit")
+    lenient = replace(spec, unfaithful="emit")
     store = open_quietly([first, second], lenient)
     one, two, again, two_too, weighty, three, other = store.digests_N.tolist()
     assert (one, two) == (again, two_too)
@@ -193,14 +193,14 @@ def test_equal_words_have_equal_digests_and_no_others(tmp_path, recipe, open_qui
 # Nothing is an error
 
 
-def test_a_lenient_recipe_counts_what_it_cannot_read_and_what_is_refused(tmp_path, recipe, chat, open_quietly):
+def test_a_lenient_recipe_counts_what_it_cannot_read_and_what_is_refused(tmp_path, spec, chat, open_quietly):
     path = tmp_path / "d.jsonl"
     no_user = json.dumps({"messages": [{"role": "system", "content": "hm"}, *json.loads(line(3))["messages"]]}) + "\n"
     path.write_text(line(1) + "not JSON\n" + no_user + "\n" + line(2) + '{"messages": 3}\n')
     strict = "{% if messages[0].role != 'user' %}{{ raise_exception('a user speaks first') }}{% endif %}" + CHATML
-    strict = replace(recipe, chat=replace(chat, sources={"default": strict}))
+    strict = replace(spec, chat=replace(chat, templates={"default": strict}))
     store = open_quietly([path], strict.without_errors())
-    c = store.counts
+    c = store.stats
     assert (c.unreadable, c.dialogues, c.kept, c.refused) == (2, 3, 2, 1)
     assert [store.source(i) for i in range(len(store))] == [(path, 1), (path, 5)]
     assert [place.split(": ")[0] for place in c.examples["unreadable"]] == [f"{path}:2", f"{path}:6"]
@@ -213,28 +213,28 @@ def test_a_lenient_recipe_counts_what_it_cannot_read_and_what_is_refused(tmp_pat
 # When it is built
 
 
-def test_a_second_opening_tokenises_nothing(files, recipe, open_quietly, monkeypatch):
-    first = open_quietly(files, recipe)
+def test_a_second_opening_tokenises_nothing(files, spec, open_quietly, monkeypatch):
+    first = open_quietly(files, spec)
     monkeypatch.setattr(stores, "_build", None)
-    second = open_quietly(files, recipe)
+    second = open_quietly(files, spec)
     assert second.path == first.path
     assert tokens_of(second) == tokens_of(first)
 
 
-def test_a_copy_of_the_files_elsewhere_is_the_same_store(files, recipe, open_quietly, build_calls, tmp_path):
-    open_quietly(files, recipe)
+def test_a_copy_of_the_files_elsewhere_is_the_same_store(files, spec, open_quietly, build_calls, tmp_path):
+    open_quietly(files, spec)
     (tmp_path / "copy").mkdir()
     copies = [(tmp_path / "copy" / path.name) for path in files]
     for path, copy in zip(files, copies):
         copy.write_bytes(path.read_bytes())
-    assert open_quietly(copies, recipe).source(0) == (copies[0], 1)
+    assert open_quietly(copies, spec).source(0) == (copies[0], 1)
     assert len(build_calls) == 1
 
 
-def test_one_changed_byte_of_a_file_is_another_store(files, recipe, open_quietly):
-    before = open_quietly(files, recipe)
+def test_one_changed_byte_of_a_file_is_another_store(files, spec, open_quietly):
+    before = open_quietly(files, spec)
     files[1].write_text(files[1].read_text().replace("what", "What", 1))
-    after = open_quietly(files, recipe)
+    after = open_quietly(files, spec)
     assert after.path != before.path
     assert after.content != before.content
     assert tokens_of(after) != tokens_of(before)
@@ -242,15 +242,15 @@ def test_one_changed_byte_of_a_file_is_another_store(files, recipe, open_quietly
 
 HEADED = "{{ 'Today is ' ~ strftime_now('%d') }}" + CHATML
 CHATS = {
-    "tokenizer": lambda chat: replace(chat, tokenizer=tokenizer.train(["it is what it is?"] * 9, 290, MARKERS)),
-    "template": lambda chat: replace(chat, sources={"default": CHATML.replace("'\\n'", "'\\n '", 1)}),
+    "tokenizer": lambda chat: replace(chat, tokenizer=sentencepiece.train(["it is what it is?"] * 9, 290, MARKERS)),
+    "template": lambda chat: replace(chat, templates={"default": CHATML.replace("'\\n'", "'\\n '", 1)}),
     "variables": lambda chat: replace(chat, variables='{"enable_thinking": false}'),
 }
 OPTIONS = {
     "max_length": 511,
     "over_length": "drop",
     "split": (0.0, 0.5),
-    "selection": Selection("last"),
+    "loss_weights": LossWeights("last"),
     "trees": "paths",
     "unfaithful": "skip",
     "refused": "skip",
@@ -260,31 +260,31 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("change", [*CHATS, *OPTIONS, "order of files"])
-def test_another_recipe_is_another_store(files, chat, recipe, change):
-    other = replace(recipe, chat=CHATS[change](chat)) if change in CHATS else recipe
+def test_another_recipe_is_another_store(files, chat, spec, change):
+    other = replace(spec, chat=CHATS[change](chat)) if change in CHATS else spec
     other = replace(other, **{change: OPTIONS[change]}) if change in OPTIONS else other
     wanted = files[::-1] if change == "order of files" else files
-    assert stores._address(wanted, other) != stores._address(files, recipe) == stores._address([*files], recipe)
+    assert stores._cache_key(wanted, other) != stores._cache_key(files, spec) == stores._cache_key([*files], spec)
 
 
 def test_every_option_of_a_recipe_was_tried():
-    assert {*OPTIONS} == {field.name for field in fields(Recipe)} - {"chat", "format"}
+    assert {*OPTIONS} == {field.name for field in fields(EncodingSpec)} - {"chat", "format"}
 
 
-def test_the_date_matters_to_templates_that_read_the_clock_and_to_no_other(files, chat, recipe):
-    def address(sources, date):
-        dated = replace(chat, sources={"default": sources}, date=date)
-        return stores._address(files, replace(recipe, chat=dated))
+def test_the_date_matters_to_templates_that_read_the_clock_and_to_no_other(files, chat, spec):
+    def cache_key(templates, date):
+        dated = replace(chat, templates={"default": templates}, date=date)
+        return stores._cache_key(files, replace(spec, chat=dated))
 
-    assert address(CHATML, "2026-01-31") == address(CHATML, "2026-02-01")
-    assert address(HEADED, "2026-01-31") != address(HEADED, "2026-02-01")
-    assert address(HEADED, "2026-01-31") == address(HEADED, "2026-01-31")
+    assert cache_key(CHATML, "2026-01-31") == cache_key(CHATML, "2026-02-01")
+    assert cache_key(HEADED, "2026-01-31") != cache_key(HEADED, "2026-02-01")
+    assert cache_key(HEADED, "2026-01-31") == cache_key(HEADED, "2026-01-31")
 
 
-def test_changed_code_is_another_store(files, recipe, open_quietly, build_calls, monkeypatch):
-    before = open_quietly(files, recipe)
+def test_changed_code_is_another_store(files, spec, open_quietly, build_calls, monkeypatch):
+    before = open_quietly(files, spec)
     monkeypatch.setattr(stores, "code_digest", lambda: "other")
-    assert open_quietly(files, recipe).path != before.path
+    assert open_quietly(files, spec).path != before.path
     assert len(build_calls) == 2
 
 
@@ -316,14 +316,14 @@ def test_the_digest_is_of_the_versions_of_libraries(monkeypatch, library):
     assert stores.code_digest() != before
 
 
-def test_what_a_killed_build_left_is_built_anew(files, recipe, open_quietly, tmp_path):
-    whole = open_quietly(files, recipe)
+def test_what_a_killed_build_left_is_built_anew(files, spec, open_quietly, tmp_path):
+    whole = open_quietly(files, spec)
     content = {path.name: path.read_bytes() for path in whole.path.iterdir()}
     half = whole.path.with_suffix(".tmp")
     whole.path.rename(half)
     (half / "tokens_N").write_bytes(b"half")
     (half / "junk").write_bytes(b"left over")
-    again = open_quietly(files, recipe)
+    again = open_quietly(files, spec)
     assert {path.name: path.read_bytes() for path in again.path.iterdir()} == content
     assert left_behind(tmp_path / "stores") == [again.path.name]
 
@@ -332,22 +332,22 @@ def test_what_a_killed_build_left_is_built_anew(files, recipe, open_quietly, tmp
 
 
 @pytest.mark.parametrize(("place", "reason"), [("d", "Not a directory"), ("d/below", "Not a directory")])
-def test_a_cache_that_is_no_folder_is_named(files, recipe, tmp_path, place, reason):
+def test_a_cache_that_is_no_folder_is_named(files, spec, tmp_path, place, reason):
     (tmp_path / "d").touch()
     folder = tmp_path / place / "stores"
     with pytest.raises(InputError, match=rf"^data\.cache_dir: {tmp_path}/d.* cannot be used \({reason}\); name anoth"):
-        open_store(files, recipe, folder, workers=1, progress=False)
+        open_store(files, spec, folder, workers=1, progress=False)
 
 
 @pytest.mark.parametrize("suffix", [".lock", ""])
-def test_a_cache_that_another_user_made_is_named(files, recipe, open_quietly, monkeypatch, suffix):
-    path = open_quietly(files, recipe).path.with_suffix(suffix)
+def test_a_cache_that_another_user_made_is_named(files, spec, open_quietly, monkeypatch, suffix):
+    path = open_quietly(files, spec).path.with_suffix(suffix)
     path = path if suffix else path / "tokens_N"
     path.unlink()
     path.symlink_to("/proc/nothing/here")
     reason = "No such file or directory"
     with pytest.raises(InputError, match=rf"{path} cannot be used \({reason}\); .* --config\.data\.cache_dir=FOLDER$"):
-        open_quietly(files, recipe)
+        open_quietly(files, spec)
 
 
 def test_a_full_disk_is_not_said_to_be_the_wrong_folder(tmp_path):
@@ -358,9 +358,9 @@ def test_a_full_disk_is_not_said_to_be_the_wrong_folder(tmp_path):
 # By how many processes
 
 
-def test_the_content_does_not_depend_on_processes_or_pieces(files, recipe, tmp_path, small_pieces):
+def test_the_content_does_not_depend_on_processes_or_pieces(files, spec, tmp_path, small_pieces):
     def build(name, workers):
-        store = open_store(files, recipe, tmp_path / name, workers, progress=False)
+        store = open_store(files, spec, tmp_path / name, workers, progress=False)
         return store.content, {path.name: path.read_bytes() for path in store.path.iterdir()}
 
     whole = build("whole", 1)
@@ -370,11 +370,11 @@ def test_the_content_does_not_depend_on_processes_or_pieces(files, recipe, tmp_p
     assert build("two", 2) == whole
 
 
-def test_the_content_changes_with_any_token_or_weight(tmp_path, recipe, open_quietly):
+def test_the_content_changes_with_any_token_or_weight(tmp_path, spec, open_quietly):
     def content(*lines):
         path = tmp_path / "d.jsonl"
         path.write_text("".join(lines))
-        return open_quietly([path], recipe).content
+        return open_quietly([path], spec).content
 
     weighted = json.loads(line(1))
     weighted["messages"][1]["weight"] = 0.5
@@ -385,12 +385,12 @@ def test_the_content_changes_with_any_token_or_weight(tmp_path, recipe, open_qui
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_names_its_line_and_leaves_nothing_behind(files, recipe, tmp_path, small_pieces, workers):
+def test_an_error_names_its_line_and_leaves_nothing_behind(files, spec, tmp_path, small_pieces, workers):
     small_pieces(200)
     with files[0].open("a") as file:
         file.write("not JSON\n")
     with pytest.raises(InputError, match=rf"^{files[0]}:11: not JSON"):
-        open_store(files, recipe, tmp_path / "stores", workers, progress=False)
+        open_store(files, spec, tmp_path / "stores", workers, progress=False)
     assert left_behind(tmp_path / "stores") == []
 
 
@@ -408,15 +408,15 @@ def split_files(tmp_path):
 
 
 def open_split(open_quietly, files, chat, at):
-    return [open_quietly(files, Recipe(chat, 512, split=part)) for part in ((0.0, at), (at, 1.0))]
+    return [open_quietly(files, EncodingSpec(chat, 512, split=part)) for part in ((0.0, at), (at, 1.0))]
 
 
-def test_a_split_is_a_partition(split_files, chat, recipe, open_quietly):
+def test_a_split_is_a_partition(split_files, chat, spec, open_quietly):
     files = split_files([line(n).encode() for n in range(100)])
     held_out, train = open_split(open_quietly, files, chat, 0.3)
-    assert sorted(tokens_of(held_out) + tokens_of(train)) == tokens_of(open_quietly(files, recipe))
+    assert sorted(tokens_of(held_out) + tokens_of(train)) == tokens_of(open_quietly(files, spec))
     assert 15 <= len(held_out) <= 45
-    assert held_out.counts.dialogues + train.counts.dialogues == 100
+    assert held_out.stats.dialogues + train.stats.dialogues == 100
 
 
 def test_a_split_does_not_depend_on_the_order_of_lines(split_files, chat, open_quietly):
@@ -451,7 +451,7 @@ def test_a_byte_order_mark_does_not_move_its_dialogue_across_a_split(split_files
         assert sorted(map(len, open_split(open_quietly, files, chat, 0.5))) == [0, 2]
 
 
-def test_an_encoder_of_the_recipe_begins_at_zero(recipe):
-    encoder = recipe.encoder()
+def test_an_encoder_of_the_recipe_begins_at_zero(spec):
+    encoder = spec.encoder()
     assert isinstance(encoder, Encoder)
-    assert (encoder.counts, encoder.max_length, encoder.over_length) == (Counts(), 512, "error")
+    assert (encoder.stats, encoder.max_length, encoder.over_length) == (EncodingStats(), 512, "error")

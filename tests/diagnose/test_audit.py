@@ -17,7 +17,7 @@ from mtsft.data.store import open_store
 from mtsft.diagnose.audit import audit
 from mtsft.diagnose.audit_text import as_text
 from mtsft.dialogue import readers
-from mtsft.encoding.spec import Chat, Recipe
+from mtsft.encoding.spec import ChatFormat, EncodingSpec
 from mtsft.encoding.token_tree import response_ends
 from mtsft.template.chat_template import CHATML
 
@@ -50,26 +50,26 @@ SPELLS = said("say <|im_end|>", "no")
 
 
 @pytest.fixture
-def sources(tmp_path, chat):
+def templates(tmp_path, chat):
     """The sources of records (or lines) under a recipe; eval: those held out; weights: of training's files."""
 
-    def make(*files, eval=(), weights=None, chat=chat, cache="cache", **recipe):
+    def make(*files, eval=(), weights=None, chat=chat, cache="cache", **spec):
         def write(name, records):
             path = tmp_path / name
             path.write_text("".join((r if type(r) is str else json.dumps(r)) + "\n" for r in records))
             return path
 
         train = [write(f"train-{i}.jsonl", records) for i, records in enumerate(files)]
-        recipe = Recipe(chat, **{"max_length": ROW} | recipe)
+        spec = EncodingSpec(chat, **{"max_length": ROW} | spec)
         held_out = [write("eval.jsonl", eval)] if eval else []
-        return Sources(train, weights or [1.0] * len(train), held_out, recipe, recipe, tmp_path / cache, 1)
+        return Sources(train, weights or [1.0] * len(train), held_out, spec, spec, tmp_path / cache, 1)
 
     return make
 
 
 @pytest.fixture
-def examine(sources):
-    return lambda *files, **changes: audit(sources(*files, **changes), progress=False)
+def examine(templates):
+    return lambda *files, **changes: audit(templates(*files, **changes), progress=False)
 
 
 def problems(report):
@@ -118,9 +118,9 @@ def test_a_dataset_with_one_of_everything(examine, tmp_path):
         ("warning", "dialogues stand in training and held out"): (1, ["3"]),
     }
     train = report["train"]
-    counts = {name: train[name] for name in ("dialogues", "unreadable", "responses", "kept", "without_response")}
-    assert counts == {"dialogues": 9, "unreadable": 1, "responses": 10, "kept": 6, "without_response": 3}
-    assert (train["branching"], train["rewriting"], train["skipped_turns"]) == (1, 0, 1)
+    stats = {name: train[name] for name in ("dialogues", "unreadable", "responses", "kept", "without_response")}
+    assert stats == {"dialogues": 9, "unreadable": 1, "responses": 10, "kept": 6, "without_response": 3}
+    assert (train["branching"], train["not_prefix_preserving"], train["skipped_turns"]) == (1, 0, 1)
     assert report["eval"]["kept"] == 2
     assert report["shared"] == 1
     assert report["template"]["stops"] == ["<|im_end|>"]
@@ -180,7 +180,7 @@ def test_what_a_tree_saves(examine, encoder):
 
 
 @pytest.mark.parametrize("trees", ["tree", "paths"])
-def test_what_a_policy_costs_is_what_a_run_under_it_counts(examine, sources, trees):
+def test_what_a_policy_costs_is_what_a_run_under_it_counts(examine, templates, trees):
     hello = ("How are you, how are you?", "I am well.")
     # Their responses end at 20, 105; 30, 61, 92, 123; 146; 30, 61, 121, 152; a row holds 64.
     records = [GOOD, LONG, said(*hello * 4), said("x", "z" * 2 * ROW), said(*hello * 2, "z" * 40, "so", *hello)]
@@ -189,13 +189,13 @@ def test_what_a_policy_costs_is_what_a_run_under_it_counts(examine, sources, tre
     assert table["dialogues"] == 4
     assert list(table["policies"]) == ["drop", "keep_first", "keep_last", "windows"]
     for policy, cost in table["policies"].items():
-        made = sources(records, over_length=policy, trees=trees)
-        counts = open_store(made.train_files, made.train_recipe, made.cache, 1, False).counts
+        made = templates(records, over_length=policy, trees=trees)
+        stats = open_store(made.train_files, made.train_spec, made.cache, 1, False).stats
         assert cost == {
-            "dialogues_lost": counts.over_length_dropped,
-            "responses_lost": counts.over_length_responses,
-            "supervised_tokens_lost": counts.over_length_supervised_tokens,
-            "more_dialogues": counts.over_length_windows,
+            "dialogues_lost": stats.over_length_dropped,
+            "responses_lost": stats.over_length_responses,
+            "supervised_tokens_lost": stats.over_length_supervised_tokens,
+            "more_dialogues": stats.over_length_windows,
             "estimated": False,
         }
     costs = [tuple(cost.values())[:2] for cost in table["policies"].values()]
@@ -253,7 +253,7 @@ def folder():
 def hugging_face(template, **config):
     config = {"bos_token": "<s>", "eos_token": "</s>"} | config
     files = {"tokenizer.json": folder(), "tokenizer_config.json": json.dumps(config).encode()}
-    return Chat(files, {"default": template}, "made")
+    return ChatFormat(files, {"default": template}, "made")
 
 
 def header(before):
@@ -324,7 +324,7 @@ def test_a_template_that_rewrites_history(examine):
     report = examine([GOOD, reasoned], chat=hugging_face(REWRITES))
     what = "dialogues in which the template shows an earlier turn otherwise than it was emitted"
     assert problems(report) == {("note", what): (1, [])}
-    assert report["train"]["branching"] == report["train"]["rewriting"] == 1
+    assert report["train"]["branching"] == report["train"]["not_prefix_preserving"] == 1
 
 
 @pytest.mark.parametrize("pad", ["</s>", "<think>"])
@@ -338,13 +338,13 @@ def test_padding_that_is_eos_is_said(examine, pad):
 # How it is made and said
 
 
-def test_a_second_audit_is_served_from_the_store(sources, monkeypatch):
-    made = sources([GOOD, LONG], [TREE], eval=[TWO_TURNS])
+def test_a_second_audit_is_served_from_the_store(templates, monkeypatch):
+    made = templates([GOOD, LONG], [TREE], eval=[TWO_TURNS])
     first = audit(made, progress=False)
     monkeypatch.setattr(stores, "_build", None)
     assert audit(made, progress=False) == first
     with pytest.raises(TypeError):
-        audit(replace(made, train_recipe=replace(made.train_recipe, trees="tree", stops=("<|im_end|>",))), False)
+        audit(replace(made, train_spec=replace(made.train_spec, trees="tree", stops=("<|im_end|>",))), False)
 
 
 def test_a_report_is_plain_and_finite(examine):

@@ -9,7 +9,7 @@ import pytest
 
 from mtsft.data.store import open_store, split_point
 from mtsft.diagnose import page
-from mtsft.encoding.spec import Recipe
+from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.token_tree import positions
 from mtsft.errors import InputError
 
@@ -43,14 +43,14 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def recipe(chat):
-    return Recipe(chat, max_length=96, over_length="windows")
+def spec(chat):
+    return EncodingSpec(chat, max_length=96, over_length="windows")
 
 
 @pytest.fixture
-def drawn(files, recipe, small_tokenizer):
+def drawn(files, spec, small_tokenizer):
     def draw(form, color=False):
-        return list(page.FORMATS[form](page.seen(files, recipe), small_tokenizer, color))
+        return list(page.FORMATS[form](page.viewed(files, spec), small_tokenizer, color))
 
     return draw
 
@@ -82,22 +82,22 @@ class Page(HTMLParser):
             self.trees[-1][-1][1] += data
 
 
-def test_it_shows_what_is_trained_in_the_order_of_training(files, recipe, tmp_path):
-    shown = list(page.seen(files, recipe))
+def test_it_shows_what_is_trained_in_the_order_of_training(files, spec, tmp_path):
+    shown = list(page.viewed(files, spec))
     assert [(one.dialogue.id[:5], one.part) for one in shown] == [
         ("first", 0), (EVIL[:5], 0), ("tree", 0), ("long", 0), ("long", 1)
     ]  # fmt: skip
-    store = open_store(files, recipe, tmp_path / "stores", 1, False)
+    store = open_store(files, spec, tmp_path / "stores", 1, False)
     assert len(store) == len(shown)
     for i, one in enumerate(shown):
         for name in one.tree.__slots__:
             np.testing.assert_array_equal(getattr(one.tree, name), getattr(store[i], name))
 
 
-def test_json_says_every_field_of_the_trees(drawn, files, recipe):
+def test_json_says_every_field_of_the_trees(drawn, files, spec):
     lines = drawn("json")
     assert all(line.count("\n") == 1 and line.endswith("\n") for line in lines)
-    for line, (dialogue, tree, part) in zip(lines, page.seen(files, recipe), strict=True):
+    for line, (dialogue, tree, part) in zip(lines, page.viewed(files, spec), strict=True):
         assert json.loads(line) == {
             "id": dialogue.id,
             "source": dialogue.source,
@@ -116,9 +116,9 @@ def test_json_says_every_field_of_the_trees(drawn, files, recipe):
     assert len(leaves) == 1
 
 
-def test_a_page_holds_every_token_with_all_there_is_to_know(drawn, files, recipe):
+def test_a_page_holds_every_token_with_all_there_is_to_know(drawn, files, spec):
     pieces = Page("".join(drawn("html"))).trees
-    for spans, one in zip(pieces, page.seen(files, recipe), strict=True):
+    for spans, one in zip(pieces, page.viewed(files, spec), strict=True):
         tree, index, branch = one.tree, 0, 0
         depths = positions(tree.parents_N)
         for title, _ in spans:
@@ -142,12 +142,12 @@ def test_a_page_holds_every_token_with_all_there_is_to_know(drawn, files, recipe
 
 def test_a_page_needs_nothing_else_and_runs_nothing(drawn):
     whole = "".join(drawn("html"))
-    seen = Page(whole)
-    assert set(seen.tags) == {
+    viewed = Page(whole)
+    assert set(viewed.tags) == {
         "html", "head", "meta", "title", "style", "body", "p", "h3", "pre", "span", "sup", "i"
     }  # fmt: skip
-    assert seen.attributes == {"lang", "charset", "class", "title"}
-    assert seen.tags.count("style") == 1
+    assert viewed.attributes == {"lang", "charset", "class", "title"}
+    assert viewed.tags.count("style") == 1
     assert "http" not in whole
     assert "url(" not in whole
     assert "<script" not in whole
@@ -156,9 +156,9 @@ def test_a_page_needs_nothing_else_and_runs_nothing(drawn):
 
 def test_what_people_wrote_is_shown_and_not_obeyed(drawn):
     shown = "␛[2J<U+009B><U+202E><script>alert('x')</script>"
-    seen = Page("".join(drawn("html")))
-    assert seen.headings[1].startswith(f"{shown} 2  (")
-    assert "".join(text for _, text in seen.trees[1]).count(shown) == 2
+    viewed = Page("".join(drawn("html")))
+    assert viewed.headings[1].startswith(f"{shown} 2  (")
+    assert "".join(text for _, text in viewed.trees[1]).count(shown) == 2
     text = "".join(drawn("text"))
     assert text.count(shown) == 3
     assert not set("\x1b\x9b\u202e") & set(text)
@@ -179,24 +179,24 @@ def test_text_names_each_dialogue_and_its_parts(drawn, files):
     assert "⟦\u00d70.5 Paris<|im_end|>⟧" in drawn("text")[2]
 
 
-def test_each_side_of_a_split_shows_its_own(files, recipe):
+def test_each_side_of_a_split_shows_its_own(files, spec):
     def ids(first, last):
-        split = Recipe(recipe.chat, 96, over_length="drop", split=(first, last))
-        return {one.dialogue.id for one in page.seen(files, split)}
+        split = EncodingSpec(spec.chat, 96, over_length="drop", split=(first, last))
+        return {one.dialogue.id for one in page.viewed(files, split)}
 
-    points = {one.dialogue.id: split_point(one.dialogue) for one in page.seen(files, recipe) if not one.part}
+    points = {one.dialogue.id: split_point(one.dialogue) for one in page.viewed(files, spec) if not one.part}
     del points["long"]
     middle = sorted(points.values())[2]
     assert ids(0, middle) == {name for name, point in points.items() if point < middle}
     assert ids(middle, 1) == {name for name, point in points.items() if point >= middle}
 
 
-def test_many_dialogues_come_in_chunks_and_none_is_lost(tmp_path, recipe):
+def test_many_dialogues_come_in_chunks_and_none_is_lost(tmp_path, spec):
     path = tmp_path / "many.jsonl"
     path.write_text("".join(json.dumps({"id": str(i), "messages": asked(f"{i}?", f"{i}!")}) + "\n" for i in range(40)))
-    assert [one.dialogue.id for one in page.seen([path, path], recipe)] == [str(i) for i in range(40)] * 2
+    assert [one.dialogue.id for one in page.viewed([path, path], spec)] == [str(i) for i in range(40)] * 2
 
 
 def test_it_refuses_what_training_refuses(files, chat):
     with pytest.raises(InputError, match=r"d.jsonl:5: .*data.over_length"):
-        list(page.seen(files, Recipe(chat, max_length=96)))
+        list(page.viewed(files, EncodingSpec(chat, max_length=96)))

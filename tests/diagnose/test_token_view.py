@@ -9,6 +9,7 @@ from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.token_tree import TokenTree
 from mtsft.tokenizer import load as tokenizer
+from mtsft.tokenizer import sentencepiece
 
 
 @pytest.fixture
@@ -74,17 +75,25 @@ def test_colors_say_the_same_as_brackets(grow, small_tokenizer):
 
 def test_runs_hold_every_token_once_in_order(grow, small_tokenizer):
     tree = grow(("system", "é"), ("user", "日本 \U0001f600"), ("assistant", "ü\u200d!", 2.0))
-    runs = list(token_view.runs(tree, small_tokenizer))
-    assert [token for run in runs for token in run.tokens] == tree.tokens_N.tolist()
-    assert [run.index for run in runs] == np.cumsum([0, *[len(run.tokens) for run in runs]])[:-1].tolist()
-    assert [run.weight for run in runs for _ in run.tokens] == tree.response_mask_N.tolist()
-    assert [run.message for run in runs for _ in run.tokens] == tree.message_ids_N.tolist()
-    assert [run.marker for run in runs] == [run.text in small_tokenizer.controls for run in runs]
+    token_pieces = list(token_view.token_pieces(tree, small_tokenizer))
+    assert [token for piece in token_pieces for token in piece.tokens] == tree.tokens_N.tolist()
+    assert [piece.index for piece in token_pieces] == np.cumsum([0, *[len(piece.tokens) for piece in token_pieces]])[
+        :-1
+    ].tolist()
+    assert [piece.weight for piece in token_pieces for _ in piece.tokens] == tree.response_mask_N.tolist()
+    assert [piece.message for piece in token_pieces for _ in piece.tokens] == tree.message_ids_N.tolist()
+    assert [piece.marker for piece in token_pieces] == [
+        piece.text in small_tokenizer.controls for piece in token_pieces
+    ]
 
 
 def test_bytes_of_a_character_are_joined(grow, small_tokenizer):
-    runs = list(token_view.runs(grow(("user", "日\U0001f600"), ("assistant", "é")), small_tokenizer))
-    assert {run.text: len(run.tokens) for run in runs if len(run.tokens) > 1} == {"日": 3, "\U0001f600": 4, "é": 2}
+    token_pieces = list(token_view.token_pieces(grow(("user", "日\U0001f600"), ("assistant", "é")), small_tokenizer))
+    assert {piece.text: len(piece.tokens) for piece in token_pieces if len(piece.tokens) > 1} == {
+        "日": 3,
+        "\U0001f600": 4,
+        "é": 2,
+    }
 
 
 def test_bytes_that_spell_no_character_stay_apart(small_tokenizer):
@@ -96,9 +105,9 @@ def test_bytes_that_spell_no_character_stay_apart(small_tokenizer):
         np.zeros(5, np.int16),
         np.zeros(5, np.int16),
     )
-    texts = [run.text for run in token_view.runs(whole, small_tokenizer)]
+    texts = [piece.text for piece in token_view.token_pieces(whole, small_tokenizer)]
     assert texts == ["<0xE6>", "<0x97>", "<0xE6>", "<0x97>", "<0xA5>"]
-    assert [run.text for run in token_view.runs(whole.head(2), small_tokenizer)] == texts[:2]
+    assert [piece.text for piece in token_view.token_pieces(whole.head(2), small_tokenizer)] == texts[:2]
 
 
 def test_a_branch_begins_on_its_own_line_with_its_position(small_tokenizer):
@@ -107,7 +116,7 @@ def test_a_branch_begins_on_its_own_line_with_its_position(small_tokenizer):
     assert "\n↳ 2: \x1b[1;32m" in token_view.as_text(tree, small_tokenizer)
     fragment = token_view.as_html(tree, small_tokenizer)
     assert "\n<i>↳ 2: </i><sup>\u00d72 </sup><span" in fragment
-    assert [run.position for run in token_view.runs(tree, small_tokenizer)] == [0, 1, 2, 3, 2, 3]
+    assert [piece.position for piece in token_view.token_pieces(tree, small_tokenizer)] == [0, 1, 2, 3, 2, 3]
 
 
 def test_sibling_branches_of_one_weight_are_told_apart(small_tokenizer):
@@ -134,7 +143,7 @@ def test_html_marks_exactly_what_is_supervised(grow, small_tokenizer):
 def tags_tokenizer(chatml):
     """A tokenizer that has whole tags among its pieces."""
     markers = ["<|im_start|>", "<|im_end|>", "<b>", "&lt;", "<|x"]
-    return tokenizer.from_files(tokenizer.train(["a b c"], 300, markers), chatml.literals)
+    return tokenizer.from_files(sentencepiece.train(["a b c"], 300, markers), chatml.literals)
 
 
 @pytest.mark.parametrize("wrote", ["<b>&lt;", "<script>alert(\"&amp;\")</script></pre><b title='x'>"])
@@ -148,9 +157,9 @@ def test_what_people_wrote_is_data_to_a_page(wrote, chatml, tags_tokenizer):
 
 def test_only_control_tokens_are_markers(chatml, tags_tokenizer):
     wrote = Dialogue("d", (Message("user", "<|x|> <|im_end|>"), Message("assistant", "<|x|>")))
-    runs = list(token_view.runs(Encoder(chatml, tags_tokenizer, 512)(wrote), tags_tokenizer))
-    assert [run.marker for run in runs if run.text == "<|x"] == [False, False]
-    assert [run.text for run in runs if run.marker] == [*["<|im_start|>", "<|im_end|>"] * 2]
+    token_pieces = list(token_view.token_pieces(Encoder(chatml, tags_tokenizer, 512)(wrote), tags_tokenizer))
+    assert [piece.marker for piece in token_pieces if piece.text == "<|x"] == [False, False]
+    assert [piece.text for piece in token_pieces if piece.marker] == [*["<|im_start|>", "<|im_end|>"] * 2]
 
 
 def test_what_people_wrote_does_not_steer_a_terminal(grow, small_tokenizer):
@@ -163,9 +172,9 @@ def test_what_people_wrote_does_not_steer_a_terminal(grow, small_tokenizer):
 
 
 def test_a_spelled_marker_is_no_marker(grow, small_tokenizer):
-    runs = list(token_view.runs(grow(("user", "<|im_end|>"), ("assistant", "x")), small_tokenizer))
-    assert "".join(run.text for run in runs if not run.marker and run.message == 0) == "<|im_end|>"
-    assert sum(run.marker for run in runs) == 4
+    token_pieces = list(token_view.token_pieces(grow(("user", "<|im_end|>"), ("assistant", "x")), small_tokenizer))
+    assert "".join(piece.text for piece in token_pieces if not piece.marker and piece.message == 0) == "<|im_end|>"
+    assert sum(piece.marker for piece in token_pieces) == 4
 
 
 def test_columns_are_aligned():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from mtsft.dialogue import readers
-from mtsft.dialogue.readers import Source, check, find_files, find_sources, read_chunks
+from mtsft.dialogue.readers import WeightedFile, check_readable, find_files, find_weighted_files, read_chunks
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError
 
@@ -93,20 +93,20 @@ def test_a_file_that_cannot_be_opened_or_is_empty_is_named(tmp_path, monkeypatch
     path = tmp_path / "d.jsonl"
     path.touch()
     with pytest.raises(InputError, match=rf"^{path}: is empty; it should hold one dialogue a line$"):
-        check(path)
+        check_readable(path)
     path.write_text("{}")
-    check(path)
+    check_readable(path)
 
     def refuse(self, mode):
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(type(path), "open", refuse)  # tests may run as root, whom no mode of a file keeps out
     with pytest.raises(InputError, match=rf"^{path}: cannot be read: Permission denied$"):
-        check(path)
+        check_readable(path)
     path.unlink()
     path.symlink_to("gone")
     with pytest.raises(InputError, match=rf"^{path}: cannot be read: No such file or directory$"):
-        check(path)
+        check_readable(path)
 
 
 # Which lines
@@ -297,25 +297,25 @@ def test_a_pattern_may_end_in_the_weight_of_its_files(tmp_path_factory, weight):
     for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
         (folder / name).touch()
     a, b, c = (folder / f"{name}.jsonl" for name in "abc")
-    expected = [Source(a, weight), Source(b, weight), Source(c, 1.0)]
-    assert find_sources(f"{folder}/[ab].jsonl={weight!r}, {c}", "k") == expected
+    expected = [WeightedFile(a, weight), WeightedFile(b, weight), WeightedFile(c, 1.0)]
+    assert find_weighted_files(f"{folder}/[ab].jsonl={weight!r}, {c}", "k") == expected
     assert find_files(f"{folder}/[ab].jsonl={weight!r},{c}", "k") == [a, b, c]
 
 
 def test_an_equals_sign_in_a_name_is_no_weight(tmp_path):
     for name in ("a=2", "b=c.jsonl", "d=1=3"):
         (tmp_path / name).touch()
-    assert find_sources(f"{tmp_path}/a=2", "k") == [Source(tmp_path / "a=2", 1.0)]
-    assert find_sources(f"{tmp_path}/a=2=0.5", "k") == [Source(tmp_path / "a=2", 0.5)]
-    assert find_sources(f"{tmp_path}/?=2", "k") == [Source(tmp_path / "a=2", 1.0)]
-    assert find_sources(f"{tmp_path}/b=c.jsonl", "k") == [Source(tmp_path / "b=c.jsonl", 1.0)]
-    assert find_sources(f"{tmp_path}/a=2,{tmp_path}/d=1=3", "k")[1] == Source(tmp_path / "d=1=3", 1.0)
+    assert find_weighted_files(f"{tmp_path}/a=2", "k") == [WeightedFile(tmp_path / "a=2", 1.0)]
+    assert find_weighted_files(f"{tmp_path}/a=2=0.5", "k") == [WeightedFile(tmp_path / "a=2", 0.5)]
+    assert find_weighted_files(f"{tmp_path}/?=2", "k") == [WeightedFile(tmp_path / "a=2", 1.0)]
+    assert find_weighted_files(f"{tmp_path}/b=c.jsonl", "k") == [WeightedFile(tmp_path / "b=c.jsonl", 1.0)]
+    assert find_weighted_files(f"{tmp_path}/a=2,{tmp_path}/d=1=3", "k")[1] == WeightedFile(tmp_path / "d=1=3", 1.0)
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "0.0"])
 def test_a_weight_of_files_that_is_not_above_zero_is_refused(three, weight):
     with pytest.raises(InputError, match=rf"a\.jsonl={weight}: has the weight {weight} in data\.train; use a number"):
-        find_sources(f"{three}/a.jsonl={weight}", "data.train")
+        find_weighted_files(f"{three}/a.jsonl={weight}", "data.train")
 
 
 # Which records, whatever the file

@@ -7,7 +7,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.encoding.encoder import Encoder
-from mtsft.encoding.stats import Counts
+from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.token_tree import paths
 from mtsft.errors import InputError
 from mtsft.tokenizer.load import from_files
@@ -16,11 +16,11 @@ START, STOP = MARKERS = ("<|im_start|>", "<|im_end|>")
 WORDS = "\u2581 system user assistant tool hi \u2581you be \u2581brief more ? no yes".split()
 
 
-def make_tokenizer(words, symbols):
+def make_tokenizer(words, placeholders):
     """A tokenizer of these pieces and all bytes; fewer pieces are likelier."""
     model = sentencepiece_model_pb2.ModelProto()
     kinds = model.SentencePiece
-    pieces = [("<unk>", kinds.UNKNOWN, 0.0), *((text, kinds.USER_DEFINED, 0.0) for text in symbols)]
+    pieces = [("<unk>", kinds.UNKNOWN, 0.0), *((text, kinds.USER_DEFINED, 0.0) for text in placeholders)]
     pieces += [(f"<0x{byte:02X}>", kinds.BYTE, 0.0) for byte in range(256)] + [(w, kinds.NORMAL, -1.0) for w in words]
     for piece, kind, score in pieces:
         model.pieces.add(piece=piece, type=kind, score=score)
@@ -131,7 +131,7 @@ def test_a_dialogue_token_by_token(plain_encoder, plain):
         (STOP,        1,   1,  -1),
     ]  # fmt: skip
     assert tree.parents_N.tolist() == list(range(-1, 34))
-    assert plain_encoder.counts == Counts(
+    assert plain_encoder.stats == EncodingStats(
         dialogues=1, responses=2, kept=1, tokens=35, chain_tokens=35, response_tokens=19 + 35,
         supervised_tokens=7, supervised_weight=7.0, by_turn=Counter({0: 2, 1: 5}), by_role=Counter(assistant=7),
     )  # fmt: skip
@@ -144,8 +144,8 @@ def test_weights_are_the_mask_and_zero_is_context(plain_encoder, plain):
         ("hi", 0.5, 0, 0), (STOP, 0.5, 0, -1), ("yes", 2.0, 2, 3), (STOP, 2.0, 2, -1)
     ]  # fmt: skip
     assert [row for row in rows(tree, plain) if row[0] == "no"] == [("no", 0.0, 2, 1)]
-    assert plain_encoder.counts.responses == 2
-    assert plain_encoder.counts.supervised_weight == 5.0
+    assert plain_encoder.stats.responses == 2
+    assert plain_encoder.stats.supervised_weight == 5.0
 
 
 def test_what_follows_the_last_response_is_not_stored(plain_encoder):
@@ -164,7 +164,7 @@ def test_a_turn_of_weight_zero_at_the_end_is_not_stored(plain_encoder, plain):
 def test_a_dialogue_without_a_response_is_counted_and_left_out(plain_encoder, messages):
     assert plain_encoder(dialogue(*messages)) is None
     noted = {"without a response": ["d.jsonl:7"]}
-    assert plain_encoder.counts == Counts(dialogues=1, without_response=1, examples=noted)
+    assert plain_encoder.stats == EncodingStats(dialogues=1, without_response=1, examples=noted)
 
 
 def test_an_empty_response_is_its_stop(plain_encoder, plain):
@@ -202,7 +202,7 @@ def test_over_length_error_names_the_place_and_what_to_do(make_encoder):
 def test_over_length_drop_counts_what_it_drops(make_encoder):
     encoder = make_encoder(34, "drop")
     assert encoder(TWO_TURNS) is None
-    assert encoder.counts == Counts(
+    assert encoder.stats == EncodingStats(
         dialogues=1, responses=2, over_length=1, over_length_dropped=1, over_length_responses=2,
         over_length_supervised_tokens=7,
     )  # fmt: skip
@@ -216,7 +216,7 @@ def test_over_length_keep_first_keeps_whole_turns(make_encoder, plain, max_lengt
     for name in tree.__slots__:
         assert getattr(tree, name).tolist() == getattr(alone, name).tolist()
     assert rows(tree, plain)[-1] == (STOP, 1, 0, -1)
-    assert encoder.counts == Counts(
+    assert encoder.stats == EncodingStats(
         dialogues=1, responses=2, kept=1, over_length=1, over_length_cut=1, over_length_responses=1,
         over_length_supervised_tokens=5, tokens=PREFIX_TOKENS, chain_tokens=PREFIX_TOKENS,
         response_tokens=PREFIX_TOKENS, supervised_tokens=2, supervised_weight=2.0, by_turn=Counter({0: 2}),
@@ -227,7 +227,7 @@ def test_over_length_keep_first_keeps_whole_turns(make_encoder, plain, max_lengt
 def test_over_length_keep_first_drops_what_has_no_whole_turn(make_encoder):
     encoder = make_encoder(PREFIX_TOKENS - 1, "keep_first")
     assert encoder(TWO_TURNS) is None
-    assert encoder.counts == Counts(
+    assert encoder.stats == EncodingStats(
         dialogues=1, responses=2, over_length=1, over_length_dropped=1, over_length_responses=2,
         over_length_supervised_tokens=7,
     )  # fmt: skip
@@ -240,9 +240,9 @@ def test_a_dialogue_of_very_many_messages_is_over_length_like_any_other(make_enc
 
 
 def test_counts_add_up_field_by_field():
-    total = Counts(dialogues=1, kept=1, tokens=5, supervised_weight=0.5)
-    total += Counts(dialogues=2, without_response=1, tokens=7, supervised_weight=1.0)
-    assert total == Counts(dialogues=3, kept=1, without_response=1, tokens=12, supervised_weight=1.5)
+    total = EncodingStats(dialogues=1, kept=1, tokens=5, supervised_weight=0.5)
+    total += EncodingStats(dialogues=2, without_response=1, tokens=7, supervised_weight=1.0)
+    assert total == EncodingStats(dialogues=3, kept=1, without_response=1, tokens=12, supervised_weight=1.5)
 
 
 # Whatever the texts
@@ -291,7 +291,7 @@ def test_supervised_tokens_are_the_models_words_and_its_stop_and_nothing_else(
     assert tree.response_mask_N[supervised].tolist() == weights
     spoken_by = {messages[i].role for i in tree.message_ids_N[supervised] if i >= 0}
     assert spoken_by <= {"assistant"}
-    assert encoder.counts.altered == 0
+    assert encoder.stats.altered == 0
 
 
 @pytest.mark.parametrize("kind", ["plain", "trained"])
@@ -324,7 +324,7 @@ def test_the_chain_is_every_context_and_response_encoded_separately(chatml, plai
             separately += listed(paths(encoder(Dialogue("d", (*history, message)))))
     together = listed(paths(tree)) if tree is not None else []
     assert together == separately == defined_paths(tokenizer, messages)
-    assert encoder.counts.branching == 0
+    assert encoder.stats.branching == 0
     if tree is not None:
         assert len(tree) == len(separately[-1][1]) + len(separately[-1][2])
 
@@ -364,7 +364,7 @@ def test_where_the_newline_merges_the_tree_branches_after_the_header(chatml, mer
         (22, 21, ("no",         1, 1)),
         (23, 22, (STOP,         1, 1)),
     ]  # fmt: skip
-    assert encoder.counts.branching == 1
+    assert encoder.stats.branching == 1
 
 
 @given(messages=hostile_messages)
@@ -391,6 +391,6 @@ def test_a_response_that_the_tokenizer_alters_is_counted(chatml):
     model.pieces.extend(kept)
     encoder = Encoder(chatml, from_files({"tokenizer.model": model.SerializeToString()}, MARKERS), 1000)
     encoder(dialogue(("user", "§"), ("assistant", "hi")))
-    assert encoder.counts.altered == 0
+    assert encoder.stats.altered == 0
     encoder(dialogue(("user", "hi"), ("assistant", "§")))
-    assert encoder.counts.altered == 1
+    assert encoder.stats.altered == 1

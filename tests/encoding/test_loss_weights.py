@@ -5,7 +5,7 @@ import pytest
 from chats import chat_of, dialogue
 
 from mtsft.encoding.encoder import Encoder
-from mtsft.encoding.loss_weights import Selection
+from mtsft.encoding.loss_weights import LossWeights
 from mtsft.errors import InputError
 
 CALL = {"type": "function", "id": "c", "function": {"name": "f", "arguments": {"k": 1}}}
@@ -34,28 +34,28 @@ BRANCHES = dialogue(
     ],
 )
 def test_which_messages_are_responses(given, responses, weights):
-    assert Selection(responses).weights(given) == weights
+    assert LossWeights(responses).weights(given) == weights
 
 
 def test_responses_that_call_tools_can_be_left_out():
     given = dialogue(("user", "a"), ("assistant", None, 1.0, {"tool_calls": [CALL]}), ("tool", "c"), ("assistant", "d"))
-    assert Selection().weights(given) == {1: 1.0, 3: 1.0}
-    assert Selection(tool_calls=False).weights(given) == {3: 1.0}
-    assert Selection("first", tool_calls=False).weights(given) == {3: 1.0}
+    assert LossWeights().weights(given) == {1: 1.0, 3: 1.0}
+    assert LossWeights(tool_calls=False).weights(given) == {3: 1.0}
+    assert LossWeights("first", tool_calls=False).weights(given) == {3: 1.0}
 
 
 @pytest.mark.parametrize("wrong", [{"responses": "some"}, {"responses": "assistant,robot"}, {"weigh_per": "word"}])
 def test_other_values_are_refused(wrong):
     [(key, value)] = wrong.items()
     with pytest.raises(InputError, match=rf"^data\.{key}='{value}': use "):
-        Selection(**wrong)
+        LossWeights(**wrong)
 
 
 @pytest.fixture
 def encode():
-    def encode(name, given, **selection):
+    def encode(name, given, **loss_weights):
         template, tokenizer = chat_of(name).open()
-        made = Encoder(template, tokenizer, 1000, selection=Selection(**selection))
+        made = Encoder(template, tokenizer, 1000, loss_weights=LossWeights(**loss_weights))
         tree = made(given)
         words = [made.tokenizer.decode([i]) for i in tree.tokens_N[tree.response_mask_N > 0]]
         return tree, "".join(words)

@@ -51,17 +51,17 @@ def test_what_is_counted_is_kept_or_dropped(name, trees, system, turns, room):
     for policy in POLICIES[1:]:
         made = encoder(name, room, policy, trees=trees)
         found = [tree for _, tree in made.encode([whole])]
-        counts = made.counts
+        stats = made.stats
         said = [pair for tree in found for pair in supervised(tree)]
         assert all(len(tree) <= room for tree in found)
-        assert counts.dialogues == 1 == counts.kept + counts.over_length_dropped
-        assert counts.responses == len(all_of) == len(said) + counts.over_length_responses
-        assert counts.supervised_tokens == sum(len(ids) for _, ids in said)
-        assert counts.supervised_tokens + counts.over_length_supervised_tokens == total
-        assert sum(counts.by_turn.values()) == counts.supervised_tokens
+        assert stats.dialogues == 1 == stats.kept + stats.over_length_dropped
+        assert stats.responses == len(all_of) == len(said) + stats.over_length_responses
+        assert stats.supervised_tokens == sum(len(ids) for _, ids in said)
+        assert stats.supervised_tokens + stats.over_length_supervised_tokens == total
+        assert sum(stats.by_turn.values()) == stats.supervised_tokens
         assert all(ids == all_of[turn] for turn, ids in said)
         assert len({turn for turn, _ in said}) == len(said)
-        if counts.over_length and policy == "drop":
+        if stats.over_length and policy == "drop":
             assert not found
 
 
@@ -99,8 +99,8 @@ def test_windows_overlap_and_supervise_each_response_once():
     # A round is 1 + 5 + 10 + 2 and 1 + 10 + 10 + 2 tokens, but for the last newline.
     assert [[turn for turn, _ in supervised(tree)] for tree in found] == [[0, 1], [2], [3], [4], [5]]
     assert [len(tree) for tree in found] == [81, 81, 81, 81, 81]
-    assert made.counts.over_length_windows == 4
-    assert made.counts.over_length_responses == made.counts.over_length_supervised_tokens == 0
+    assert made.stats.over_length_windows == 4
+    assert made.stats.over_length_responses == made.stats.over_length_supervised_tokens == 0
 
 
 @given(turns=rounds)
@@ -121,5 +121,5 @@ def test_branches_are_cut_as_paths():
     for policy, kept in (("windows", 2), ("keep_last", 1), ("keep_first", 0)):
         made = encoder("chatml", 45, policy)
         made.encode([branches])
-        assert made.counts.responses == 3
-        assert made.counts.over_length_responses == 3 - kept, policy
+        assert made.stats.responses == 3
+        assert made.stats.over_length_responses == 3 - kept, policy

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtsft.encoding.spec import Recipe
-from mtsft.template.render_turns import Writing
+from mtsft.encoding.spec import EncodingSpec
+from mtsft.template.render_turns import TurnRenderer
 from mtsft.tokenizer.load import from_files
 
 WORDS = st.sampled_from(["yes", "no", "", " ", "\n", "\nyes", "é", "a b", "<think>x</think>y", "<|im_end|>", "yes\n\n"])
@@ -59,18 +59,18 @@ def dialogues_of(many):
 
 def encoded(encoder, dialogues):
     found = [(i, *(getattr(tree, name).tolist() for name in tree.__slots__)) for i, tree in encoder.encode(dialogues)]
-    return found, encoder.counts
+    return found, encoder.stats
 
 
 def ways(source, dialogues, monkeypatch):
     """(both short ways, chains one by one, prefix by prefix), each with what was counted."""
-    recipe = Recipe(chat_with(source), 1 << 20, unfaithful="skip", refused="skip")
-    both = encoded(recipe.encoder(), dialogues)
+    spec = EncodingSpec(chat_with(source), 1 << 20, unfaithful="skip", refused="skip")
+    both = encoded(spec.encoder(), dialogues)
     with monkeypatch.context() as patched:
-        patched.setattr("mtsft.encoding.encoder.compile_program", lambda *args: None)
-        single = encoded(recipe.encoder(), dialogues)
-        patched.setattr(Writing, "_in_one_pass", lambda self: [])
-        prefixes = encoded(recipe.encoder(), dialogues)
+        patched.setattr("mtsft.encoding.encoder.compile_chain", lambda *args: None)
+        single = encoded(spec.encoder(), dialogues)
+        patched.setattr(TurnRenderer, "_in_one_pass", lambda self: [])
+        prefixes = encoded(spec.encoder(), dialogues)
     return both, single, prefixes
 
 
@@ -91,17 +91,17 @@ def test_the_short_ways_change_nothing(name):
 @pytest.mark.parametrize("name", [*FRONT_TO_BACK, *OTHERS])
 def test_one_rendering_is_enough_exactly_where_it_shows_every_prefix(name, monkeypatch):
     calls = []
-    one_pass = Writing._in_one_pass
-    monkeypatch.setattr(Writing, "_in_one_pass", lambda self: calls.append(one_pass(self)) or calls[-1])
-    recipe = Recipe(chat_with((FRONT_TO_BACK | OTHERS)[name]), 1 << 20, unfaithful="skip", refused="skip")
-    recipe.encoder().encode(dialogues_of([[("yes", "no", 1.0), ("yes", "no", 1.0)]]))
+    one_pass = TurnRenderer._in_one_pass
+    monkeypatch.setattr(TurnRenderer, "_in_one_pass", lambda self: calls.append(one_pass(self)) or calls[-1])
+    spec = EncodingSpec(chat_with((FRONT_TO_BACK | OTHERS)[name]), 1 << 20, unfaithful="skip", refused="skip")
+    spec.encoder().encode(dialogues_of([[("yes", "no", 1.0), ("yes", "no", 1.0)]]))
     assert bool(calls[0]) == (name in FRONT_TO_BACK)
 
 
 def test_time_is_linear_in_the_dialogue():
     """Counted in renderings, which are all of the whole dialogue or of its first message."""
-    recipe = Recipe(chat_with(chats.CHATML), 1 << 30)
-    encoder, lengths = recipe.encoder(), []
+    spec = EncodingSpec(chat_with(chats.CHATML), 1 << 30)
+    encoder, lengths = spec.encoder(), []
     run = encoder.template._run
 
     def count(messages, *args, **kwargs):
@@ -142,7 +142,7 @@ SILENT_CALLS = """\
 
 @pytest.mark.parametrize("order", [("", "words"), ("words", "")])
 def test_a_script_is_not_shared_by_what_the_template_is_given_otherwise(order):
-    recipe = Recipe(chat_with(SILENT_CALLS), 1 << 20, unfaithful="skip")
+    spec = EncodingSpec(chat_with(SILENT_CALLS), 1 << 20, unfaithful="skip")
     calls = [{"type": "function", "id": "1", "function": {"name": "f", "arguments": {"key": "value"}}}]
     dialogues = [
         chats.dialogue(
@@ -150,6 +150,6 @@ def test_a_script_is_not_shared_by_what_the_template_is_given_otherwise(order):
         )
         for said in order
     ]
-    one_by_one = [encoded(recipe.encoder(), [dialogue])[0][0][1:] for dialogue in dialogues]
+    one_by_one = [encoded(spec.encoder(), [dialogue])[0][0][1:] for dialogue in dialogues]
     assert one_by_one[0] != one_by_one[1]
-    assert [found[1:] for found in encoded(recipe.encoder(), dialogues)[0]] == one_by_one
+    assert [found[1:] for found in encoded(spec.encoder(), dialogues)[0]] == one_by_one

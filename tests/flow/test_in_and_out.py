@@ -78,7 +78,7 @@ def test_two_processes_read_a_folder_and_say_what_one_says(folder, tmp_path):
     flags += ["--limit=4", "--max_new=5", "--temperature=1", "--seed=3"]
     alone, _ = run("evaluate", *flags, f"--generate={tmp_path / 'alone'}")
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+        cache_key = f"127.0.0.1:{server.getsockname()[1]}"
     flags += ["--config.parallel.mesh=fsdp=2,tensor=2", f"--generate={tmp_path / 'together'}"]
     processes = [
         start(
@@ -86,7 +86,7 @@ def test_two_processes_read_a_folder_and_say_what_one_says(folder, tmp_path):
             *flags,
             devices=2,
             xla=QUICKLY_COMPILED,
-            JAX_COORDINATOR_ADDRESS=address,
+            JAX_COORDINATOR_ADDRESS=cache_key,
             JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID=str(i),
         )
@@ -139,7 +139,7 @@ def change_config(folder, **changes):
 def test_a_folder_with_something_wrong_is_one_line(folder, tmp_path, how, named):
     broken = shutil.copytree(folder / "hf", tmp_path / "broken")
     spoil(broken, how)
-    config = config_of(folder, **{"model.init_from": str(broken)})
+    config = config_for(folder, **{"model.init_from": str(broken)})
     with pytest.raises(InputError) as refusal:
         Run.of(config, progress=False)
     line = str(refusal.value)
@@ -147,7 +147,7 @@ def test_a_folder_with_something_wrong_is_one_line(folder, tmp_path, how, named)
     assert all(name in line for name in named), line
 
 
-def config_of(folder, **changes):
+def config_for(folder, **changes):
     config = runpy.run_path(str(folder / "tune.py"))["get_config"]()
     config.update_from_flattened_dict(changes)
     return config

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from mtsft.errors import InputError
-from mtsft.interop.atomic_folder import FolderAside
+from mtsft.interop.atomic_folder import AtomicFolder
 
 HOST = socket.gethostname()
 # Begins an export in a process of its own, says so, and never ends it.
 WRITER = """
 import sys, time
 from pathlib import Path
-from mtsft.interop.atomic_folder import FolderAside
-with FolderAside(Path(sys.argv[1]), 0) as writer:
+from mtsft.interop.atomic_folder import AtomicFolder
+with AtomicFolder(Path(sys.argv[1]), 0) as writer:
     writer.do(lambda aside: (aside / "weights").write_text("half"))
     print(writer.aside.name, flush=True)
     time.sleep(600)
@@ -25,7 +25,7 @@ with FolderAside(Path(sys.argv[1]), 0) as writer:
 
 
 def write(folder, text="whole"):
-    with FolderAside(folder, 0) as writer:
+    with AtomicFolder(folder, 0) as writer:
         writer.do(lambda aside: (aside / "weights").write_text(text))
 
 
@@ -83,15 +83,15 @@ def test_what_cannot_be_locked_stays(tmp_path, monkeypatch):
 
 
 def test_checking_leaves_nothing(tmp_path):
-    FolderAside(tmp_path / "out", 0).check()
+    AtomicFolder(tmp_path / "out", 0).check()
     assert names(tmp_path) == []
     write(tmp_path / "out")
     with pytest.raises(InputError, match=r"out: is there already; choose a folder that is not, or an empty one$"):
-        FolderAside(tmp_path / "out", 0).check()
+        AtomicFolder(tmp_path / "out", 0).check()
     assert (tmp_path / "out" / "weights").read_text() == "whole"
 
 
 def test_a_filesystem_without_a_size_is_not_called_full():
     said = r"^/proc/out: cannot be written \(\[Errno \d+\] [\w ]+: '/proc/\.out\..*\.tmp'\); choose another folder$"
     with pytest.raises(InputError, match=said):
-        FolderAside(Path("/proc/out"), 1000).check()
+        AtomicFolder(Path("/proc/out"), 1000).check()

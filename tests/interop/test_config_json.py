@@ -7,7 +7,9 @@ import pytest
 from published_configs import PUBLISHED
 
 from mtsft.errors import InputError
-from mtsft.interop.config_json import FAMILIES, config_of, describe, ignored, sources, standard_name
+from mtsft.interop.config_json import architecture_fields, config_for
+from mtsft.interop.families import FAMILIES
+from mtsft.interop.weight_names import ignored, standard_name, tensor_slices
 from mtsft.model.architecture import Architecture
 from mtsft.model.transformer import Model
 
@@ -62,13 +64,13 @@ EXPECTED = {
 
 
 def described(config):
-    family, fields = describe(config, "folder/config.json")
+    family, fields = architecture_fields(config, "folder/config.json")
     return family, fields | {"rope_scaling": json.loads(fields["rope_scaling"] or "{}")}
 
 
 @pytest.fixture(params=list(PUBLISHED))
 def published(request):
-    return describe(PUBLISHED[request.param], "folder/config.json")
+    return architecture_fields(PUBLISHED[request.param], "folder/config.json")
 
 
 @pytest.mark.parametrize("name", list(PUBLISHED))
@@ -245,7 +247,7 @@ def test_sources_are_the_parameters_of_the_model(published):
     paths = {
         tuple(entry.key for entry in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
     }
-    found = sources(family, fields)
+    found = tensor_slices(family, fields)
     assert set(found) == set(paths)
     for path, source in found.items():
         assert source.transposed == (path[-1] == "kernel")
@@ -259,8 +261,8 @@ def test_sources_are_the_parameters_of_the_model(published):
 
 
 def test_fused_rows_lie_side_by_side():
-    family, fields = describe(PUBLISHED["Phi-3-mini-4k"] | dict(num_key_value_heads=8), "config.json")
-    layer = {path[2:]: source for path, source in sources(family, fields).items() if path[:2] == ("layers", 3)}
+    family, fields = architecture_fields(PUBLISHED["Phi-3-mini-4k"] | dict(num_key_value_heads=8), "config.json")
+    layer = {path[2:]: source for path, source in tensor_slices(family, fields).items() if path[:2] == ("layers", 3)}
     assert layer["attention", "query", "kernel"] == ("model.layers.3.self_attn.qkv_proj.weight", (0, 3072), True)
     assert layer["attention", "key", "kernel"].rows == (3072, 3840)
     assert layer["attention", "value", "kernel"].rows == (3840, 4608)
@@ -268,8 +270,8 @@ def test_fused_rows_lie_side_by_side():
 
 
 def test_names_of_a_multimodal_folder():
-    family, fields = describe(PUBLISHED["Gemma-3-4b"], "config.json")
-    names = {source.name for source in sources(family, fields).values()}
+    family, fields = architecture_fields(PUBLISHED["Gemma-3-4b"], "config.json")
+    names = {source.name for source in tensor_slices(family, fields).values()}
     assert "language_model.model.layers.33.mlp.up_proj.weight" in names
     for other in ("model.language_model.", "language_model.", "model.language_model.model."):
         assert standard_name(family, f"{other}norm.weight") == "language_model.model.norm.weight"
@@ -287,7 +289,7 @@ def test_names_of_a_multimodal_folder():
 
 
 def test_what_a_folder_may_hold_beside():
-    family, untied = describe(PUBLISHED["Llama-2-7b"], "config.json")
+    family, untied = architecture_fields(PUBLISHED["Llama-2-7b"], "config.json")
     assert ignored(family, untied).fullmatch("model.layers.0.self_attn.rotary_emb.inv_freq")
     assert not ignored(family, untied).fullmatch("lm_head.weight")
     assert ignored(family, untied | {"tie_word_embeddings": True}).fullmatch("lm_head.weight")
@@ -296,8 +298,8 @@ def test_what_a_folder_may_hold_beside():
 
 def test_export_and_back(published):
     fields = published[1]
-    config = json.loads(json.dumps(config_of(fields)))
-    assert describe(config, "exported/config.json")[1] == fields
+    config = json.loads(json.dumps(config_for(fields)))
+    assert architecture_fields(config, "exported/config.json")[1] == fields
 
 
 @pytest.mark.parametrize(
@@ -325,11 +327,11 @@ def test_export_and_back(published):
 )
 def test_export_finds_the_family(changes, model_type):
     fields = sized(100, 64, 96, 4, 4, 2, 16, 128) | PLAIN | {"rope_scaling": ""} | changes
-    config = config_of(fields)
+    config = config_for(fields)
     assert config["model_type"] == model_type
     if "gemma" in model_type:  # which transformers cannot run without a window, used or not
         assert config["sliding_window"] > 0
-    assert describe(config, "exported/config.json")[1] == fields
+    assert architecture_fields(config, "exported/config.json")[1] == fields
 
 
 @pytest.mark.parametrize(
@@ -347,4 +349,4 @@ def test_export_finds_the_family(changes, model_type):
 def test_export_refuses_what_no_family_has(changes):
     fields = sized(100, 64, 96, 4, 4, 2, 16, 128) | PLAIN | {"rope_scaling": ""} | changes
     with pytest.raises(InputError, match="model"):
-        config_of(fields)
+        config_for(fields)

@@ -19,7 +19,7 @@ from mtsft.interop import config_json
 from mtsft.interop import export as exporting
 from mtsft.interop.export import export
 from mtsft.interop.export_configs import check_exportable, generation_config, sentence_piece_config
-from mtsft.interop.hf_folder import Folder
+from mtsft.interop.hf_folder import HubFolder
 from mtsft.model.architecture import Architecture, LoRA
 from mtsft.model.parameters import unstack_layers
 from mtsft.model.transformer import Model
@@ -49,7 +49,7 @@ def model_of(**changes):
 
 
 def of_config(config, **runtime):
-    fields = config_json.describe(config, "config.json")[1]
+    fields = config_json.architecture_fields(config, "config.json")[1]
     runtime = dict(dtype="float32", param_dtype="float32", scan_layers=True, remat="none") | runtime
     return Model(Architecture(**fields, **runtime))
 
@@ -62,7 +62,7 @@ def randomised(model, seed=0):
 
 
 def read_whole(folder, dtype="float32", scan=True):
-    opened = Folder.open(folder)
+    opened = HubFolder.open(folder)
     arch = Architecture(**opened.fields, dtype="float32", param_dtype=dtype, scan_layers=scan, remat="none")
     shapes = jax.eval_shape(Model(arch).init, jax.random.key(0))
     return opened, arch, opened.read(shapes, jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes))
@@ -91,7 +91,7 @@ def test_there_and_back(tmp_path, family, dtype):
     jax.tree.map(np.testing.assert_array_equal, read, params)
     export(tmp_path / "second", read, arch, config=opened.config, stop_ids=[3], dtype=dtype)
     same_bytes(tensors_of(tmp_path / "first"), tensors_of(tmp_path / "second"))
-    assert Folder.open(tmp_path / "second").fields == opened.fields
+    assert HubFolder.open(tmp_path / "second").fields == opened.fields
     assert ("lm_head.weight" in tensors_of(tmp_path / "first")) is not model.arch.tie_word_embeddings
 
 
@@ -109,7 +109,7 @@ def test_fused_matrices_are_put_together_again(tmp_path):
 
 
 def test_the_text_of_a_multimodal_gemma(tmp_path):
-    text = config_json.config_of(asdict(model_of(**GEMMA).arch))
+    text = config_json.config_for(asdict(model_of(**GEMMA).arch))
     text = {key: value for key, value in text.items() if key not in ("architectures", "tie_word_embeddings")}
     config = dict(
         architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", text_config=text, eos_token_id=[1, 2],
@@ -205,7 +205,7 @@ def test_changed_positions_reach_the_config(tmp_path):
     scaling = '{"rope_type": "linear", "factor": 2}'
     changed = replace(arch, rope_theta=700.0, rope_scaling=scaling, max_position_embeddings=128)
     export(tmp_path / "out", randomised(Model(changed)), changed, config=config)
-    fields = Folder.open(tmp_path / "out").fields
+    fields = HubFolder.open(tmp_path / "out").fields
     assert (fields["rope_theta"], fields["max_position_embeddings"]) == (700.0, 128)
     assert json.loads(fields["rope_scaling"]) == json.loads(scaling)
 
@@ -216,7 +216,7 @@ def test_scaled_positions_of_an_own_context(tmp_path):
     scaling = '{"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}'
     changed = replace(of_config(config).arch, rope_scaling=scaling)
     export(tmp_path / "out", randomised(Model(changed)), changed, config=config)
-    assert Folder.open(tmp_path / "out").fields["rope_scaling"] == scaling
+    assert HubFolder.open(tmp_path / "out").fields["rope_scaling"] == scaling
 
 
 LINEAR = '{"rope_type": "linear", "factor": 2.0}'
@@ -282,7 +282,7 @@ def test_an_empty_folder_is_as_good_as_none(tmp_path):
     model = model_of()
     (tmp_path / "out").mkdir()
     assert export(tmp_path / "out", randomised(model), model.arch) == tmp_path / "out"
-    assert Folder.open(tmp_path / "out")
+    assert HubFolder.open(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

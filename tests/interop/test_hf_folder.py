@@ -13,8 +13,8 @@ from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import save_file
 
 from mtsft.errors import InputError
-from mtsft.interop import config_json, safetensors_io, sharded_read
-from mtsft.interop.hf_folder import Folder, leaf_shapes, tensor_shapes
+from mtsft.interop import config_json, safetensors_io, sharded_read, weight_names
+from mtsft.interop.hf_folder import HubFolder, leaf_shapes, tensor_shapes
 from mtsft.model.architecture import Architecture
 from mtsft.model.parameters import unstack_layers
 from mtsft.model.transformer import Model
@@ -124,7 +124,7 @@ def test_reads_what_is_there(tmp_path, monkeypatch, counted, scan, mesh, wanted,
     """Every value, on any devices, in any layout, in pieces of any size; and every byte once."""
     monkeypatch.setattr(sharded_read, "_PIECE", piece)
     tensors = tensors_of(shapes_of(), held)
-    folder = Folder.open(write(tmp_path / "model", tensors))
+    folder = HubFolder.open(write(tmp_path / "model", tensors))
     shapes = shapes_for(folder, scan, wanted)
     shardings = param_shardings(shapes, make_mesh(mesh))
     params = folder.read(shapes, shardings)
@@ -151,7 +151,7 @@ class OneShard:
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_a_process_reads_its_own_bytes_alone(tmp_path, counted, scan):
-    folder = Folder.open(write(tmp_path / "model", tensors_of(shapes_of(), jnp.bfloat16)))
+    folder = HubFolder.open(write(tmp_path / "model", tensors_of(shapes_of(), jnp.bfloat16)))
     shapes = shapes_for(folder, scan)
     shardings = param_shardings(shapes, make_mesh("fsdp=4,tensor=2"))
     whole = folder.read(shapes, shardings)
@@ -171,7 +171,7 @@ def test_a_process_reads_its_own_bytes_alone(tmp_path, counted, scan):
 
 def test_a_part_of_the_tree(tmp_path, counted):
     tensors = tensors_of(shapes_of())
-    folder = Folder.open(write_shards(tmp_path / "model", tensors))
+    folder = HubFolder.open(write_shards(tmp_path / "model", tensors))
     shapes = shapes_for(folder)
     shapes = {"embed": shapes["embed"], "layers": {"mlp": {"up": shapes["layers"]["mlp"]["up"]}}}
     params = folder.read(shapes, alone(shapes))
@@ -198,7 +198,7 @@ def tied(monkeypatch):
 
 def test_tied_and_buffers_are_left_aside(tmp_path, tied):
     tied |= {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32)}
-    folder = Folder.open(write(tmp_path / "model", tied, TIED))
+    folder = HubFolder.open(write(tmp_path / "model", tied, TIED))
     shapes = shapes_for(folder)
     assert "head" not in shapes
     params = folder.read(shapes, alone(shapes))
@@ -209,7 +209,7 @@ def test_tied_and_buffers_are_left_aside(tmp_path, tied):
 def test_a_copy_of_another_dtype_is_compared_by_its_values(tmp_path, tied):
     tied[EMBEDDING] = tied[EMBEDDING].astype(jnp.bfloat16)
     tied[HEAD_NAME] = tied[EMBEDDING].astype(np.float32)
-    folder = Folder.open(write(tmp_path / "model", tied, TIED))
+    folder = HubFolder.open(write(tmp_path / "model", tied, TIED))
     params = folder.read(shapes_for(folder), alone(shapes_for(folder)))
     np.testing.assert_array_equal(params["embed"]["embedding"], tied[HEAD_NAME])
 
@@ -219,7 +219,7 @@ def test_a_copy_of_another_dtype_is_compared_by_its_values(tmp_path, tied):
 def test_a_tied_model_with_a_head_of_its_own_is_refused(tmp_path, tied, form, row):
     """Whichever part is read: the head is not the embedding, as config.json has it."""
     tied[HEAD_NAME][row, 15] += 1
-    folder = Folder.open(form(tmp_path / "model", tied, TIED))
+    folder = HubFolder.open(form(tmp_path / "model", tied, TIED))
     shapes = shapes_for(folder)
     for part in (shapes, {"layers": {"mlp": {"up": shapes["layers"]["mlp"]["up"]}}}):
         with pytest.raises(InputError, match=r"safetensors: .*lm_head\.weight .*tie_word_embeddings to false") as error:
@@ -230,7 +230,7 @@ def test_a_tied_model_with_a_head_of_its_own_is_refused(tmp_path, tied, form, ro
 
 def test_heads_are_compared_once_and_up_to_the_first_difference(tmp_path, tied, counted):
     norm = {"norm": {"scale": jax.ShapeDtypeStruct((16,), jnp.float32)}}
-    folder = Folder.open(write(tmp_path / "model", tied, TIED))
+    folder = HubFolder.open(write(tmp_path / "model", tied, TIED))
     assert not counted
     for _ in range(3):
         folder.read(norm, alone(norm))
@@ -239,14 +239,14 @@ def test_heads_are_compared_once_and_up_to_the_first_difference(tmp_path, tied, 
     counted.clear()
     tied[HEAD_NAME][7] += 1
     with pytest.raises(InputError, match="lm_head"):
-        Folder.open(write(tmp_path / "model", tied, TIED)).read(norm, alone(norm))
+        HubFolder.open(write(tmp_path / "model", tied, TIED)).read(norm, alone(norm))
     assert sum(counted) == 2 * 10 * 16 * 4
 
 
 @pytest.mark.parametrize("form", [write, write_shards])
 def test_a_tied_model_may_keep_the_head_alone(tmp_path, tied, form):
     embedding = tied.pop(EMBEDDING)
-    folder = Folder.open(form(tmp_path / "model", tied, TIED))
+    folder = HubFolder.open(form(tmp_path / "model", tied, TIED))
     shapes = shapes_for(folder)
     params = folder.read(shapes, alone(shapes))
     assert "head" not in params
@@ -257,11 +257,11 @@ def test_a_tied_model_may_keep_the_head_alone(tmp_path, tied, form):
 def test_a_multimodal_model_may_keep_the_head_alone(tmp_path):
     text = without(["architectures", "model_type"], CONFIG) | dict(sliding_window=8, head_dim=4)
     config = dict(architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", text_config=text)
-    family, fields = config_json.describe(config, "config.json")
-    wanted = tensor_shapes(config_json.sources(family, fields), leaf_shapes(fields))
+    family, fields = config_json.architecture_fields(config, "config.json")
+    wanted = tensor_shapes(weight_names.tensor_slices(family, fields), leaf_shapes(fields))
     tensors = tensors_of(wanted)
     head = tensors.pop("language_model.model.embed_tokens.weight")
-    folder = Folder.open(write(tmp_path / "model", tensors | {HEAD_NAME: head}, config))
+    folder = HubFolder.open(write(tmp_path / "model", tensors | {HEAD_NAME: head}, config))
     part = {"embed": shapes_for(folder)["embed"]}
     np.testing.assert_array_equal(folder.read(part, alone(part))["embed"]["embedding"], head)
 
@@ -281,7 +281,7 @@ def test_fused_matrices(tmp_path):
         fused.setdefault(name.replace(module, to.get(module, module)), []).append(value)
     fused = {name: np.concatenate(values) for name, values in fused.items()}
     config = CONFIG | dict(architectures=["Phi3ForCausalLM"], model_type="phi3", sliding_window=None)
-    folder = Folder.open(write(tmp_path / "model", fused, config))
+    folder = HubFolder.open(write(tmp_path / "model", fused, config))
     shapes = shapes_for(folder, scan=False)
     params = folder.read(shapes, param_shardings(shapes, make_mesh("fsdp=2,tensor=4")))
     for path, value in expected(tensors).items():
@@ -289,7 +289,7 @@ def test_fused_matrices(tmp_path):
 
 
 def test_progress_is_shown_when_asked_for(tmp_path, capfd):
-    folder = Folder.open(write(tmp_path / "model", tensors_of(shapes_of())))
+    folder = HubFolder.open(write(tmp_path / "model", tensors_of(shapes_of())))
     shapes = shapes_for(folder)
     folder.read(shapes, alone(shapes), progress=False)
     assert capfd.readouterr().err == ""
@@ -299,14 +299,14 @@ def test_progress_is_shown_when_asked_for(tmp_path, capfd):
 
 def test_the_fingerprint_follows_the_weights(tmp_path):
     tensors = tensors_of(shapes_of())
-    first = Folder.open(write(tmp_path / "one", tensors)).fingerprint
-    assert Folder.open(write(tmp_path / "two", tensors)).fingerprint == first
-    assert Folder.open(write(tmp_path / "three", tensors, CONFIG | dict(rope_theta=2e4))).fingerprint != first
+    first = HubFolder.open(write(tmp_path / "one", tensors)).fingerprint
+    assert HubFolder.open(write(tmp_path / "two", tensors)).fingerprint == first
+    assert HubFolder.open(write(tmp_path / "three", tensors, CONFIG | dict(rope_theta=2e4))).fingerprint != first
     file = tmp_path / "two" / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert Folder.open(tmp_path / "two").fingerprint != first
+    assert HubFolder.open(tmp_path / "two").fingerprint != first
 
 
 def change(path, text):
@@ -345,7 +345,7 @@ def test_weights_that_do_not_fit_the_config(tmp_path, case, form):
 
 def refuse(folder, *named):
     with pytest.raises(InputError) as error:
-        Folder.open(folder)
+        HubFolder.open(folder)
     message = str(error.value)
     assert "\n" not in message
     for name in (str(folder), *named):
@@ -456,7 +456,7 @@ def test_quantised_weights(tmp_path, dtype):
 
 
 def test_shapes_of_another_model(tmp_path):
-    folder = Folder.open(write(tmp_path / "model", tensors_of(SHAPES)))
+    folder = HubFolder.open(write(tmp_path / "model", tensors_of(SHAPES)))
     for change, named in (
         ({"embed": {"embedding": jax.ShapeDtypeStruct((64, 16), jnp.float32)}}, "embed/embedding"),
         ({"layers": {"attention": {"query": {"bias": jax.ShapeDtypeStruct((3, 16), jnp.float32)}}}}, "query/bias"),
@@ -467,7 +467,7 @@ def test_shapes_of_another_model(tmp_path):
 
 
 def test_a_file_cut_while_it_is_read(tmp_path):
-    folder = Folder.open(write(tmp_path / "model", tensors_of(SHAPES)))
+    folder = HubFolder.open(write(tmp_path / "model", tensors_of(SHAPES)))
     change(tmp_path / "model" / "model.safetensors", lambda content: content[:-1000])
     shapes = shapes_for(folder)
     with pytest.raises(InputError, match=r"model\.safetensors: cannot be read"):

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from support import SIZES, small_model
 
 from mtsft.errors import InputError
-from mtsft.interop import config_json
+from mtsft.interop import config_json, families
 from mtsft.interop.peft import export_adapter, merge, read_adapter
 from mtsft.model.architecture import Architecture, LoRA
 from mtsft.model.parameters import unstack_layers
@@ -30,14 +30,14 @@ SMALL = {
     | dict(architectures=[family.architecture], model_type=family.model_type)
     | (dict(head_dim=8, sliding_window=8, query_pre_attn_scalar=8) if "gemma" in family.model_type else {})
     | ({family.inner: GEMMA} if family.inner else {})
-    for family in config_json.FAMILIES.values()
+    for family in families.FAMILIES.values()
 }
 LLAMA = PHI | dict(architectures=["LlamaForCausalLM"], model_type="llama")
 
 
 def adapted(config, lora, seed=0):
     """(model, parameters drawn by numpy, family, fields)."""
-    family, fields = config_json.describe(config, "config.json")
+    family, fields = config_json.architecture_fields(config, "config.json")
     model = Model(Architecture(**SIZES | fields), lora)
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -89,7 +89,7 @@ def test_there_and_back(tmp_path):
 
 def reread(folder, lora, adapters, config, model):
     """What `export_adapter` writes is read as the same adapters, bit for bit."""
-    family, fields = config_json.describe(config, "config.json")
+    family, fields = config_json.architecture_fields(config, "config.json")
     export_adapter(folder, adapters, model.arch, lora, "base", config=config)
     read_lora, read = read_adapter(folder, family, fields)
     assert (read_lora.rank, read_lora.alpha, read_lora.dropout) == (lora.rank, lora.alpha, lora.dropout)
@@ -136,7 +136,7 @@ def test_a_fused_export_without_its_metadata(tmp_path, dtype):
     params, held, config = fused_export(tmp_path / "whole", "attention|mlp")
     params, held = (jax.tree.map(lambda x: np.asarray(x.astype(dtype)), tree) for tree in (params, held))
     write(tmp_path, held, config)
-    read_lora, read = read_adapter(tmp_path, *config_json.describe(PHI, "config.json"))
+    read_lora, read = read_adapter(tmp_path, *config_json.architecture_fields(PHI, "config.json"))
     assert (read_lora.rank, read_lora.alpha) == (2, 6.0)
     ours, theirs = adapters_of(params), adapters_of(read)
     assert {*ours} == {*theirs}
@@ -176,7 +176,7 @@ def test_blocks_of_another_form_are_refused(tmp_path):
     _, held, config = fused_export(tmp_path / "whole")
     two = {"mtsft_matrices": "layers/attention/query layers/attention/value"}
     write(tmp_path, held, config, two)
-    read_adapter(tmp_path, *config_json.describe(PHI, "config.json"))
+    read_adapter(tmp_path, *config_json.architecture_fields(PHI, "config.json"))
     named = ["qkv_proj", "of rank 4", "merge the adapter"]
     for metadata in (
         {},
@@ -255,7 +255,7 @@ def test_a_fused_adapter_is_shared_out(tmp_path):
         held[name.format("A")] = rng.normal(size=(2, 32)).astype(np.float32)
         held[name.format("B")] = rng.normal(size=(64, 2)).astype(np.float32)
     write(tmp_path, held, dict(peft_type="LORA", r=2, lora_alpha=4, target_modules=["qkv_proj"], use_rslora=True))
-    family, fields = config_json.describe(PHI, "config.json")
+    family, fields = config_json.architecture_fields(PHI, "config.json")
     lora, adapters = read_adapter(tmp_path, family, fields)
     assert lora.scale == pytest.approx(4 / 2**0.5)
     attention = adapters["layers"]["attention"]
@@ -322,7 +322,7 @@ def test_refused(tmp_path, case):
 
 
 def refuse(folder, named, config=LLAMA):
-    family, fields = config_json.describe(config, "config.json")
+    family, fields = config_json.architecture_fields(config, "config.json")
     with pytest.raises(InputError) as error:
         read_adapter(folder, family, fields)
     assert "\n" not in str(error.value)

@@ -11,7 +11,7 @@ from mtsft.interop.peft import merge
 from mtsft.model import layers
 from mtsft.model.architecture import LoRA
 from mtsft.model.parameters import join, names, split, unstack_layers
-from mtsft.model.transformer import MATRICES, Noise
+from mtsft.model.transformer import MATRICES, StepRng
 
 LORA = LoRA(rank=4, alpha=6.0, targets="layers/(attention/(query|output)|mlp)")
 CUSTOMS = dict(attention_bias=True, attention_output_bias=True, mlp_bias=True, qk_norm=True)
@@ -35,9 +35,9 @@ def random_like(params, seed=1):
     )
 
 
-def hidden(model, params, batch, noise=None):
+def hidden(model, params, batch, step_rng=None):
     inputs = (batch.tokens, batch.positions, batch.subtree_ends)
-    return jax.jit(model.apply)(params, *inputs, noise=noise)[0]
+    return jax.jit(model.apply)(params, *inputs, step_rng=step_rng)[0]
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -103,14 +103,16 @@ def test_dropout_is_drawn_by_row_and_falls_on_adapters_alone(batch):
     model = small_model(lora)
     params = random_like(model.init(jax.random.key(0)))
     keys = jax.random.split(jax.random.key(7), len(batch.tokens))
-    once, again, still = (hidden(model, params, batch, noise) for noise in (Noise(keys, None), Noise(keys, None), None))
+    once, again, still = (
+        hidden(model, params, batch, step_rng) for step_rng in (StepRng(keys, None), StepRng(keys, None), None)
+    )
     np.testing.assert_array_equal(once, again)
     assert (np.abs(once - still).max((1, 2)) > 1e-3).all()
-    other = hidden(model, params, batch, Noise(keys.at[0].set(jax.random.key(8)), None))
+    other = hidden(model, params, batch, StepRng(keys.at[0].set(jax.random.key(8)), None))
     assert (np.abs(once - other).max((1, 2)) > 1e-3).tolist() == [True, False, False, False]
     without = jax.tree_util.tree_map_with_path(lambda path, x: x * (path[-1].key != "lora_b"), params)
-    np.testing.assert_array_equal(hidden(model, without, batch, Noise(keys, None)), hidden(model, without, batch))
-    apart = hidden(model.unrolled, unstack_layers(params), batch, Noise(keys, None))
+    np.testing.assert_array_equal(hidden(model, without, batch, StepRng(keys, None)), hidden(model, without, batch))
+    apart = hidden(model.unrolled, unstack_layers(params), batch, StepRng(keys, None))
     np.testing.assert_allclose(apart, once, rtol=1e-4, atol=1e-4)
 
 
@@ -123,8 +125,8 @@ def test_every_matrix_of_every_layer_drops_by_itself(monkeypatch):
 
     monkeypatch.setattr(layers, "drop", watched)
     model = small_model(LoRA(rank=1, dropout=0.5), scan_layers=False)
-    params, noise = model.init(jax.random.key(0)), Noise(jax.random.split(jax.random.key(7), 1), None)
-    model.apply(params, batch.tokens, batch.positions, batch.subtree_ends, noise=noise)
+    params, step_rng = model.init(jax.random.key(0)), StepRng(jax.random.split(jax.random.key(7), 1), None)
+    model.apply(params, batch.tokens, batch.positions, batch.subtree_ends, step_rng=step_rng)
     assert len({*drawn}) == len(drawn) == 2 * 7
 
 

@@ -27,7 +27,7 @@ from mtsft.training.freeze import trained_names
 from mtsft.training.optimizer import build_optimizer
 from mtsft.training.sharding import make_mesh, param_shardings
 from mtsft.training.state import create_state, new_state, state_shardings
-from mtsft.training.step import Door
+from mtsft.training.step import Partitioner
 
 # Dettmers et al. 2023, arXiv:2305.14314, appendix E.
 LEVELS = """-1.0 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453 -0.28444138169288635 -0.18477343022823334
@@ -194,28 +194,28 @@ def test_no_plain_matrix_is_kept_for_the_backward_pass(kind):
 def make_step(model, mesh="", devices=None):
     """(step, state, frozen, its door) of a model that starts as key 0 draws it."""
     optimizer = build_optimizer("adamw", clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
-    door = Door("jit", make_mesh(mesh, devices))
+    partitioner = Partitioner("jit", make_mesh(mesh, devices))
     params = drawn(model)
     trained, frozen = split(params, trained_names(model.lora, "", names(params)))
-    shardings = state_shardings(jax.eval_shape(lambda p: new_state(p, optimizer), trained), optimizer, door.mesh)
-    place = partial(param_shardings, mesh=door.mesh)
-    step = door.compile_step(
+    shardings = state_shardings(jax.eval_shape(lambda p: new_state(p, optimizer), trained), optimizer, partitioner.mesh)
+    place = partial(param_shardings, mesh=partitioner.mesh)
+    step = partitioner.compile_step(
         model, 5, shardings, place(frozen), optimizer=optimizer, schedule=lambda step: jnp.float32(0.01)
     )
     state = create_state(jax.device_put(trained, shardings.params), optimizer, shardings)
-    return step, state, jax.device_put(frozen, place(frozen)), door
+    return step, state, jax.device_put(frozen, place(frozen)), partitioner
 
 
 def test_training_moves_adapters_alone_and_is_the_same_on_any_devices():
     model = adapted("nf4", hidden_size=128, intermediate_size=128, num_attention_heads=8)
     ends, losses = [], []
     for mesh, devices in (("", jax.devices()[:1]), ("data=2,fsdp=2,tensor=2", None)):
-        step, state, frozen, door = make_step(model, mesh, devices)
+        step, state, frozen, partitioner = make_step(model, mesh, devices)
         assert all(name.endswith(("lora_a", "lora_b")) for name in names(state.params))
         moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
         assert moments <= 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params)) + 10
         before = jax.device_get(frozen)
-        batch = door.put(uneven_batch(ROWS), ROWS)
+        batch = partitioner.put(uneven_batch(ROWS), ROWS)
         losses.append([])
         for _ in range(4):
             state, metrics = step(state, frozen, batch)

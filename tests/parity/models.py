@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import transformers
 
-from mtsft.interop.config_json import describe, ignored, sources, standard_name
+from mtsft.interop.config_json import architecture_fields
+from mtsft.interop.weight_names import ignored, standard_name, tensor_slices
 from mtsft.model.architecture import Architecture
 from mtsft.model.attention import soft_cap
 from mtsft.model.transformer import Model
@@ -93,7 +94,7 @@ class Pair(NamedTuple):
     theirs: torch.nn.Module
     model: Model
     params: dict
-    sources: dict
+    tensor_slices: dict
     values: dict
 
 
@@ -132,15 +133,15 @@ def make(values, seed=0) -> Pair:
 
 
 def architecture(values) -> Architecture:
-    return Architecture(**describe(values, "config.json")[1], **RUNTIME)
+    return Architecture(**architecture_fields(values, "config.json")[1], **RUNTIME)
 
 
 def pair_of(theirs, values) -> Pair:
     """Reads the parameters of transformers' model, and asserts that nothing is left over."""
     architectures = [type(theirs).__name__]
-    family, fields = describe(values | {"architectures": architectures}, "config.json")
+    family, fields = architecture_fields(values | {"architectures": architectures}, "config.json")
     held = {standard_name(family, name): value for name, value in theirs.state_dict().items()}
-    found = sources(family, fields)
+    found = tensor_slices(family, fields)
     skipped = ignored(family, fields)
     left = {name for name in held if not skipped.fullmatch(name)} - {source.name for source in found.values()}
     assert not left
@@ -211,7 +212,7 @@ def their_step(pair, tokens, mask):
     mean = (nll * weights.flatten()).sum() / weights.sum()
     mean.backward()
     held = {name: parameter.grad for name, parameter in pair.theirs.named_parameters()}
-    gradient = {path: part(held[source.name], source) for path, source in pair.sources.items()}
+    gradient = {path: part(held[source.name], source) for path, source in pair.tensor_slices.items()}
     return mean.item(), logits.detach().numpy(), gradient
 
 

@@ -25,10 +25,10 @@ from transformers.utils import chat_template_utils
 from mtsft.dialogue.readers import parse, read_chunks
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.encoding.encoder import Encoder
-from mtsft.encoding.loss_weights import Selection
-from mtsft.encoding.spec import Chat, Recipe
+from mtsft.encoding.loss_weights import LossWeights
+from mtsft.encoding.spec import ChatFormat, EncodingSpec
 from mtsft.errors import InputError
-from mtsft.template.chat_template import Traced
+from mtsft.template.chat_template import TrackedDialogue
 from mtsft.template.jinja import Refused
 from mtsft.tokenizer import load as tokenizers
 
@@ -57,7 +57,7 @@ class Turn(NamedTuple):
 class Findings(NamedTuple):
     """counts: by name. different: every unexplained difference, in a line."""
 
-    counts: Counter
+    stats: Counter
     different: list[str]
 
 
@@ -68,9 +68,9 @@ class Pair:
         self.family = family
         self.theirs = transformers.AutoTokenizer.from_pretrained(folder)
         files = tokenizers.read_files(folder)
-        chat = Chat(files, tokenizers.chat_templates(files), family.name, json.dumps(family.variables), DATE)
-        self.recipe = Recipe(chat, 2**31 - 1, unfaithful="skip", refused="skip")
-        self.encoder: Encoder = self.recipe.encoder()
+        chat = ChatFormat(files, tokenizers.chat_templates(files), family.name, json.dumps(family.variables), DATE)
+        self.spec = EncodingSpec(chat, 2**31 - 1, unfaithful="skip", refused="skip")
+        self.encoder: Encoder = self.spec.encoder()
         self.template, self.ours = self.encoder.template, self.encoder.tokenizer
         self._added = list(self.theirs.added_tokens_decoder.values())
         self._plain_control = next(t.content for t in self._added if t.special and not t.lstrip and not t.rstrip)
@@ -151,13 +151,13 @@ class Comparison:
 
     def __init__(self, pair: Pair, dialogue: Dialogue, findings: Findings):
         self.pair, self.dialogue = pair, dialogue
-        self.counts, self.different = findings
+        self.stats, self.different = findings
         self.records = [pair.template.record(message) for message in dialogue.messages]
-        self.traced = Traced(pair.template, dialogue)
+        self.tracked = TrackedDialogue(pair.template, dialogue)
         self._rendered: dict[tuple, str | None] = {}
 
     def note(self, what: str, *more: Any) -> None:
-        self.counts["DIFFERENT"] += 1
+        self.stats["DIFFERENT"] += 1
         if len(self.different) >= 20:
             return
         self.different.append(" ".join([f"{self.pair.family.name}: {self.dialogue.source}: {what}", *map(repr, more)]))
@@ -169,7 +169,7 @@ class Comparison:
         return self._rendered[path, prompt]
 
     def _render(self, path: tuple[int, ...], prompt: bool) -> str | None:
-        pair, dialogue, counts = self.pair, self.dialogue, self.counts
+        pair, dialogue, stats = self.pair, self.dialogue, self.stats
         records = [self.records[i] for i in path]
         theirs = pair.render(records, dialogue, prompt)
         try:
@@ -177,16 +177,16 @@ class Comparison:
         except Refused:
             plain = None
         try:
-            traced = self.traced.tracer.text(self.traced.render(path, prompt))
+            tracked = self.tracked.tracker.text(self.tracked.render(path, prompt))
         except Refused:
-            traced = None
-        counts["renderings"] += 1
+            tracked = None
+        stats["renderings"] += 1
         if plain != theirs and any(None in record.values() for record in records):
             theirs = pair.render_with_none(records, dialogue, prompt)
-            counts["renderings: content is none"] += plain == theirs
-        if not theirs == plain == traced:
-            self.note(f"messages {path}, prompt {prompt}", *_around(theirs, plain if plain != theirs else traced))
-        counts["renderings: refused"] += theirs is None
+            stats["renderings: content is none"] += plain == theirs
+        if not theirs == plain == tracked:
+            self.note(f"messages {path}, prompt {prompt}", *_around(theirs, plain if plain != theirs else tracked))
+        stats["renderings: refused"] += theirs is None
         return theirs
 
     def renderings(self) -> None:
@@ -198,17 +198,17 @@ class Comparison:
 
     def tokens(self) -> None:
         """Compares the ids of every response and its context."""
-        pair, dialogue, counts = self.pair, self.dialogue, self.counts
-        wanted = Selection().weights(dialogue)
+        pair, dialogue, stats = self.pair, self.dialogue, self.stats
+        wanted = LossWeights().weights(dialogue)
         turns = [self._turn(message) for message in wanted]
-        counts["turns"] += len(turns)
+        stats["turns"] += len(turns)
         if any(turn and not turn.context for turn in turns):
-            counts["turns: nothing stands before one of them"] += len(turns)
+            stats["turns: nothing stands before one of them"] += len(turns)
             return  # transformers renders no empty conversation
         try:
             grown = pair.encoder.grow(dialogue, wanted)
         except InputError as error:
-            counts["turns: refused"] += len(turns)
+            stats["turns: refused"] += len(turns)
             if None not in turns:
                 self.note(f"refused by mtsft alone: {error}")
             return
@@ -218,19 +218,19 @@ class Comparison:
         found = {message: (first, end) for first, end, message in grown.responses}
         for turn in turns:
             if turn.unfaithful:
-                counts[f"turns: unfaithful ({turn.unfaithful})"] += 1
+                stats[f"turns: unfaithful ({turn.unfaithful})"] += 1
             if bool(turn.unfaithful) == (turn.message in found):
                 self.note(f"message {turn.message}: {turn.unfaithful or 'faithful'}, and mtsft thinks otherwise")
             elif not turn.unfaithful:
                 self._compare_ids(turn, *path_ids(grown.tree, *found[turn.message]))
 
     def _compare_ids(self, turn: Turn, context: list[int], response: list[int]) -> None:
-        pair, counts = self.pair, self.counts
+        pair, stats = self.pair, self.stats
         expected = pair.ids(turn.context), pair.response_ids(turn.context, turn.response)
         if (context, response) == expected:
-            counts["turns: identical"] += 1
+            stats["turns: identical"] += 1
         elif spelled := self._spelled(turn.message):
-            counts["turns: text spells a control token"] += 1
+            stats["turns: text spells a control token"] += 1
             self._compare_controls(turn.message, context + response, Counter(expected[0] + expected[1]), spelled)
         else:
             part = 0 if context != expected[0] else 1
@@ -368,7 +368,7 @@ def compare(pair: Pair, dialogues: Sequence[Dialogue], every_rendering: bool = T
     findings = Findings(Counter(), [])
     for dialogue in dialogues:
         comparison = Comparison(pair, dialogue, findings)
-        findings.counts["dialogues"] += 1
+        findings.stats["dialogues"] += 1
         if every_rendering:
             comparison.renderings()
         comparison.tokens()

@@ -18,7 +18,7 @@ import models  # noqa: E402 (which needs them)
 from models import CASES  # noqa: E402
 
 from mtsft.interop.export import export  # noqa: E402
-from mtsft.interop.hf_folder import Folder  # noqa: E402
+from mtsft.interop.hf_folder import HubFolder  # noqa: E402
 from mtsft.interop.peft import export_adapter, merge, read_adapter  # noqa: E402
 from mtsft.model.architecture import Architecture, LoRA  # noqa: E402
 from mtsft.model.parameters import join, split  # noqa: E402
@@ -42,7 +42,7 @@ CHOSEN = ("llama", "llama, biases", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"
 
 def read(folder, lora=None):
     """(the folder, the model with layers stacked, its parameters)."""
-    opened = Folder.open(folder)
+    opened = HubFolder.open(folder)
     arch = Architecture(**opened.fields, **models.RUNTIME | dict(scan_layers=True))
     shapes = jax.eval_shape(Model(arch).init, jax.random.key(0))
     params = opened.read(shapes, jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes))
@@ -116,7 +116,7 @@ def test_bfloat16(tmp_path):
     loaded = load(tmp_path / "out")
     assert loaded.dtype == torch.bfloat16
     held = loaded.state_dict()
-    for source in pair.sources.values():
+    for source in pair.templates.values():
         assert torch.equal(held[source.name], pair.values[source.name].to(torch.bfloat16))
 
 
@@ -200,7 +200,7 @@ def test_adapters_of_theirs(tmp_path, name):
 def test_a_sentence_piece_tokenizer(tmp_path, chat, small_tokenizer):
     stop = small_tokenizer.controls["<|im_end|>"].id
     pair = models.make(CASES["llama"] | dict(vocab_size=small_tokenizer.vocab_size))
-    template = chat.sources["default"]
+    template = chat.templates["default"]
     export(
         tmp_path / "out",
         pair.params,

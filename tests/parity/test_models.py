@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 import models  # noqa: E402 (which needs them)
 from models import CASES  # noqa: E402
 
-from mtsft.interop.config_json import config_of, describe  # noqa: E402
+from mtsft.interop.config_json import architecture_fields, config_for  # noqa: E402
 from mtsft.model.generate import generate  # noqa: E402
 from mtsft.model.parameters import stack_layers  # noqa: E402
 from mtsft.model.rope import rope_frequencies  # noqa: E402
@@ -136,7 +136,7 @@ def test_rope(scaling):
 
 
 def described(config):
-    fields = describe(config, "config.json")[1]
+    fields = architecture_fields(config, "config.json")[1]
     return fields | {"rope_scaling": json.loads(fields["rope_scaling"] or "{}")}
 
 
@@ -160,5 +160,5 @@ def test_every_default(name):
 
 @pytest.mark.parametrize("config", [*PUBLISHED.values(), *CASES.values()], ids=[*PUBLISHED, *CASES])
 def test_exported_config_as_transformers_reads_it(config):
-    exported = config_of(describe(config, "config.json")[1])
+    exported = config_for(architecture_fields(config, "config.json")[1])
     assert described(models.as_json(models.their_config(exported))) == described(config)

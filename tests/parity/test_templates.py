@@ -83,8 +83,8 @@ def pairs(real, tmp_path_factory):
     return find
 
 
-def show(name, counts):
-    print(f"\n{name}: " + ", ".join(f"{value} {key}" for key, value in counts.items() if value), end="")
+def show(name, stats):
+    print(f"\n{name}: " + ", ".join(f"{value} {key}" for key, value in stats.items() if value), end="")
 
 
 def dialogue(messages, **more):
@@ -93,18 +93,18 @@ def dialogue(messages, **more):
 
 def replies(pair, dialogue, **changes):
     """(context, response) of every reply that trains, as text."""
-    encoder = replace(pair.recipe, **changes).encoder()
-    grown = encoder.grow(dialogue, encoder.selection.weights(dialogue))
+    encoder = replace(pair.spec, **changes).encoder()
+    grown = encoder.grow(dialogue, encoder.loss_weights.weights(dialogue))
     found = [oracle.path_ids(grown.tree, first, end) for first, end, _ in grown.responses]
     return [tuple(map(pair.ours.decode, ids)) for ids in found]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_dialogues_written_by_hand(name, pairs):
-    counts, different = oracle.compare(pairs(name), DIALOGUES)
-    show(name, counts)
+    stats, different = oracle.compare(pairs(name), DIALOGUES)
+    show(name, stats)
     assert not different
-    assert counts["turns: identical"] > 5
+    assert stats["turns: identical"] > 5
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -113,7 +113,7 @@ def test_real_dialogues(name, pairs, real, real_data):
     total, different = Counter(), []
     for file in FILES:
         found = oracle.compare(pairs(name), oracle.sample(real(file) or (), 2))
-        total += found.counts
+        total += found.stats
         different += found.different
     show(name, total)
     assert not different
@@ -127,7 +127,7 @@ def test_all_real_dialogues(name, pairs, real, real_data):
     different = []
     for file in FILES:
         found = oracle.compare(pairs(name), real(file) or (), every_rendering=False)
-        show(f"{name} {file}", found.counts)
+        show(f"{name} {file}", found.stats)
         different += found.different
     assert not different
 
@@ -152,7 +152,7 @@ TWINS = [param for param in ALL if families.template_of(FAMILIES[param.values[0]
 @pytest.mark.parametrize("name", TWINS)
 def test_trl_marks_the_same_tokens(name, pairs, real):
     """On whole dialogues that are one chain, and on the first exchange of those that are not."""
-    pair, counts = pairs(name), Counter()
+    pair, stats = pairs(name), Counter()
     dialogues = [d for d in DIALOGUES if d.id in handmade.PLAIN]
     for file in ("sgd_train_plain", "mt_bench_reference", "kdconv_zh", "mtbench101", "glaive_toolcall_en"):
         if real(file) is None:
@@ -164,15 +164,15 @@ def test_trl_marks_the_same_tokens(name, pairs, real):
             first = next((i for i, m in enumerate(asked.messages) if m.role == "assistant"), -1)
             asked = replace(asked, messages=asked.messages[: first + 1])
             tree = _faithful(pair, asked)
-            counts["of which the first exchange"] += 1
-        counts[_marks(pair, asked, tree) if tree is not None else "unfaithful or refused"] += 1
-    show(name, counts)
-    assert name in OPENS_A_THOUGHT or sum(n for what, n in counts.items() if what.startswith("the same")) > 5
+            stats["of which the first exchange"] += 1
+        stats[_marks(pair, asked, tree) if tree is not None else "unfaithful or refused"] += 1
+    show(name, stats)
+    assert name in OPENS_A_THOUGHT or sum(n for what, n in stats.items() if what.startswith("the same")) > 5
 
 
 def _faithful(pair, asked):
     """The tree of a dialogue all of whose replies train."""
-    wanted = pair.encoder.selection.weights(asked)
+    wanted = pair.encoder.loss_weights.weights(asked)
     try:
         grown = pair.encoder.grow(asked, wanted)
     except InputError:

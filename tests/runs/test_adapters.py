@@ -19,7 +19,7 @@ from mtsft.model.architecture import LoRA
 from mtsft.model.parameters import names, split, stack_layers
 from mtsft.model.quantization import quantize
 from mtsft.runs import chat_model, convert, evaluator, loop
-from mtsft.runs.pretrained import HuggingFaceBase, RunBase, initial
+from mtsft.runs.pretrained import HubModel, WorkdirModel, initial
 from mtsft.runs.run import Run
 from mtsft.training.sharding import make_mesh, param_shardings
 
@@ -90,7 +90,7 @@ def test_a_run_goes_on_from_another_with_its_adapters_merged(folder, adapted, ma
     run = Run.of(make_config(**{"model.init_from": str(workdir)}), progress=False)
     started = jax.device_get(run.create().params)
     assert not any("lora" in name for name in names(started))
-    expected = merge(parameters(workdir, scan_layers=True), RunBase(epath.Path(workdir)).lora)
+    expected = merge(parameters(workdir, scan_layers=True), WorkdirModel(epath.Path(workdir)).lora)
     assert_trees_close(jax.device_get(expected), started, rtol=1e-6)
 
 
@@ -175,15 +175,15 @@ def test_a_quantized_base_is_trained_over_resumed_and_goes_out(folder, exported,
 def test_a_base_is_quantized_a_matrix_at_a_time_and_alike_on_any_devices(tmp_path, monkeypatch):
     sizes = dict(hidden_size=128, intermediate_size=256, head_dim=32, max_position_embeddings=64)
     params = jax.device_get(small_model(**sizes).init(jax.random.key(3)))
-    base = HuggingFaceBase(export(tmp_path / "folder", params, small_model(**sizes).arch))
-    read, held, asked = HuggingFaceBase.read, [], []
+    base = HubModel(export(tmp_path / "folder", params, small_model(**sizes).arch))
+    read, held, asked = HubModel.read, [], []
 
     def watched(self, shapes, *arguments):
         asked.append(len(jax.tree.leaves(shapes)))
         held.append([array.shape for array in jax.live_arrays() if array.shape[-2:] in ((128, 256), (256, 128))])
         return read(self, shapes, *arguments)
 
-    monkeypatch.setattr(HuggingFaceBase, "read", watched)
+    monkeypatch.setattr(HubModel, "read", watched)
     lora, found = LoRA(rank=2, quantize="nf4"), {}
     on_many = partial(param_shardings, mesh=make_mesh("data=2,fsdp=2,tensor=2"))
     for name, place, scan in (("one", ON_ONE_DEVICE, True), ("many", on_many, True), ("apart", on_many, False)):

@@ -110,7 +110,7 @@ def test_reading_leaves_everything_as_it_is(copied):
 
 def test_a_config_with_several_files_is_read_back(copied):
     change(copied, "data", "train", ["a.jsonl", "b.jsonl"])
-    assert list(workdir.read_config(copied).data.train) == ["a.jsonl", "b.jsonl"]
+    assert list(workdir.read_run_config(copied).data.train) == ["a.jsonl", "b.jsonl"]
 
 
 def test_reply_continues_the_rendered_conversation(run, monkeypatch):

@@ -12,11 +12,11 @@ from small_runs import parameters, same
 from mtsft.config import default
 from mtsft.errors import InputError
 from mtsft.runs import chat_model, convert, evaluator
-from mtsft.runs.pretrained import HuggingFaceBase, RunBase, open_base
+from mtsft.runs.pretrained import HubModel, WorkdirModel, open_base
 
 
 def test_a_run_goes_out_and_comes_in_bit_for_bit(folder, base, exported):
-    assert isinstance(open_base(exported), HuggingFaceBase)
+    assert isinstance(open_base(exported), HubModel)
     assert same(parameters(base), parameters(exported))
     assert json.loads((exported / "config.json").read_text())["max_position_embeddings"] == 64  # what it was trained on
     convert.from_hugging_face(exported, folder / "back")
@@ -60,7 +60,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_a_model_is_read(
     def read(*_, **__):
         raise AssertionError("the model is read")
 
-    monkeypatch.setattr(RunBase, "restore", read)
+    monkeypatch.setattr(WorkdirModel, "restore", read)
     said = f"{exported}: is there already; choose a folder that is not, or an empty one"
     with pytest.raises(InputError, match=rf"^{re.escape(said)}$"):
         convert.to_hugging_face(adapted[0], exported, adapter=adapter)

@@ -13,14 +13,14 @@ from small_runs import SIZES, parameters, same
 from mtsft.errors import InputError
 from mtsft.model.generate import GREEDY
 from mtsft.runs import chat_model, evaluator, loop
-from mtsft.runs.pretrained import RunBase, resolve
+from mtsft.runs.pretrained import WorkdirModel, resolve
 from mtsft.runs.run import Run
 
 
 def test_a_run_starts_from_a_folder_with_its_sizes_its_tokenizer_and_its_parameters(exported, base, make_config):
     run = Run.of(make_config(**{"model.init_from": str(exported)}), progress=False)
     assert {name: run.config.model[name] for name in SIZES} == SIZES
-    assert run.dataset.tokenizer.encode("3? it is") == RunBase(epath.Path(base)).chat.open()[1].encode("3? it is")
+    assert run.dataset.tokenizer.encode("3? it is") == WorkdirModel(epath.Path(base)).chat.open()[1].encode("3? it is")
     started = run.create().params
     assert same(started, parameters(exported, scan_layers=True))
     assert {leaf.sharding.mesh.size for leaf in jax.tree.leaves(started)} == {8}
@@ -38,12 +38,12 @@ def test_a_run_is_evaluated_with_its_own_template(folder, base, make_config):
     (logged,) = [json.loads(line) for line in (folder / "says more" / "eval.jsonl").read_text().splitlines()]
     scores = evaluator.evaluate(config, folder / "says more")
     assert scores["loss"] == pytest.approx(logged["loss"], rel=1e-6)
-    subject = evaluator.Subject.of(config, folder / "says more")
+    subject = evaluator.Evaluator.of(config, folder / "says more")
     assert "assistant says" in subject.replies(GREEDY, 1, limit=1)[0]["prompt"]
 
 
 def test_replies_stay_within_the_positions_of_the_model(exported, make_config, monkeypatch):
-    subject = evaluator.Subject.of(make_config(**{"model.init_from": str(exported)}), None)
+    subject = evaluator.Evaluator.of(make_config(**{"model.init_from": str(exported)}), None)
     asked = []
 
     def say(model, params, prompts, stops, max_new, *rest, **more):

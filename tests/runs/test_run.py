@@ -12,8 +12,8 @@ from mtsft.config import default
 from mtsft.errors import InputError
 from mtsft.runs import run as rooms
 from mtsft.runs.run import Run
-from mtsft.training.step import Door
-from mtsft.training.step_rng import noise_of
+from mtsft.training.step import Partitioner
+from mtsft.training.step_rng import step_rng_of
 
 ROWS = 16
 
@@ -48,7 +48,7 @@ def make_run(tmp_path_factory):
 def compiled(monkeypatch):
     """What a step is compiled with."""
     given = {}
-    monkeypatch.setattr(Door, "compile_step", lambda self, *_, **arguments: given.update(arguments))
+    monkeypatch.setattr(Partitioner, "compile_step", lambda self, *_, **arguments: given.update(arguments))
     return given
 
 
@@ -167,9 +167,9 @@ def test_noise_averages_and_rates_are_the_configs(make_run, compiled):
     run = make_run(**changes, **groups)
     run.compile_step()
     batch = run.train_source()[0]
-    noise, expected = (draw(7, batch) for draw in (compiled["draw_noise"], noise_of(run.model, 3, 4.0)))
-    np.testing.assert_array_equal(*(jax.random.key_data(each.keys_B) for each in (noise, expected)))
-    np.testing.assert_array_equal(noise.embedding_BxL, expected.embedding_BxL)
+    step_rng, expected = (draw(7, batch) for draw in (compiled["draw_rng"], step_rng_of(run.model, 3, 4.0)))
+    np.testing.assert_array_equal(*(jax.random.key_data(each.keys_B) for each in (step_rng, expected)))
+    np.testing.assert_array_equal(step_rng.embedding_bounds_BxL, expected.embedding_bounds_BxL)
     assert compiled["average_decay"] == 0.5
     assert compiled["rate_factors"]["embed"]["embedding"] == 0.25
     assert run.shapes.average is not None

@@ -5,7 +5,7 @@ import datetime
 import pytest
 from chats import byte_level, dialogue
 
-from mtsft.encoding.spec import Chat
+from mtsft.encoding.spec import ChatFormat
 from mtsft.errors import InputError
 from mtsft.template.chat_template import CHATML, ChatTemplate, find
 from mtsft.template.jinja import Refused
@@ -135,4 +135,4 @@ def test_the_fingerprint_covers_what_may_be_written():
 def test_the_built_in_template_needs_its_markers_as_tokens():
     files = byte_level(["<|im_start|>"])
     with pytest.raises(InputError, match=r"^the tokenizer: has no piece '<\|im_end\|>', which the chat template needs"):
-        Chat(files, {"default": CHATML}, "chatml").open()
+        ChatFormat(files, {"default": CHATML}, "chatml").open()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mtsft.dialogue.schema import Message
 from mtsft.encoding.encoder import Encoder
-from mtsft.encoding.spec import Recipe
+from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.token_tree import paths
 from mtsft.errors import InputError
 
@@ -69,7 +69,7 @@ def test_what_a_prompt_opens_the_reply_goes_on_from():
     assert spelled(made, tree) == (
         "<|User|>a<|Assistant|><think>⏎⟦hm</think>b<|eos|>⟧\n2:b<|eos|><|User|>c<|Assistant|><think>⏎⟦d<|eos|>⟧"
     )
-    assert made.counts.unfaithful == {"prompt": 2}
+    assert made.stats.unfaithful == {"prompt": 2}
     with pytest.raises(
         InputError, match=r"^d\.jsonl:7: message 2 \(assistant\): not faithful under the chat template "
     ):
@@ -79,7 +79,7 @@ def test_what_a_prompt_opens_the_reply_goes_on_from():
 def test_unfaithful_turns_can_be_skipped_and_are_counted():
     made = encoder("opening", unfaithful="skip")
     assert made(TWO) is None
-    assert (made.counts.skipped_turns, made.counts.without_response, made.counts.responses) == (2, 1, 2)
+    assert (made.stats.skipped_turns, made.stats.without_response, made.stats.responses) == (2, 1, 2)
 
 
 def test_the_stop_that_is_said_is_the_stop():
@@ -101,7 +101,7 @@ def test_the_stop_that_is_said_is_the_stop():
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip"])
 def test_a_control_that_eats_white_space_eats_it(flag):
     chat = chat_of("chatml", **{"<|im_start|>": {flag: True}, "<|im_end|>": {flag: True}})
-    made = Recipe(chat, 1000).encoder()
+    made = EncodingSpec(chat, 1000).encoder()
     given = dialogue(("user", " a\n "), ("assistant", " b "), ("user", "\n"), ("assistant", "d"))
     template, whole = chat.open()[0], reference(chat)
     tree = made(given)
@@ -127,8 +127,8 @@ def test_replies_to_one_message_are_branches():
         f"{header}⟦b<|im_end|>⟧\n19:⟦c<|im_end|>⟧⏎<|im_start|>user⏎d<|im_end|>⏎<|im_start|>assistant⏎⟦e<|im_end|>⟧"
     )
     assert tree.turn_ids_N[tree.response_mask_N > 0].tolist() == [0, 0, 0, 0, 1, 1]
-    assert made.counts.rewriting == 0
-    assert made.counts.branching == 1
+    assert made.stats.not_prefix_preserving == 0
+    assert made.stats.branching == 1
 
 
 # Whatever the texts
@@ -241,16 +241,16 @@ values = st.recursive(
 
 
 @given(
-    name=call_words, arguments=st.dictionaries(call_words, values, max_size=3), answer=hostile, reasoning=hostile,
+    name=call_words, arguments=st.dictionaries(call_words, values, max_size=3), expected=hostile, reasoning=hostile,
     description=hostile, content=st.one_of(st.none(), hostile),
 )  # fmt: skip
 @settings(max_examples=50, deadline=None)
-def test_calls_and_tools_spell_nothing_either(name, arguments, answer, reasoning, description, content):
+def test_calls_and_tools_spell_nothing_either(name, arguments, expected, reasoning, description, content):
     call = {"type": "function", "id": name, "function": {"name": name, "arguments": arguments}}
     tool = {"type": "function", "function": {"name": name, "description": description, "parameters": arguments}}
     fields = {"tool_calls": [call], "reasoning_content": reasoning}
     given = dialogue(
-        ("user", "q"), ("assistant", content, 1.0, fields), ("tool", answer), ("assistant", "yes"), tools=[tool]
+        ("user", "q"), ("assistant", content, 1.0, fields), ("tool", expected), ("assistant", "yes"), tools=[tool]
     )
     made = encoder("thinking", unfaithful="emit")
     template = opened("thinking")[1]
@@ -267,7 +267,7 @@ def test_calls_and_tools_spell_nothing_either(name, arguments, answer, reasoning
     assert counts[0] == [5, 5]
     thought = bool(reasoning)
     assert counts[1] == [5 + 2 * thought + 3 + 2 + 1, 3]
-    assert made.counts.altered == 0
+    assert made.stats.altered == 0
 
 
 @given(many=st.lists(conversations(st.one_of(harmless, hostile, st.sampled_from(["", "<think>\nx\n</think>\n\ny"]))),

@@ -7,9 +7,9 @@ import pytest
 from chats import dialogue
 
 from mtsft.errors import InputError
-from mtsft.template.chat_template import ChatTemplate, Records, Traced
+from mtsft.template.chat_template import ChatTemplate, Records, TrackedDialogue
 from mtsft.template.jinja import Refused
-from mtsft.template.placeholders import Symbol
+from mtsft.template.placeholders import Placeholder
 
 TEXTS = ["a", "", " ab a\n", "Aé'\"<b>&a", "中 \U000f0001a", "3", "aaXb  c", "<|s|>", "a\tb\r\nc"]
 OTHERS = ["a", "", "b c", "\U000f0003'"]
@@ -72,9 +72,9 @@ def outcomes(expression, x, y):
         plain = template.render(one.messages, False, one)
     except Refused:
         plain = Refused
-    traced = Traced(template, one)
+    tracked = TrackedDialogue(template, one)
     try:
-        return plain, traced.tracer.text(traced.render([0, 1], False))
+        return plain, tracked.tracker.text(tracked.render([0, 1], False))
     except Refused:
         return plain, Refused
     except InputError:
@@ -103,32 +103,32 @@ def expressions(text):
 @pytest.mark.parametrize("expression", [*expressions(STRINGS), *split(JSON)])
 def test_traced_is_plain(expression):
     for x, y in itertools.product(TEXTS, OTHERS):
-        plain, traced = outcomes(expression, x, y)
-        assert traced == plain, (x, y)
+        plain, tracked = outcomes(expression, x, y)
+        assert tracked == plain, (x, y)
 
 
 @pytest.mark.parametrize("expression", split(BEHIND))
 def test_what_cannot_be_followed_is_refused(expression):
     for x, y in itertools.product(TEXTS, OTHERS):
-        plain, traced = outcomes(expression, x, y)
-        assert traced in (plain, Refused, InputError), (x, y)
+        plain, tracked = outcomes(expression, x, y)
+        assert tracked in (plain, Refused, InputError), (x, y)
 
 
 def test_words_keep_their_owner():
     source = "{% for m in messages %}{{ '<' ~ (m.content|trim)[1:] ~ '>' }}{% endfor %}"
     template = ChatTemplate({"default": source}, "t")
-    traced = Traced(template, dialogue(("user", " ab "), ("assistant", "<cd>")))
-    parts = traced.tracer.parts(traced.render([0, 1], False))
+    tracked = TrackedDialogue(template, dialogue(("user", " ab "), ("assistant", "<cd>")))
+    parts = tracked.tracker.parts(tracked.render([0, 1], False))
     assert [part if isinstance(part, str) else part.owner for part in parts] == ["<", 0, "><", 1, ">"]
-    values = [traced.tracer.text(part.character) for part in parts if isinstance(part, Symbol)]
+    values = [tracked.tracker.text(part.character) for part in parts if isinstance(part, Placeholder)]
     assert values == ["b", "cd>"]
 
 
 def test_questions_tell_dialogues_apart():
     source = "{% if 'a' in messages[0].content %}yes{% endif %}{{ messages[0].content }}"
     template = ChatTemplate({"default": source}, "t")
-    traced = Traced(template, dialogue(("user", "abc")))
-    traced.render([0], False)
-    [question] = traced.tracer.questions.values()
-    holds = {w: question.holds(Records(template, dialogue(("user", w))), {}) for w in ("abc", "xa", "b", "")}
-    assert holds == {"abc": True, "xa": True, "b": False, "": False}
+    tracked = TrackedDialogue(template, dialogue(("user", "abc")))
+    tracked.render([0], False)
+    [guard] = tracked.tracker.guards.values()
+    check = {w: guard.check(Records(template, dialogue(("user", w))), {}) for w in ("abc", "xa", "b", "")}
+    assert check == {"abc": True, "xa": True, "b": False, "": False}

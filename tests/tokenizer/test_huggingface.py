@@ -13,7 +13,7 @@ from tokenizers import models, trainers
 from mtsft.errors import InputError
 from mtsft.tokenizer import ascii_bpe
 from mtsft.tokenizer import load as ours
-from mtsft.tokenizer.load import AFTER_CONTROL, CONTINUATION, START, WHITESPACE, Control
+from mtsft.tokenizer.base import AFTER_CONTROL, CONTINUATION, START, WHITESPACE, ControlToken
 
 TEXTS = [
     "Hello there, how are you today? I'm well, thank you.",
@@ -155,15 +155,15 @@ def reference(kind):
 
 def stretches(parts, controls):
     """(text, place) of the plain text between controls, and the controls by themselves."""
-    found, place, eats = [], START, False
+    found, edge, eats = [], START, False
     for part in re.split("(" + "|".join(map(re.escape, controls)) + ")", "".join(parts)):
         if part in controls:
             if found and isinstance(found[-1], tuple) and controls[part].lstrip:
                 found[-1] = (found[-1][0].rstrip(WHITESPACE), found[-1][1])
             found.append(part)
-            place, eats = AFTER_CONTROL, controls[part].rstrip
+            edge, eats = AFTER_CONTROL, controls[part].rstrip
         elif part:
-            found.append((part.lstrip(WHITESPACE) if eats else part, place))
+            found.append((part.lstrip(WHITESPACE) if eats else part, edge))
     return found
 
 
@@ -206,10 +206,10 @@ def test_stretch_by_stretch_is_the_whole(kind, turns, last):
 @pytest.mark.parametrize("kind", KINDS)
 @given(hostile_text, st.sampled_from([START, AFTER_CONTROL]))
 @few
-def test_text_never_becomes_a_control_and_comes_back(kind, text, place):
+def test_text_never_becomes_a_control_and_comes_back(kind, text, edge):
     tokenizer = made(kind)
     assert tokenizer.encode_batch(["the", text], CONTINUATION)[1] == (ids := tokenizer.encode(text, CONTINUATION))
-    placed = tokenizer.encode(text, place)
+    placed = tokenizer.encode(text, edge)
     if kind != "unigram_unknown":
         assert not {control.id for control in tokenizer.controls.values()} & {*ids, *placed}
         assert tokenizer.decode_bytes(ids) == tokenizer.normalised(text).encode()
@@ -240,14 +240,14 @@ def test_unknown_text_gives_the_unknown_piece_and_spelling_it_does_not():
 )
 def test_only_what_is_no_continuation_gets_a_space(kind, start, after_control, continuation):
     tokenizer = made(kind)
-    rows = [tokenizer.encode("the fox", place) for place in (START, AFTER_CONTROL, CONTINUATION)]
+    rows = [tokenizer.encode("the fox", edge) for edge in (START, AFTER_CONTROL, CONTINUATION)]
     joined = ["".join(tokenizer.piece(i) for i in row) for row in rows]
     assert joined == ["".join(row) for row in (start, after_control, continuation)]
 
 
 def test_only_the_very_first_word_gets_a_space_from_metaspace_first():
     tokenizer = made("mistral")
-    assert [tokenizer.decode(tokenizer.encode("the fox", place)) for place in range(3)] == [
+    assert [tokenizer.decode(tokenizer.encode("the fox", edge)) for edge in range(3)] == [
         " the fox",
         *["the fox"] * 2,
     ]
@@ -290,12 +290,12 @@ def test_words_that_were_met_before_give_the_same_ids(kind):
     slow = [tokenizer._encode_batch([text], START)[0] for text in texts]
     for batch in (texts, texts[::-1], texts):
         assert tokenizer.encode_batch(batch, START) == (slow if batch == texts else slow[::-1])
-    assert all(tokenizer._words)
+    assert all(tokenizer._ascii_bpe)
 
 
 @pytest.mark.parametrize("kind", ["llama2", "mistral", "gemma", "unigram", "gpt2"])
 def test_words_are_looked_up_only_where_they_stand_alone(kind):
-    assert made(kind)._words[START] is None
+    assert made(kind)._ascii_bpe[START] is None
 
 
 def test_what_words_keep_is_bounded(monkeypatch):
@@ -303,7 +303,7 @@ def test_what_words_keep_is_bounded(monkeypatch):
     tokenizer = ours.from_files(KINDS["qwen"](), LITERALS)
     for i in range(20):
         assert tokenizer.decode(tokenizer.encode(f"word{'a' * i} {'b' * i * 9}")) == f"word{'a' * i} {'b' * i * 9}"
-    assert len(tokenizer._words[START]._known) < 10
+    assert len(tokenizer._ascii_bpe[START]._known) < 10
 
 
 @pytest.mark.parametrize(
@@ -325,9 +325,9 @@ def test_only_patterns_that_mean_the_same_are_taken_over(pattern, ascii):
 def test_a_tokenizer_that_cuts_otherwise_than_its_pattern_says_is_left_alone():
     layout = {"normalizer": None, "pre_tokenizer": split(QWEN)}
     plain = tokenizers.Tokenizer.from_str(KINDS["qwen"]()["tokenizer.json"].decode())
-    assert ascii_bpe.words(layout, plain, frozenset())
-    assert not ascii_bpe.words(layout | {"pre_tokenizer": split(LLAMA3)}, plain, frozenset())
-    assert not ascii_bpe.words(layout | {"normalizer": {"type": "Lowercase"}}, plain, frozenset())
+    assert ascii_bpe.ascii_bpe(layout, plain, frozenset())
+    assert not ascii_bpe.ascii_bpe(layout | {"pre_tokenizer": split(LLAMA3)}, plain, frozenset())
+    assert not ascii_bpe.ascii_bpe(layout | {"normalizer": {"type": "Lowercase"}}, plain, frozenset())
 
 
 @pytest.mark.parametrize("flag", ["single_word", "normalized"])
@@ -360,7 +360,7 @@ def test_controls_are_the_special_tokens_and_what_the_template_spells():
     assert [*qwen] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "<think>"]
     assert [control.special for control in qwen.values()] == [True, True, True, False, False]
     assert {*made("gemma").controls} == {"<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"}
-    assert made("phi3").controls["<|im_end|>"] == Control(reference("phi3").token_to_id("<|im_end|>"), rstrip=True)
+    assert made("phi3").controls["<|im_end|>"] == ControlToken(reference("phi3").token_to_id("<|im_end|>"), rstrip=True)
     assert made("phi3").controls["<|tool|>"].lstrip
 
 
@@ -399,8 +399,8 @@ def test_normalised_tells_what_the_tokenizer_alters(kind, text):
 
 def test_encode_cached_is_the_encoding():
     tokenizer = made("llama2")
-    for place in (START, CONTINUATION, START):
-        assert tokenizer.encode_cached("the", place) == tokenizer.encode("the", place)
+    for edge in (START, CONTINUATION, START):
+        assert tokenizer.encode_cached("the", edge) == tokenizer.encode("the", edge)
 
 
 def test_names_and_stops_come_from_the_files_beside():
@@ -439,7 +439,7 @@ def test_a_stop_is_a_control_though_no_file_says_special():
     files |= {"generation_config.json": json.dumps({"eos_token_id": index}).encode()}
     tokenizer = ours.from_files(files, [])
     assert tokenizer.stops == ("<|fim|>",)
-    assert tokenizer.controls["<|fim|>"] == Control(index, special=False)
+    assert tokenizer.controls["<|fim|>"] == ControlToken(index, special=False)
     assert index not in tokenizer.encode("<|fim|>")
 
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from mtsft.errors import InputError
 from mtsft.tokenizer import load as tokenizers
-from mtsft.tokenizer.load import AFTER_CONTROL, CONTINUATION, START, Control, from_files
+from mtsft.tokenizer.base import AFTER_CONTROL, CONTINUATION, START, ControlToken
+from mtsft.tokenizer.load import from_files
+from mtsft.tokenizer.sentencepiece import train
 
 MARKERS = ("<|im_start|>", "<|im_end|>")
 TEXTS = ["Hello there, how are you today?", "The quick brown fox jumps over the lazy dog.", "a\n\nb c\n"] * 20
@@ -42,7 +44,7 @@ def control_ids(tokenizer):
 
 @pytest.fixture(scope="module")
 def files():
-    return tokenizers.train(TEXTS, 400, MARKERS)
+    return train(TEXTS, 400, MARKERS)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def test_a_model_that_adds_and_removes_spaces_does_so_by_itself(dummy_prefix_fil
 
 @pytest.mark.parametrize("text", [" ", "你 好", "a\u2581b c"])
 def test_spaces_that_a_tokenizer_was_never_shown_are_kept_all_the_same(text):
-    tokenizer = from_files(tokenizers.train(["你好世界。", "今天天气很好。"] * 20, 300, MARKERS), MARKERS)
+    tokenizer = from_files(train(["你好世界。", "今天天气很好。"] * 20, 300, MARKERS), MARKERS)
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -137,9 +139,9 @@ def test_cached_encoding_is_the_encoding(small_tokenizer):
 
 
 def test_the_same_texts_train_the_same_model():
-    first, second = (tokenizers.train(iter(TEXTS), 330, MARKERS) for _ in range(2))
+    first, second = (train(iter(TEXTS), 330, MARKERS) for _ in range(2))
     assert first == second
-    assert tokenizers.train(TEXTS[:-1], 330, MARKERS) != first
+    assert train(TEXTS[:-1], 330, MARKERS) != first
 
 
 def test_the_fingerprint_tells_models_apart(files, dummy_prefix_files, small_tokenizer):
@@ -149,19 +151,19 @@ def test_the_fingerprint_tells_models_apart(files, dummy_prefix_files, small_tok
 
 
 def test_the_vocabulary_is_at_most_as_large_as_asked_for():
-    small, large = (from_files(tokenizers.train(TEXTS, size, MARKERS), MARKERS).vocab_size for size in (295, 330))
+    small, large = (from_files(train(TEXTS, size, MARKERS), MARKERS).vocab_size for size in (295, 330))
     assert small <= 295 < large <= 330
 
 
 def test_a_vocabulary_too_small_for_the_characters_is_refused():
     with pytest.raises(InputError, match=r"^data\.vocab_size=100 does not suit .*; set it higher$"):
-        tokenizers.train(TEXTS, 100, MARKERS)
+        train(TEXTS, 100, MARKERS)
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["\n\n", ""]])
 def test_nothing_to_train_on_is_refused(texts):
     with pytest.raises(InputError, match=r"^no text to train a tokenizer on; set data\.tokenizer"):
-        tokenizers.train(texts, 400, MARKERS)
+        train(texts, 400, MARKERS)
 
 
 def test_a_marker_that_is_no_control_is_missed(files):
@@ -173,7 +175,7 @@ def test_a_marker_that_is_no_control_is_missed(files):
 def test_every_place_is_the_same_to_sentencepiece(dummy_prefix_files):
     tokenizer = from_files(dummy_prefix_files, MARKERS)
     rows = [
-        tokenizer.encode_batch(["the fox", "<|im_end|>", ""], place) for place in (START, AFTER_CONTROL, CONTINUATION)
+        tokenizer.encode_batch(["the fox", "<|im_end|>", ""], edge) for edge in (START, AFTER_CONTROL, CONTINUATION)
     ]
     assert rows[0] == rows[1] == rows[2]
     assert rows[0][2] == []
@@ -183,10 +185,10 @@ def test_controls_are_control_pieces_and_what_the_template_spells(files):
     own = train_model(vocab_size=80, user_defined_symbols=["<a>", "<b>", "\n"], control_symbols=["<c>"])
     tokenizer = from_files(own, ["x<a>\n"])
     assert tokenizer.controls == {
-        "<s>": Control(1),
-        "</s>": Control(2),
-        "<c>": Control(3),
-        "<a>": Control(4, special=False),
+        "<s>": ControlToken(1),
+        "</s>": ControlToken(2),
+        "<c>": ControlToken(3),
+        "<a>": ControlToken(4, special=False),
     }
     assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, None)
@@ -212,8 +214,8 @@ def test_files_beside_a_model_name_its_tokens_and_add_some():
     }
     tokenizer = from_files(files, [])
     assert tokenizer.vocab_size == size + 2
-    assert tokenizer.controls["<|end|>"] == Control(size + 1, rstrip=True)
-    assert tokenizer.controls["<|over|>"] == Control(size, special=False)
+    assert tokenizer.controls["<|end|>"] == ControlToken(size + 1, rstrip=True)
+    assert tokenizer.controls["<|over|>"] == ControlToken(size, special=False)
     assert tokenizer.stops == ("<|end|>", "<a>", "<b>")
     assert tokenizer.eos_id == tokenizer.controls["<b>"].id == 4
     assert tokenizer.decode([size, *tokenizer.encode("the<|end|>"), size + 1]) == "<|over|>the<|end|><|end|>"

@@ -16,8 +16,8 @@ from mtsft.training.objective import LossSums, loss_sums
 from mtsft.training.optimizer import build_optimizer
 from mtsft.training.sharding import make_mesh, param_shardings
 from mtsft.training.state import create_state, new_state, state_shardings
-from mtsft.training.step import Door, batch_nll, sum_gradients, train_step
-from mtsft.training.step_rng import noise_of
+from mtsft.training.step import Partitioner, batch_nll, sum_gradients, train_step
+from mtsft.training.step_rng import step_rng_of
 
 ROWS = 16
 LORA = LoRA(rank=4, targets="layers/", dropout=0.2)
@@ -26,32 +26,32 @@ LORA = LoRA(rank=4, targets="layers/", dropout=0.2)
 def make_step(model, freeze="", mode="jit", mesh="", devices=None, microbatches=1, neftune=0.0, decay=0.0):
     """(step, state, frozen, its door) of a model that starts as key 0 draws it."""
     optimizer = build_optimizer("adamw", clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
-    door = Door(mode, make_mesh(mesh, devices))
+    partitioner = Partitioner(mode, make_mesh(mesh, devices))
     params = model.init(jax.random.key(0))
     trained, frozen = split(params, trained_names(model.lora, freeze, names(params)))
     shapes = jax.eval_shape(lambda p: new_state(p, optimizer, bool(decay)), trained)
-    shardings = state_shardings(shapes, optimizer, door.mesh)
-    place = partial(param_shardings, mesh=door.mesh)
-    step = door.compile_step(
+    shardings = state_shardings(shapes, optimizer, partitioner.mesh)
+    place = partial(param_shardings, mesh=partitioner.mesh)
+    step = partitioner.compile_step(
         model,
         5,
         shardings,
         place(frozen),
-        draw_noise=noise_of(model, 3, neftune),
+        draw_rng=step_rng_of(model, 3, neftune),
         optimizer=optimizer,
         schedule=lambda step: jnp.float32(0.01),
         microbatches=microbatches,
         average_decay=decay,
     )
     state = create_state(jax.device_put(trained, shardings.params), optimizer, shardings, bool(decay))
-    return step, state, jax.device_put(frozen, place(frozen)), door
+    return step, state, jax.device_put(frozen, place(frozen)), partitioner
 
 
 def train(steps, model, **how):
-    step, state, frozen, door = make_step(model, **how)
+    step, state, frozen, partitioner = make_step(model, **how)
     metrics = []
     for number in range(steps):
-        state, values = step(state, frozen, door.put(uneven_batch(ROWS, 24, seed=number), ROWS))
+        state, values = step(state, frozen, partitioner.put(uneven_batch(ROWS, 24, seed=number), ROWS))
         metrics.append(jax.device_get(values))
     return jax.device_get(state), metrics
 
@@ -73,9 +73,9 @@ def test_what_is_drawn_does_not_depend_on_devices_or_microbatches(alone, mode, m
 
 def test_what_is_drawn_goes_by_the_step():
     model = small_model(num_hidden_layers=1, scan_layers=False)
-    step, state, frozen, door = make_step(model, neftune=4.0, devices=jax.devices()[:1])
+    step, state, frozen, partitioner = make_step(model, neftune=4.0, devices=jax.devices()[:1])
     first, again, later = (jax.tree.map(jnp.copy, state._replace(step=jnp.int32(number))) for number in (0, 0, 7))
-    batch = door.put(uneven_batch(ROWS, 24), ROWS)
+    batch = partitioner.put(uneven_batch(ROWS, 24), ROWS)
     losses = [float(step(state, frozen, batch)[1]["loss"]) for state in (first, again, later)]
     assert losses[0] == losses[1] != losses[2]
 
@@ -97,8 +97,8 @@ def test_a_step_of_adapters_works_less_and_forms_no_gradient_of_a_matrix():
     sizes = dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, scan_layers=False)
     flops, gradients = {}, {}
     for name, lora in (("full", NO_LORA), ("lora", LoRA(rank=8, targets="layers/"))):
-        step, state, frozen, door = make_step(small_model(lora, **sizes), devices=jax.devices()[:1])
-        lowered = step.lower(state, frozen, door.put(uneven_batch(ROWS, 24), ROWS))
+        step, state, frozen, partitioner = make_step(small_model(lora, **sizes), devices=jax.devices()[:1])
+        lowered = step.lower(state, frozen, partitioner.put(uneven_batch(ROWS, 24), ROWS))
         flops[name] = lowered.compile().cost_analysis()["flops"]
         # A product of that shape is the gradient of a matrix, or of one transposed.
         gradients[name] = sum(
@@ -147,10 +147,10 @@ def test_what_cannot_be_frozen_is_named(freeze, said):
 
 def test_the_average_follows_the_parameters():
     model, decay = small_model(), 0.75
-    step, state, frozen, door = make_step(model, devices=jax.devices()[:1], decay=decay)
+    step, state, frozen, partitioner = make_step(model, devices=jax.devices()[:1], decay=decay)
     expected = jax.device_get(state.params)
     for number in range(3):
-        state, _ = step(state, frozen, door.put(uneven_batch(ROWS, 24, seed=number), ROWS))
+        state, _ = step(state, frozen, partitioner.put(uneven_batch(ROWS, 24, seed=number), ROWS))
         expected = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, expected, jax.device_get(state.params))
     assert_trees_close(expected, jax.device_get(state.average), rtol=1e-6)
     assert state.best is state.average

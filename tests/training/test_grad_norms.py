@@ -6,7 +6,7 @@ import pytest
 from support import small_model
 
 from mtsft.model.parameters import unstack_layers
-from mtsft.training.grad_norms import by_group
+from mtsft.training.grad_norms import norms_by_group
 
 # Every kind of parameter, each leaf of a norm that is a power of two.
 LAYER = {
@@ -39,7 +39,7 @@ def vectors(tree):
 
 @pytest.mark.parametrize("layers", [LAYER, {0: LAYER}], ids=["stacked", "unrolled"])
 def test_every_parameter_counts_in_its_group(layers):
-    norms = by_group(vectors({**REST, "layers": layers}))
+    norms = norms_by_group(vectors({**REST, "layers": layers}))
     assert [*norms] == [*EXPECTED]
     for group, parts in EXPECTED.items():
         assert float(norms[group]) == pytest.approx(np.linalg.norm(parts), rel=1e-6), group
@@ -49,7 +49,7 @@ def test_unrolled_layers_add_up_as_stacked_ones():
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(small_model().init, jax.random.key(0))
     stacked = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    a, b = jax.jit(by_group)(stacked), jax.jit(by_group)(unstack_layers(stacked))
+    a, b = jax.jit(norms_by_group)(stacked), jax.jit(norms_by_group)(unstack_layers(stacked))
     assert {*a} == {*b} == {"norms", "embed", "attention", "mlp", "head"}
     for group in a:
         assert float(a[group]) == pytest.approx(float(b[group]), rel=1e-6)
@@ -57,15 +57,15 @@ def test_unrolled_layers_add_up_as_stacked_ones():
 
 
 def test_only_groups_that_are_there_are_named():
-    assert {*by_group({"embed": {"embedding": jnp.ones(2)}})} == {"embed"}
+    assert {*norms_by_group({"embed": {"embedding": jnp.ones(2)}})} == {"embed"}
 
 
 def test_low_precision_is_added_up_in_float32():
-    norm = by_group({"embed": {"embedding": jnp.full(5000, 0.25, jnp.bfloat16)}})["embed"]
+    norm = norms_by_group({"embed": {"embedding": jnp.full(5000, 0.25, jnp.bfloat16)}})["embed"]
     assert norm.dtype == jnp.float32
     assert float(norm) == pytest.approx((5000 / 16) ** 0.5, rel=1e-6)
 
 
 def test_a_parameter_of_no_group_is_an_error():
     with pytest.raises(ValueError, match="no group of norms fits the parameter layers/router/kernel"):
-        by_group({"layers": {"router": {"kernel": jnp.ones(1)}}})
+        norms_by_group({"layers": {"router": {"kernel": jnp.ones(1)}}})

@@ -14,7 +14,7 @@ from mtsft.training.objective import LossSums, loss_sums
 from mtsft.training.optimizer import build_optimizer
 from mtsft.training.sharding import make_mesh
 from mtsft.training.state import create_state, new_state, state_shardings
-from mtsft.training.step import Door, batch_nll, sum_gradients, train_step
+from mtsft.training.step import Partitioner, batch_nll, sum_gradients, train_step
 
 ROWS, LENGTH = 32, 24
 
@@ -29,12 +29,12 @@ def sgd():
 def take_one_step(mode, mesh, microbatches, batch, devices=None, scan=True, weight_per_batch=300.0):
     """(metrics, gradient) of one step; the gradient is what an optimizer that passes it on adds to the parameters."""
     model, optimizer = small_model(scan_layers=scan), sgd()
-    door = Door(mode, make_mesh(mesh, devices))
+    partitioner = Partitioner(mode, make_mesh(mesh, devices))
     shapes = jax.eval_shape(lambda key: new_state(model.init(key), optimizer), jax.random.key(0))
-    shardings = state_shardings(shapes, optimizer, door.mesh)
+    shardings = state_shardings(shapes, optimizer, partitioner.mesh)
     state = create_state(jax.device_put(model.init(jax.random.key(0)), shardings.params), optimizer, shardings)
     before = jax.device_get(state.params)
-    step = door.compile_step(
+    step = partitioner.compile_step(
         model,
         5,
         shardings,
@@ -44,7 +44,7 @@ def take_one_step(mode, mesh, microbatches, batch, devices=None, scan=True, weig
         microbatches=microbatches,
         weight_per_batch=weight_per_batch,
     )
-    state, metrics = step(state, {}, door.put(batch, ROWS))
+    state, metrics = step(state, {}, partitioner.put(batch, ROWS))
     after = jax.device_get(state.params)
     return jax.device_get(metrics), jax.tree.map(np.subtract, after, before)
 
@@ -109,14 +109,14 @@ def test_evaluation_doors_agree(batch):
     model, optimizer = small_model(), sgd()
     results = []
     for mode, mesh in (("jit", "data=2,fsdp=4"), ("pmap", "")):
-        door = Door(mode, make_mesh(mesh))
+        partitioner = Partitioner(mode, make_mesh(mesh))
         shapes = jax.eval_shape(lambda key: new_state(model.init(key), optimizer), jax.random.key(0))
-        shardings = state_shardings(shapes, optimizer, door.mesh)
+        shardings = state_shardings(shapes, optimizer, partitioner.mesh)
         params = create_state(
             jax.device_put(model.init(jax.random.key(0)), shardings.params), optimizer, shardings
         ).params
-        evaluate = door.compile_evaluation(model, 5, shardings.params, {}, num_turns=3)
-        results.append(jax.device_get(evaluate(params, {}, door.put(batch, ROWS))))
+        evaluate = partitioner.compile_evaluation(model, 5, shardings.params, {}, num_turns=3)
+        results.append(jax.device_get(evaluate(params, {}, partitioner.put(batch, ROWS))))
     for (sums, tokens), (sums_too, tokens_too) in [results]:
         np.testing.assert_allclose(sums.nll, sums_too.nll, rtol=1e-5)
         np.testing.assert_array_equal(tokens, tokens_too)
@@ -176,6 +176,6 @@ def test_no_supervised_token_is_no_change(batch):
 
 def test_modes_and_meshes_that_cannot_be_are_named():
     with pytest.raises(InputError, match=r"parallel.mode='vmap': use one of jit, pmap"):
-        Door("vmap", make_mesh(""))
+        Partitioner("vmap", make_mesh(""))
     with pytest.raises(InputError, match=r"parallel.mode='pmap' replicates parameters"):
-        Door("pmap", make_mesh("fsdp=8"))
+        Partitioner("pmap", make_mesh("fsdp=8"))

@@ -5,7 +5,7 @@ import numpy as np
 from support import pack, random_chain, small_model
 
 from mtsft.model.architecture import LoRA
-from mtsft.training.step_rng import noise_of
+from mtsft.training.step_rng import step_rng_of
 
 RNG = np.random.default_rng(0)
 TREES = [random_chain(RNG, length) for length in (4, 9, 16)]
@@ -13,14 +13,14 @@ BATCH = pack([[TREES[0], TREES[1]], [TREES[2]]], 20)
 
 
 def test_nothing_is_drawn_where_nothing_asks_for_it():
-    assert noise_of(small_model(), 0, 0.0) is None
-    assert noise_of(small_model(LoRA(rank=2, dropout=0.0)), 0, 0.0) is None
-    assert noise_of(small_model(LoRA(rank=0, dropout=0.1)), 0, 0.0) is None
-    assert noise_of(small_model(LoRA(rank=2, dropout=0.1)), 0, 0.0)(0, BATCH).embedding_BxL is None
+    assert step_rng_of(small_model(), 0, 0.0) is None
+    assert step_rng_of(small_model(LoRA(rank=2, dropout=0.0)), 0, 0.0) is None
+    assert step_rng_of(small_model(LoRA(rank=0, dropout=0.1)), 0, 0.0) is None
+    assert step_rng_of(small_model(LoRA(rank=2, dropout=0.1)), 0, 0.0)(0, BATCH).embedding_bounds_BxL is None
 
 
 def test_the_bound_goes_by_the_length_of_each_dialogue():
-    bounds = np.asarray(noise_of(small_model(), 0, 5.0)(0, BATCH).embedding_BxL)
+    bounds = np.asarray(step_rng_of(small_model(), 0, 5.0)(0, BATCH).embedding_bounds_BxL)
     expected = np.zeros((2, 20))
     for row, start, length in ((0, 0, 4), (0, 4, 9), (1, 0, 16)):
         expected[row, start : start + length] = 5.0 / np.sqrt(length * 32)
@@ -29,7 +29,7 @@ def test_the_bound_goes_by_the_length_of_each_dialogue():
 
 def test_seed_step_and_words_decide_what_is_drawn():
     def keys(seed, step, batch):
-        return np.asarray(jax.random.key_data(noise_of(small_model(), seed, 5.0)(step, batch).keys_B))
+        return np.asarray(jax.random.key_data(step_rng_of(small_model(), seed, 5.0)(step, batch).keys_B))
 
     first = keys(0, 0, BATCH)
     assert (keys(0, 0, BATCH) == first).all()
@@ -46,11 +46,11 @@ def test_seed_step_and_words_decide_what_is_drawn():
 def test_embeddings_move_within_the_bound_and_padding_not_at_all():
     model = small_model(scale_embeddings=True)
     params = model.init(jax.random.key(0))
-    noise = noise_of(model, 0, 5.0)(0, BATCH)
-    seen = [np.asarray(_embedded(model, params, drawn)) for drawn in (None, noise)]
+    step_rng = step_rng_of(model, 0, 5.0)(0, BATCH)
+    seen = [np.asarray(_embedded(model, params, drawn)) for drawn in (None, step_rng)]
     change = seen[1] - seen[0]
     moved = np.abs(change)
-    bounds = np.asarray(noise.embedding_BxL)
+    bounds = np.asarray(step_rng.embedding_bounds_BxL)
     assert (moved <= bounds[..., None] * (1 + 1e-4)).all()
     filled = BATCH.segment_ids > 0
     assert (moved.max(-1)[filled] > 0.8 * bounds[filled]).all()
@@ -62,11 +62,11 @@ def test_embeddings_move_within_the_bound_and_padding_not_at_all():
 def test_embeddings_keep_their_dtype():
     model = small_model(dtype="bfloat16")
     params = jax.eval_shape(model.init, jax.random.key(0))
-    noise = noise_of(model, 0, 5.0)(0, BATCH)
-    assert jax.eval_shape(lambda params: _embedded(model, params, noise), params).dtype == "bfloat16"
+    step_rng = step_rng_of(model, 0, 5.0)(0, BATCH)
+    assert jax.eval_shape(lambda params: _embedded(model, params, step_rng), params).dtype == "bfloat16"
 
 
-def _embedded(model, params, noise):
+def _embedded(model, params, step_rng):
     """What enters the first layer."""
     entered = []
 
@@ -74,5 +74,5 @@ def _embedded(model, params, noise):
         entered.append(x)
         return x
 
-    model.apply(params, BATCH.tokens, BATCH.positions, BATCH.subtree_ends, constrain=keep, noise=noise)
+    model.apply(params, BATCH.tokens, BATCH.positions, BATCH.subtree_ends, constrain=keep, step_rng=step_rng)
     return entered[0]
