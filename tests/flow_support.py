@@ -66,9 +66,9 @@ def environment(devices=1, xla="", **extra):
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": PYTHONPATH, **extra}
 
 
-def start(partitioner, *flags, **settings):
+def start(door, *flags, **settings):
     """Starts a door, with the settings of `environment`; its output is read by whoever waits for it."""
-    command = [sys.executable, "-m", f"mtsft.{partitioner}", *map(str, flags)]
+    command = [sys.executable, "-m", f"mtsft.{door}", *map(str, flags)]
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -80,9 +80,9 @@ def start(partitioner, *flags, **settings):
     )
 
 
-def run(partitioner, *flags, status=0, **settings):
+def run(door, *flags, status=0, **settings):
     """Runs a door to its end and asserts its exit status; returns (stdout, stderr)."""
-    process = start(partitioner, *flags, **settings)
+    process = start(door, *flags, **settings)
     out, err = process.communicate(timeout=900)
     assert process.returncode == status, f"exit status {process.returncode}\n{out}\n{err}"
     return out, err
