@@ -23,8 +23,9 @@ from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.text_ids import Piece, TextIds, TextKey, TextPiece
 from mtsft.encoding.token_tree import TokenTree, TreeBuilder, expand, positions
 from mtsft.errors import InputError
-from mtsft.template.chat_template import ChatTemplate, Records
+from mtsft.template.chat_template import ChatTemplate
 from mtsft.template.compile import TemplateCompiler
+from mtsft.template.placeholders import Bindings
 from mtsft.template.render_turns import TemplateRefusal
 from mtsft.template.spans import Turn, TurnPlan
 from mtsft.tokenizer.base import Tokenizer
@@ -46,12 +47,12 @@ class _Leg(NamedTuple):
 class _Chain(NamedTuple):
     """A dialogue that takes the short way.
 
-    state: its script, records and known values, should it not work out. words, doubts: see Program.
+    state: its plan and bindings, should it not work out. words, doubts: see Program.
     """
 
     chain_plan: ChainPlan
     weights: dict[int, float]
-    state: tuple[TurnPlan, dict, dict]
+    state: tuple[TurnPlan, Bindings]
     words: list[TextKey]
     rereads: list
 
@@ -144,9 +145,9 @@ class Encoder:
         """The whole tree of a dialogue in which these messages are responses, of any length; counts nothing."""
         before, self.stats = self.stats, EncodingStats()
         try:
-            records, known = Records(self.template, dialogue), {}
-            turn_plan = self._compiler(dialogue, tuple(wanted), records, known)
-            legs = self._legs(dialogue, wanted, turn_plan, records, known)
+            bindings = self.template.bind(dialogue)
+            turn_plan = self._compiler.compile(dialogue, tuple(wanted), bindings)
+            legs = self._legs(dialogue, wanted, turn_plan, bindings)
             self._tokenise([legs])
             return self._grow(dialogue, legs)
         finally:
@@ -158,7 +159,7 @@ class Encoder:
         Raises InputError where the template refuses.
         """
         texts = self._text_ids
-        return texts.prompt(texts.realise(self._compiler.prompt(dialogue), Records(self.template, dialogue), {}))
+        return texts.prompt(texts.realise(self._compiler.prompt(dialogue), self.template.bind(dialogue)))
 
     def _plan(self, dialogue: Dialogue) -> "list[_Leg] | _Chain | None":
         """What is to be tokenised of a dialogue; None where nothing of it trains."""
@@ -171,15 +172,15 @@ class Encoder:
             return None
         stats.responses += len(wanted)
         try:
-            records, known = Records(self.template, dialogue), {}
-            turn_plan = self._compiler(dialogue, tuple(wanted), records, known)
+            bindings = self.template.bind(dialogue)
+            turn_plan = self._compiler.compile(dialogue, tuple(wanted), bindings)
             count_turns(stats, dialogue, turn_plan, self._spelling)
             chain_plan = self._chain_plan(turn_plan)
             if chain_plan is not None:
                 words = chain_plan.words(dialogue)
                 rereads = chain_plan.rereads(words, self.tokenizer)
-                return _Chain(chain_plan, wanted, (turn_plan, records, known), words, rereads)
-            legs = self._legs(dialogue, wanted, turn_plan, records, known)
+                return _Chain(chain_plan, wanted, (turn_plan, bindings), words, rereads)
+            legs = self._legs(dialogue, wanted, turn_plan, bindings)
         except TemplateRefusal as error:
             self._leave_out(dialogue, error)
             return None
@@ -221,18 +222,18 @@ class Encoder:
         self.stats.note("refused", str(error))
 
     def _legs(
-        self, dialogue: Dialogue, wanted: dict[int, float], turn_plan: TurnPlan, records: dict, known: dict
+        self, dialogue: Dialogue, wanted: dict[int, float], turn_plan: TurnPlan, bindings: Bindings
     ) -> list[_Leg]:
         legs, walked, segments = [], 0, ()
         for turn in turn_plan.turns:
             segments = segments[: turn.keep] + turn.context
             walked = min(walked, turn.keep)
             if turn.trained:
-                context = [self._text_ids.realise((segment,), records, known) for segment in segments[walked:]]
+                context = [self._text_ids.realise((segment,), bindings) for segment in segments[walked:]]
                 reasoning = 0 if self.loss_weights.reasoning else len(
-                    self._text_ids.realise(turn.response[: turn.reasoning], records, known)
+                    self._text_ids.realise(turn.response[: turn.reasoning], bindings)
                 )  # fmt: skip
-                response = self._text_ids.realise(turn.response, records, known)
+                response = self._text_ids.realise(turn.response, bindings)
                 legs.append(_Leg(turn, wanted[turn.message], walked, context, response, reasoning))
                 walked = len(segments)
         return legs

@@ -5,7 +5,7 @@ from itertools import repeat
 from typing import NamedTuple
 
 from mtsft.errors import InputError
-from mtsft.template.chat_template import Records
+from mtsft.template.placeholders import Bindings
 from mtsft.template.render_turns import TemplateRefusal
 from mtsft.template.spans import Segment
 from mtsft.tokenizer.base import CONTINUATION, WHITESPACE, Tokenizer
@@ -42,14 +42,14 @@ class TextIds:
         self.ids.clear()
         self._exact.clear()
 
-    def realise(self, segments: Iterable[Segment], records: Records, known: dict) -> list[Piece]:
+    def realise(self, segments: Iterable[Segment], bindings: Bindings) -> list[Piece]:
         """Segments with the words of a dialogue in place of symbols; empty stretches fall away."""
         pieces = []
         for segment in segments:
             if type(segment) is str:
                 pieces.append(self.tokenizer.controls[segment].id)
                 continue
-            parts = [(p, -1) if type(p) is str else (p.value(records, known), p.owner) for p in segment.parts]
+            parts = [(p, -1) if type(p) is str else (p.value(bindings), p.owner) for p in segment.parts]
             if segment.lstrip or segment.rstrip:
                 parts = _strip(parts, segment.lstrip, segment.rstrip)
             text = parts[0][0] if len(parts) == 1 else "".join(text for text, _ in parts)

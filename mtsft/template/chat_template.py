@@ -15,6 +15,7 @@ from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError, one_line
 from mtsft.files import expanded
 from mtsft.template.jinja import JinjaTemplate, Reader, Refused
+from mtsft.template.placeholders import Bindings
 from mtsft.template.provenance import PLACEHOLDERS, Tracker, Untrackable
 
 CHATML = """\
@@ -78,6 +79,10 @@ class ChatTemplate:
         reasoning = next((record[name] for name in _REASONING if record.get(name) is not None), None)
         # As transformers does: every template finds the reasoning under the name that it reads.
         return record if reasoning is None else {"thinking": reasoning, **record, "reasoning_content": reasoning}
+
+    def bind(self, dialogue: Dialogue) -> Bindings:
+        """The values that placeholders take in a dialogue under this template."""
+        return Bindings(_Records(self, dialogue))
 
     def render(self, messages: Sequence[Message], prompt: bool, dialogue: Dialogue | None = None) -> str:
         """The text of messages, with the generation prompt after them or without, as transformers renders it.
@@ -152,10 +157,10 @@ class TrackedDialogue:
                 f"{dialogue.source}: the variables of its template hold characters of Unicode's private planes 15 and "
                 "16, which mtsft needs itself; remove them"
             )
-        self.records = Records(template, dialogue)
-        self.tracker = Tracker(self.records)
-        self._messages = [self._wrap(record, i) for i, record in enumerate(self.records["messages"])]
-        tools = self.records["tools"]
+        self.tracker = Tracker(template.bind(dialogue))
+        records = self.tracker.bindings.records
+        self._messages = [self._wrap(record, i) for i, record in enumerate(records["messages"])]
+        tools = records["tools"]
         self._tools = tools and [
             self.tracker.wrap(tool, ("tools", i), -1, "tools", True) for i, tool in enumerate(tools)
         ]
@@ -206,8 +211,11 @@ class TrackedDialogue:
         return wrapped
 
 
-class Records(dict):
-    """What symbols take their values from: {"messages": [...], "tools": [...] or None}, made when first asked for."""
+class _Records(dict):
+    """What placeholders take their values from: {"messages": [...], "tools": [...] or None}.
+
+    The messages are made when first asked for: most dialogues of a cached plan without guards never need them.
+    """
 
     def __init__(self, template: ChatTemplate, dialogue: Dialogue):
         super().__init__(tools=dialogue.tools)

@@ -18,7 +18,7 @@ from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError
 from mtsft.template.chat_template import ChatTemplate, TrackedDialogue
 from mtsft.template.jinja import Refused
-from mtsft.template.placeholders import structure
+from mtsft.template.placeholders import Bindings, structure
 from mtsft.template.render_turns import TurnRenderer
 from mtsft.template.spans import ControlTokens, Segment, TurnPlan, owned
 from mtsft.tokenizer.base import ControlToken
@@ -45,25 +45,31 @@ class TemplateCompiler:
         shown = () if exactly else shown_stops(template, ControlTokens(controls, stops))
         self.template, self.unfaithful = template, unfaithful
         self.controls = ControlTokens(controls, (*shown, *stops))
-        self._kept: dict[Any, list[TurnPlan]] = {}
+        self._cache: dict[Any, list[TurnPlan]] = {}
         self._count = 0
 
-    def __call__(self, dialogue: Dialogue, wanted: Collection[int], records: Any, known: dict) -> TurnPlan:
-        """The script of a dialogue in which the messages `wanted` are responses.
+    def compile(self, dialogue: Dialogue, wanted: Collection[int], bindings: Bindings) -> TurnPlan:
+        """The plan of a dialogue in which the messages `wanted` are responses.
 
-        records, known: `Records`, and the values of symbols found so far, which are added to.
+        Args:
+            dialogue: the dialogue.
+            wanted: indices of the messages that are responses.
+            bindings: of the dialogue under the template (`ChatTemplate.bind`); the values that guards need are added.
+
+        Raises:
+            InputError: the template refuses the dialogue, or a turn is not faithful under unfaithful="error".
         """
-        shape = _shape(dialogue, wanted, records)
-        for turn_plan in self._kept.get(shape, ()):
+        shape = _shape(dialogue, wanted, bindings.records)
+        for turn_plan in self._cache.get(shape, ()):
             for guard in turn_plan.guards:
-                if not guard.check(records, known):
+                if not guard.check(bindings):
                     break
             else:
                 return turn_plan
         turn_plan = self._renderer(dialogue, wanted).turn_plan()
         if self._count >= _MOST:
-            self._kept, self._count = {}, 0
-        turn_plans = self._kept.setdefault(shape, [])
+            self._cache, self._count = {}, 0
+        turn_plans = self._cache.setdefault(shape, [])
         turn_plans.append(turn_plan)
         self._count += 1
         if len(turn_plans) > _PER_SHAPE:

@@ -5,10 +5,26 @@ the answer that it got: a dialogue that gives the same answers is written with t
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 Parts = tuple["str | Placeholder", ...]  # template text and symbols, as they follow each other
+
+
+class Bindings:
+    """The values that placeholders take in one dialogue.
+
+    Attributes:
+        records: {"messages": [message as the template is given it, ...], "tools": [...] or None}; made lazily by
+            `ChatTemplate.bind`.
+        values: of every placeholder that was asked for so far, its value.
+    """
+
+    __slots__ = ("records", "values")
+
+    def __init__(self, records: Mapping[str, Any]):
+        self.records = records
+        self.values: dict[Placeholder, Any] = {}
 
 
 class Placeholder:
@@ -25,21 +41,22 @@ class Placeholder:
         self.character, self.key, self.owner, self.field = character, key, owner, field
         self.path, self.method, self.args, self.item, self.parts = key
 
-    def value(self, records: Any, known: dict["Placeholder", Any]) -> Any:
-        """What it is in the dialogue `records` ([record of message 0, ...] or "tools"); known: what was found."""
-        if self in known:
-            return known[self]
+    def value(self, bindings: Bindings) -> Any:
+        """What it stands for in one dialogue; worked out once and kept in the bindings."""
+        values = bindings.values
+        if self in values:
+            return values[self]
         if self.path is None:
-            found = text_of(self.parts, records, known)
+            value = text_of(self.parts, bindings)
         else:
-            found = records
+            value = bindings.records
             for key in self.path:
-                found = found[key]
+                value = value[key]
         if self.method:
-            found = OPERATIONS[self.method](found, *values_of(self.args, records, known))
-            found = found if self.item is None else found[self.item]
-        known[self] = found
-        return found
+            value = OPERATIONS[self.method](value, *values_of(self.args, bindings))
+            value = value if self.item is None else value[self.item]
+        values[self] = value
+        return value
 
 
 class Guard(NamedTuple):
@@ -50,22 +67,22 @@ class Guard(NamedTuple):
     args: tuple
     expected: Any
 
-    def check(self, records: Any, known: dict[Placeholder, Any]) -> bool:
+    def check(self, bindings: Bindings) -> bool:
         """Whether another dialogue gives the same answer."""
-        subject = text_of(self.parts, records, known)
-        return OBSERVATIONS[self.method](subject, *values_of(self.args, records, known)) == self.expected
+        subject = text_of(self.parts, bindings)
+        return OBSERVATIONS[self.method](subject, *values_of(self.args, bindings)) == self.expected
 
 
-def text_of(parts: Parts, records: Any, known: dict[Placeholder, Any]) -> Any:
+def text_of(parts: Parts, bindings: Bindings) -> Any:
     """The words that parts stand for in a dialogue; the value itself where one symbol stands for something else."""
     if len(parts) == 1 and type(parts[0]) is Placeholder:
-        return parts[0].value(records, known)
-    return "".join(part if type(part) is str else part.value(records, known) for part in parts)
+        return parts[0].value(bindings)
+    return "".join(part if type(part) is str else part.value(bindings) for part in parts)
 
 
-def values_of(args: tuple, records: Any, known: dict[Placeholder, Any]) -> tuple:
+def values_of(args: tuple, bindings: Bindings) -> tuple:
     """Arguments with the words that symbols among them stand for."""
-    return tuple(arg.value(records, known) if type(arg) is Placeholder else arg for arg in args)
+    return tuple(arg.value(bindings) if type(arg) is Placeholder else arg for arg in args)
 
 
 def as_json(value: Any, options: tuple = ()) -> str:

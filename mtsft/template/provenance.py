@@ -17,6 +17,7 @@ from mtsft.template.placeholders import (
     OBSERVATIONS,
     PREDICATES,
     TEXT_METHODS,
+    Bindings,
     Guard,
     Parts,
     Placeholder,
@@ -38,12 +39,11 @@ class Untrackable(Exception):
 class Tracker:
     """One dialogue as templates see it, over all the renderings of its parts.
 
-    records: its messages and tools, plain. questions: all that was asked so far.
+    bindings: the values of its placeholders. guards: all that was asked so far.
     """
 
-    def __init__(self, records: Any):
-        self.records = records
-        self.known: dict[Placeholder, Any] = {}
+    def __init__(self, bindings: Bindings):
+        self.bindings = bindings
         self.guards: dict[tuple, Guard] = {}
         self._placeholders: list[Placeholder] = []
         self._by_key: dict[tuple, Placeholder] = {}
@@ -51,13 +51,14 @@ class Tracker:
     def placeholder(self, owner: int, field: str, path=None, method="", args=(), item=None, parts=()) -> Placeholder:
         """The one symbol of that description."""
         key = (path, method, args, item, parts)
-        known = self._by_key.get(key)
-        if known is None:
+        placeholder = self._by_key.get(key)
+        if placeholder is None:
             if _FIRST + len(self._placeholders) > _LAST:
                 raise Untrackable("it has too many strings")
-            known = self._by_key[key] = Placeholder(chr(_FIRST + len(self._placeholders)), key, owner, field)
-            self._placeholders.append(known)
-        return known
+            character = chr(_FIRST + len(self._placeholders))
+            placeholder = self._by_key[key] = Placeholder(character, key, owner, field)
+            self._placeholders.append(placeholder)
+        return placeholder
 
     def parts(self, buffer: str) -> Parts:
         """A buffer read back into template text and symbols."""
@@ -71,15 +72,15 @@ class Tracker:
 
     def text(self, buffer: str) -> str:
         """The words that a buffer stands for."""
-        return str.__str__(text_of(self.parts(buffer), self.records, self.known)) if buffer else ""
+        return str.__str__(text_of(self.parts(buffer), self.bindings)) if buffer else ""
 
     def observe(self, parts: Parts, method: str, args: tuple = ()) -> Any:
         """Answers a question from the words of this dialogue, and notes it."""
         key = (parts, method, args)
         asked = self.guards.get(key)
         if asked is None:
-            subject = text_of(parts, self.records, self.known)
-            expected = OBSERVATIONS[method](subject, *values_of(args, self.records, self.known))
+            subject = text_of(parts, self.bindings)
+            expected = OBSERVATIONS[method](subject, *values_of(args, self.bindings))
             asked = self.guards[key] = Guard(parts, method, args, expected)
         return asked.expected
 

@@ -329,7 +329,7 @@ class TurnRenderer:
 
     def _has_content(self, message: int) -> bool:
         """Whether there is more than white space in a message's content; asked only where it matters."""
-        if self.tracked.records["messages"][message].get("content") is None:
+        if self.tracker.bindings.records["messages"][message].get("content") is None:
             return False
         placeholder = self.tracker.placeholder(message, "content", ("messages", message, "content"))
         return self.tracker.observe((placeholder,), "bool strip", (None,))

@@ -12,6 +12,9 @@ from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.token_tree import paths
 from mtsft.errors import InputError
+from mtsft.template.chat_template import CHATML, ChatTemplate
+from mtsft.template.compile import TemplateCompiler
+from mtsft.template.placeholders import Placeholder, text_of
 
 
 @cache
@@ -306,3 +309,51 @@ def test_an_empty_reply_of_the_same_shape_teaches_nothing_about_others(fields):
 def test_controls_are_those_that_the_templates_write():
     assert controls_of("returning") == ["<|start|>", "<|message|>", "<|return|>", "<|end|>"]
     assert Message("user", "x").as_record() == {"role": "user", "content": "x"}
+
+
+# The cache of plans
+
+
+def test_a_plan_is_reused_while_its_guards_hold_and_not_beyond():
+    source = (
+        "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.content.startswith('a') %}!{% endif %}"
+        "{{ m.content + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+        "{% endif %}"
+    )
+    chat = chat_of("chatml")
+    template, tokenizer = type(chat)(chat.tokenizer, {"default": source}, "made").open()
+    compiler = TemplateCompiler(template, tokenizer.controls, ["<|im_end|>"])
+
+    def compiled(user, reply):
+        given = dialogue(("user", user), ("assistant", reply))
+        bindings = template.bind(given)
+        plan = compiler.compile(given, (1,), bindings)
+        [turn] = plan.turns
+        spans = [span for span in (*turn.context, *turn.response) if not isinstance(span, str)]
+        return plan, "".join(text_of(span.parts, bindings) for span in spans)
+
+    first, text = compiled("abc", "no")
+    assert text == "user\n!abc\nassistant\nno"
+    assert [(guard.method, guard.args, guard.expected) for guard in first.guards] == [
+        ("startswith", ("a",), True),
+        ("startswith", ("a",), False),
+    ]
+    again, text = compiled("axe", "yes")
+    assert again is first
+    assert text == "user\n!axe\nassistant\nyes"
+    other, text = compiled("xyz", "yes")
+    assert other is not first
+    assert text == "user\nxyz\nassistant\nyes"
+
+
+def test_the_records_of_a_dialogue_are_made_only_when_they_are_asked_for():
+    template = ChatTemplate({"default": CHATML}, "t")
+    made = []
+    template.record = lambda message, record=template.record: made.append(message) or record(message)
+    bindings = template.bind(TWO)
+    assert bindings.records["tools"] is None
+    assert made == []
+    content = Placeholder("\U000f0000", (("messages", 2, "content"), "upper", (), None, ()), 2, "content")
+    assert content.value(bindings) == "C"
+    assert len(made) == 4
+    assert bindings.values == {content: "C"}

@@ -7,7 +7,7 @@ import pytest
 from chats import dialogue
 
 from mtsft.errors import InputError
-from mtsft.template.chat_template import ChatTemplate, Records, TrackedDialogue
+from mtsft.template.chat_template import ChatTemplate, TrackedDialogue
 from mtsft.template.jinja import Refused
 from mtsft.template.placeholders import Placeholder
 
@@ -130,5 +130,5 @@ def test_questions_tell_dialogues_apart():
     tracked = TrackedDialogue(template, dialogue(("user", "abc")))
     tracked.render([0], False)
     [guard] = tracked.tracker.guards.values()
-    check = {w: guard.check(Records(template, dialogue(("user", w))), {}) for w in ("abc", "xa", "b", "")}
+    check = {w: guard.check(template.bind(dialogue(("user", w)))) for w in ("abc", "xa", "b", "")}
     assert check == {"abc": True, "xa": True, "b": False, "": False}
