@@ -19,7 +19,7 @@ from mtsft.model.architecture import Architecture, LoRA
 FLOORS = (
     ("errors",),
     ("files",),
-    ("config", "corpora", "dialogue", "tokenizer"),
+    ("config", "config_files", "corpora", "dialogue", "tokenizer"),
     ("template",),
     ("encoding",),
     ("data", "model"),
@@ -32,7 +32,7 @@ FLOORS = (
 )
 # Who alone may import these, wherever they stand.
 ONLY = {
-    "ml_collections": ("config", "cli", "presets", "runs"),
+    "ml_collections": ("config", "config_files", "cli", "presets", "runs"),
     "mtsft.config": ("presets", "runs", ""),
     "absl": ("cli", ""),
     "jax": ("model", "interop", "training", "evaluation", "runs", ""),

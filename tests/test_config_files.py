@@ -1,0 +1,117 @@
+"""Configs by path, by name and by variant, and what is wrong with others."""
+
+import re
+import shutil
+
+import pytest
+
+import mtsft
+from mtsft import config_files
+from mtsft.config import default
+from mtsft.config_files import as_config, config_names, find_config, load_config
+from mtsft.errors import InputError
+
+
+def test_a_config_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = find_config("quickstart")
+    assert path.name == "quickstart.py"
+    assert path.parent.name == "configs"
+    assert find_config("qwen3_0_6b:lora,gpu80").stem == "qwen3_0_6b"
+    assert {"quickstart", "from_scratch", "pod", "qwen3_0_6b"} <= {*config_names()}
+    assert list(config_names()) == sorted(config_names())
+
+
+def test_a_path_is_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("")
+    assert find_config("mine.py").resolve() == tmp_path / "mine.py"
+    assert find_config(f"{tmp_path}/mine.py:variant") == tmp_path / "mine.py"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_config("~/mine.py") == tmp_path / "mine.py"
+
+
+def test_the_installed_configs_come_first(tmp_path, monkeypatch):
+    """As after pip install, where a folder beside the package is somebody else's."""
+    inside, beside = tmp_path / "mtsft" / "configs", tmp_path / "configs"
+    for folder in (inside, beside):
+        folder.mkdir(parents=True)
+        shutil.copy(find_config("quickstart"), folder)
+    monkeypatch.setattr(config_files, "_FOLDERS", (inside, beside))
+    assert find_config("quickstart") == inside / "quickstart.py"
+    (inside / "quickstart.py").unlink()
+    assert find_config("quickstart") == beside / "quickstart.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (
+            "quickstrat",
+            r"^quickstrat: no such config; name a Python file, or one of from_scratch, .*quickstart",
+        ),
+        ("", r"^: no such config; "),
+        ("configs/nowhere.py", r"^configs/nowhere.py: no such file; name a config such as configs/quickstart"),
+        ("nowhere.py:a", r"^nowhere.py:a: no such file; "),
+    ],
+)
+def test_what_is_not_there_is_named(name, says):
+    with pytest.raises(InputError, match=says):
+        find_config(name)
+
+
+def test_overrides_change_keys_and_nothing_else():
+    config = load_config("quickstart", {"train.steps": 7, "train.learning_rate": 1, "data.corpus": ""})
+    assert (config.train.steps, config.train.learning_rate, config.data.corpus) == (7, 1.0, "")
+    plain = load_config("quickstart")
+    assert plain.train.steps == 360
+    plain.update_from_flattened_dict({"train.steps": 7, "train.learning_rate": 1.0, "data.corpus": ""})
+    assert config == plain
+
+
+def test_a_variant_is_given_to_the_config():
+    full, lora = (load_config(f"qwen3_0_6b:{mode},gpu80") for mode in ("full", "lora"))
+    assert (full.lora.rank, lora.lora.rank) == (0, 16)
+    with pytest.raises(InputError, match=r"^quickstart:x: this config has no variants; leave out what follows its col"):
+        load_config("quickstart:x")
+    with pytest.raises(InputError, match="write MODE,MACHINE"):
+        load_config("qwen3_0_6b:half")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("train.step", 3, "unknown config key: train.step; mtsft/config.py lists every key"),
+        ("steps", 3, "unknown config key: steps; mtsft/config.py lists every key"),
+        ("train", 3, "unknown config key: train; mtsft/config.py lists every key"),
+        ("train.steps.more", 3, "unknown config key: train.steps.more; mtsft/config.py lists every key"),
+        ("train.steps", "many", "train.steps='many': is of type str; it must be int"),
+        ("train.steps", 3.5, "train.steps=3.5: is of type float; it must be int"),
+    ],
+)
+def test_an_override_that_cannot_be_is_named(key, value, says):
+    with pytest.raises(InputError, match=f"^{re.escape(says)}$"):
+        load_config("quickstart", {key: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = 1", r"mine.py: is no config, a Python file with a get_config\(\); see configs/quickstart.py$"),
+        ("def get_config(:", r"mine.py:1: .*; a config is a Python file$"),
+        ("def get_config(): pass", r"mine.py: get_config\(\) returns NoneType; it must return the config$"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path, text, says):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(InputError, match=says):
+        load_config(str(tmp_path / "mine.py"))
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(InputError, match=r"mine.json: is no config"):
+        load_config(str(tmp_path / "mine.json"))
+
+
+def test_a_config_stands_for_itself():
+    config = default()
+    assert as_config(config) is config
+    assert as_config("quickstart") == mtsft.load_config("quickstart")
