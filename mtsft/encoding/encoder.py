@@ -26,8 +26,8 @@ from mtsft.errors import InputError
 from mtsft.template.chat_template import ChatTemplate
 from mtsft.template.compile import TemplateCompiler
 from mtsft.template.placeholders import Bindings
-from mtsft.template.render_turns import TemplateRefusal
 from mtsft.template.spans import Turn, TurnPlan
+from mtsft.template.tracked_dialogue import TemplateRefusal
 from mtsft.tokenizer.base import Tokenizer
 
 TREES = ("tree", "paths")

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from mtsft.errors import InputError
 from mtsft.template.placeholders import Bindings
-from mtsft.template.render_turns import TemplateRefusal
 from mtsft.template.spans import Segment
+from mtsft.template.tracked_dialogue import TemplateRefusal
 from mtsft.tokenizer.base import CONTINUATION, WHITESPACE, Tokenizer
 
 TextKey = tuple[str, int]  # text, place

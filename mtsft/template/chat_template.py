@@ -1,7 +1,8 @@
 """Chat templates: how messages become the text that a server would send a model.
 
-Any Jinja chat template works as it is. `ChatTemplate` gives it dialogues as transformers' apply_chat_template does, and
-can do so traced, so that the text comes back as template text and symbols.
+Any Jinja chat template works as it is. `ChatTemplate` gives it dialogues as transformers' apply_chat_template does. It
+can be given tracked strings too (provenance.py); then every character of the text is known as the template's own or as
+some message's.
 """
 
 import datetime
@@ -9,14 +10,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError, one_line
 from mtsft.files import expanded
-from mtsft.template.jinja import JinjaTemplate, Reader, Refused
+from mtsft.template.jinja import JinjaTemplate, Refused
 from mtsft.template.placeholders import Bindings
-from mtsft.template.provenance import PLACEHOLDERS, Tracker, Untrackable
+from mtsft.template.provenance import Tracker
 
 CHATML = """\
 {%- for message in messages -%}
@@ -31,15 +32,27 @@ CHATML = """\
 """
 BUILT_IN = {"chatml": CHATML}
 # The names that templates know a reply's reasoning by; transformers fills in the first two from any of them.
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+# A tool call by which to see how a template writes one.
+SAMPLE_CALL = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {"key": "value"}}}
 
 
 class ChatTemplate:
     """A chat template with all that it is given beside the messages.
 
-    sources: Jinja texts by name; "default", and "tool_use" for dialogues with tools where there is one. name: for
-    errors. special_tokens: bos_token and the like. variables: keyword arguments of the template (`enable_thinking`).
-    now: what strftime_now tells. Raises InputError where a text is no template.
+    Args:
+        templates: Jinja texts by name: "default", and "tool_use" for dialogues with tools where there is one.
+        name: for errors.
+        special_tokens: bos_token and the like.
+        variables: keyword arguments of the template (`enable_thinking`).
+        now: what strftime_now tells; None for the time of rendering.
+
+    Attributes:
+        literals: every constant string of the templates.
+        reads_the_clock: whether one of them uses strftime_now.
+
+    Raises:
+        InputError: a text is no template.
     """
 
     def __init__(
@@ -52,7 +65,7 @@ class ChatTemplate:
     ):
         self.name, self.templates = name, dict(templates)
         self.variables = {**(special_tokens or {}), **(variables or {})}
-        self._templates = {key: JinjaTemplate(source, name, now) for key, source in self.templates.items()}
+        self._templates = {key: JinjaTemplate(text, name, now) for key, text in self.templates.items()}
         self.literals = tuple(dict.fromkeys(text for t in self._templates.values() for text in t.literals))
         self.reads_the_clock = any("strftime_now" in template.names for template in self._templates.values())
         self._now = now.isoformat() if now and self.reads_the_clock else ""
@@ -76,7 +89,7 @@ class ChatTemplate:
                 record["tool_calls"] = [_with_arguments_as_text(call) for call in record["tool_calls"]]
             if self._no_content and not message.content:
                 record["content"] = None
-        reasoning = next((record[name] for name in _REASONING if record.get(name) is not None), None)
+        reasoning = next((record[name] for name in REASONING_NAMES if record.get(name) is not None), None)
         # As transformers does: every template finds the reasoning under the name that it reads.
         return record if reasoning is None else {"thinking": reasoning, **record, "reasoning_content": reasoning}
 
@@ -85,26 +98,39 @@ class ChatTemplate:
         return Bindings(_Records(self, dialogue))
 
     def render(self, messages: Sequence[Message], prompt: bool, dialogue: Dialogue | None = None) -> str:
-        """The text of messages, with the generation prompt after them or without, as transformers renders it.
+        """The text of messages, as transformers renders it.
 
-        dialogue: where tools and variables come from. Raises Refused where the template does.
+        Args:
+            messages: of which the text is made.
+            prompt: whether the generation prompt comes after them.
+            dialogue: where tools and variables come from.
+
+        Raises:
+            Refused: the template refuses.
         """
-        return self._run([self.record(m) for m in messages], dialogue and dialogue.tools, prompt, dialogue)
+        return self.run([self.record(m) for m in messages], dialogue and dialogue.tools, prompt, dialogue)
 
     def choose(self, dialogue: Dialogue | None) -> JinjaTemplate:
         """The template of a dialogue: the one for tools if it has some and there is one."""
         tools = dialogue is not None and dialogue.tools
         return self._templates["tool_use" if tools and "tool_use" in self._templates else "default"]
 
-    def _run(
-        self,
-        messages: list,
-        tools: Any,
-        prompt: bool,
-        dialogue: Dialogue | None,
-        tracker: Tracker | None = None,
-        reader: Reader | None = None,
+    def run(
+        self, messages: list, tools: Any, prompt: bool, dialogue: Dialogue | None, tracker: Tracker | None = None
     ) -> str:
+        """The text that the template makes of records, or the buffer where they are tracked.
+
+        Args:
+            messages: records.
+            tools: schemas, or None.
+            prompt: whether the generation prompt comes after the messages.
+            dialogue: where further variables come from; its own go before the template's.
+            tracker: of tracked records.
+
+        Raises:
+            Refused: the template refuses.
+            Untrackable: the template does what cannot be tracked.
+        """
         variables = {
             "documents": None,
             **self.variables,
@@ -113,102 +139,28 @@ class ChatTemplate:
             "tools": tools or None,
             "add_generation_prompt": prompt,
         }
-        return self.choose(dialogue).render(variables, tracker, reader)
+        return self.choose(dialogue).render(variables, tracker)
 
     def _tool_call_habits(self) -> tuple[bool, bool]:
-        """Whether arguments must be JSON texts, and whether a reply that only calls tools must have no content.
+        """How the template wants tool calls: arguments as JSON texts or as objects, an empty content as "" or None.
 
-        OpenAI's format says the same thing in several ways, and templates differ in which of them they write out.
+        OpenAI's format has the same call in several forms, and templates differ in which of them they write out; so
+        all are tried on a sample.
+
+        Returns:
+            (whether arguments must be JSON texts, whether a reply that only calls tools must have no content).
         """
         for no_content in (False, True):
             for as_text in (False, True):
                 self._arguments_as_text, self._no_content = as_text, no_content
-                call = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {"key": "value"}}}
-                asked = (Message("user", "x"), Message("assistant", "", fields={"tool_calls": [call]}))
+                messages = (Message("user", "x"), Message("assistant", "", fields={"tool_calls": [SAMPLE_CALL]}))
                 try:
-                    text = self.render(asked, False)
+                    text = self.render(messages, False)
                 except Refused:
                     continue
                 if "value" in text and "{'key': 'value'}" not in text:
                     return as_text, no_content
         return False, False
-
-
-class Stream(NamedTuple):
-    """A rendering that shows those of all its prefixes.
-
-    text: a buffer, without its tail. marks: where in it the rendering of the messages before i ends, for every i. tail,
-    prompt: what follows the messages without a generation prompt, and with one.
-    """
-
-    text: str
-    marks: list[int]
-    tail: str
-    prompt: str
-
-
-class TrackedDialogue:
-    """One dialogue under a template, each rendering of some of its messages a buffer of one and the same tracer."""
-
-    def __init__(self, template: ChatTemplate, dialogue: Dialogue):
-        self.dialogue, self._template = dialogue, template
-        if dialogue.variables and PLACEHOLDERS.search(json.dumps(dialogue.variables, ensure_ascii=False)):
-            raise InputError(
-                f"{dialogue.source}: the variables of its template hold characters of Unicode's private planes 15 and "
-                "16, which mtsft needs itself; remove them"
-            )
-        self.tracker = Tracker(template.bind(dialogue))
-        records = self.tracker.bindings.records
-        self._messages = [self._wrap(record, i) for i, record in enumerate(records["messages"])]
-        tools = records["tools"]
-        self._tools = tools and [
-            self.tracker.wrap(tool, ("tools", i), -1, "tools", True) for i, tool in enumerate(tools)
-        ]
-
-    def render(self, indices: Sequence[int], prompt: bool, also: Sequence[dict] = ()) -> str:
-        """The buffer of the messages with these indices, then the records `also`.
-
-        Raises InputError where a trace is lost, Refused where the template refuses.
-        """
-        messages = [self._messages[i] for i in indices] + list(also)
-        try:
-            return self._template._run(messages, self._tools, prompt, self.dialogue, self.tracker)
-        except Untrackable as error:
-            raise InputError(
-                f"{self.dialogue.source}: the chat template {self._template.name} does with a message what cannot be "
-                f"followed ({error}), so that its words could be taken for control tokens"
-            ) from None
-
-    def stream(self, count: int) -> Stream | None:
-        """The first `count` messages rendered once, where that shows the rendering of every prefix of them.
-
-        None where it does not, or cannot be shown to; or where the template refuses.
-        """
-        template = self._template
-        if not template.choose(self.dialogue).tail:
-            return None
-        try:
-            reader = Reader(self._messages[:count])
-            text = template._run(reader, self._tools, False, self.dialogue, self.tracker, reader)
-            if not reader.in_order or len(reader.marks) != count + 1:
-                return None
-            first = Reader(self._messages[:1])
-            prompted = template._run(first, self._tools, True, self.dialogue, self.tracker, first)
-        except (Refused, Untrackable):
-            return None
-        if not first.in_order or len(first.marks) != 2:
-            return None
-        end = reader.marks[-1]
-        return Stream(text[:end], reader.marks, text[end:], prompted[first.marks[-1] :])
-
-    def _wrap(self, record: dict[str, Any], index: int) -> dict[str, Any]:
-        path = ("messages", index)
-        wrapped = {"role": record["role"]}
-        for key, value in record.items():
-            if key != "role":
-                name = "reasoning_content" if key in _REASONING else key  # one thing under several names
-                wrapped[key] = self.tracker.wrap(value, (*path, name), index, name)
-        return wrapped
 
 
 class _Records(dict):
@@ -227,10 +179,18 @@ class _Records(dict):
 
 
 def find(name: str, own: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """(Jinja texts by name, what to call them) of the template that a config names.
+    """The template that a config names.
 
-    name: a built-in one, a Jinja file, the template.json of a run, "" for the tokenizer's own, ":name" for another of
-    the tokenizer's own. own: those by name. Raises InputError if there is no such template.
+    Args:
+        name: a built-in one, a Jinja file, the template.json of a run, "" for the tokenizer's own, ":name" for another
+            of the tokenizer's own.
+        own: the tokenizer's own, Jinja texts by name.
+
+    Returns:
+        (Jinja texts by name, what to call them).
+
+    Raises:
+        InputError: there is no such template.
     """
     if name in BUILT_IN:
         return {"default": BUILT_IN[name]}, name
@@ -249,7 +209,7 @@ def find(name: str, own: Mapping[str, str]) -> tuple[dict[str, str], str]:
     try:
         text = expanded(name).read_text()
         if name.endswith(".json"):
-            return _of_a_run(text, name)
+            return _from_run(text, name)
         return {"default": text}, Path(name).name
     except (OSError, UnicodeDecodeError, RuntimeError) as error:
         raise InputError(
@@ -258,15 +218,17 @@ def find(name: str, own: Mapping[str, str]) -> tuple[dict[str, str], str]:
         ) from error
 
 
-def _of_a_run(text: str, path: str) -> tuple[dict[str, str], str]:
+def _from_run(text: str, path: str) -> tuple[dict[str, str], str]:
+    """What a template.json holds."""
     try:
         record = json.loads(text)
-        return {str(key): str(source) for key, source in record["sources"].items()}, str(record["name"])
+        return {str(key): str(jinja) for key, jinja in record["sources"].items()}, str(record["name"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"data.template={path!r}: not the template.json that a run leaves in its workdir") from error
 
 
 def _with_arguments_as_text(call: Any) -> Any:
+    """A tool call whose arguments are a JSON text, where they are not one already."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or isinstance(function.get("arguments"), str):
         return call

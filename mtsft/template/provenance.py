@@ -1,11 +1,13 @@
-"""Strings that remember, through a chat template, which words of the dialogue they are.
+"""Tracked strings: str that know, through a chat template, which of their characters come from which message.
 
 A template is given, in place of every string of a dialogue, a `TrackedStr`: a str whose buffer holds one private
-character for each placeholder (a string of the dialogue, or made of one) among the template's own text. Whatever
-the template outputs can so be read back into template text and symbols: what somebody wrote is never mistaken for
-markup. Questions that a template asks of a rope (does it hold "</think>"? is it empty?) are answered from the words
-it stands for, and noted with their answer: for every other dialogue of the same shape that gives the same answers,
-the template writes the same symbols.
+character for each placeholder (a string of the dialogue, or one made of such) among the template's own text. What the
+template outputs is a buffer too, and is read back into template text and placeholders: words of a message are never
+mistaken for markup that the template wrote.
+
+Where a template asks something of a tracked string (does it hold "</think>"? is it empty?), the answer is computed
+from the words that it stands for, and recorded as a guard: for every other dialogue of the same structure that gives
+the same answers, the template outputs the same placeholders among the same text.
 """
 
 import re
@@ -21,25 +23,28 @@ from mtsft.template.placeholders import (
     Guard,
     Parts,
     Placeholder,
-    as_json,
     text_of,
     values_of,
 )
 
-# Planes 15 and 16 of Unicode are private use: every symbol of a dialogue gets a character of its own.
+# Planes 15 and 16 of Unicode are private use: every placeholder of a dialogue gets a character of its own.
 _FIRST, _LAST = 0xF0000, 0x10FFFD
 PLACEHOLDERS = re.compile("[\U000f0000-\U0010fffd]")
 _PARTS = re.compile("([\U000f0000-\U0010fffd])")
 
 
 class Untrackable(Exception):
-    """A template did something to a message that leaves no trace; the text says what."""
+    """A template did something to a message after which its words cannot be tracked; the text says what."""
 
 
 class Tracker:
-    """One dialogue as templates see it, over all the renderings of its parts.
+    """The placeholders and guards of one dialogue, shared by all its renderings.
 
-    bindings: the values of its placeholders. guards: all that was asked so far.
+    Args:
+        bindings: the values of the placeholders in this dialogue.
+
+    Attributes:
+        guards: all that was asked of placeholders so far, by (parts, method, args).
     """
 
     def __init__(self, bindings: Bindings):
@@ -49,7 +54,11 @@ class Tracker:
         self._by_key: dict[tuple, Placeholder] = {}
 
     def placeholder(self, owner: int, field: str, path=None, method="", args=(), item=None, parts=()) -> Placeholder:
-        """The one symbol of that description."""
+        """The one placeholder of that description, made when first asked for; for the arguments see `Placeholder`.
+
+        Raises:
+            Untrackable: there are more than private characters.
+        """
         key = (path, method, args, item, parts)
         placeholder = self._by_key.get(key)
         if placeholder is None:
@@ -61,71 +70,56 @@ class Tracker:
         return placeholder
 
     def parts(self, buffer: str) -> Parts:
-        """A buffer read back into template text and symbols."""
+        """A buffer read back into template text and placeholders."""
         pieces = _PARTS.split(buffer)
         pieces[1::2] = [self._placeholders[ord(character) - _FIRST] for character in pieces[1::2]]
         return tuple(piece for piece in pieces if piece)
 
     def retrack(self, text: Any) -> Any:
-        """A str that lost its trace, being joined in passing, as a rope again; anything else as it is."""
+        """A plain str that holds placeholders, as Jinja makes by joining, tracked again; any other value as it is."""
         return TrackedStr(self, text) if type(text) is str and PLACEHOLDERS.search(text) else text
 
     def text(self, buffer: str) -> str:
-        """The words that a buffer stands for."""
+        """The words that a buffer stands for in this dialogue."""
         return str.__str__(text_of(self.parts(buffer), self.bindings)) if buffer else ""
 
     def observe(self, parts: Parts, method: str, args: tuple = ()) -> Any:
-        """Answers a question from the words of this dialogue, and notes it."""
+        """What this dialogue answers to a question, recorded as a guard.
+
+        Args:
+            parts: the text that is asked about.
+            method: of `OBSERVATIONS`: what is asked.
+            args: its further arguments; may hold placeholders.
+        """
         key = (parts, method, args)
-        asked = self.guards.get(key)
-        if asked is None:
+        guard = self.guards.get(key)
+        if guard is None:
             subject = text_of(parts, self.bindings)
             expected = OBSERVATIONS[method](subject, *values_of(args, self.bindings))
-            asked = self.guards[key] = Guard(parts, method, args, expected)
-        return asked.expected
-
-    def wrap(self, value: Any, path: tuple, owner: int, field: str, opaque: bool = False) -> Any:
-        """A value of the dialogue for a template: strings as ropes, to any depth.
-
-        opaque: its containers count as opened, their structure asked for, only when a template looks into them.
-        """
-        if isinstance(value, str):
-            return TrackedStr(self, self.placeholder(owner, field, path).character)
-        if isinstance(value, dict):
-            items = {k: self.wrap(v, (*path, k), owner, field, opaque or k == "arguments") for k, v in value.items()}
-            return _OpaqueDict(self, items, path, owner, field) if opaque else items
-        if isinstance(value, list | tuple):
-            items = [self.wrap(v, (*path, i), owner, field, opaque) for i, v in enumerate(value)]
-            return _OpaqueList(self, items, path, owner, field) if opaque else items
-        return value
-
-    def tojson(self, value: Any, options: tuple) -> Any:
-        """JSON of a value that holds ropes, as one symbol where it is a whole value of the dialogue."""
-        if isinstance(value, TrackedStr):
-            return value._derive("json", (options,))
-        if isinstance(value, _OpaqueDict | _OpaqueList):
-            placeholder = self.placeholder(value._owner, value._field, value._path, "json", (options,))
-            return TrackedStr(self, placeholder.character)
-        return self.retrack(as_json(self._inside(value, options), options))
-
-    def _inside(self, value: Any, options: tuple) -> Any:
-        """A value as json.dumps may write it: every rope's buffer is a symbol that is escaped already."""
-        if isinstance(value, TrackedStr):
-            return str.__str__(value._derive("json_inside", (options,)))
-        if isinstance(value, dict):
-            return {self._inside(key, options): self._inside(item, options) for key, item in value.items()}
-        return [self._inside(item, options) for item in value] if isinstance(value, list | tuple) else value
+            guard = self.guards[key] = Guard(parts, method, args, expected)
+        return guard.expected
 
 
 class TrackedStr(str):
-    """Text made of template text and symbols, for a template to work with; its buffer never leaves the tracer."""
+    """Template text and placeholders, for a template to work with as with any str.
+
+    Methods that make text give a placeholder for their result, or keep the parts where they can; methods that answer
+    something add a guard. Methods whose result could not be tracked raise Untrackable. No name of its own is public:
+    templates can reach those.
+
+    Args:
+        tracker: of the dialogue.
+        buffer: text in which private characters stand for placeholders of `tracker`.
+    """
+
+    _tracker: Tracker
+    _parts: Parts
 
     def __new__(cls, tracker: Tracker, buffer: str):
-        """buffer: text in which private characters stand for symbols of `tracker`."""
-        rope = super().__new__(cls, buffer)
-        rope._tracker = tracker
-        rope._parts = tracker.parts(buffer)
-        return rope
+        tracked = super().__new__(cls, buffer)
+        tracked._tracker = tracker
+        tracked._parts = tracker.parts(buffer)
+        return tracked
 
     def __str__(self) -> str:
         return self
@@ -134,7 +128,10 @@ class TrackedStr(str):
         return self._derive("repr")
 
     def _derive(self, method: str, args: tuple = (), item: int | None = None) -> "TrackedStr":
-        """What a method makes of this text, as one symbol."""
+        """What a method of `OPERATIONS` makes of this text, as one placeholder: derived from those in the text.
+
+        It belongs to the last of their messages. item: which of the strings that the method returns.
+        """
         parts, tracker = self._parts, self._tracker
         placeholders = [part for part in parts if type(part) is Placeholder]
         owners = {placeholder.owner for placeholder in placeholders} or {-1}
@@ -216,7 +213,7 @@ class TrackedStr(str):
 
 
 def _plain(value: Any) -> Any:
-    """An argument as a question or an operation may keep it."""
+    """An argument as a guard or a placeholder may keep it."""
     if isinstance(value, TrackedStr):
         if len(value._parts) == 1:
             return value._parts[0]
@@ -228,15 +225,17 @@ _KEYWORDS = {"split": ("sep", "maxsplit"), "rsplit": ("sep", "maxsplit"), "split
 
 
 def _positional(name: str, args: Sequence, kwargs: Mapping) -> tuple:
-    """Arguments in order, as a question or an operation keeps them."""
+    """Arguments in order, as a guard or a placeholder keeps them."""
     args = list(args)
-    for place, keyword in enumerate(_KEYWORDS.get(name, ())):
+    for index, keyword in enumerate(_KEYWORDS.get(name, ())):
         if keyword in kwargs:
-            args += [None] * (place - len(args)) + [kwargs[keyword]]
+            args += [None] * (index - len(args)) + [kwargs[keyword]]
     return tuple(tuple(map(_plain, a)) if isinstance(a, tuple) else _plain(a) for a in args)
 
 
 def _text_method(name: str) -> Callable:
+    """A method of str that returns text: one placeholder."""
+
     def method(self, *args, **kwargs):
         return self._derive(name, _positional(name, args, kwargs))
 
@@ -244,6 +243,8 @@ def _text_method(name: str) -> Callable:
 
 
 def _list_method(name: str) -> Callable:
+    """A method of str that returns strings: a guard on how many, and a placeholder for each."""
+
     def method(self, *args, **kwargs):
         args = _positional(name, args, kwargs)
         count = self._tracker.observe(self._parts, f"len {name}", args)
@@ -253,6 +254,8 @@ def _list_method(name: str) -> Callable:
 
 
 def _predicate(name: str) -> Callable:
+    """A method of str that returns something else: a guard."""
+
     def method(self, *args):
         if name in ("__eq__", "__ne__") and not isinstance(args[0], str):
             return name == "__ne__"
@@ -268,64 +271,3 @@ for _name in LIST_METHODS.split():
     setattr(TrackedStr, _name, _list_method(_name))
 for _name in PREDICATES.split():
     setattr(TrackedStr, _name, _predicate(_name))
-
-
-class Opaque:
-    """A container whose structure counts as asked for only when a template looks into it."""
-
-    def __init__(self, tracker: Tracker, items: Any, path: tuple, owner: int, field: str):
-        super().__init__(items)
-        self._tracker, self._path, self._owner, self._field = tracker, path, owner, field
-
-    def _open(self) -> None:
-        self._tracker.observe((self._tracker.placeholder(self._owner, self._field, self._path),), "structure")
-
-    def __str__(self) -> str:
-        return TrackedStr(
-            self._tracker, self._tracker.placeholder(self._owner, self._field, self._path, "str").character
-        )
-
-    __repr__ = __str__
-
-
-def _opening(name: str, kind: type) -> Callable:
-    original = getattr(kind, name)
-
-    def method(self, *args, **kwargs):
-        self._open()
-        return original(self, *args, **kwargs)
-
-    return method
-
-
-class _OpaqueDict(Opaque, dict):
-    """Its keys are ropes too: they are somebody's words."""
-
-    def keys(self) -> list[TrackedStr]:
-        self._open()
-        tracker, owner, field, path = self._tracker, self._owner, self._field, self._path
-        return [
-            TrackedStr(tracker, tracker.placeholder(owner, field, path, "key", (i,)).character)
-            for i in range(dict.__len__(self))
-        ]
-
-    def __iter__(self) -> Iterator[TrackedStr]:
-        return iter(self.keys())
-
-    def items(self) -> list[tuple[TrackedStr, Any]]:
-        return list(zip(self.keys(), self.values()))
-
-
-class _OpaqueList(Opaque, list):
-    pass
-
-
-for _kind, _base, _names in (
-    (_OpaqueDict, dict, "__getitem__ __len__ __contains__ __eq__ get values"),
-    (_OpaqueList, list, "__getitem__ __iter__ __len__ __contains__ __eq__ __reversed__ index count"),
-):
-    for _name in _names.split():
-        setattr(_kind, _name, _opening(_name, _base))
-    _kind.__bool__ = lambda self: self._tracker.observe(
-        (self._tracker.placeholder(self._owner, self._field, self._path),), "bool"
-    )

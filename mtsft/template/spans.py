@@ -10,9 +10,13 @@ from mtsft.tokenizer.base import AFTER_CONTROL, CONTINUATION, WHITESPACE, Contro
 
 
 class TextSpan(NamedTuple):
-    """Text between two control tokens: template text and symbols. place: where it stands, see vocabulary.py.
+    """Text between two control tokens.
 
-    lstrip, rstrip: whether the control before or after it eats the white space at that end.
+    Attributes:
+        parts: template text and placeholders.
+        edge: what it follows: START, AFTER_CONTROL or CONTINUATION, see tokenizer/base.py.
+        lstrip: whether the control token before it eats the white space at its beginning.
+        rstrip: whether the one after it eats the white space at its end.
     """
 
     parts: Parts
@@ -21,16 +25,21 @@ class TextSpan(NamedTuple):
     rstrip: bool = False
 
 
-Segment = str | TextSpan  # a control token by its text, or what stands between two
+Segment = str | TextSpan  # a control token by its text, or what is between two
 
 
 class Turn(NamedTuple):
     """One response in its context.
 
-    message: its index. number: its index among the assistant's messages on its path, from 0. keep: how many segments of
-    the previous turn's context this one's context begins with; context: the rest of them. response: what the model
-    must emit, its stop included; the first `reasoning` segments of it are reasoning. unfaithful: a key of UNFAITHFUL
-    (writing.py) that says how it is not faithful, "" where it is. trained: False for one that a policy leaves out.
+    Attributes:
+        message: its index.
+        number: its index among the assistant's messages on its path, from 0.
+        keep: how many segments of the previous turn's context this one's context begins with.
+        context: the rest of its context's segments.
+        response: what the model must emit, its stop included.
+        reasoning: how many of the response's first segments are reasoning.
+        unfaithful: how it is not faithful, a key of UNFAITHFUL (render_turns.py); "" where it is.
+        trained: False for one that a policy leaves out.
     """
 
     message: int
@@ -43,11 +52,39 @@ class Turn(NamedTuple):
     trained: bool = True
 
 
+class RenderedTurn(NamedTuple):
+    """One response as it was rendered; render_turns.py makes a Turn of it.
+
+    Attributes:
+        message, number, keep, context: as of Turn.
+        edge: of text that follows the context.
+        rest: all that is rendered after the context; () where that does not begin with the context.
+        response: what the model must emit, up to its stop; None where there is none.
+        unfaithful: as of Turn, but for lost words.
+        opened: the reasoning mark that the context ends with, and what follows it; "" if none.
+    """
+
+    message: int
+    number: int
+    keep: int
+    context: Sequence[Segment]
+    edge: int
+    rest: Parts
+    response: Parts | None
+    unfaithful: str
+    opened: str
+
+
 @dataclass(frozen=True, eq=False)
 class TurnPlan:
-    """The turns of a dialogue in order. lost: (message index or -1 for tools, field) of words no rendering shows.
+    """All responses of a dialogue in their contexts, with placeholders for words.
 
-    questions: what the template asked of the dialogue's words, with the answers; see tracing.py.
+    It is the plan of every dialogue of the same structure that passes the guards.
+
+    Attributes:
+        turns: in the order of their messages.
+        lost: (message index or -1 for the tools, field) of words that no rendering shows.
+        guards: what the template asked of the dialogue's words, with the answers.
     """
 
     turns: tuple[Turn, ...]
@@ -58,32 +95,42 @@ class TurnPlan:
 class ControlTokens:
     """The control tokens of a tokenizer as a template writes them, and those of them that end a turn.
 
-    known: by text. stops: texts of the ones that end a turn, the usual one first.
+    Args:
+        by_text: all of them.
+        stops: texts of those that end a turn, the usual one first.
     """
 
-    def __init__(self, known: Mapping[str, ControlToken], stops: Sequence[str] = ()):
-        self.known, self.stops = known, frozenset(stops)
+    def __init__(self, by_text: Mapping[str, ControlToken], stops: Sequence[str] = ()):
+        self.by_text, self.stops = by_text, frozenset(stops)
         self.usual_stop = next(iter(stops), None)
-        spelled = sorted(known, key=len, reverse=True)
-        self._pattern = re.compile(f"({'|'.join(map(re.escape, spelled))})" if spelled else "(?!)()")
+        longest_first = sorted(by_text, key=len, reverse=True)
+        self._pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else "(?!)()")
 
     def in_text(self, text: str) -> list[str]:
-        """The controls that a text holds, in order."""
+        """The control tokens that a text spells, in order."""
         return self._pattern.findall(text)
 
     def end_of_last(self, text: str, start: int, end: int) -> tuple[int, str]:
-        """(where the last control in text[start:end] ends, the control); (start, "") if there is none."""
-        found = [(match.end(), match.group()) for match in self._pattern.finditer(text, start, end)]
-        return found[-1] if found else (start, "")
+        """(where the last control token in text[start:end] ends, its text); (start, "") if there is none."""
+        last = (start, "")
+        for match in self._pattern.finditer(text, start, end):
+            last = match.end(), match.group()
+        return last
 
     def cut(self, parts: Parts, edge: int, after: str = "") -> list[Segment]:
-        """Parts cut at the template's own control tokens. after: the control that they follow, if any."""
-        found, run = [], []
-        lstrip = bool(after) and self.known[after].rstrip
+        """Parts cut at the control tokens that the template wrote.
+
+        Args:
+            parts: template text and placeholders.
+            edge: what the first of them follows.
+            after: the control token that they follow, if any.
+        """
+        segments, run = [], []
+        lstrip = bool(after) and self.by_text[after].rstrip
 
         def close(rstrip: bool = False) -> None:
             if run:
-                found.append(TextSpan(tuple(run), edge, lstrip, rstrip))
+                segments.append(TextSpan(tuple(run), edge, lstrip, rstrip))
                 run.clear()
 
         for part in parts:
@@ -92,60 +139,43 @@ class ControlTokens:
                 continue
             for i, piece in enumerate(self._pattern.split(part)):
                 if i % 2:
-                    control = self.known[piece]
+                    control = self.by_text[piece]
                     close(control.lstrip)
-                    found.append(piece)
+                    segments.append(piece)
                     edge, lstrip = AFTER_CONTROL, control.rstrip
                 elif piece:
                     run.append(piece)
         close()
-        return found
+        return segments
 
-    def find_stop(self, parts: Parts, own: int) -> tuple[Parts, str] | None:
-        """Parts up to and with the first stop among the template text after place `own`; and the stop."""
-        for edge in range(own + 1, len(parts)):
-            part = parts[edge]
+    def up_to_stop(self, parts: Parts, index: int) -> Parts | None:
+        """Parts up to and with the first stop in the template text right after parts[index]; None without one."""
+        for end in range(index + 1, len(parts)):
+            part = parts[end]
             if type(part) is not str:
                 return None
             for match in self._pattern.finditer(part):
                 if match.group() in self.stops:
-                    return (*parts[:edge], part[: match.end()]), match.group()
+                    return (*parts[:end], part[: match.end()])
         return None
 
 
 def edge_after(context: Sequence[Segment]) -> int:
-    """Where the text stands that follows a context: after a control token, or going on from text."""
+    """What text follows that comes after a context: AFTER_CONTROL or CONTINUATION."""
     for segment in reversed(context):
         if type(segment) is str:
             return AFTER_CONTROL
         blank = all(type(part) is str and not part.strip(WHITESPACE) for part in segment.parts)
-        if not (segment.lstrip and blank):  # what the control before it eats does not stand between
+        if not (segment.lstrip and blank):  # white space that the control token before it eats is no text
             return CONTINUATION
     return CONTINUATION
 
 
 def owned(parts: Parts, owner: int) -> list[int]:
-    """Places of the symbols that are words of message `owner`."""
+    """Indices of the placeholders that are words of message `owner`."""
     return [i for i, part in enumerate(parts) if type(part) is Placeholder and part.owner == owner]
 
 
 def buffer_of(parts: Parts) -> str:
     """Parts as the buffer that they were read from."""
     return "".join(part if type(part) is str else part.character for part in parts)
-
-
-def reasoning_end(segments: Sequence[Segment]) -> int:
-    """How many of a response's first segments are reasoning, with the marks around it."""
-    end = 0
-    for i, segment in enumerate(segments, 1):
-        if type(segment) is TextSpan and any(
-            type(p) is Placeholder and p.field == "reasoning_content" for p in segment.parts
-        ):
-            end = i
-    while 0 < end < len(segments) and not _has_words(segments[end]) and any(map(_has_words, segments[end:])):
-        end += 1
-    return end
-
-
-def _has_words(segment: Segment) -> bool:
-    return type(segment) is TextSpan and any(type(part) is Placeholder for part in segment.parts)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtsft.encoding.spec import EncodingSpec
-from mtsft.template.render_turns import TurnRenderer
+from mtsft.template import render_turns
 from mtsft.tokenizer.load import from_files
 
 WORDS = st.sampled_from(["yes", "no", "", " ", "\n", "\nyes", "é", "a b", "<think>x</think>y", "<|im_end|>", "yes\n\n"])
@@ -69,7 +69,7 @@ def ways(source, dialogues, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("mtsft.encoding.encoder.compile_chain", lambda *args: None)
         single = encoded(spec.encoder(), dialogues)
-        patched.setattr(TurnRenderer, "_in_one_pass", lambda self: [])
+        patched.setattr(render_turns, "in_one_pass", lambda *args: None)
         prefixes = encoded(spec.encoder(), dialogues)
     return both, single, prefixes
 
@@ -91,24 +91,24 @@ def test_the_short_ways_change_nothing(name):
 @pytest.mark.parametrize("name", [*FRONT_TO_BACK, *OTHERS])
 def test_one_rendering_is_enough_exactly_where_it_shows_every_prefix(name, monkeypatch):
     calls = []
-    one_pass = TurnRenderer._in_one_pass
-    monkeypatch.setattr(TurnRenderer, "_in_one_pass", lambda self: calls.append(one_pass(self)) or calls[-1])
+    one_pass = render_turns.in_one_pass
+    monkeypatch.setattr(render_turns, "in_one_pass", lambda *args: calls.append(one_pass(*args)) or calls[-1])
     spec = EncodingSpec(chat_with((FRONT_TO_BACK | OTHERS)[name]), 1 << 20, unfaithful="skip", refused="skip")
     spec.encoder().encode(dialogues_of([[("yes", "no", 1.0), ("yes", "no", 1.0)]]))
-    assert bool(calls[0]) == (name in FRONT_TO_BACK)
+    assert (calls[0] is not None) == (name in FRONT_TO_BACK)
 
 
 def test_time_is_linear_in_the_dialogue():
     """Counted in renderings, which are all of the whole dialogue or of its first message."""
     spec = EncodingSpec(chat_with(chats.CHATML), 1 << 30)
     encoder, lengths = spec.encoder(), []
-    run = encoder.template._run
+    run = encoder.template.run
 
     def count(messages, *args, **kwargs):
         lengths.append(list.__len__(messages))
         return run(messages, *args, **kwargs)
 
-    encoder.template._run = count
+    encoder.template.run = count
     encoder.encode(dialogues_of([[("yes", "no", 1.0)] * 500]))
     assert sorted(lengths) == [1, 1000]
 

@@ -28,8 +28,8 @@ from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.loss_weights import LossWeights
 from mtsft.encoding.spec import ChatFormat, EncodingSpec
 from mtsft.errors import InputError
-from mtsft.template.chat_template import TrackedDialogue
 from mtsft.template.jinja import Refused
+from mtsft.template.tracked_dialogue import TrackedDialogue
 from mtsft.tokenizer import load as tokenizers
 
 DATE = "2026-01-31"

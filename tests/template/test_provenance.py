@@ -7,9 +7,10 @@ import pytest
 from chats import dialogue
 
 from mtsft.errors import InputError
-from mtsft.template.chat_template import ChatTemplate, TrackedDialogue
+from mtsft.template.chat_template import ChatTemplate
 from mtsft.template.jinja import Refused
 from mtsft.template.placeholders import Placeholder
+from mtsft.template.tracked_dialogue import TrackedDialogue
 
 TEXTS = ["a", "", " ab a\n", "Aé'\"<b>&a", "中 \U000f0001a", "3", "aaXb  c", "<|s|>", "a\tb\r\nc"]
 OTHERS = ["a", "", "b c", "\U000f0003'"]

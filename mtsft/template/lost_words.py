@@ -1,0 +1,112 @@
+"""Words of a dialogue that its template does not write, so that nothing the model reads or says holds them."""
+
+from collections.abc import Collection, Iterator, Sequence
+
+from mtsft.template.placeholders import Parts, Placeholder
+from mtsft.template.spans import owned
+from mtsft.template.tracked_dialogue import TrackedDialogue
+
+
+class LostWords:
+    """Looks in the renderings of one dialogue for the words of every message, each when it is first rendered.
+
+    Args:
+        tracked: the dialogue.
+
+    Attributes:
+        lost: (message index or -1 for the tools, field) of words that were not there.
+    """
+
+    def __init__(self, tracked: TrackedDialogue):
+        self._tracked, self._tracker, self._dialogue = tracked, tracked.tracker, tracked.dialogue
+        self.lost: list[tuple[int, str]] = []
+        self._seen: set[int] = set()
+
+    def of_message(self, message: int) -> list[str]:
+        """The fields of a message that were lost, sorted."""
+        return sorted({field for i, field in self.lost if i == message})
+
+    def unseen(self, messages: Sequence[int]) -> list[int]:
+        """Those of the messages that were not looked for yet."""
+        return [i for i in messages if i not in self._seen]
+
+    def look_for(self, responses: Collection[int], new: Sequence[int], parts: Parts) -> None:
+        """Notes what is not in a rendering.
+
+        Args:
+            responses: messages of which all words must be there.
+            new: messages before them, rendered for the first time: something of each field must be there.
+            parts: the rendering.
+        """
+        if not self._seen and self._dialogue.tools:
+            new = [-1, *(i for i in new if i >= 0)]
+        shown: dict[int, set[tuple]] = {}
+        for part in parts:
+            if type(part) is Placeholder:
+                shown.setdefault(part.owner, set()).update(paths_of(part))
+        for i in [*new, *responses]:
+            self._seen.add(i)
+            for path, field in self._expected(i, i in responses):
+                is_shown = any(p[: len(path)] == path or path[: len(p)] == p for p in shown.get(i, ()))
+                if is_shown and field == "content" and i in responses:
+                    is_shown = self._covers(i, path, parts)
+                if not is_shown and (i, field) not in self.lost and (field != "content" or self._has_content(i)):
+                    self.lost.append((i, field))
+
+    def _expected(self, message: int, is_response: bool) -> Iterator[tuple[tuple, str]]:
+        """(path, field) of what a rendering should show of a message, -1 for the tools."""
+        if message < 0:
+            yield ("tools",), "tools"
+            return
+        record = ("messages", message)
+        yield (*record, "content"), "content"
+        fields = self._dialogue.messages[message].fields or {}
+        for i, call in enumerate(fields.get("tool_calls") or ()):
+            yield (*record, "tool_calls", i), "tool_calls"
+            function = call.get("function") if isinstance(call, dict) else None
+            path = (*record, "tool_calls", i, "function", "arguments")
+            if isinstance(function, dict) and "arguments" in function and self._is_filled(message, path):
+                yield path, "tool_calls"
+        path = (*record, "reasoning_content")
+        if is_response and "reasoning_content" in fields and self._is_filled(message, path):
+            yield path, "reasoning_content"
+
+    def _is_filled(self, message: int, path: tuple) -> bool:
+        return self._tracker.observe((self._tracker.placeholder(message, path[2], path),), "bool")
+
+    def _covers(self, message: int, path: tuple, parts: Parts) -> bool:
+        """Whether all words of a response's content are in the parts, but for white space and reasoning marks."""
+        own = [parts[i] for i in owned(parts, message) if path in paths_of(parts[i])]
+        if any(_is_unaltered(placeholder) for placeholder in own):
+            return True
+        content = self._tracker.placeholder(message, "content", path)
+        return self._tracker.observe((content,), "covered", tuple(own))
+
+    def _has_content(self, message: int) -> bool:
+        """Whether there is more than white space in a message's content: a guard, so only asked where it matters."""
+        if self._tracker.bindings.records["messages"][message].get("content") is None:
+            return False
+        content = self._tracker.placeholder(message, "content", ("messages", message, "content"))
+        return self._tracker.observe((content,), "bool strip", (None,))
+
+
+def paths_of(placeholder: Placeholder) -> Iterator[tuple]:
+    """The paths of all values of the dialogue that a placeholder was made of."""
+    if placeholder.path is not None:
+        yield placeholder.path
+    for part in (*placeholder.parts, *placeholder.args):
+        if type(part) is Placeholder:
+            yield from paths_of(part)
+
+
+def _is_unaltered(placeholder: Placeholder) -> bool:
+    """Whether it is a string of the dialogue, or one less white space at its ends."""
+    while (
+        placeholder.method in ("strip", "lstrip", "rstrip")
+        and len(placeholder.parts) == 1
+        and placeholder.args in ((), (None,))
+    ):
+        placeholder = placeholder.parts[0]
+        if type(placeholder) is str:
+            return False
+    return not placeholder.method
