@@ -1,23 +1,24 @@
-"""What a template writes beside its own text: symbols, each a string of the dialogue or made of some.
+"""Placeholders for the words of a dialogue, guards on those words, and the values that both take in one dialogue.
 
-A symbol stands for its words in any dialogue of the same shape. So do questions that a template asked of words, with
-the answer that it got: a dialogue that gives the same answers is written with the same symbols.
+A placeholder stands for a string of the dialogue, or for what an operation makes of such strings; a guard is a question
+that a template asked of words, with the answer that it got. Neither holds words, so both mean something in any dialogue
+of the same structure: where all guards hold, a template writes the same placeholders.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-Parts = tuple["str | Placeholder", ...]  # template text and symbols, as they follow each other
+Parts = tuple["str | Placeholder", ...]  # template text and placeholders, in order
 
 
 class Bindings:
     """The values that placeholders take in one dialogue.
 
     Attributes:
-        records: {"messages": [message as the template is given it, ...], "tools": [...] or None}; made lazily by
-            `ChatTemplate.bind`.
-        values: of every placeholder that was asked for so far, its value.
+        records: {"messages": [message as the template is given it, ...], "tools": [...] or None}; `ChatTemplate.bind`
+            makes one whose messages are made when first asked for.
+        values: the value of each placeholder that was asked for so far.
     """
 
     __slots__ = ("records", "values")
@@ -28,11 +29,18 @@ class Bindings:
 
 
 class Placeholder:
-    """A value of a dialogue by its place, or the text that one operation made of others.
+    """A value of a dialogue, or what one operation makes of it or of other placeholders.
 
-    path: where it stands, (message index, key, ...) or ("tools", ...). Made ones have a method of `OPERATIONS` with
-    its args, applied to what stands at the path or to `parts`, and item: which of the strings returned. owner: index of
-    the message whose words they are, -1 for tools. field: "content", "reasoning_content", "tool_calls" and so on.
+    Attributes:
+        character: the private character that stands for it in a buffer (provenance.py).
+        key: (path, method, args, item, parts); one tracker has one placeholder for each.
+        path: where the value is in the records, ("messages", index, key, ...) or ("tools", ...); None if made of parts.
+        parts: text and placeholders that it is made of; () if it has a path.
+        method: the operation on the value or on the text of the parts, of `OPERATIONS`; "" for none.
+        args: further arguments of the operation; may hold placeholders.
+        item: which of the strings that the operation returns; None for its result.
+        owner: index of the message whose words they are, -1 for the tools.
+        field: "content", "reasoning_content", "tool_calls" and so on.
     """
 
     __slots__ = ("args", "character", "field", "item", "key", "method", "owner", "parts", "path")
@@ -42,7 +50,7 @@ class Placeholder:
         self.path, self.method, self.args, self.item, self.parts = key
 
     def value(self, bindings: Bindings) -> Any:
-        """What it stands for in one dialogue; worked out once and kept in the bindings."""
+        """What it stands for in one dialogue; computed once and kept in the bindings."""
         values = bindings.values
         if self in values:
             return values[self]
@@ -60,7 +68,14 @@ class Placeholder:
 
 
 class Guard(NamedTuple):
-    """What a template asked of some text, and the answer that it got."""
+    """A question that a template asked of some text, and the answer that it got.
+
+    Attributes:
+        parts: the text.
+        method: the question, of `OBSERVATIONS`.
+        args: its further arguments; may hold placeholders.
+        expected: the answer.
+    """
 
     parts: Parts
     method: str
@@ -68,30 +83,30 @@ class Guard(NamedTuple):
     expected: Any
 
     def check(self, bindings: Bindings) -> bool:
-        """Whether another dialogue gives the same answer."""
+        """Whether a dialogue gives the same answer."""
         subject = text_of(self.parts, bindings)
         return OBSERVATIONS[self.method](subject, *values_of(self.args, bindings)) == self.expected
 
 
 def text_of(parts: Parts, bindings: Bindings) -> Any:
-    """The words that parts stand for in a dialogue; the value itself where one symbol stands for something else."""
+    """The words that parts stand for in a dialogue; the value itself of a single placeholder, which may be no text."""
     if len(parts) == 1 and type(parts[0]) is Placeholder:
         return parts[0].value(bindings)
     return "".join(part if type(part) is str else part.value(bindings) for part in parts)
 
 
 def values_of(args: tuple, bindings: Bindings) -> tuple:
-    """Arguments with the words that symbols among them stand for."""
+    """Arguments with values in place of placeholders."""
     return tuple(arg.value(bindings) if type(arg) is Placeholder else arg for arg in args)
 
 
 def as_json(value: Any, options: tuple = ()) -> str:
-    """JSON as templates write it; options: keyword arguments of json.dumps, as pairs."""
+    """JSON as templates write it. options: keyword arguments of json.dumps, as pairs."""
     return json.dumps(value, **{"ensure_ascii": False, **dict(options)})
 
 
 def structure(value: Any) -> Any:
-    """What a template can see of a value but the words of its strings."""
+    """All that a template can see of a value except the words of its strings."""
     if isinstance(value, dict):
         return ("dict", tuple((key, structure(item)) for key, item in value.items()))
     if isinstance(value, list | tuple):
@@ -99,6 +114,7 @@ def structure(value: Any) -> Any:
     return "str" if isinstance(value, str) else (type(value).__name__, value)
 
 
+# Methods of str by what a tracked string makes of their result: a placeholder, one for each string, or a guard.
 TEXT_METHODS = "strip lstrip rstrip lower upper capitalize title casefold swapcase replace removeprefix removesuffix"
 TEXT_METHODS += " center ljust rjust zfill expandtabs __getitem__ __mul__"
 LIST_METHODS = "split rsplit splitlines partition rpartition"
@@ -108,17 +124,19 @@ PREDICATES += " __eq__ __ne__ __lt__ __le__ __gt__ __ge__"
 
 
 def _covered(text: str, *shown: str) -> bool:
-    """Whether nothing but white space and marks of reasoning is left of a text when what is shown is taken out."""
+    """Whether nothing but white space and reasoning marks is left of a text when the words shown are taken out."""
     for words in shown:
         text = text.replace(words, "", 1) if words else text
     return not text.replace("<think>", "").replace("</think>", "").strip()
 
 
 def _then(outer: Callable, name: str) -> Callable:
+    """outer(text.name(*args))."""
     inner = getattr(str, name)
     return lambda text, *args: outer(inner(text, *args))
 
 
+# What placeholders may be made by: (value, *args) -> a value.
 OPERATIONS: dict[str, Callable] = {
     **{name: getattr(str, name) for name in f"{TEXT_METHODS} {LIST_METHODS}".split()},
     "slice": lambda text, *bounds: text[slice(*bounds)],
@@ -126,8 +144,9 @@ OPERATIONS: dict[str, Callable] = {
     "json_inside": lambda text, *options: as_json(text, *options)[1:-1],
     "str": str,
     "repr": repr,
-    "key": lambda value, place: list(value)[place],
+    "key": lambda value, index: list(value)[index],
 }
+# What guards may ask: (value, *args) -> an answer that can be compared.
 OBSERVATIONS: dict[str, Callable] = {
     **{name: getattr(str, name) for name in PREDICATES.split()},
     "bool": bool,
