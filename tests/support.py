@@ -51,17 +51,19 @@ def small_model(lora=None, **changes) -> Model:
     return Model(Architecture(**SIZES | changes), lora or LoRA())
 
 
-def tree(parents, mask, tokens=None, turns=None, seed=0) -> TokenTree:
-    """A tree of random tokens with the given parents and response mask."""
+def tree(parents, mask, tokens=None, turns=None, responses=None, seed=0) -> TokenTree:
+    """A tree of random tokens with the given parents and response mask; responses: as the turns are, if not given."""
     n = len(parents)
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, VOCAB, n) if tokens is None else tokens
+    turns = np.zeros(n) if turns is None else turns
     return TokenTree(
         np.array(tokens, np.int32),
         np.array(parents, np.int32),
         np.array(mask, np.float32),
-        np.array(np.zeros(n) if turns is None else turns, np.int32),
+        np.array(turns, np.int32),
         np.full(n, -1, np.int32),
+        np.array(turns if responses is None else responses, np.int32),
     )
 
 

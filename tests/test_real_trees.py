@@ -10,21 +10,22 @@ from support import small_model
 from mtsft.dialogue.formats import parse_record
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import EncodingSpec
+from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.token_tree import is_one_chain
 from mtsft.evaluation import identities
 from mtsft.training.step import batch_nll
 
 
 def trees_of(encoder: Encoder, records, row: int, count: int):
-    """The first few trees that branch and fit into a row."""
-    found = []
+    """The first few trees that branch and fit into a row; and what was counted of all up to the last of them."""
+    found, total = [], EncodingStats()
     for number, record in enumerate(records):
-        tree = encoder(parse_record(record, f"{number}"))
-        if tree is not None and len(tree) <= row and not is_one_chain(tree):
-            found.append(tree)
+        trees, stats = encoder.encode([parse_record(record, f"{number}")])
+        total += stats
+        found += [tree for _, tree in trees if len(tree) <= row and not is_one_chain(tree)]
         if len(found) == count:
             break
-    return found
+    return found, total
 
 
 def compare(trees, vocab_size, row):
@@ -64,10 +65,10 @@ def test_a_real_tree_trains_like_its_paths(kind, row, real_data, capsys):
     records = [cut(record, 16) for record in records]
     chat = chats.chat_of("chatml" if kind == "replies" else "thinking")
     encoder = EncodingSpec(chat, 1 << 20, refused="skip", unfaithful="skip").encoder()
-    trees = trees_of(encoder, records, row, 2)
+    trees, stats = trees_of(encoder, records, row, 2)
     assert len(trees) == 2
     found = compare(trees, encoder.tokenizer.vocab_size, row)
-    saved = 1 - encoder.stats.tokens / encoder.stats.response_tokens
+    saved = 1 - stats.tokens / stats.response_tokens
     with capsys.disabled():
         print(f"\n{kind}: {saved:.1%} of tokens saved against one sequence per response; {found}")
     assert found["responses"] > 4

@@ -8,7 +8,9 @@ One row of 12 slots with two dialogues, the second one branching after its third
     positions       0  1  2  3  4 | 0  1  2  3  4  3 | 0      depth in the tree: what RoPE sees
     parents        -1  0  1  2  3 |-1  5  6  7  8  7 |-1      the slot whose hidden state predicts this token
     subtree_ends    5  5  5  5  5 |11 11 11 10 10 11 | 0      exclusive
-    response_mask   0  0  1  1  1 | 0  0  0  1  1  1 | 0
+    response_mask   0  0  1  1  1 | 0  0  0  1  1  1 | 0      the weight of a response's token, 0 for context
+    turn_ids        0  0  0  0  0 | 0  0  0  0  0  0 | 0      two replies to one message are of one turn,
+    response_ids    1  1  1  1  1 | 1  1  1  1  1  2 | 0      and two messages
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,8 +28,9 @@ from mtsft.encoding.token_tree import TokenTree, positions, subtree_ends
 class PackedBatch(NamedTuple):
     """B rows of L slots; every field has the shape (B, L), int32 but for response_mask, which is float32.
 
-    See the picture above. turn_ids: the index among its dialogue's assistant messages of the response that a slot
-    is, or first leads to; 0 in padding.
+    The picture above shows them, and what padding holds. turn_ids, response_ids: the index among the assistant's
+    messages, and among all messages, of the response that a slot is part of or first leads to (see TokenTree); 0 in
+    padding, which segment_ids alone tell from a dialogue.
     """
 
     tokens: np.ndarray
@@ -37,9 +40,10 @@ class PackedBatch(NamedTuple):
     subtree_ends: np.ndarray
     response_mask: np.ndarray
     turn_ids: np.ndarray
+    response_ids: np.ndarray
 
 
-_DTYPES = PackedBatch(*[np.int32] * 5, np.float32, np.int32)
+_DTYPES = PackedBatch(*[np.int32] * 5, np.float32, *[np.int32] * 2)
 
 
 def empty_batch(num_rows: int, row_length: int) -> PackedBatch:
@@ -61,6 +65,7 @@ def pack_row(batch: PackedBatch, row: int, trees: Sequence[TokenTree]) -> None:
         batch.subtree_ends[row, slots] = subtree_ends(tree.parents_N) + start
         batch.response_mask[row, slots] = tree.response_mask_N
         batch.turn_ids[row, slots] = tree.turn_ids_N
+        batch.response_ids[row, slots] = tree.response_ids_N
         start += len(tree)
 
 

@@ -1,6 +1,5 @@
 """Everything a run trains and is tested on: the tokenizer, the stores and their rows, found or made."""
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -290,12 +289,9 @@ def _texts(files: Sequence[Path], format: str) -> Iterator[str]:
     """What a tokenizer is trained on: the words of dialogues evenly over the files, with the names of their roles."""
     stride = -(-sum(path.stat().st_size for path in files) // _TOKENIZER_BYTES)
     for path in files:
-        for chunk in readers.read_chunks(path):
-            for number, item in zip(chunk.numbers, chunk.records):
-                dialogue = None
-                if number % stride == 0:
-                    with contextlib.suppress(InputError):  # said where dialogues are tokenised
-                        dialogue = readers.parse(item, path, number, format)
-                for message in dialogue.messages if dialogue else ():
-                    yield message.role
-                    yield message.content or ""
+        # What is wrong with a line is said where dialogues are tokenised.
+        wanted, ignore = (lambda number: number % stride == 0), (lambda error: None)
+        for _, dialogue in readers.read_dialogues(path, format, wanted=wanted, unreadable=ignore):
+            for message in dialogue.messages:
+                yield message.role
+                yield message.content or ""

@@ -42,6 +42,7 @@ _COLUMNS = {
     "response_mask_N": np.float32,
     "turn_ids_N": np.int32,
     "message_ids_N": np.int32,
+    "response_ids_N": np.int32,
 }
 _TABLES = {
     "lengths": np.int64,
@@ -51,6 +52,8 @@ _TABLES = {
     "digests": np.uint64,
     "id_ends": np.int64,
 }
+# What `content` is a digest of. Not response_ids_N: it follows from the others, and checkpoints of before it exist.
+_CONTENT = ("tokens_N", "parents_N", "response_mask_N", "turn_ids_N", "message_ids_N", "lengths")
 # The folders of the package, and the libraries, whose code decides which tokens a file becomes.
 MAKES_TOKENS = ("dialogue", "tokenizer", "template", "encoding")
 _LIBRARIES = ("jinja2", "tokenizers", "sentencepiece")
@@ -240,25 +243,21 @@ def _without_garbage_collection() -> Iterator[None]:
 @_without_garbage_collection()
 def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
     """Encodes a piece of a file."""
-    _encoder.stats = stats = EncodingStats()
+    of_lines = EncodingStats()
+
+    def count_unreadable(error: InputError) -> None:
+        of_lines.unreadable += 1
+        of_lines.note("unreadable", str(error))
+
     dialogues, lines, digests = [], [], []
     first, last = _spec.split
-    for number, item in zip(chunk.numbers, chunk.records):
-        try:
-            dialogue = readers.parse(item, path, number, _spec.format)
-        except InputError as error:
-            if not _spec.lenient:
-                raise
-            stats.unreadable += 1
-            stats.note("unreadable", str(error))
-            continue
-        if dialogue is None:
-            continue
+    unreadable = count_unreadable if _spec.lenient else None
+    for number, dialogue in readers.read_dialogues(path, _spec.format, chunks=(chunk,), unreadable=unreadable):
         if (first, last) == (0.0, 1.0) or first <= split_point(dialogue) < last:
             dialogues.append(dialogue)
             lines.append(number)
             digests.append(_digest(dialogue))
-    trees = _encoder.encode(dialogues)
+    trees, stats = _encoder.encode(dialogues)
     columns = {name: [getattr(tree, name) for _, tree in trees] for name in _COLUMNS}
     columns["lengths"] = [[len(tree) for _, tree in trees]]
     columns["lines"] = [[lines[i] for i, _ in trees]]
@@ -269,7 +268,7 @@ def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
     return _Encoded(
         arrays={n: np.concatenate(parts or [[]]).astype(dtypes[n]).tobytes() for n, parts in columns.items()},
         ids=[dialogues[i].id.encode() for i, _ in trees],
-        stats=stats,
+        stats=of_lines + stats,
         size=chunk.size,
     )
 
@@ -313,7 +312,7 @@ def _build(files: Sequence[Path], spec: EncodingSpec, path: Path, workers: int, 
         for output in outputs.values():
             output.close()
     digest = hashlib.sha256()
-    for name in [*_COLUMNS, "lengths"]:
+    for name in _CONTENT:
         with (path / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     index = {"stats": stats.as_record(), "content": digest.hexdigest()}

@@ -137,9 +137,7 @@ def _try_policies(store: Store, spec: EncodingSpec, longer: np.ndarray, progress
     policies = [policy for policy in POLICIES if policy != "error"]
     for policy in tqdm(policies, "over-length", leave=False, disable=None if progress else True):
         tried = replace(spec.without_errors(), max_length=spec.max_length, over_length=policy)
-        encoder = tried.encoder()
-        encoder.encode(dialogues)
-        stats = encoder.stats
+        _, stats = tried.encoder().encode(dialogues)
         found[policy] = {
             "dialogues_lost": round(stats.over_length_dropped * scale),
             "responses_lost": round(stats.over_length_responses * scale),
@@ -157,10 +155,8 @@ def _read_again(store: Store, indices: np.ndarray, spec: EncodingSpec) -> Iterat
         path, line = store.source(index)
         wanted.setdefault(path, set()).add(line)
     for path, lines in wanted.items():
-        for chunk in readers.read_chunks(path):
-            for number, item in zip(chunk.numbers, chunk.records):
-                if number in lines:
-                    yield readers.parse(item, path, number, spec.format)
+        for _, dialogue in readers.read_dialogues(path, spec.format, wanted=lines.__contains__):
+            yield dialogue
 
 
 def _describe_chat(spec: EncodingSpec) -> Report:

@@ -35,20 +35,19 @@ def viewed(files: Sequence[Path], spec: EncodingSpec) -> Iterator[ViewedDialogue
 
     def encoded() -> Iterator[ViewedDialogue]:
         previous, part = -1, 0
-        for index, tree in encoder.encode(waiting):
+        trees, _ = encoder.encode(waiting)
+        for index, tree in trees:
             part = part + 1 if index == previous else 0
             previous = index
             yield ViewedDialogue(waiting[index], tree, part)
         waiting.clear()
 
     for path in files:
-        for chunk in readers.read_chunks(path):
-            for number, item in zip(chunk.numbers, chunk.records):
-                dialogue = readers.parse(item, path, number, spec.format)
-                if dialogue is not None and first <= split_point(dialogue) < last:
-                    waiting.append(dialogue)
-                if len(waiting) == _CHUNK:
-                    yield from encoded()
+        for _, dialogue in readers.read_dialogues(path, spec.format):
+            if first <= split_point(dialogue) < last:
+                waiting.append(dialogue)
+            if len(waiting) == _CHUNK:
+                yield from encoded()
     yield from encoded()
 
 
@@ -79,6 +78,7 @@ def _json(shown: Iterable[ViewedDialogue], tokenizer: Tokenizer, color: bool) ->
             "response_mask": tree.response_mask_N.tolist(),
             "turn_ids": tree.turn_ids_N.tolist(),
             "message_index": tree.message_ids_N.tolist(),
+            "response_ids": tree.response_ids_N.tolist(),
             "positions": positions(tree.parents_N).tolist(),
         }
         yield json.dumps(record) + "\n"

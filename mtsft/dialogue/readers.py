@@ -14,7 +14,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -134,6 +134,41 @@ def parse(item: bytes | dict, path: Path, number: int, format: str = "") -> Dial
     # Text that was UTF-8 can hold half a surrogate pair only as an escape.
     check = ("\\ud" in text or "\\uD" in text) and _SURROGATE.search(text) is not None
     return parse_record(record, where, name, format, check=check)
+
+
+def read_dialogues(
+    path: Path,
+    format: str = "",
+    *,
+    chunks: Iterable[Chunk] | None = None,
+    wanted: Callable[[int], bool] | None = None,
+    unreadable: Callable[[InputError], None] | None = None,
+) -> Iterator[tuple[int, Dialogue]]:
+    """The dialogues of a file with their line (or row) numbers, in order; empty lines are passed over.
+
+    Args:
+        path: the file.
+        format: one of formats.FORMATS; "" tells by the keys.
+        chunks: pieces of the file as `read_chunks` yields them; None for all of it.
+        wanted: which line numbers to parse; None for all.
+        unreadable: called with the error of a line that holds no dialogue, which is then left out.
+
+    Raises:
+        InputError: for a line that holds no dialogue where `unreadable` is None, and where the file cannot be read.
+    """
+    for chunk in read_chunks(path) if chunks is None else chunks:
+        for number, record in zip(chunk.numbers, chunk.records):
+            if wanted is not None and not wanted(number):
+                continue
+            try:
+                dialogue = parse(record, path, number, format)
+            except InputError as error:
+                if unreadable is None:
+                    raise
+                unreadable(error)
+                continue
+            if dialogue is not None:
+                yield number, dialogue
 
 
 # Which files

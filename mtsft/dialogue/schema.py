@@ -10,10 +10,13 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 class Message(NamedTuple):  # not a frozen dataclass: it is made four times as fast, and files hold millions
     """One message of a dialogue.
 
-    role: one of ROLES. content: its text, kept to the byte; None where there is none (a reply that only calls tools).
-    weight: what each token of it counts in the objective if it is a response; 0 makes it context. fields: what else a
-    chat template may read of it, under the names that templates use: `reasoning_content` (str), `tool_calls`
-    ([{"type": "function", "id": ..., "function": {"name": str, "arguments": dict or str}}]), `tool_call_id`, `name`.
+    Attributes:
+        role: one of ROLES.
+        content: its text, kept to the byte; None where there is none (a reply that only calls tools).
+        weight: what each token of it counts in the objective if it is a response; 0 makes it context.
+        fields: what else a chat template may read of it, under the names that templates use: `reasoning_content`
+            (str), `tool_calls` ([{"type": "function", "id": ..., "function": {"name": str, "arguments": dict or
+            str}}]), `tool_call_id`, `name`.
     """
 
     role: str
@@ -29,12 +32,17 @@ class Message(NamedTuple):  # not a frozen dataclass: it is made four times as f
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """Messages, the name of their dialogue, and where it was read (`file:line`).
+    """Messages, the name of their dialogue, and where it was read.
 
-    parents: None for messages in order; for a tree of replies the index of the message that each one answers, -1 for
-    the first, every message after the one it answers and before the next reply to any earlier one (depth first).
-    tools: schemas of the functions that may be called. variables: what else the chat template is given
-    (`enable_thinking`, say).
+    Attributes:
+        id: its own name, or that of its file and line.
+        messages: in order, or depth first.
+        source: `file:line`, what errors begin with.
+        parents: None for messages in order; for a tree of replies the index of the message that each one answers, -1
+            for the first, every message after the one it answers and before the next reply to any earlier one (depth
+            first).
+        tools: schemas of the functions that may be called.
+        variables: what else the chat template is given (`enable_thinking`, say).
     """
 
     id: str
@@ -43,3 +51,16 @@ class Dialogue:
     parents: tuple[int, ...] | None = None
     tools: Sequence[Any] | None = None
     variables: Mapping[str, Any] | None = None
+
+    def path(self, message: int) -> list[int]:
+        """The messages from the first one to `message`, both included: what the reply `message` was said in."""
+        return list(range(message + 1)) if self.parents is None else path_from_root(self.parents, message)
+
+
+def path_from_root(parents: Sequence[int], node: int) -> list[int]:
+    """The nodes of a tree from the root down to `node`, both included. parents: the one above each, -1 at a root."""
+    path = []
+    while node >= 0:
+        path.append(node)
+        node = parents[node]
+    return path[::-1]

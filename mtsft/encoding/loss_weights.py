@@ -1,8 +1,8 @@
-"""Which words count, and how much: the responses of a dialogue and the weights of their tokens."""
+"""Which words are trained, and how much each counts: the responses of a dialogue and the weights of their tokens."""
 
 from dataclasses import dataclass
 
-from mtsft.dialogue.schema import ROLES, Dialogue
+from mtsft.dialogue.schema import ROLES, Dialogue, path_from_root
 from mtsft.errors import InputError
 
 PER = ("token", "turn", "dialogue")
@@ -12,11 +12,16 @@ PER = ("token", "turn", "dialogue")
 class LossWeights:
     """Which messages are responses, and what their tokens weigh.
 
-    responses: "all" of the assistant's; only the "first" or the "last" of them (in a tree of replies, on every path);
-    or every message of the roles named ("assistant,tool"). reasoning, tool_calls: whether the reasoning inside a
-    response, and the responses that call tools, are trained. weigh_per: "token" gives each token the weight of its
-    message; "turn" shares that weight out among the tokens of a response; "dialogue" shares it out among all
-    responses' tokens. Raises InputError for another value.
+    Attributes:
+        responses: "all" of the assistant's; only the "first" or the "last" of them (in a tree of replies, on every
+            path); or every message of the roles named ("assistant,tool").
+        reasoning: whether the reasoning inside a response is trained.
+        tool_calls: whether responses that call tools are trained.
+        weigh_per: "token" gives each token the weight of its message; "turn" shares that weight out among the tokens
+            of a response; "dialogue" shares it out among all responses' tokens.
+
+    Raises:
+        InputError: for another value.
     """
 
     responses: str = "all"
@@ -40,29 +45,22 @@ class LossWeights:
     def weights(self, dialogue: Dialogue) -> dict[int, float]:
         """{message index: weight} of the responses, in order."""
         if self.responses == "all" and self.tool_calls:
-            said = enumerate(dialogue.messages)
-            return {i: message.weight for i, message in said if message.role == "assistant" and message.weight > 0}
+            messages = enumerate(dialogue.messages)
+            return {i: message.weight for i, message in messages if message.role == "assistant" and message.weight > 0}
         roles = self._roles()
-        found = {
+        weights = {
             i: message.weight
             for i, message in enumerate(dialogue.messages)
             if message.role in roles
             and message.weight > 0
             and (self.tool_calls or not (message.fields and message.fields.get("tool_calls")))
         }
-        if self.responses in ("first", "last") and found:
+        if self.responses in ("first", "last") and weights:
             if dialogue.parents is None:
-                kept = {min(found) if self.responses == "first" else max(found)}
+                kept = {min(weights) if self.responses == "first" else max(weights)}
             else:
-                above = {i: set(_ancestors(dialogue.parents, i)) & found.keys() for i in found}
+                above = {i: weights.keys() & path_from_root(dialogue.parents, i)[:-1] for i in weights}
                 below = set().union(*above.values())
-                kept = {i for i in found if not above[i]} if self.responses == "first" else found.keys() - below
-            found = {i: weight for i, weight in found.items() if i in kept}
-        return found
-
-
-def _ancestors(parents: tuple[int, ...], message: int) -> list[int]:
-    found = []
-    while (message := parents[message]) >= 0:
-        found.append(message)
-    return found
+                kept = {i for i in weights if not above[i]} if self.responses == "first" else weights.keys() - below
+            weights = {i: weight for i, weight in weights.items() if i in kept}
+        return weights

@@ -1,23 +1,52 @@
-"""What became of every dialogue read, so that nothing disappears."""
+"""What became of every dialogue read, as sums, so that nothing disappears uncounted."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+from mtsft.dialogue.schema import Dialogue
+from mtsft.encoding.token_tree import TokenTree, expand, is_one_chain, positions, response_ends
+from mtsft.template.spans import TurnPlan
+
+_EXAMPLES = 5  # places kept of each kind of problem
 
 
 @dataclass
 class EncodingStats:
-    """Closed under +=. All but the three Counters are plain sums.
+    """Counts of dialogues, responses and tokens; closed under +.
 
-    dialogues, responses: as read. kept: dialogues that train. without_response: dialogues that nothing trains.
-    refused: dialogues that the template refuses, left out. skipped_turns: responses left out as unfaithful. branching:
-    dialogues whose tokens form a tree. rewriting: those in which a template shows an earlier turn otherwise than it was
-    emitted. altered: responses whose tokens do not decode to their text (a tokenizer that normalises). spelling:
-    messages that spell a control token, encoded as plain text. malformed: tool calls whose arguments are no JSON.
-    over_length_*: dialogues longer than a row, those dropped whole, those cut, the extra dialogues that windows make,
-    the responses and the supervised tokens that are lost. tokens, supervised_tokens, supervised_weight: of what is
-    kept; chain_tokens: what it would cost as one chain per path; response_tokens: as one sequence per response.
-    unfaithful: responses by kind, whatever became of them. lost: words that no rendering shows, by field.
-    by_role, by_turn: supervised tokens. examples: for every kind of problem the places of the first few.
+    Attributes:
+        dialogues: read, whatever became of them.
+        unreadable: lines that hold no dialogue, left out.
+        responses: of the dialogues read, as LossWeights chooses them.
+        kept: dialogues that train.
+        without_response: dialogues of which nothing trains.
+        refused: dialogues that the template refuses or the tokenizer cannot encode, left out.
+        skipped_turns: responses left out as unfaithful.
+        branching: dialogues whose tokens form a tree.
+        not_prefix_preserving: dialogues in which an earlier turn does not read in the history as it was emitted.
+        altered: responses whose tokens do not decode to their text (a tokenizer that normalizes).
+        spelling: messages that spell a control token, encoded as plain text.
+        malformed: tool calls whose arguments are no JSON object.
+        double_bos: dialogues whose first two tokens are BOS.
+        over_length: dialogues longer than a row; of these,
+        over_length_dropped: left out whole,
+        over_length_cut: cut,
+        over_length_windows: extra dialogues that the policy "windows" makes of them,
+        over_length_responses: responses lost,
+        over_length_supervised_tokens: supervised tokens lost.
+        tokens: of what is kept.
+        chain_tokens: what that would come to as one chain per path.
+        response_tokens: what it would come to as one sequence per response.
+        supervised_tokens: tokens of a weight above 0.
+        supervised_weight: the sum of their weights.
+        unfaithful: responses by kind (a key of render_turns.UNFAITHFUL), whatever became of them.
+        lost: messages (or tools) whose words no rendering shows, by field.
+        by_role: supervised tokens by the role of the message.
+        by_turn: supervised tokens by turn index.
+        examples: where the first few problems of every kind were met.
     """
 
     dialogues: int = 0
@@ -50,22 +79,19 @@ class EncodingStats:
     by_turn: Counter = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def __iadd__(self, other: "EncodingStats") -> "EncodingStats":
-        for item in fields(self):
-            mine, theirs = getattr(self, item.name), getattr(other, item.name)
-            if item.name == "examples":
-                for kind, places in theirs.items():
-                    self.note(kind, *places)
-            elif isinstance(mine, Counter):
-                mine.update(theirs)
-            else:
-                setattr(self, item.name, mine + theirs)
-        return self
-
-    def note(self, kind: str, *places: str) -> None:
-        """Remembers where a problem was met, for the first few."""
-        known = self.examples.setdefault(kind, [])
-        known += places[: max(0, 5 - len(known))]
+    def __add__(self, other: "EncodingStats") -> "EncodingStats":
+        total = EncodingStats()
+        for stats in (self, other):
+            for item in fields(stats):
+                value = getattr(stats, item.name)
+                if item.name == "examples":
+                    for kind, examples in value.items():
+                        total.note(kind, *examples)
+                elif isinstance(value, Counter):
+                    getattr(total, item.name).update(value)  # + of Counters would drop zeros
+                else:
+                    setattr(total, item.name, getattr(total, item.name) + value)
+        return total
 
     def as_record(self) -> dict:
         """All of it in plain values."""
@@ -78,3 +104,97 @@ class EncodingStats:
         counters = {"unfaithful": str, "lost": str, "by_role": str, "by_turn": int}
         made = {name: Counter({key(k): n for k, n in record[name].items()}) for name, key in counters.items()}
         return cls(**{**record, **made})
+
+    def note(self, kind: str, *examples: str) -> None:
+        """Keeps where a problem was met, of the first few of its kind."""
+        kept = self.examples.setdefault(kind, [])
+        kept += examples[: max(0, _EXAMPLES - len(kept))]
+
+    def count_turns(self, dialogue: Dialogue, turn_plan: TurnPlan, spelling: Iterable[int]) -> None:
+        """Counts what a template did with a dialogue, and what the dialogue holds that it should not.
+
+        spelling: the messages whose text spells a control token.
+        """
+        for turn in turn_plan.turns:
+            if turn.unfaithful:
+                self.unfaithful[turn.unfaithful] += 1
+                self.note(f"unfaithful: {turn.unfaithful}", f"{dialogue.source}: message {turn.message + 1}")
+                self.skipped_turns += not turn.trained
+        for message, name in turn_plan.lost:
+            self.lost[name] += 1
+            suffix = f": message {message + 1}" if message >= 0 else ""
+            self.note(f"lost: {name}", f"{dialogue.source}{suffix}")
+        for i in spelling:
+            self.spelling += 1
+            self.note("spells a control token", f"{dialogue.source}: message {i + 1}")
+        for i, message in enumerate(dialogue.messages):
+            for call in (message.fields or {}).get("tool_calls") or ():
+                if isinstance(call.get("function", {}).get("arguments"), str):
+                    self.malformed += 1
+                    self.note("malformed arguments", f"{dialogue.source}: message {i + 1}")
+
+    def count_chain(
+        self,
+        dialogue: Dialogue,
+        length: int,
+        responses: Iterable[tuple[int, int, int]],
+        weights: Mapping[int, float],
+    ) -> None:
+        """Counts a dialogue that became a chain, as `count_tree` would, from what is known without looking at it.
+
+        Args:
+            dialogue: what was encoded.
+            length: tokens of the chain.
+            responses: (turn, tokens, depth of the end) of each response, in order.
+            weights: the weight of each response, in order, by its message.
+        """
+        self.kept += 1
+        self.tokens += length
+        self.chain_tokens += length
+        for (turn, tokens, end), (message, weight) in zip(responses, weights.items()):
+            self.by_turn[turn] += tokens
+            self.by_role[dialogue.messages[message].role] += tokens
+            self.supervised_tokens += tokens
+            self.supervised_weight += tokens * weight
+            self.response_tokens += end
+
+    def count_tree(self, dialogue: Dialogue, tree: TokenTree) -> None:
+        """Counts a tree that is kept."""
+        mask = tree.response_mask_N
+        supervised = np.flatnonzero(mask)
+        if is_one_chain(tree):
+            self.chain_tokens += len(tree)
+            depths_N = range(len(tree))
+        else:
+            self.branching += 1
+            self.chain_tokens += sum(map(len, expand(tree)))
+            depths_N = positions(tree.parents_N)
+        self.response_tokens += sum(int(depths_N[end]) + 1 for end in response_ends(tree).tolist())
+        self.tokens += len(tree)
+        self.supervised_tokens += len(supervised)
+        self.supervised_weight += float(mask.sum(dtype="float64"))
+        for turn, count in enumerate(np.bincount(tree.turn_ids_N[supervised]).tolist()):
+            if count:
+                self.by_turn[turn] += count
+        # A stop belongs to the message whose words it follows.
+        owners = tree.message_ids_N[supervised]
+        last = np.maximum.accumulate(np.where(owners >= 0, np.arange(len(owners)), -1))
+        owners = np.where(last >= 0, owners[last], -1)
+        for message, count in zip(*(values.tolist() for values in np.unique(owners, return_counts=True))):
+            self.by_role[dialogue.messages[message].role if message >= 0 else "assistant"] += count
+
+    def count_over_length(self, whole: TokenTree, responses: int, trees: Sequence[TokenTree]) -> None:
+        """Counts a tree that was too long, with so many responses, and the trees that a policy made of it."""
+        self.over_length += 1
+        self.over_length_dropped += not trees
+        self.over_length_cut += bool(trees)
+        self.over_length_windows += max(len(trees) - 1, 0)
+        self.over_length_responses += responses - sum(len(response_ends(tree)) for tree in trees)
+        supervised = sum(np.count_nonzero(tree.response_mask_N) for tree in trees)
+        self.over_length_supervised_tokens += int(np.count_nonzero(whole.response_mask_N) - supervised)
+
+    def count_double_bos(self, dialogue: Dialogue, first: Sequence[int], bos_id: int | None) -> None:
+        """Counts a dialogue whose first tokens are two BOS."""
+        if len(first) > 1 and first[0] == first[1] == bos_id:
+            self.double_bos += 1
+            self.note("double BOS", dialogue.source)

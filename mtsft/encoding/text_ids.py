@@ -1,4 +1,4 @@
-"""The words of dialogues in place of symbols, and as tokens: each text encoded once, many at a time."""
+"""The texts of dialogues as token ids: words in place of placeholders, each text encoded once, many at a time."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
@@ -10,12 +10,12 @@ from mtsft.template.spans import Segment
 from mtsft.template.tracked_dialogue import TemplateRefusal
 from mtsft.tokenizer.base import CONTINUATION, WHITESPACE, Tokenizer
 
-TextKey = tuple[str, int]  # text, place
-_MOST_LITERALS = 20_000  # of which ids are kept
+TextKey = tuple[str, int]  # (text, edge: where it stands, see tokenizer/base.py)
+_MOST_HEADS = 20_000  # of which ids are kept
 
 
 class TextPiece(NamedTuple):
-    """A stretch of text to be tokenised. parts: (text, message or -1) of all that it is made of."""
+    """Text between two control tokens. parts: (text, message or -1 for the template's) of all that it is made of."""
 
     key: TextKey
     parts: tuple[tuple[str, int], ...]
@@ -25,25 +25,25 @@ Piece = int | TextPiece  # a control token's id, or text
 
 
 class TextIds:
-    """What a tokenizer makes of texts.
+    """What a tokenizer makes of texts, remembered while a batch of dialogues is encoded.
 
-    ids: of each text since `forget`, or the error that it is. Texts that lead to others, mostly a template's, are kept
-    beyond that.
+    Attributes:
+        ids: of each text encoded since `forget`, or the error that it raised.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self.ids: dict[TextKey, list[int] | InputError] = {}
         self._exact: dict[TextKey, bool] = {}
-        self._literals: dict[TextKey, list[int]] = {}
+        self._heads: dict[TextKey, list[int]] = {}  # of texts that lead to others, mostly a template's; kept longer
 
     def forget(self) -> None:
         """Forgets the texts of dialogues."""
         self.ids.clear()
         self._exact.clear()
 
-    def realise(self, segments: Iterable[Segment], bindings: Bindings) -> list[Piece]:
-        """Segments with the words of a dialogue in place of symbols; empty stretches fall away."""
+    def pieces(self, segments: Iterable[Segment], bindings: Bindings) -> list[Piece]:
+        """Segments with the words of a dialogue in place of placeholders; empty spans fall away."""
         pieces = []
         for segment in segments:
             if type(segment) is str:
@@ -58,7 +58,7 @@ class TextIds:
         return pieces
 
     def encode(self, keys: Iterable[TextKey]) -> None:
-        """Encodes these texts, those that are not known."""
+        """Encodes those of these texts whose ids are not there yet."""
         wanted: tuple[dict[str, None], ...] = ({}, {}, {})
         for key in keys:
             if key not in self.ids:
@@ -80,9 +80,14 @@ class TextIds:
             return error
 
     def owned(self, pieces: Iterable[Piece], source: str) -> Iterator[tuple[int, list[int]]]:
-        """(whose words, ids) of pieces, in order; a token that reaches across a border goes with the later part.
+        """(message or -1, ids) of each part of pieces, in order; a token across a border goes with the later part.
 
-        source: of the dialogue, for errors. Raises TemplateRefusal for a text that the tokenizer cannot encode.
+        Args:
+            pieces: of one dialogue.
+            source: file and line of the dialogue, for errors.
+
+        Raises:
+            TemplateRefusal: for a text that the tokenizer cannot encode.
         """
         for piece in pieces:
             if type(piece) is int:
@@ -93,7 +98,7 @@ class TextIds:
                 raise TemplateRefusal(f"{source}: {whole}")
             start = 0
             for part, owner in piece.parts[:-1]:
-                own = self._literal((part, edge))
+                own = self._head((part, edge))
                 end = start + len(own)
                 if whole[start:end] != own:
                     end = start + next((i for i, (a, b) in enumerate(zip(own, whole[start:])) if a != b), 0)
@@ -103,12 +108,13 @@ class TextIds:
             if start < len(whole):
                 yield piece.parts[-1][1], whole[start:] if start else whole
 
-    def _literal(self, key: TextKey) -> list[int]:
-        ids = self._literals.get(key)
+    def _head(self, key: TextKey) -> list[int]:
+        """The ids of a text that leads to another."""
+        ids = self._heads.get(key)
         if ids is None:
-            if len(self._literals) > _MOST_LITERALS:
-                self._literals.clear()
-            ids = self._literals[key] = self.tokenizer.encode_batch([key[0]], key[1])[0]
+            if len(self._heads) > _MOST_HEADS:
+                self._heads.clear()
+            ids = self._heads[key] = self.tokenizer.encode_batch([key[0]], key[1])[0]
         return ids
 
     def is_exact(self, key: TextKey) -> bool:
@@ -118,9 +124,9 @@ class TextIds:
             text, edge = key
             if self.tokenizer.spells_ascii and text.isascii():
                 return True
-            said = self.tokenizer.decode(self.ids[key])
+            decoded = self.tokenizer.decode(self.ids[key])
             # Some tokenizers write a space after a control token: the server's, and so the model's, way to begin.
-            exact = self._exact[key] = said == text or (edge != CONTINUATION and said == f" {text}")
+            exact = self._exact[key] = decoded == text or (edge != CONTINUATION and decoded == f" {text}")
         return exact
 
     def prompt(self, pieces: Sequence[Piece]) -> list[int]:

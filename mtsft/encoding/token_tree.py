@@ -7,18 +7,25 @@ subtree_ends   6  6  6  5  5  6      exclusive: query q sees key k exactly when 
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+
+from mtsft.dialogue.schema import path_from_root
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTree:
     """Tokens in depth-first order, N of them.
 
-    tokens_N: int32 ids. parents_N: int32, the index of the token before it on its path, -1 at the root.
-    response_mask_N: float32, 0 for context, the weight for a response token. turn_ids_N: int32, the index among the
-    dialogue's assistant messages of the response that a token is, or first leads to. message_ids_N: int32, the
-    index of the message whose words a token is part of, -1 for text of the template.
+    Attributes:
+        tokens_N: int32, ids.
+        parents_N: int32, the index of the token before it on its path, -1 at a root.
+        response_mask_N: float32, 0 for context, the weight for a response token.
+        turn_ids_N: int32, the index among the assistant messages on its path of the response that a token is part of,
+            or first leads to. Replies to one message share it.
+        message_ids_N: int32, the message whose words a token is part of, -1 for text of the template.
+        response_ids_N: int32, the message that is the response of turn_ids_N: one number a response, siblings too.
     """
 
     tokens_N: np.ndarray
@@ -26,6 +33,7 @@ class TokenTree:
     response_mask_N: np.ndarray
     turn_ids_N: np.ndarray
     message_ids_N: np.ndarray
+    response_ids_N: np.ndarray
 
     def __len__(self) -> int:
         return len(self.tokens_N)
@@ -33,6 +41,31 @@ class TokenTree:
     def head(self, count: int) -> "TokenTree":
         """The first `count` tokens: again a tree, since a parent always stands before its child."""
         return TokenTree(*(getattr(self, name)[:count] for name in self.__slots__))
+
+    def chain(self, nodes: np.ndarray, response_mask_N: np.ndarray) -> "TokenTree":
+        """The tokens `nodes`, each the parent of the next, with a mask of their own."""
+        return TokenTree(
+            self.tokens_N[nodes],
+            np.arange(-1, len(nodes) - 1, dtype=np.int32),
+            response_mask_N,
+            self.turn_ids_N[nodes],
+            self.message_ids_N[nodes],
+            self.response_ids_N[nodes],
+        )
+
+
+class GrownTree(NamedTuple):
+    """A whole dialogue's tree, and what was seen while it was grown.
+
+    Attributes:
+        tree: of any length.
+        responses: (first node, node after the last, message) of each response, in order.
+        altered: responses whose tokens do not decode to their text.
+    """
+
+    tree: TokenTree
+    responses: list[tuple[int, int, int]]
+    altered: int
 
 
 def positions(parents_N: np.ndarray) -> np.ndarray:
@@ -49,29 +82,14 @@ def subtree_ends(parents_N: np.ndarray) -> np.ndarray:
     """Where every token's subtree ends, exclusive, int32 (N,): the whole of the attention mask."""
     ends_N = np.full(len(parents_N), len(parents_N), np.int32)
     # The subtree of k ends at the first later token whose parent stands before k; runs are met last to first,
-    # so that the first one has the last word.
+    # so that the first one overwrites the others.
     for start, _ in reversed(_runs(parents_N)):
         ends_N[parents_N[start] + 1 : start] = start
     return ends_N
 
 
-def paths(tree: TokenTree) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """(turn, context tokens, response tokens) of every response, in order: what the tree is the union of."""
-    found = []
-    for end in response_ends(tree).tolist():
-        nodes, turn = [end], tree.turn_ids_N[end]
-        while tree.parents_N[nodes[-1]] >= 0:
-            nodes.append(tree.parents_N[nodes[-1]])
-        nodes = nodes[::-1]
-        start = len(nodes)
-        while start and tree.response_mask_N[nodes[start - 1]] > 0 and tree.turn_ids_N[nodes[start - 1]] == turn:
-            start -= 1
-        found.append((int(turn), tree.tokens_N[nodes[:start]], tree.tokens_N[nodes[start:]]))
-    return found
-
-
 def _runs(parents_N: np.ndarray) -> list[tuple[int, int]]:
-    """The [start, end) stretches in which every token follows the one before it."""
+    """[start, end) of the longest runs in which every token follows the one before it."""
     starts = np.flatnonzero(parents_N != np.arange(-1, len(parents_N) - 1))
     starts = [0, *starts.tolist()] if len(parents_N) and (not len(starts) or starts[0]) else starts.tolist()
     return list(zip(starts, [*starts[1:], len(parents_N)]))
@@ -86,8 +104,25 @@ def response_ends(tree: TokenTree) -> np.ndarray:
     """The last token of every response that is supervised, in order."""
     supervised = tree.response_mask_N != 0
     goes_on = supervised[1:] & (tree.parents_N[1:] == np.arange(len(tree) - 1))
-    goes_on &= tree.turn_ids_N[1:] == tree.turn_ids_N[:-1]
+    goes_on &= tree.response_ids_N[1:] == tree.response_ids_N[:-1]
     return np.flatnonzero(supervised & ~np.append(goes_on, False))
+
+
+def response_path(tree: TokenTree, end: int) -> tuple[np.ndarray, int]:
+    """(nodes from the root to `end`, how many of them are context) of the supervised response that ends there."""
+    nodes = np.array(path_from_root(tree.parents_N.tolist(), end))
+    own = (tree.response_mask_N[nodes] > 0) & (tree.response_ids_N[nodes] == tree.response_ids_N[end])
+    context = np.flatnonzero(~own)
+    return nodes, int(context[-1]) + 1 if len(context) else 0
+
+
+def paths(tree: TokenTree) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """(turn, context tokens, response tokens) of every response, in order: what the tree is the union of."""
+    found = []
+    for end in response_ends(tree).tolist():
+        nodes, start = response_path(tree, end)
+        found.append((int(tree.turn_ids_N[end]), tree.tokens_N[nodes[:start]], tree.tokens_N[nodes[start:]]))
+    return found
 
 
 def expand(tree: TokenTree) -> list[TokenTree]:
@@ -99,53 +134,54 @@ def expand(tree: TokenTree) -> list[TokenTree]:
     if is_one_chain(tree):
         return [tree]
     has_child = np.zeros(len(tree) + 1, bool)
-    has_child[tree.parents_N] = True  # a root's -1 marks the spare last place
-    chains, counted = [], np.zeros(len(tree), bool)
-    for leaf in np.flatnonzero(~has_child[:-1]):
-        nodes, node = [], leaf
-        while node >= 0:
-            nodes.append(node)
-            node = tree.parents_N[node]
-        nodes = np.array(nodes[::-1])
+    has_child[tree.parents_N] = True  # a root's -1 marks the spare last entry
+    chains, counted, parents = [], np.zeros(len(tree), bool), tree.parents_N.tolist()
+    for leaf in np.flatnonzero(~has_child[:-1]).tolist():
+        nodes = np.array(path_from_root(parents, leaf))
         mask = np.where(counted[nodes], np.float32(0), tree.response_mask_N[nodes])
         counted[nodes] = True
-        parents = np.arange(-1, len(nodes) - 1, dtype=np.int32)
         if mask.any():
-            chains.append(
-                TokenTree(tree.tokens_N[nodes], parents, mask, tree.turn_ids_N[nodes], tree.message_ids_N[nodes])
-            )
+            chains.append(tree.chain(nodes, mask))
     return chains
 
 
 class TreeBuilder:
     """Grows a TokenTree along its paths, in time linear in the tokens given.
 
-    The walk stands on a path from the root; `descend` goes on from a depth of it, over tokens that are there
-    already where they match, and grows the rest.
+    It stands on a path from the root; `descend` goes on from a depth of it, over tokens that are there already where
+    they match, and grows the rest.
     """
 
     def __init__(self):
         self.tokens: list[int] = []
         self._branches: list[tuple[int, int]] = []  # (node, its parent) where a node does not follow the one before
-        self._runs: list[tuple[int, float, int, int]] = []  # (tokens, weight, turn, message) in order
+        self._runs: list[tuple[int, float, int, int, int]] = []  # (tokens, weight, turn, message, response) in order
         self._path: list[int] = []  # node at each depth of the current path
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def descend(self, depth: int, tokens: list[int], message: int, turn: int, weight: float | None = None) -> int:
-        """Walks `tokens` down from `depth` of the current path; returns the depth reached.
+    def descend(
+        self, depth: int, tokens: list[int], message: int, turn: int, response: int, weight: float | None = None
+    ) -> int:
+        """Walks `tokens` down from `depth` of the current path.
 
-        message: whose words they are. weight: of a response, which is grown anew even where context with the same
-        tokens stands; None for context.
+        Args:
+            depth: tokens of the current path to start below.
+            tokens: to be walked over where they are there, and grown where they are not.
+            message, turn, response: their message_ids, turn_ids and response_ids where they are grown.
+            weight: of a response, which is grown anew even where context with the same tokens stands; None for context.
+
+        Returns:
+            The depth reached.
         """
-        path, known, count, i = self._path, self.tokens, len(tokens), 0
+        path, nodes, count, i = self._path, self.tokens, len(tokens), 0
         if weight is None and depth < len(path):
             there = path[depth : depth + count]
             if there and there[-1] - there[0] == len(there) - 1:
-                there = known[there[0] : there[-1] + 1]
+                there = nodes[there[0] : there[-1] + 1]
             else:
-                there = [known[node] for node in there]
+                there = [nodes[node] for node in there]
             if there == tokens:
                 return depth + count
             i = next((i for i, (a, b) in enumerate(zip(there, tokens)) if a != b), len(there))
@@ -153,30 +189,26 @@ class TreeBuilder:
             return depth + count
         if depth + i < len(path):
             del path[depth + i :]
-        first = len(known)
+        first = len(nodes)
         parent = path[-1] if path else -1
         if parent != first - 1:
             self._branches.append((first, parent))
-        known += tokens[i:] if i else tokens
-        path.extend(range(first, len(known)))
-        self._runs.append((count - i, weight or 0.0, turn, message))
+        nodes += tokens[i:] if i else tokens
+        path.extend(range(first, len(nodes)))
+        self._runs.append((count - i, weight or 0.0, turn, message, response))
         return depth + count
-
-    @property
-    def is_chain(self) -> bool:
-        """Whether every token follows the one before it."""
-        return not self._branches
 
     def build(self) -> TokenTree:
         """The tree grown so far."""
         parents = np.arange(-1, len(self.tokens) - 1, dtype=np.int32)
         for node, parent in self._branches:
             parents[node] = parent
-        counts, weights, turns, messages = zip(*self._runs) if self._runs else ((), (), (), ())
+        counts, weights, turns, messages, responses = zip(*self._runs) if self._runs else ((),) * 5
         return TokenTree(
             np.array(self.tokens, np.int32),
             parents,
             np.repeat(np.array(weights, np.float32), counts),
             np.repeat(np.array(turns, np.int32), counts),
             np.repeat(np.array(messages, np.int32), counts),
+            np.repeat(np.array(responses, np.int32), counts),
         )

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mtsft.data.batches import PackedBatch, empty_batch, pack_row
-from mtsft.encoding.token_tree import TokenTree, response_ends
+from mtsft.encoding.token_tree import TokenTree, response_ends, response_path
 
 Nll = Callable[[Any, PackedBatch], jax.Array]  # (params, batch) -> -log Pr of every supervised token, (B, L)
 
@@ -55,21 +55,10 @@ def compare(nll: Nll, params: Any, trees: Sequence[TokenTree], row_length: int) 
 
 def _path(tree: TokenTree, end: int) -> TokenTree:
     """The chain from the root to `end`, with only the response that ends there supervised."""
-    nodes = []
-    node = end
-    while node >= 0:
-        nodes.append(node)
-        node = int(tree.parents_N[node])
-    nodes = np.array(nodes[::-1])
-    mask = tree.response_mask_N[nodes].copy()
-    supervised = (mask != 0) & (tree.turn_ids_N[nodes] == tree.turn_ids_N[end])
-    # Only the last run: an earlier sibling's turn has the same number, but stands on another path.
-    start = len(nodes)
-    while start and supervised[start - 1]:
-        start -= 1
+    nodes, start = response_path(tree, end)
+    mask = tree.response_mask_N[nodes]
     mask[:start] = 0
-    parents = np.arange(-1, len(nodes) - 1, dtype=np.int32)
-    return TokenTree(tree.tokens_N[nodes], parents, mask, tree.turn_ids_N[nodes], tree.message_ids_N[nodes])
+    return tree.chain(nodes, mask)
 
 
 def _fill(trees: Sequence[TokenTree], row_length: int) -> list[list[TokenTree]]:

@@ -18,7 +18,8 @@ positions       0  1  2  3  4   0  1  2  3  4  3   0
 parents        -1  0  1  2  3  -1  5  6  7  8  7  -1
 subtree_ends    5  5  5  5  5  11 11 11 10 10 11   0
 response_mask   0  0  1  1  1   0  0  0  1  1  1   0
-turn_ids        0  0  0  0  0   0  0  0  0  0  1   0
+turn_ids        0  0  0  0  0   0  0  0  0  0  0   0
+response_ids    1  1  1  1  1   1  1  1  1  1  2   0
 """
 CHAIN = TokenTree(
     tokens_N=np.array([1, 2, 3, 4, 5]),
@@ -26,13 +27,15 @@ CHAIN = TokenTree(
     response_mask_N=np.array([0, 0, 1, 1, 1.0]),
     turn_ids_N=np.zeros(5, int),
     message_ids_N=np.zeros(5, int),
+    response_ids_N=np.ones(5, int),
 )
 BRANCHING = TokenTree(
     tokens_N=np.array([11, 12, 13, 14, 15, 16]),
     parents_N=np.array([-1, 0, 1, 2, 3, 2]),
     response_mask_N=np.array([0, 0, 0, 1, 1, 1.0]),
-    turn_ids_N=np.array([0, 0, 0, 0, 0, 1]),
+    turn_ids_N=np.zeros(6, int),
     message_ids_N=np.zeros(6, int),
+    response_ids_N=np.array([1, 1, 1, 1, 1, 2]),
 )
 
 
@@ -60,7 +63,7 @@ def test_a_row_filled_to_its_last_slot():
 
 def test_arrays_have_the_types_and_shapes_that_are_promised():
     batch = empty_batch(2, 5)
-    assert [array.shape for array in batch] == [(2, 5)] * 7
+    assert [array.shape for array in batch] == [(2, 5)] * 8
     assert {name: array.dtype.name for name, array in batch._asdict().items() if array.dtype != np.int32} == {
         "response_mask": "float32"
     }

@@ -107,6 +107,7 @@ def test_json_says_every_field_of_the_trees(drawn, files, spec):
             "response_mask": tree.response_mask_N.tolist(),
             "turn_ids": tree.turn_ids_N.tolist(),
             "message_index": tree.message_ids_N.tolist(),
+            "response_ids": tree.response_ids_N.tolist(),
             "positions": positions(tree.parents_N).tolist(),
         }
     branching = json.loads(lines[2])

@@ -27,6 +27,7 @@ def branching(tokenizer):
         np.array([0, 0, 1, 1, 2, 2], np.float32),
         np.array([0, 0, 0, 0, 1, 1], np.int16),
         np.array([-1, 0, 1, 1, 2, 2], np.int16),
+        np.array([1, 1, 1, 1, 2, 2], np.int16),
     )
 
 
@@ -102,8 +103,7 @@ def test_bytes_that_spell_no_character_stay_apart(small_tokenizer):
         np.array([*ids[:2], *ids], np.int32),
         np.arange(-1, 4, dtype=np.int32),
         np.array([0, 0, 0, 0, 1], np.float32),  # the last byte is supervised, the first ones are not
-        np.zeros(5, np.int16),
-        np.zeros(5, np.int16),
+        *[np.zeros(5, np.int16)] * 3,
     )
     texts = [piece.text for piece in token_view.token_pieces(whole, small_tokenizer)]
     assert texts == ["<0xE6>", "<0x97>", "<0xE6>", "<0x97>", "<0xA5>"]

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from mtsft.dialogue import readers
-from mtsft.dialogue.readers import WeightedFile, check_readable, find_files, find_weighted_files, read_chunks
+from mtsft.dialogue.readers import (
+    WeightedFile,
+    check_readable,
+    find_files,
+    find_weighted_files,
+    read_chunks,
+    read_dialogues,
+)
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError
 
@@ -349,8 +356,7 @@ def read(path, size=1 << 18, format=""):
     chunks = list(read_chunks(path, size))
     assert sum(chunk.size for chunk in chunks) == path.stat().st_size
     assert all(len(chunk.numbers) == len(chunk.records) for chunk in chunks)
-    items = [(n, item) for chunk in chunks for n, item in zip(chunk.numbers, chunk.records)]
-    return [d for n, item in items if (d := readers.parse(item, path, n, format)) is not None]
+    return [dialogue for _, dialogue in read_dialogues(path, format, chunks=chunks)]
 
 
 def words(dialogues):
@@ -499,3 +505,50 @@ def test_a_package_that_is_not_installed_is_asked_for(tmp_path, monkeypatch, pac
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(InputError, match=f"reading it needs {package}, which is not installed: pip install {package}"):
         list(read_chunks(path))
+
+
+# The dialogues of a file
+
+
+@pytest.fixture
+def untidy(tmp_path):
+    """Dialogues on lines 2, 4 and 6; two empty lines, and one that holds none."""
+    path = tmp_path / "d.jsonl"
+    lines = [json.dumps(record) for record in RECORDS[:3]]
+    path.write_text("\n".join(["", lines[0], " ", lines[1], "{}", lines[2], ""]))
+    return path
+
+
+def test_dialogues_come_with_their_lines_and_empty_lines_do_not_come(untidy):
+    errors = []
+    found = list(read_dialogues(untidy, unreadable=errors.append))
+    assert [(number, dialogue.id) for number, dialogue in found] == [(2, "d0"), (4, "d1"), (6, "d2")]
+    assert [dialogue.source for _, dialogue in found] == [f"{untidy}:{number}" for number in (2, 4, 6)]
+    assert [str(error).split(": ")[0] for error in errors] == [f"{untidy}:5"]
+
+
+def test_a_line_that_holds_no_dialogue_is_an_error_unless_somebody_takes_it(untidy):
+    dialogues = read_dialogues(untidy)
+    assert [number for number, _ in (next(dialogues), next(dialogues))] == [2, 4]
+    with pytest.raises(InputError, match=r"d\.jsonl:5: no 'messages'"):
+        next(dialogues)
+
+
+def test_lines_that_are_not_wanted_are_not_parsed(untidy):
+    assert [number for number, _ in read_dialogues(untidy, wanted={4, 6}.__contains__)] == [4, 6]
+
+
+def test_pieces_of_a_file_are_read_as_the_file_is(untidy):
+    pieces = list(read_chunks(untidy, 1))
+    assert len(pieces) > 3
+    whole = list(read_dialogues(untidy, unreadable=lambda error: None))
+    apart = [found for piece in pieces for found in read_dialogues(untidy, chunks=[piece], unreadable=lambda e: None)]
+    assert apart == whole
+
+
+def test_the_format_is_the_one_that_is_said(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b", "instruction": "c", "output": "d"}\n')
+    texts = {name: [m.content for _, d in read_dialogues(path, name) for m in d.messages]
+             for name in ("alpaca", "prompt_completion")}  # fmt: skip
+    assert texts == {"alpaca": ["c", "d"], "prompt_completion": ["a", "b"]}

@@ -91,7 +91,7 @@ TWO_TURNS = dialogue(
 
 
 def test_a_dialogue_token_by_token(plain_encoder, plain):
-    tree = plain_encoder(TWO_TURNS)
+    [(_, tree)], stats = plain_encoder.encode([TWO_TURNS])
     assert rows(tree, plain) == [
         # piece      mask turn message
         (START,       0,   0,  -1),
@@ -131,7 +131,8 @@ def test_a_dialogue_token_by_token(plain_encoder, plain):
         (STOP,        1,   1,  -1),
     ]  # fmt: skip
     assert tree.parents_N.tolist() == list(range(-1, 34))
-    assert plain_encoder.stats == EncodingStats(
+    assert tree.response_ids_N.tolist() == [2] * 19 + [4] * 16
+    assert stats == EncodingStats(
         dialogues=1, responses=2, kept=1, tokens=35, chain_tokens=35, response_tokens=19 + 35,
         supervised_tokens=7, supervised_weight=7.0, by_turn=Counter({0: 2, 1: 5}), by_role=Counter(assistant=7),
     )  # fmt: skip
@@ -139,13 +140,13 @@ def test_a_dialogue_token_by_token(plain_encoder, plain):
 
 def test_weights_are_the_mask_and_zero_is_context(plain_encoder, plain):
     messages = [("assistant", "hi", 0.5), ("assistant", "no", 0.0), ("user", "?", 9.0), ("assistant", "yes", 2.0)]
-    tree = plain_encoder(dialogue(*messages))
+    [(_, tree)], stats = plain_encoder.encode([dialogue(*messages)])
     assert [row for row in rows(tree, plain) if row[1]] == [
         ("hi", 0.5, 0, 0), (STOP, 0.5, 0, -1), ("yes", 2.0, 2, 3), (STOP, 2.0, 2, -1)
     ]  # fmt: skip
     assert [row for row in rows(tree, plain) if row[0] == "no"] == [("no", 0.0, 2, 1)]
-    assert plain_encoder.stats.responses == 2
-    assert plain_encoder.stats.supervised_weight == 5.0
+    assert stats.responses == 2
+    assert stats.supervised_weight == 5.0
 
 
 def test_what_follows_the_last_response_is_not_stored(plain_encoder):
@@ -162,9 +163,10 @@ def test_a_turn_of_weight_zero_at_the_end_is_not_stored(plain_encoder, plain):
     "messages", [[("user", "hi")], [("user", "hi"), ("assistant", "no", 0.0)], [("system", "be"), ("tool", "yes")]]
 )
 def test_a_dialogue_without_a_response_is_counted_and_left_out(plain_encoder, messages):
-    assert plain_encoder(dialogue(*messages)) is None
     noted = {"without a response": ["d.jsonl:7"]}
-    assert plain_encoder.stats == EncodingStats(dialogues=1, without_response=1, examples=noted)
+    expected = EncodingStats(dialogues=1, without_response=1, examples=noted)
+    assert plain_encoder.encode([dialogue(*messages)]) == ([], expected)
+    assert plain_encoder(dialogue(*messages)) is None
 
 
 def test_an_empty_response_is_its_stop(plain_encoder, plain):
@@ -200,9 +202,9 @@ def test_over_length_error_names_the_place_and_what_to_do(make_encoder):
 
 
 def test_over_length_drop_counts_what_it_drops(make_encoder):
-    encoder = make_encoder(34, "drop")
-    assert encoder(TWO_TURNS) is None
-    assert encoder.stats == EncodingStats(
+    trees, stats = make_encoder(34, "drop").encode([TWO_TURNS])
+    assert trees == []
+    assert stats == EncodingStats(
         dialogues=1, responses=2, over_length=1, over_length_dropped=1, over_length_responses=2,
         over_length_supervised_tokens=7,
     )  # fmt: skip
@@ -210,13 +212,12 @@ def test_over_length_drop_counts_what_it_drops(make_encoder):
 
 @pytest.mark.parametrize("max_length", [PREFIX_TOKENS, 34])
 def test_over_length_keep_first_keeps_whole_turns(make_encoder, plain, max_length):
-    encoder = make_encoder(max_length, "keep_first")
-    tree = encoder(TWO_TURNS)
+    [(_, tree)], stats = make_encoder(max_length, "keep_first").encode([TWO_TURNS])
     alone = make_encoder(1000, "error")(dialogue(*((m.role, m.content) for m in TWO_TURNS.messages[:3])))
     for name in tree.__slots__:
         assert getattr(tree, name).tolist() == getattr(alone, name).tolist()
     assert rows(tree, plain)[-1] == (STOP, 1, 0, -1)
-    assert encoder.stats == EncodingStats(
+    assert stats == EncodingStats(
         dialogues=1, responses=2, kept=1, over_length=1, over_length_cut=1, over_length_responses=1,
         over_length_supervised_tokens=5, tokens=PREFIX_TOKENS, chain_tokens=PREFIX_TOKENS,
         response_tokens=PREFIX_TOKENS, supervised_tokens=2, supervised_weight=2.0, by_turn=Counter({0: 2}),
@@ -225,9 +226,9 @@ def test_over_length_keep_first_keeps_whole_turns(make_encoder, plain, max_lengt
 
 
 def test_over_length_keep_first_drops_what_has_no_whole_turn(make_encoder):
-    encoder = make_encoder(PREFIX_TOKENS - 1, "keep_first")
-    assert encoder(TWO_TURNS) is None
-    assert encoder.stats == EncodingStats(
+    trees, stats = make_encoder(PREFIX_TOKENS - 1, "keep_first").encode([TWO_TURNS])
+    assert trees == []
+    assert stats == EncodingStats(
         dialogues=1, responses=2, over_length=1, over_length_dropped=1, over_length_responses=2,
         over_length_supervised_tokens=7,
     )  # fmt: skip
@@ -237,12 +238,6 @@ def test_a_dialogue_of_very_many_messages_is_over_length_like_any_other(make_enc
     many = dialogue(*[("user", "hi"), ("assistant", "hi")] * 80)
     assert make_encoder(512, "drop")(many) is None
     assert len(make_encoder(2000, "drop")(many)) == 80 * 12 - 1
-
-
-def test_counts_add_up_field_by_field():
-    total = EncodingStats(dialogues=1, kept=1, tokens=5, supervised_weight=0.5)
-    total += EncodingStats(dialogues=2, without_response=1, tokens=7, supervised_weight=1.0)
-    assert total == EncodingStats(dialogues=3, kept=1, without_response=1, tokens=12, supervised_weight=1.5)
 
 
 # Whatever the texts
@@ -272,8 +267,8 @@ def test_supervised_tokens_are_the_models_words_and_its_stop_and_nothing_else(
     chatml, plain, small_tokenizer, merging, kind, messages
 ):
     tokenizer = {"plain": plain, "trained": small_tokenizer, "merging": merging}[kind]
-    encoder = Encoder(chatml, tokenizer, max_length=100_000)
-    tree = encoder(Dialogue("d", tuple(messages)))
+    trees, stats = Encoder(chatml, tokenizer, max_length=100_000).encode([Dialogue("d", tuple(messages))])
+    tree = trees[0][1] if trees else None
     responses = [m for m in messages if m.role == "assistant" and m.weight]
     assert (tree is None) == (not responses)
     if tree is None:
@@ -291,7 +286,7 @@ def test_supervised_tokens_are_the_models_words_and_its_stop_and_nothing_else(
     assert tree.response_mask_N[supervised].tolist() == weights
     spoken_by = {messages[i].role for i in tree.message_ids_N[supervised] if i >= 0}
     assert spoken_by <= {"assistant"}
-    assert encoder.stats.altered == 0
+    assert stats.altered == 0
 
 
 @pytest.mark.parametrize("kind", ["plain", "trained"])
@@ -316,7 +311,8 @@ def test_the_words_of_each_message_are_marked_with_its_index(chatml, plain, smal
 def test_the_chain_is_every_context_and_response_encoded_separately(chatml, plain, small_tokenizer, kind, messages):
     tokenizer = {"plain": plain, "trained": small_tokenizer}[kind]
     encoder = Encoder(chatml, tokenizer, max_length=100_000)
-    tree = encoder(Dialogue("d", tuple(messages)))
+    trees, stats = encoder.encode([Dialogue("d", tuple(messages))])
+    tree = trees[0][1] if trees else None
     separately = []
     for index, message in enumerate(messages):
         if is_response(message):
@@ -324,7 +320,7 @@ def test_the_chain_is_every_context_and_response_encoded_separately(chatml, plai
             separately += listed(paths(encoder(Dialogue("d", (*history, message)))))
     together = listed(paths(tree)) if tree is not None else []
     assert together == separately == defined_paths(tokenizer, messages)
-    assert encoder.stats.branching == 0
+    assert stats.branching == 0
     if tree is not None:
         assert len(tree) == len(separately[-1][1]) + len(separately[-1][2])
 
@@ -335,7 +331,8 @@ def test_the_chain_is_every_context_and_response_encoded_separately(chatml, plai
 def test_where_the_newline_merges_the_tree_branches_after_the_header(chatml, merging):
     assert merging.encode("assistant\nyes") != merging.encode("assistant\n") + merging.encode("yes")
     encoder = Encoder(chatml, merging, max_length=1000)
-    tree = encoder(dialogue(("user", "hi"), ("assistant", "yes"), ("user", "no"), ("assistant", "no")))
+    messages = ("user", "hi"), ("assistant", "yes"), ("user", "no"), ("assistant", "no")
+    [(_, tree)], stats = encoder.encode([dialogue(*messages)])
     pieces = [row[:3] for row in rows(tree, merging)]
     assert list(zip(range(len(tree)), tree.parents_N.tolist(), pieces)) == [
         # node parent piece    mask turn
@@ -364,7 +361,7 @@ def test_where_the_newline_merges_the_tree_branches_after_the_header(chatml, mer
         (22, 21, ("no",         1, 1)),
         (23, 22, (STOP,         1, 1)),
     ]  # fmt: skip
-    assert encoder.stats.branching == 1
+    assert stats.branching == 1
 
 
 @given(messages=hostile_messages)
@@ -383,6 +380,19 @@ def test_a_branching_tree_is_cut_to_the_tree_of_its_first_turns(chatml, merging)
         assert getattr(cut, name).tolist() == getattr(alone, name).tolist()
 
 
+def test_an_encoder_returns_what_it_counted_and_keeps_nothing_of_it(plain_encoder):
+    many = [TWO_TURNS, dialogue(("user", "hi")), TWO_TURNS]
+    trees, stats = plain_encoder.encode(many)
+    assert [index for index, _ in trees] == [0, 2]
+    assert (stats.dialogues, stats.kept, stats.without_response) == (3, 2, 1)
+    again, same = plain_encoder.encode(many)
+    assert same == stats
+    assert [index for index, _ in again] == [0, 2]
+    assert plain_encoder.encode([]) == ([], EncodingStats())
+    alone = [plain_encoder.encode([one])[1] for one in many]
+    assert alone[0] + alone[1] + alone[2] == stats
+
+
 def test_a_response_that_the_tokenizer_alters_is_counted(chatml):
     model = sentencepiece_model_pb2.ModelProto.FromString(make_tokenizer(WORDS, MARKERS).files["tokenizer.model"])
     model.trainer_spec.byte_fallback = False
@@ -390,7 +400,6 @@ def test_a_response_that_the_tokenizer_alters_is_counted(chatml):
     del model.pieces[:]
     model.pieces.extend(kept)
     encoder = Encoder(chatml, from_files({"tokenizer.model": model.SerializeToString()}, MARKERS), 1000)
-    encoder(dialogue(("user", "§"), ("assistant", "hi")))
-    assert encoder.stats.altered == 0
-    encoder(dialogue(("user", "hi"), ("assistant", "§")))
-    assert encoder.stats.altered == 1
+    for words, altered in ((("§", "hi"), 0), (("hi", "§"), 1)):
+        _, stats = encoder.encode([dialogue(*zip(("user", "assistant"), words))])
+        assert stats.altered == altered

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.over_length import POLICIES
-from mtsft.encoding.token_tree import expand, is_one_chain
+from mtsft.encoding.token_tree import expand, is_one_chain, paths, positions, response_ends
 
 
 @cache
@@ -50,8 +50,8 @@ def test_what_is_counted_is_kept_or_dropped(name, trees, system, turns, room):
     total = sum(map(len, all_of.values()))
     for policy in POLICIES[1:]:
         made = encoder(name, room, policy, trees=trees)
-        found = [tree for _, tree in made.encode([whole])]
-        stats = made.stats
+        pieces, stats = made.encode([whole])
+        found = [tree for _, tree in pieces]
         said = [pair for tree in found for pair in supervised(tree)]
         assert all(len(tree) <= room for tree in found)
         assert stats.dialogues == 1 == stats.kept + stats.over_length_dropped
@@ -73,7 +73,7 @@ def test_pieces_begin_with_the_system_message_and_a_user(system, turns, room):
     head = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
     for policy in ("keep_last", "windows"):
         made = encoder("chatml", room, policy)
-        found = [piece for _, piece in made.encode([whole])]
+        found = [piece for _, piece in made.encode([whole])[0]]
         for place, piece in enumerate(found):
             text = made.tokenizer.decode(piece.tokens_N)
             assert text.startswith(f"{head}<|im_start|>user\n")
@@ -95,12 +95,13 @@ def test_pieces_begin_with_the_system_message_and_a_user(system, turns, room):
 def test_windows_overlap_and_supervise_each_response_once():
     made = encoder("chatml", 100, "windows")
     whole = made_of("", [("a" * 10, "b" * 10)] * 6)
-    found = [tree for _, tree in made.encode([whole])]
+    trees, stats = made.encode([whole])
+    found = [tree for _, tree in trees]
     # A round is 1 + 5 + 10 + 2 and 1 + 10 + 10 + 2 tokens, but for the last newline.
     assert [[turn for turn, _ in supervised(tree)] for tree in found] == [[0, 1], [2], [3], [4], [5]]
     assert [len(tree) for tree in found] == [81, 81, 81, 81, 81]
-    assert made.stats.over_length_windows == 4
-    assert made.stats.over_length_responses == made.stats.over_length_supervised_tokens == 0
+    assert stats.over_length_windows == 4
+    assert stats.over_length_responses == stats.over_length_supervised_tokens == 0
 
 
 @given(turns=rounds)
@@ -108,7 +109,7 @@ def test_windows_overlap_and_supervise_each_response_once():
 def test_paths_are_the_chains_of_the_tree(turns):
     whole = made_of("", turns)
     tree = encoder("thinking")(whole)
-    chains = [chain for _, chain in encoder("thinking", trees="paths").encode([whole])]
+    chains = [chain for _, chain in encoder("thinking", trees="paths").encode([whole])[0]]
     assert all(map(is_one_chain, chains))
     assert [c.tokens_N.tolist() for c in chains] == [c.tokens_N.tolist() for c in expand(tree)]
     said = [pair for chain in chains for pair in supervised(chain)]
@@ -119,7 +120,26 @@ def test_branches_are_cut_as_paths():
     branches = dialogue(*(("user", "a"), ("assistant", "b" * 30), ("assistant", "c"), ("user", "d" * 9)),
                         ("assistant", "e"), parents=(-1, 0, 0, 2, 3))  # fmt: skip
     for policy, kept in (("windows", 2), ("keep_last", 1), ("keep_first", 0)):
-        made = encoder("chatml", 45, policy)
-        made.encode([branches])
-        assert made.stats.responses == 3
-        assert made.stats.over_length_responses == 3 - kept, policy
+        _, stats = encoder("chatml", 45, policy).encode([branches])
+        assert stats.responses == 3
+        assert stats.over_length_responses == 3 - kept, policy
+
+
+@pytest.mark.parametrize("policy", ["windows", "keep_last", "keep_first"])
+@pytest.mark.parametrize("trees", ["tree", "paths"])
+def test_what_is_cut_is_numbered_as_the_whole(trees, policy):
+    """Pieces of a tree of replies, and of a dialogue with a system message before what is cut."""
+    branches = dialogue(*(("user", "a"), ("assistant", "b" * 30), ("assistant", "c" * 30), ("user", "d" * 9)),
+                        ("assistant", "e"), parents=(-1, 0, 0, 2, 3))  # fmt: skip
+    chain = made_of("be", [("a" * 9, "b" * 9), ("c" * 9, "d" * 9), ("e" * 9, "f" * 9)])
+    for whole in (branches, chain):
+        tree = encoder("chatml")(whole)
+        numbers = {tuple(said.tolist()): int(tree.response_ids_N[end])
+                   for (_, _, said), end in zip(paths(tree), response_ends(tree))}  # fmt: skip
+        room = int(positions(tree.parents_N).max())  # one less than the longest path takes
+        pieces, stats = encoder("chatml", room, policy, trees=trees).encode([whole])
+        assert stats.over_length
+        for _, piece in pieces:
+            for (_, _, said), end in zip(paths(piece), response_ends(piece)):
+                assert piece.response_ids_N[end] == numbers[tuple(said.tolist())]
+        assert pieces

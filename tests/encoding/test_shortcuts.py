@@ -58,8 +58,8 @@ def dialogues_of(many):
 
 
 def encoded(encoder, dialogues):
-    found = [(i, *(getattr(tree, name).tolist() for name in tree.__slots__)) for i, tree in encoder.encode(dialogues)]
-    return found, encoder.stats
+    trees, stats = encoder.encode(dialogues)
+    return [(i, *(getattr(tree, name).tolist() for name in tree.__slots__)) for i, tree in trees], stats
 
 
 def ways(source, dialogues, monkeypatch):

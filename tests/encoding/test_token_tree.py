@@ -11,6 +11,7 @@ from mtsft.encoding.token_tree import (
     paths,
     positions,
     response_ends,
+    response_path,
     subtree_ends,
 )
 
@@ -80,19 +81,21 @@ def test_positions_and_subtree_ends_say_who_descends_from_whom(parents):
 
 
 def grow(*walks):
-    """The tree of walks (depth, tokens, turn, weight), 0.0 for context; each first token less 7 is its message id."""
+    """The tree of walks (depth, tokens, turn, weight), 0.0 for context.
+
+    Each first token less 7 is its message id; its response id is twice the turn, and one.
+    """
     builder = TreeBuilder()
     for depth, tokens, turn, weight in walks:
-        assert builder.descend(depth, tokens, tokens[0] - 7, turn, weight or None) == depth + len(tokens)
+        assert builder.descend(depth, tokens, tokens[0] - 7, turn, 2 * turn + 1, weight or None) == depth + len(tokens)
     tree = builder.build()
     assert len(builder) == len(tree)
-    assert builder.is_chain == is_one_chain(tree)
     return tree
 
 
 def check(tree, picture):
     picture = {name: cells for name, *cells in map(str.split, picture.strip().splitlines())}
-    fields = ("tokens", "parents", "response_mask", "turn_ids", "message_ids")
+    fields = ("tokens", "parents", "response_mask", "turn_ids", "message_ids", "response_ids")
     for name in fields:
         np.testing.assert_array_equal(getattr(tree, f"{name}_N"), np.array(picture[name], float), err_msg=name)
 
@@ -107,6 +110,7 @@ def test_walks_that_go_straight_on_make_a_chain():
         response_mask   0    0  0.5    0    2    2
         turn_ids        0    0    0    1    1    1
         message_ids     3    3    5    5    7    7
+        response_ids    1    1    1    3    3    3
         """,
     )
 
@@ -121,6 +125,7 @@ def test_a_walk_that_differs_branches_where_it_differs():
         response_mask   0   0   0   0   0   0   0
         turn_ids        0   0   0   0   1   1   2
         message_ids     3   3   3   3   4   4  13
+        response_ids    1   1   1   1   3   3   5
         """,
     )
 
@@ -142,6 +147,7 @@ def test_a_response_is_grown_anew_beside_context_of_the_same_tokens():
         response_mask   0   0   0   1   1   0
         turn_ids        0   0   0   1   1   2
         message_ids     3   3   3   4   4   4
+        response_ids    1   1   1   3   3   5
         """,
     )
 
@@ -149,7 +155,7 @@ def test_a_response_is_grown_anew_beside_context_of_the_same_tokens():
 def test_the_columns_have_the_types_that_are_promised():
     tree = grow((0, [10, 11], 0, 1.0))
     dtypes = [getattr(tree, name).dtype for name in tree.__slots__]
-    assert dtypes == [np.int32, np.int32, np.float32, np.int32, np.int32]
+    assert dtypes == [np.int32, np.int32, np.float32, *[np.int32] * 3]
 
 
 @given(st.data())
@@ -158,10 +164,11 @@ def test_the_head_of_a_tree_is_the_tree_of_its_first_tokens(data):
     parents = data.draw(depth_first_parents())
     count = data.draw(st.integers(1, len(parents)))
     index = np.arange(len(parents))
-    head = TokenTree(index + 100, parents, index / 2, index // 3, index % 5).head(count)
+    head = TokenTree(index + 100, parents, index / 2, index // 3, index % 5, index % 7).head(count)
     assert len(head) == count
-    for column, whole in zip((head.tokens_N, head.response_mask_N, head.turn_ids_N, head.message_ids_N),
-                             (index + 100, index / 2, index // 3, index % 5)):  # fmt: skip
+    whole_of = {"tokens_N": index + 100, "response_mask_N": index / 2, "turn_ids_N": index // 3}
+    for name, whole in (whole_of | {"message_ids_N": index % 5, "response_ids_N": index % 7}).items():
+        column = getattr(head, name)
         np.testing.assert_array_equal(column, whole[:count])
     np.testing.assert_array_equal(head.parents_N, parents[:count])
     np.testing.assert_array_equal(positions(head.parents_N), positions(parents)[:count])
@@ -173,8 +180,8 @@ def test_the_head_of_a_tree_is_the_tree_of_its_first_tokens(data):
 def test_paths_are_what_was_put_in(pairs):
     builder = TreeBuilder()
     for turn, (context, response) in enumerate(pairs):
-        depth = builder.descend(0, context, -1, turn)
-        builder.descend(depth, response, turn, turn, weight=0.5)
+        depth = builder.descend(0, context, -1, turn, turn)
+        builder.descend(depth, response, turn, turn, turn, weight=0.5)
     tree = builder.build()
     found = [(turn, context.tolist(), response.tolist()) for turn, context, response in paths(tree)]
     assert found == [(turn, *pair) for turn, pair in enumerate(pairs)]
@@ -192,3 +199,46 @@ def test_a_tree_of_one_root_expands_to_a_chain_a_leaf_each_supervised_token_once
     assert not is_one_chain(tree)
     assert response_ends(tree).tolist() == [3, 4, 5]
     assert [expand(chain) for chain in chains] == [[chain] for chain in chains]
+
+
+def test_siblings_share_a_turn_and_are_told_apart_by_their_response():
+    """Two replies to one message, with the same first token; the second goes on, and a third answers what follows."""
+    builder = TreeBuilder()
+    depth = builder.descend(0, [10, 11], 0, 0, 1)
+    for response, said in ((1, [12, 13]), (2, [12, 14])):
+        end = builder.descend(depth, said, response, 0, response, 1.0)
+    end = builder.descend(end, [15], 3, 1, 4)
+    builder.descend(end, [16], 4, 1, 4, 1.0)
+    tree = builder.build()
+    check(
+        tree,
+        """
+        tokens         10  11  12  13  12  14  15  16
+        parents        -1   0   1   2   1   4   5   6
+        response_mask   0   0   1   1   1   1   0   1
+        turn_ids        0   0   0   0   0   0   1   1
+        message_ids     0   0   1   1   2   2   3   4
+        response_ids    1   1   1   1   2   2   4   4
+        """,
+    )
+    assert response_ends(tree).tolist() == [3, 5, 7]
+    assert [(turn, context.tolist(), response.tolist()) for turn, context, response in paths(tree)] == [
+        (0, [10, 11], [12, 13]),
+        (0, [10, 11], [12, 14]),
+        (1, [10, 11, 12, 14, 15], [16]),
+    ]
+    assert [chain.response_ids_N.tolist() for chain in expand(tree)] == [[1, 1, 1, 1], [1, 1, 2, 2, 4, 4]]
+    assert tree.head(5).response_ids_N.tolist() == [1, 1, 1, 1, 2]
+
+
+def test_responses_that_meet_on_one_path_end_apart_though_their_turn_is_one():
+    """As a tool's words and the reply to them, both trained, under a template that writes nothing between."""
+    builder = TreeBuilder()
+    builder.descend(0, [10], 0, 1, 3)
+    builder.descend(1, [11, 12], 3, 1, 3, 1.0)
+    builder.descend(3, [13], 4, 1, 4, 1.0)
+    tree = builder.build()
+    assert response_ends(tree).tolist() == [2, 3]
+    assert [response.tolist() for _, _, response in paths(tree)] == [[11, 12], [13]]
+    nodes, start = response_path(tree, 3)
+    assert (nodes.tolist(), start) == ([0, 1, 2, 3], 3)

@@ -68,11 +68,12 @@ def test_two_turns_as_each_template_has_them(name, picture):
 
 def test_what_a_prompt_opens_the_reply_goes_on_from():
     made = encoder("opening", unfaithful="emit")
-    tree = made(dialogue(("user", "a"), ("assistant", "<think>\nhm</think>b"), ("user", "c"), ("assistant", "d")))
+    messages = ("user", "a"), ("assistant", "<think>\nhm</think>b"), ("user", "c"), ("assistant", "d")
+    [(_, tree)], stats = made.encode([dialogue(*messages)])
     assert spelled(made, tree) == (
         "<|User|>a<|Assistant|><think>⏎⟦hm</think>b<|eos|>⟧\n2:b<|eos|><|User|>c<|Assistant|><think>⏎⟦d<|eos|>⟧"
     )
-    assert made.stats.unfaithful == {"prompt": 2}
+    assert stats.unfaithful == {"prompt": 2}
     with pytest.raises(
         InputError, match=r"^d\.jsonl:7: message 2 \(assistant\): not faithful under the chat template "
     ):
@@ -80,9 +81,9 @@ def test_what_a_prompt_opens_the_reply_goes_on_from():
 
 
 def test_unfaithful_turns_can_be_skipped_and_are_counted():
-    made = encoder("opening", unfaithful="skip")
-    assert made(TWO) is None
-    assert (made.stats.skipped_turns, made.stats.without_response, made.stats.responses) == (2, 1, 2)
+    trees, stats = encoder("opening", unfaithful="skip").encode([TWO])
+    assert trees == []
+    assert (stats.skipped_turns, stats.without_response, stats.responses) == (2, 1, 2)
 
 
 def test_the_stop_that_is_said_is_the_stop():
@@ -124,14 +125,15 @@ def test_a_prompt_is_the_context_of_what_is_trained():
 def test_replies_to_one_message_are_branches():
     made = encoder("chatml")
     messages = (("user", "a"), ("assistant", "b"), ("assistant", "c"), ("user", "d"), ("assistant", "e"))
-    tree = made(dialogue(*messages, parents=(-1, 0, 0, 2, 3)))
+    [(_, tree)], stats = made.encode([dialogue(*messages, parents=(-1, 0, 0, 2, 3))])
     header = "<|im_start|>user⏎a<|im_end|>⏎<|im_start|>assistant⏎"
     assert spelled(made, tree) == (
         f"{header}⟦b<|im_end|>⟧\n19:⟦c<|im_end|>⟧⏎<|im_start|>user⏎d<|im_end|>⏎<|im_start|>assistant⏎⟦e<|im_end|>⟧"
     )
     assert tree.turn_ids_N[tree.response_mask_N > 0].tolist() == [0, 0, 0, 0, 1, 1]
-    assert made.stats.not_prefix_preserving == 0
-    assert made.stats.branching == 1
+    assert tree.response_ids_N[tree.response_mask_N > 0].tolist() == [1, 1, 2, 2, 4, 4]
+    assert stats.not_prefix_preserving == 0
+    assert stats.branching == 1
 
 
 # Whatever the texts
@@ -257,7 +259,8 @@ def test_calls_and_tools_spell_nothing_either(name, arguments, expected, reasoni
     )
     made = encoder("thinking", unfaithful="emit")
     template = opened("thinking")[1]
-    found = paths(made(given))
+    [(_, tree)], stats = made.encode([given])
+    found = paths(tree)
     control_ids = {control.id for control in made.tokenizer.controls.values()}
     counts = []
     for (_, context, response), i in zip(found, (1, 3), strict=True):
@@ -270,7 +273,7 @@ def test_calls_and_tools_spell_nothing_either(name, arguments, expected, reasoni
     assert counts[0] == [5, 5]
     thought = bool(reasoning)
     assert counts[1] == [5 + 2 * thought + 3 + 2 + 1, 3]
-    assert made.stats.altered == 0
+    assert stats.altered == 0
 
 
 @given(many=st.lists(conversations(st.one_of(harmless, hostile, st.sampled_from(["", "<think>\nx\n</think>\n\ny"]))),
@@ -280,9 +283,9 @@ def test_calls_and_tools_spell_nothing_either(name, arguments, expected, reasoni
 def test_an_encoder_that_remembers_scripts_encodes_as_a_fresh_one(name, many):
     given = [dialogue(*turns) for turns in many]
     for made in (keeper(name), encoder(name, unfaithful="emit")):
-        together = made.encode(given)
+        together, _ = made.encode(given)
         alone = [(i, tree) for i, one in enumerate(given)
-                 for _, tree in encoder(name, unfaithful="emit").encode([one])]  # fmt: skip
+                 for _, tree in encoder(name, unfaithful="emit").encode([one])[0]]  # fmt: skip
         assert [i for i, _ in together] == [i for i, _ in alone]
         for (_, tree), (_, fresh) in zip(together, alone):
             for column in tree.__slots__:
