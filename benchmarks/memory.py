@@ -47,8 +47,8 @@ from mtsft.interop.config_json import describe  # noqa: E402
 from mtsft.runs.pretrained import model_of  # noqa: E402
 from mtsft.runs.run import Run  # noqa: E402
 from mtsft.training.optimizer import build_optimizer  # noqa: E402
+from mtsft.training.partitioner import Partitioner  # noqa: E402
 from mtsft.training.sharding import make_mesh  # noqa: E402
-from mtsft.training.step import Partitioner  # noqa: E402
 
 GIB = 2**30
 RESULTS = ROOT / "benchmarks" / "memory.json"

@@ -9,7 +9,8 @@ from mtsft.data.batches import PackedBatch, empty_batch, pack_row
 from mtsft.encoding.token_tree import TokenTree
 from mtsft.model.architecture import Architecture, LoRA
 from mtsft.model.transformer import Model
-from mtsft.training.step import batch_nll
+from mtsft.training.losses.forward import response_nll
+from mtsft.training.losses.response import ResponseLoss
 
 VOCAB = 96
 SIZES = dict(
@@ -100,6 +101,11 @@ def uneven_batch(rows=32, length=24, seed=0) -> PackedBatch:
     return pack(packed, length)
 
 
+def response_loss(model, partitioner=None, chunk=5) -> ResponseLoss:
+    """The loss of responses, activations pinned as a partitioner says."""
+    return ResponseLoss(model=model, constrain=partitioner.constrain if partitioner else lambda x: x, chunk=chunk)
+
+
 def nll_and_gradient(model, params, batch, mask=None):
     """(weighted nll per slot (B, L), gradient of their sum), with `mask` in place of the batch's own."""
     nll, gradient = _nll_and_gradient(model, params, batch, batch.response_mask if mask is None else mask)
@@ -109,7 +115,7 @@ def nll_and_gradient(model, params, batch, mask=None):
 @partial(jax.jit, static_argnums=0)
 def _nll_and_gradient(model, params, batch, mask):
     def total(params):
-        nll = batch_nll(model, params, batch._replace(response_mask=mask), chunk=4) * mask
+        nll = response_nll(model, params, batch._replace(response_mask=mask), chunk=4) * mask
         return nll.sum(), nll
 
     (_, nll), gradient = jax.value_and_grad(total, has_aux=True)(params)

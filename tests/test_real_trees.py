@@ -13,7 +13,7 @@ from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.token_tree import is_one_chain
 from mtsft.evaluation import identities
-from mtsft.training.step import batch_nll
+from mtsft.training.losses.forward import response_nll
 
 
 def trees_of(encoder: Encoder, records, row: int, count: int):
@@ -32,7 +32,7 @@ def compare(trees, vocab_size, row):
     model = small_model(vocab_size=vocab_size)
 
     def nll(params, batch):
-        return batch_nll(model, params, batch, chunk=64)
+        return response_nll(model, params, batch, chunk=64)
 
     return identities.compare(nll, model.init(jax.random.key(0)), trees, row)
 

@@ -1,1 +1,6 @@
-"""What is measured of a model."""
+"""What is measured of a model: how good are these parameters, on dialogues they were not trained on?
+
+Held-out loss by turn, replies beside references, recall of earlier turns on the built-in corpus, and the identities
+(packed = alone, one pass = K passes) as numbers. Everything here takes a model, parameters and data, and returns plain
+values.
+"""

@@ -4,23 +4,54 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from mtsft.data.batches import BatchSource, read_ahead
-from mtsft.training.objective import LossSums
+from mtsft.data.batches import BatchSource, PackedBatch, read_ahead
+from mtsft.model.parameters import Params
+from mtsft.model.transformer import Model
+from mtsft.training.losses.forward import Constrain, response_nll
+from mtsft.training.objective import LossSums, loss_sums_by_turn
+
+
+def loss_by_turn(model: Model, chunk: int, num_turns: int, constrain: Constrain = lambda x: x) -> Callable:
+    """(all parameters, rows) -> (LossSums of responses by turn, supervised tokens by turn int32), each (num_turns,).
+
+    Whatever loss is trained: held-out losses of different ones can be compared.
+
+    Args:
+        model: the decoder.
+        chunk: supervised slots of a row that meet the vocabulary at a time.
+        num_turns: turns told apart; later ones are counted with the last.
+        constrain: applied to activations between layers.
+    """
+
+    def measure(params: Params, rows: PackedBatch) -> tuple[LossSums, jax.Array]:
+        nll_BxL = response_nll(model, params, rows, chunk, constrain)
+        sums = loss_sums_by_turn(nll_BxL, rows.response_mask, rows.turn_ids, num_turns)
+        supervised_BxL = (rows.response_mask > 0).astype(jnp.int32)
+        return sums, loss_sums_by_turn(nll_BxL, supervised_BxL, rows.turn_ids, num_turns).weight
+
+    return measure
 
 
 def evaluate(evaluate_batch: Callable, params: Any, source: BatchSource, put: Callable) -> dict[str, Any]:
     """The loss on every dialogue of `source`, once.
 
-    evaluate_batch: (params, global batch) -> (LossSums by turn, supervised tokens by turn). put: a process's rows ->
-    the global batch. Returns {loss, supervised_tokens, dialogues, by_turn: [{turn, loss, supervised_tokens}]}, losses
-    in nats per supervised token, turns counted from 0; the last turn told apart stands for all later ones too.
+    Args:
+        evaluate_batch: `loss_by_turn`, compiled: (params, global batch) -> (LossSums, supervised tokens), both by turn.
+        params: passed on to it.
+        source: batches that hold every dialogue once.
+        put: this process's rows of a batch -> the global batch.
+
+    Returns:
+        {loss, supervised_tokens, dialogues, by_turn: [{turn, loss, supervised_tokens}]}, losses in nats per supervised
+        token, turns counted from 0; the last turn told apart stands for all later ones too.
     """
     total = None
     for batch in read_ahead(source, start=0):
         sums = evaluate_batch(params, put(batch))
-        total = sums if total is None else jax.tree.map(jax.numpy.add, total, sums)
+        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     (nll_T, weight_T), tokens_T = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(total))
     sums = LossSums(nll_T, weight_T)
     return {

@@ -14,7 +14,7 @@ from mtsft.errors import InputError
 from mtsft.evaluation import identities
 from mtsft.model.transformer import Model
 from mtsft.runs.pretrained import model_of, resolve
-from mtsft.training.step import batch_nll
+from mtsft.training.losses.forward import response_nll
 
 _SAMPLE = 8  # dialogues
 _LAYERS = 4  # that are enough to check, with all kinds of them among them
@@ -38,4 +38,4 @@ def check(config: ConfigDict, sources: Sources) -> dict[str, Any]:
     layers = min(arch.num_hidden_layers, max(_LAYERS, len(arch.layer_types.split(","))))
     model = Model(replace(arch, dtype="float32", param_dtype="float32", num_hidden_layers=layers))
     params = model.init(jax.random.key(config.train.seed))
-    return identities.compare(partial(batch_nll, model, chunk=config.objective.chunk), params, trees, row_length)
+    return identities.compare(partial(response_nll, model, chunk=config.objective.chunk), params, trees, row_length)

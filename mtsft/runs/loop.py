@@ -69,7 +69,7 @@ def train(
             )
             return result
     if run.dataset.corpus_eval is not None:
-        result |= _measure_context(run, join(state.best, frozen))
+        result |= _measure_context(run, join(state.eval_params, frozen))
     seconds = round(time.monotonic() - began, 3)
     if earlier.get("steps") == result["steps"]:  # nothing was trained now
         seconds = earlier["seconds"]
@@ -138,7 +138,7 @@ def _take_steps(
                 continue
             good, pending = report(*pending), None
             with jax.transfer_guard("allow"):
-                scores = run.evaluate(state.best, frozen) if evaluating else None
+                scores = run.evaluate(state.eval_params, frozen) if evaluating else None
                 if evaluating:
                     log.evaluation({"step": step, **scores})
                     bar.write(f"step {step:,}: held-out loss {scores['loss']:.4f}", file=sys.stderr)

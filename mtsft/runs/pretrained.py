@@ -155,7 +155,7 @@ class WorkdirModel:
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         trains = trained_names(self.lora, self.config.train.freeze, names(shapes))
         trained, frozen = split(shapes, trains)
-        field = "average" if self.config.train.average_decay else "params"
+        field = "ema_params" if self.config.train.average_decay else "params"
         with Checkpoints(self.path / "checkpoints", model, keep=0) as checkpoints:
             params = checkpoints.restore_params(self.step, trained, place, field)
         if not frozen:

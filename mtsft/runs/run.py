@@ -18,7 +18,7 @@ from mtsft.config import data_of, validate
 from mtsft.data.batches import BatchSource, PackedBatch
 from mtsft.data.dataset import Dataset, open_dataset
 from mtsft.errors import InputError
-from mtsft.evaluation.held_out import evaluate
+from mtsft.evaluation.held_out import evaluate, loss_by_turn
 from mtsft.files import expanded
 from mtsft.interop.peft import adapter_fingerprint
 from mtsft.model.parameters import Params, names, split
@@ -36,10 +36,11 @@ from mtsft.runs.pretrained import (
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.freeze import trained_names
 from mtsft.training.learning_rate import learning_rate_factors, learning_rate_schedule
+from mtsft.training.losses.table import ModelLoss, build_loss
 from mtsft.training.optimizer import build_optimizer
+from mtsft.training.partitioner import Partitioner
 from mtsft.training.sharding import check_batch_size, check_rules, make_mesh, param_shardings
 from mtsft.training.state import TrainState, create_state, new_state, state_shardings
-from mtsft.training.step import Partitioner
 from mtsft.training.step_rng import step_rng_of
 
 _MOST_STEPS = 2**31 - 1  # that a state counts
@@ -236,13 +237,17 @@ class Run:
         """What the learning rate of each trained parameter is multiplied by."""
         return learning_rate_factors(self.config.train.learning_rate_groups, self.shapes.params)
 
+    @cached_property
+    def loss(self) -> ModelLoss:
+        """What is trained: (all parameters, rows, rng) -> LossSums."""
+        return build_loss("response", self.model, self.partitioner.constrain, chunk=self.config.objective.chunk)
+
     def compile_step(self) -> Callable:
         """(state, frozen parameters, batch of `put`) -> (state, metrics)."""
         train, data = self.config.train, self.dataset
-        mean_weight = float(data.train.weights_N.sum()) / data.train_layout.num_rows * train.batch_size
+        mean_weight = self.loss.total_weight(data.train) / data.train_layout.num_rows * train.batch_size
         return self.partitioner.compile_step(
-            self.model,
-            self.config.objective.chunk,
+            self.loss,
             self.shardings(self.shapes),
             self.place(self.frozen_shapes),
             draw_rng=step_rng_of(self.model, train.seed, train.neftune_alpha),
@@ -251,7 +256,7 @@ class Run:
             microbatches=train.microbatches,
             weight_per_batch=mean_weight if self.config.objective.normalize == "dataset" else 0.0,
             rate_factors=self.rate_factors,
-            average_decay=train.average_decay,
+            ema_decay=train.average_decay,
         )
 
     def put(self, batch: PackedBatch) -> PackedBatch:
@@ -261,11 +266,9 @@ class Run:
     @cached_property
     def _evaluate_batch(self) -> Callable:
         return self.partitioner.compile_evaluation(
-            self.model,
-            self.config.objective.chunk,
+            loss_by_turn(self.model, self.config.objective.chunk, self.config.eval.turns, self.partitioner.constrain),
             self.place(self.shapes.params),
             self.place(self.frozen_shapes),
-            self.config.eval.turns,
         )
 
     def evaluate(self, params: Params, frozen: Params) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mtsft.model.transformer import Model
 from mtsft.training.state import TrainState, from_saved, to_saved
 
 _METRIC = "eval_loss"
+_ON_DISK = {"ema_params": "average"}  # fields of TrainState that checkpoints hold under another key
 
 
 class Checkpoints:
@@ -89,20 +90,21 @@ class Checkpoints:
         """
         target = self._target(shapes, shardings)
         restored = self._restore(step, ocp.args.StandardRestore(_fields(target)))
-        return self._place(TrainState(**restored), shardings(shapes))
+        return self._place(_state(restored), shardings(shapes))
 
     def restore_params(
         self, step: int, shapes: Params, shardings: Callable[[Any], Any], field: str = "params"
     ) -> Params:
         """The parameters alone of a checkpoint, whatever optimizer they were trained with; else as `restore`.
 
-        field: of TrainState, "params" or "average". They are cast to the dtypes of `shapes`.
+        field: of TrainState, "params" or "ema_params". They are cast to the dtypes of `shapes`.
         """
-        target = {field: self._target(shapes, shardings)}
+        key = _ON_DISK.get(field, field)
+        target = {key: self._target(shapes, shardings)}
         wanted = ocp.checkpoint_utils.construct_restore_args(target)
         arguments = ocp.args.PyTreeRestore(item=target, restore_args=wanted, partial_restore=True)
         restored = self._restore(step, arguments)
-        return self._place(restored[field], shardings(shapes))
+        return self._place(restored[key], shardings(shapes))
 
     def _restore(self, step: int, arguments: Any) -> Any:
         try:
@@ -160,7 +162,13 @@ class Checkpoints:
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
-    return {name: value for name, value in state._asdict().items() if value is not None}
+    """A state as the keys that checkpoints hold."""
+    return {_ON_DISK.get(name, name): value for name, value in state._asdict().items() if value is not None}
+
+
+def _state(fields: dict[str, Any]) -> TrainState:
+    """The reverse of `_fields`."""
+    return TrainState(**{name: fields.get(_ON_DISK.get(name, name)) for name in TrainState._fields})
 
 
 def _origin(error: BaseException) -> BaseException:

@@ -17,9 +17,13 @@ from mtsft.training.sharding import param_shardings
 class TrainState(NamedTuple):
     """All that a step changes.
 
-    step: int32, steps taken. params: those that are trained; what is frozen stands beside the state. skipped,
-    skipped_in_a_row: int32, steps whose loss or gradient was not finite, and so changed nothing else: in all, and since
-    the last good one. average: an exponential moving average of params in float32, if one is kept.
+    Attributes:
+        step: int32, steps taken.
+        params: the trained parameters; frozen ones stand beside the state.
+        opt_state: of the optimizer.
+        skipped: int32, steps whose loss, gradient or update was not finite, so that they changed nothing else.
+        skipped_in_a_row: int32, those since the last good step.
+        ema_params: exponential moving average of params in float32; None where none is kept.
     """
 
     step: jax.Array
@@ -27,20 +31,20 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     skipped: jax.Array
     skipped_in_a_row: jax.Array
-    average: Params | None = None
+    ema_params: Params | None = None
 
     @property
-    def best(self) -> Params:
-        """The parameters to evaluate and to keep: their average if there is one."""
-        return self.params if self.average is None else self.average
+    def eval_params(self) -> Params:
+        """The parameters to evaluate and to export: the moving average where one is kept."""
+        return self.params if self.ema_params is None else self.ema_params
 
 
-def new_state(params: Params, optimizer: optax.GradientTransformation, averages: bool = False) -> TrainState:
-    """The state before the first step. averages: whether a moving average is kept."""
+def new_state(params: Params, optimizer: optax.GradientTransformation, keep_ema: bool = False) -> TrainState:
+    """The state before the first step; keep_ema: whether with a moving average."""
     step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # three arrays: a step donates each
     precise = jax.tree.map(lambda p: p.astype(jnp.float32), params)  # moments of bfloat16 would not do
-    average = jax.tree.map(jnp.copy, precise) if averages else None
-    return TrainState(step, params, optimizer.init(precise), skipped, in_a_row, average)
+    ema_params = jax.tree.map(jnp.copy, precise) if keep_ema else None
+    return TrainState(step, params, optimizer.init(precise), skipped, in_a_row, ema_params)
 
 
 def state_shardings(shapes: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -49,17 +53,17 @@ def state_shardings(shapes: TrainState, optimizer: optax.GradientTransformation,
     params = param_shardings(shapes.params, mesh)
 
     opt_state = state_specs(optimizer, shapes.opt_state, shapes.params, params, replicated)
-    average = None if shapes.average is None else params
-    return TrainState(replicated, params, opt_state, replicated, replicated, average)
+    ema_params = None if shapes.ema_params is None else params
+    return TrainState(replicated, params, opt_state, replicated, replicated, ema_params)
 
 
 def create_state(
-    params: Params, optimizer: optax.GradientTransformation, shardings: TrainState, averages: bool = False
+    params: Params, optimizer: optax.GradientTransformation, shardings: TrainState, keep_ema: bool = False
 ) -> TrainState:
     """The state before the first step; the parameters are donated to it."""
 
     def begin(params):
-        return new_state(params, optimizer, averages)
+        return new_state(params, optimizer, keep_ema)
 
     return jax.jit(begin, out_shardings=shardings, donate_argnums=0)(params)
 

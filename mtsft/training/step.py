@@ -1,53 +1,25 @@
-"""One training step: a pure function with two doors, jit over a mesh and pmap, and one body."""
+"""One training step: a pure function of a state, a batch and a loss, which it is handed."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from mtsft.data.batches import PackedBatch
-from mtsft.errors import InputError
-from mtsft.model.attention import soft_cap
-from mtsft.model.parameters import Params, join
-from mtsft.model.transformer import Model, StepRng
+from mtsft.model.parameters import Params
 from mtsft.training import grad_norms
-from mtsft.training.objective import LossSums, loss_sums, loss_sums_by_turn, token_nll
-from mtsft.training.sharding import BATCH, put_rows, rows_of_this_process
+from mtsft.training.objective import LossSums
 from mtsft.training.state import TrainState
 
-MODES = ("jit", "pmap")
-_PMAP_AXIS = "devices"
-
+Loss = Callable[[Params, PackedBatch], LossSums]  # of the trained parameters and some rows
 Metrics = dict[str, jax.Array]
 
 
-def batch_nll(
-    model: Model,
-    params: Params,
-    batch: PackedBatch,
-    chunk: int,
-    constrain=lambda x: x,
-    step_rng: StepRng | None = None,
-) -> jax.Array:
-    """-log Pr of every supervised token given its path, float32 (B, L)."""
-    hidden_BxLxD, projection_DxV = model.apply(
-        params, batch.tokens, batch.positions, batch.subtree_ends, constrain=constrain, step_rng=step_rng
-    )
-    cap = partial(soft_cap, cap=model.arch.final_logit_softcapping)
-    return token_nll(hidden_BxLxD, projection_DxV, batch.tokens, batch.parents, batch.response_mask, chunk, cap)
-
-
-def sum_gradients(
-    loss: Callable[[Params, PackedBatch], LossSums], params: Params, batch: PackedBatch, microbatches: int
-) -> tuple[LossSums, Params]:
+def sum_gradients(loss: Loss, params: Params, batch: PackedBatch, microbatches: int) -> tuple[LossSums, Params]:
     """The loss sums of a batch and the gradient of its nll SUM, accumulated over micro-batches of equal rows.
 
-    loss: a function of parameters and rows. Sums, never means: the number of micro-batches changes nothing.
+    Sums, never means: the number of micro-batches changes nothing.
     """
 
     def sums_and_gradient(rows: PackedBatch):
@@ -78,25 +50,31 @@ def train_step(
     state: TrainState,
     batch: PackedBatch,
     *,
-    loss: Callable[[Params, PackedBatch], LossSums],
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     schedule: Callable,
     microbatches: int = 1,
     weight_per_batch: float = 0.0,
     rate_factors: Params | None = None,
-    average_decay: float = 0.0,
+    ema_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """The next state, and the scalars a log wants.
-
-    loss: (params, rows) -> LossSums. optimizer: at learning rate 1. schedule: step -> learning rate.
-    weight_per_batch: what the gradient of the sum is divided by, once: the dataset's mean supervised weight per
-    batch, so that the gradient is an unbiased estimate of the dataset-level objective's; 0 for the weight of the
-    batch itself. rate_factors: what the learning rate of each parameter is multiplied by; None for 1. average_decay:
-    of the moving average of parameters, where the state keeps one (Polyak and Juditsky 1992). axis_name: the mapped
-    axis over which devices hold parts of the batch, if there is one.
+    """The next state, and the scalars to log.
 
     A step whose loss, gradient or update is not finite changes nothing but the counters.
+
+    Args:
+        state: before the step.
+        batch: global rows, or this device's part of them under a mapped axis.
+        loss: (trained parameters, rows) -> LossSums.
+        optimizer: at learning rate 1.
+        schedule: step -> learning rate.
+        microbatches: parts that the batch is computed in.
+        weight_per_batch: what the gradient of the sum is divided by, once: the dataset's mean weight per batch, so
+            that the gradient is an unbiased estimate of the dataset-level objective's; 0 for the batch's own weight.
+        rate_factors: of the learning rate, a float for each parameter; None for 1.
+        ema_decay: of the moving average of parameters, where the state keeps one (Polyak and Juditsky 1992).
+        axis_name: the mapped axis over which devices hold parts of the batch; None for no such axis.
     """
     sums, gradient = sum_gradients(loss, state.params, batch, microbatches)
     counts = jnp.stack([(batch.response_mask > 0).sum(), (batch.segment_ids > 0).sum()])
@@ -123,11 +101,11 @@ def train_step(
         opt_state=keep_if_finite(opt_state, state.opt_state),
         skipped=state.skipped + ~finite,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
-        average=state.average,
+        ema_params=state.ema_params,
     )
-    if state.average is not None:
-        average = optax.incremental_update(params, state.average, 1 - average_decay)
-        next_state = next_state._replace(average=keep_if_finite(average, state.average))
+    if state.ema_params is not None:
+        ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
+        next_state = next_state._replace(ema_params=keep_if_finite(ema_params, state.ema_params))
     metrics = {
         "loss": sums.mean,
         "supervised_tokens": counts[0],
@@ -141,111 +119,3 @@ def train_step(
         "skipped_in_a_row": next_state.skipped_in_a_row,
     }
     return next_state, metrics
-
-
-class Partitioner:
-    """How a step, and an evaluation, meet the devices.
-
-    mode: "jit" or "pmap", which keeps parameters whole on every device. Raises InputError for any other.
-    """
-
-    def __init__(self, mode: str, mesh: Mesh):
-        if mode not in MODES:
-            raise InputError(f"parallel.mode={mode!r}: use one of {', '.join(MODES)}")
-        if mode == "pmap" and mesh.shape["data"] != mesh.size:
-            raise InputError("parallel.mode='pmap' replicates parameters: leave parallel.mesh empty, or use 'jit'")
-        self.mode, self.mesh = mode, mesh
-        self.replicated = NamedSharding(mesh, P())
-        self.batch_sharding = NamedSharding(mesh, BATCH)
-        self.num_shards = int(np.prod([mesh.shape[axis] for axis in BATCH[0]]))
-
-    def constrain(self, x_BxLxD: jax.Array) -> jax.Array:
-        """Pins activations to the devices of their rows (under pmap they are there by construction)."""
-        if self.mode == "pmap":
-            return x_BxLxD
-        return jax.lax.with_sharding_constraint(x_BxLxD, NamedSharding(self.mesh, P(BATCH[0], None, None)))
-
-    def rows(self, batch_size: int) -> list[int]:
-        """Which rows of a batch this process reads."""
-        return rows_of_this_process(self.batch_sharding, batch_size)
-
-    def put(self, batch: PackedBatch, batch_size: int) -> PackedBatch:
-        """This process's rows (in the order of `rows`) as the global batch that the compiled functions take."""
-        rows = self.rows(batch_size)
-        if self.mode == "pmap":  # (devices, rows of each, L)
-            each = batch_size // self.num_shards
-            batch = jax.tree.map(lambda x_BxL: x_BxL.reshape(-1, each, *x_BxL.shape[1:]), batch)
-            rows, batch_size = [row // each for row in rows[::each]], self.num_shards
-        return put_rows(batch, rows, self.batch_sharding, batch_size)
-
-    def as_global(self, state):
-        """A state as arrays that span all processes; under pmap each process holds whole copies of its own."""
-        if self.mode == "jit" or jax.process_count() == 1:
-            return state
-
-        def join(x):
-            shards = [shard.data for shard in x.addressable_shards]
-            return jax.make_array_from_single_device_arrays(x.shape, self.replicated, shards)
-
-        return jax.tree.map(join, state)
-
-    def compile_step(
-        self,
-        model: Model,
-        chunk: int,
-        shardings: TrainState,
-        frozen_shardings: Params,
-        draw_rng: Callable[[jax.Array, PackedBatch], StepRng] | None = None,
-        **arguments,
-    ) -> Callable:
-        """`train_step` of a model on these devices: (state, frozen, batch) -> (state, metrics); the state is donated.
-
-        frozen: the parameters that are not trained, {} for none; no gradient of theirs is ever formed. draw_noise:
-        (step, rows) -> what is drawn at random for them.
-        """
-
-        def step(state, frozen, batch, **mapped):
-            def loss(params, rows):
-                step_rng = draw_rng and draw_rng(state.step, rows)
-                nll_BxL = batch_nll(model, join(params, frozen), rows, chunk, self.constrain, step_rng)
-                return loss_sums(nll_BxL, rows.response_mask)
-
-            return train_step(state, batch, loss=loss, **arguments, **mapped)
-
-        if self.mode == "jit":
-            return jax.jit(
-                step,
-                in_shardings=(shardings, frozen_shardings, self.batch_sharding),
-                out_shardings=(shardings, self.replicated),
-                donate_argnums=0,
-            )
-        return self._pmap(partial(step, axis_name=_PMAP_AXIS), (None, None, 0), donate_argnums=0)
-
-    def compile_evaluation(
-        self, model: Model, chunk: int, shardings: Params, frozen_shardings: Params, num_turns: int
-    ) -> Callable:
-        """(params, frozen, batch) -> (LossSums by turn, supervised tokens by turn)."""
-
-        def evaluate(params, frozen, batch):
-            nll_BxL = batch_nll(model, join(params, frozen), batch, chunk, self.constrain)
-            sums = loss_sums_by_turn(nll_BxL, batch.response_mask, batch.turn_ids, num_turns)
-            supervised_BxL = (batch.response_mask > 0).astype(jnp.int32)
-            return sums, loss_sums_by_turn(nll_BxL, supervised_BxL, batch.turn_ids, num_turns).weight
-
-        if self.mode == "jit":
-            return jax.jit(
-                evaluate,
-                in_shardings=(shardings, frozen_shardings, self.batch_sharding),
-                out_shardings=self.replicated,
-            )
-        return self._pmap(lambda *inputs: jax.lax.psum(evaluate(*inputs), _PMAP_AXIS), (None, None, 0))
-
-    def _pmap(self, function: Callable, in_axes: tuple, donate_argnums=()) -> Callable:
-        return jax.pmap(
-            function,
-            axis_name=_PMAP_AXIS,
-            in_axes=in_axes,
-            out_axes=None,
-            devices=list(self.mesh.devices.flat),
-            donate_argnums=donate_argnums,
-        )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import assert_trees_close, small_model, uneven_batch
+from support import assert_trees_close, response_loss, small_model, uneven_batch
 
 from mtsft.errors import InputError
 from mtsft.interop.peft import merge
@@ -25,9 +25,9 @@ from mtsft.model.quantization import (
 )
 from mtsft.training.freeze import trained_names
 from mtsft.training.optimizer import build_optimizer
+from mtsft.training.partitioner import Partitioner
 from mtsft.training.sharding import make_mesh, param_shardings
 from mtsft.training.state import create_state, new_state, state_shardings
-from mtsft.training.step import Partitioner
 
 # Dettmers et al. 2023, arXiv:2305.14314, appendix E.
 LEVELS = """-1.0 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453 -0.28444138169288635 -0.18477343022823334
@@ -200,7 +200,11 @@ def make_step(model, mesh="", devices=None):
     shardings = state_shardings(jax.eval_shape(lambda p: new_state(p, optimizer), trained), optimizer, partitioner.mesh)
     place = partial(param_shardings, mesh=partitioner.mesh)
     step = partitioner.compile_step(
-        model, 5, shardings, place(frozen), optimizer=optimizer, schedule=lambda step: jnp.float32(0.01)
+        response_loss(model, partitioner),
+        shardings,
+        place(frozen),
+        optimizer=optimizer,
+        schedule=lambda step: jnp.float32(0.01),
     )
     state = create_state(jax.device_put(trained, shardings.params), optimizer, shardings)
     return step, state, jax.device_put(frozen, place(frozen)), partitioner

@@ -12,7 +12,7 @@ from mtsft.config import default
 from mtsft.errors import InputError
 from mtsft.runs import run as rooms
 from mtsft.runs.run import Run
-from mtsft.training.step import Partitioner
+from mtsft.training.partitioner import Partitioner
 from mtsft.training.step_rng import step_rng_of
 
 ROWS = 16
@@ -170,9 +170,9 @@ def test_noise_averages_and_rates_are_the_configs(make_run, compiled):
     step_rng, expected = (draw(7, batch) for draw in (compiled["draw_rng"], step_rng_of(run.model, 3, 4.0)))
     np.testing.assert_array_equal(*(jax.random.key_data(each.keys_B) for each in (step_rng, expected)))
     np.testing.assert_array_equal(step_rng.embedding_bounds_BxL, expected.embedding_bounds_BxL)
-    assert compiled["average_decay"] == 0.5
+    assert compiled["ema_decay"] == 0.5
     assert compiled["rate_factors"]["embed"]["embedding"] == 0.25
-    assert run.shapes.average is not None
+    assert run.shapes.ema_params is not None
 
 
 def test_what_is_trained_may_not_change_within_a_run(make_run):

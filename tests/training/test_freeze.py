@@ -6,17 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import assert_trees_close, small_model, uneven_batch
+from support import assert_trees_close, response_loss, small_model, uneven_batch
 
 from mtsft.errors import InputError
 from mtsft.model.architecture import NO_LORA, LoRA
 from mtsft.model.parameters import join, names, split
 from mtsft.training.freeze import trained_names
-from mtsft.training.objective import LossSums, loss_sums
+from mtsft.training.objective import LossSums
 from mtsft.training.optimizer import build_optimizer
+from mtsft.training.partitioner import Partitioner
 from mtsft.training.sharding import make_mesh, param_shardings
 from mtsft.training.state import create_state, new_state, state_shardings
-from mtsft.training.step import Partitioner, batch_nll, sum_gradients, train_step
+from mtsft.training.step import sum_gradients, train_step
 from mtsft.training.step_rng import step_rng_of
 
 ROWS = 16
@@ -33,15 +34,14 @@ def make_step(model, freeze="", mode="jit", mesh="", devices=None, microbatches=
     shardings = state_shardings(shapes, optimizer, partitioner.mesh)
     place = partial(param_shardings, mesh=partitioner.mesh)
     step = partitioner.compile_step(
-        model,
-        5,
+        response_loss(model, partitioner),
         shardings,
         place(frozen),
         draw_rng=step_rng_of(model, 3, neftune),
         optimizer=optimizer,
         schedule=lambda step: jnp.float32(0.01),
         microbatches=microbatches,
-        average_decay=decay,
+        ema_decay=decay,
     )
     state = create_state(jax.device_put(trained, shardings.params), optimizer, shardings, bool(decay))
     return step, state, jax.device_put(frozen, place(frozen)), partitioner
@@ -152,38 +152,35 @@ def test_the_average_follows_the_parameters():
     for number in range(3):
         state, _ = step(state, frozen, partitioner.put(uneven_batch(ROWS, 24, seed=number), ROWS))
         expected = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, expected, jax.device_get(state.params))
-    assert_trees_close(expected, jax.device_get(state.average), rtol=1e-6)
-    assert state.best is state.average
+    assert_trees_close(expected, jax.device_get(state.ema_params), rtol=1e-6)
+    assert state.eval_params is state.ema_params
 
 
 def test_a_step_that_is_not_finite_leaves_the_average_as_it_was():
     optimizer = build_optimizer("adamw", clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.95, eps=1e-8)
-    state = new_state({"head": {"kernel": jnp.ones((2, 2))}}, optimizer, averages=True)
+    state = new_state({"head": {"kernel": jnp.ones((2, 2))}}, optimizer, keep_ema=True)
 
     def loss(params, rows):
         return LossSums(jnp.inf * params["head"]["kernel"].sum(), jnp.float32(1))
 
-    how = dict(loss=loss, optimizer=optimizer, schedule=lambda step: jnp.float32(0.5), average_decay=0.5)
+    how = dict(loss=loss, optimizer=optimizer, schedule=lambda step: jnp.float32(0.5), ema_decay=0.5)
     state, _ = train_step(state, uneven_batch(2, 24), **how)
     assert int(state.skipped) == 1
-    np.testing.assert_array_equal(state.average["head"]["kernel"], np.ones((2, 2)))
+    np.testing.assert_array_equal(state.ema_params["head"]["kernel"], np.ones((2, 2)))
 
 
 def test_half_precision_parameters_have_moments_in_full_precision():
     model = small_model(param_dtype="bfloat16")
     state, metrics = train(2, model, devices=jax.devices()[:1], microbatches=2, decay=0.5)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"bfloat16"}
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.average)} == {"float32"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.ema_params)} == {"float32"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim} == {"float32"}
     assert metrics[1]["loss"] < metrics[0]["loss"] + 1
 
 
 def test_half_precision_gradients_are_added_up_in_full_precision():
     model, batch = small_model(param_dtype="bfloat16"), uneven_batch(4, 24)
-
-    def loss(params, rows):
-        return loss_sums(batch_nll(model, params, rows, 5), rows.response_mask)
-
+    loss = response_loss(model)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     gradient = jax.eval_shape(partial(sum_gradients, loss, microbatches=2), shapes, batch)[1]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(gradient)} == {"float32"}

@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import assert_trees_close, small_model, uneven_batch
+from support import assert_trees_close, response_loss, small_model, uneven_batch
 
 from mtsft.errors import InputError
+from mtsft.evaluation.held_out import loss_by_turn
 from mtsft.training.learning_rate import learning_rate_schedule
-from mtsft.training.objective import LossSums, loss_sums
+from mtsft.training.objective import LossSums
 from mtsft.training.optimizer import build_optimizer
+from mtsft.training.partitioner import Partitioner
 from mtsft.training.sharding import make_mesh
 from mtsft.training.state import create_state, new_state, state_shardings
-from mtsft.training.step import Partitioner, batch_nll, sum_gradients, train_step
+from mtsft.training.step import sum_gradients, train_step
 
 ROWS, LENGTH = 32, 24
 
@@ -35,8 +37,7 @@ def take_one_step(mode, mesh, microbatches, batch, devices=None, scan=True, weig
     state = create_state(jax.device_put(model.init(jax.random.key(0)), shardings.params), optimizer, shardings)
     before = jax.device_get(state.params)
     step = partitioner.compile_step(
-        model,
-        5,
+        response_loss(model, partitioner),
         shardings,
         {},
         optimizer=optimizer,
@@ -91,11 +92,7 @@ def test_one_device_is_n_devices(alone, batch, mode, mesh, microbatches, divisor
 
 def test_gradient_is_of_the_sum_divided_once(batch):
     model = small_model()
-    params = model.init(jax.random.key(0))
-
-    def loss(params, rows):
-        return loss_sums(batch_nll(model, params, rows, 5), rows.response_mask)
-
+    params, loss = model.init(jax.random.key(0)), response_loss(model)
     sums, gradient = jax.jit(partial(sum_gradients, loss, microbatches=2))(params, batch)
     expected = jax.jit(jax.grad(lambda p: loss(p, batch).nll))(params)
     assert_trees_close(expected, gradient)
@@ -115,7 +112,9 @@ def test_evaluation_doors_agree(batch):
         params = create_state(
             jax.device_put(model.init(jax.random.key(0)), shardings.params), optimizer, shardings
         ).params
-        evaluate = partitioner.compile_evaluation(model, 5, shardings.params, {}, num_turns=3)
+        evaluate = partitioner.compile_evaluation(
+            loss_by_turn(model, 5, 3, partitioner.constrain), shardings.params, {}
+        )
         results.append(jax.device_get(evaluate(params, {}, partitioner.put(batch, ROWS))))
     for (sums, tokens), (sums_too, tokens_too) in [results]:
         np.testing.assert_allclose(sums.nll, sums_too.nll, rtol=1e-5)

@@ -1,0 +1,57 @@
+"""A loss on what every role says, not the assistant alone: instruction modelling."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from mtsft.data.batches import PackedBatch
+from mtsft.data.store import Store
+from mtsft.errors import InputError
+from mtsft.model.parameters import Params
+from mtsft.model.transformer import Model, StepRng
+from mtsft.training.losses.forward import Constrain, weighted_nll
+from mtsft.training.objective import LossSums
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllRolesLoss:
+    """sum over tokens j that follow another   u_j (-log Pr(token_j | its path)),   u_j = w_j if w_j > 0 else c.
+
+    w is the response mask and c the weight of context: system, user and tool messages, the template's own text, and
+    responses that are not supervised. c = 1 is instruction modelling (Shi et al. 2024, arXiv:2405.14394, which leaves
+    out the template's text); c = 0 is the loss of responses. Each token of a tree is counted once, however many paths
+    share it.
+
+    Attributes:
+        model: the decoder.
+        constrain: applied to activations between layers.
+        chunk: config key objective.chunk.
+        context_weight: c, config key objective.context_weight.
+
+    Raises:
+        InputError: where c is below 0.
+    """
+
+    model: Model
+    constrain: Constrain
+    chunk: int
+    context_weight: float
+
+    def __post_init__(self):
+        if not self.context_weight >= 0:
+            raise InputError(f"objective.context_weight={self.context_weight}: must be at least 0")
+
+    def __call__(self, params: Params, rows: PackedBatch, step_rng: StepRng | None = None) -> LossSums:
+        """The sums over rows, at all parameters of the model."""
+        return weighted_nll(self.model, params, rows, self.weights(rows), self.chunk, self.constrain, step_rng)
+
+    def weights(self, rows: PackedBatch) -> jax.Array:
+        """u of every slot, float32 (B, L); 0 in padding and for the first token of a tree, which nothing predicts."""
+        context_BxL = (rows.response_mask == 0) & (rows.parents >= 0)
+        return jnp.where(context_BxL, jnp.float32(self.context_weight), rows.response_mask)
+
+    def total_weight(self, store: Store) -> float:
+        """The weight of all tokens of a store, each dialogue with one first token."""
+        context = store.lengths_N.sum() - store.supervised_N.sum() - len(store)
+        return float(store.weights_N.sum() + self.context_weight * context)

@@ -1,0 +1,58 @@
+"""The model and the objective joined: rows to the log-likelihood of their tokens."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+
+from mtsft.data.batches import PackedBatch
+from mtsft.model.attention import soft_cap
+from mtsft.model.parameters import Params
+from mtsft.model.transformer import Model, StepRng
+from mtsft.training.objective import LossSums, loss_sums, token_nll
+
+Constrain = Callable[[jax.Array], jax.Array]  # of activations (B, L, D), such as pinning their sharding
+
+
+def weighted_nll(
+    model: Model,
+    params: Params,
+    rows: PackedBatch,
+    weights_BxL: jax.Array,
+    chunk: int,
+    constrain: Constrain = lambda x: x,
+    step_rng: StepRng | None = None,
+) -> LossSums:
+    """Sums of weights times -log Pr(token | its path) over all slots.
+
+    Args:
+        model: the decoder.
+        params: all its parameters, trained and frozen.
+        rows: of a batch, (B, L).
+        weights_BxL: of each slot's token, float32, at least 0; must be 0 where there is no token before it.
+        chunk: weighted slots of a row that meet the vocabulary at a time; see `token_nll`.
+        constrain: applied to activations between layers.
+        step_rng: what a training step draws at random; None in evaluation.
+    """
+    nll_BxL = _nll(model, params, rows, weights_BxL, chunk, constrain, step_rng)
+    return loss_sums(nll_BxL, weights_BxL)
+
+
+def response_nll(
+    model: Model,
+    params: Params,
+    rows: PackedBatch,
+    chunk: int,
+    constrain: Constrain = lambda x: x,
+    step_rng: StepRng | None = None,
+) -> jax.Array:
+    """-log Pr of every supervised token given its path, in nats, float32 (B, L); arguments as `weighted_nll`."""
+    return _nll(model, params, rows, rows.response_mask, chunk, constrain, step_rng)
+
+
+def _nll(model, params, rows, weights_BxL, chunk, constrain, step_rng) -> jax.Array:
+    hidden_BxLxD, projection_DxV = model.apply(
+        params, rows.tokens, rows.positions, rows.subtree_ends, constrain=constrain, step_rng=step_rng
+    )
+    cap = partial(soft_cap, cap=model.arch.final_logit_softcapping)
+    return token_nll(hidden_BxLxD, projection_DxV, rows.tokens, rows.parents, weights_BxL, chunk, cap)

@@ -1,0 +1,46 @@
+"""The losses by name."""
+
+from dataclasses import fields
+from typing import Any, Protocol
+
+from mtsft.data.batches import PackedBatch
+from mtsft.data.store import Store
+from mtsft.errors import InputError
+from mtsft.model.parameters import Params
+from mtsft.model.transformer import Model, StepRng
+from mtsft.training.losses.all_roles import AllRolesLoss
+from mtsft.training.losses.forward import Constrain
+from mtsft.training.losses.response import ResponseLoss
+from mtsft.training.objective import LossSums
+
+
+class ModelLoss(Protocol):
+    """What every loss of the table is."""
+
+    def __call__(self, params: Params, rows: PackedBatch, step_rng: StepRng | None = None) -> LossSums:
+        """The sums over rows, at all parameters of the model."""
+
+    def total_weight(self, store: Store) -> float:
+        """The weight that it sums over, over one epoch of a store."""
+
+
+LOSSES = {"response": ResponseLoss, "all_roles": AllRolesLoss}
+
+
+def build_loss(name: str, model: Model, constrain: Constrain, **settings: Any) -> ModelLoss:
+    """The loss of a name, of one model.
+
+    Args:
+        name: one of LOSSES, config key objective.loss.
+        model: the decoder.
+        constrain: applied to activations between layers.
+        settings: the other keys of config.objective; a loss takes those that are fields of it.
+
+    Raises:
+        InputError: for another name, or a setting that the loss cannot have.
+    """
+    if name not in LOSSES:
+        raise InputError(f"objective.loss={name!r}: use one of {', '.join(LOSSES)}")
+    kind = LOSSES[name]
+    own = {field.name: settings[field.name] for field in fields(kind) if field.name in settings}
+    return kind(model=model, constrain=constrain, **own)

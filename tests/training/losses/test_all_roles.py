@@ -1,0 +1,154 @@
+"""Loss on every role: against a plain computation, packed, in trees, and on several devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import (
+    assert_trees_close,
+    chain,
+    pack,
+    random_chain,
+    response_loss,
+    small_model,
+    tree,
+    uneven_batch,
+)
+
+from mtsft.errors import InputError
+from mtsft.training.losses.all_roles import AllRolesLoss
+from mtsft.training.partitioner import Partitioner
+from mtsft.training.sharding import make_mesh
+from mtsft.training.state import create_state, new_state, state_shardings
+
+CONTEXT = 0.25
+#                  0  1  2  3  4  5  6  7  8  9 10 11
+BRANCHING = dict(
+    parents=[-1, 0, 1, 2, 3, 2, 5, 6, 5, 8, 1, 10],
+    mask=   [ 0, 0, 0, 1, 1, 0, 0, 1, 2, 1, 0, .5],
+    turns=  [ 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3],
+)  # fmt: skip
+
+
+def all_roles(model, context=CONTEXT, partitioner=None):
+    constrain = partitioner.constrain if partitioner else lambda x: x
+    return AllRolesLoss(model=model, constrain=constrain, chunk=5, context_weight=context)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return model.init(jax.random.key(1))
+
+
+def sums_and_gradient(loss, params, batch):
+    def nll(params):
+        sums = loss(params, batch)
+        return sums.nll, sums
+
+    (_, sums), gradient = jax.jit(jax.value_and_grad(nll, has_aux=True))(params)
+    return sums, gradient
+
+
+def path_to(tree, node):
+    """The nodes from the root to one."""
+    nodes = [node]
+    while tree.parents_N[nodes[-1]] >= 0:
+        nodes.append(int(tree.parents_N[nodes[-1]]))
+    return nodes[::-1]
+
+
+def test_weights_are_those_of_the_picture(model):
+    batch = pack([[chain([0, 0, 1, 0, 0.5]), tree(**BRANCHING)]], 20)
+    c = CONTEXT
+    assert np.asarray(all_roles(model).weights(batch))[0].tolist() == [
+        *(0, c, 1, c, 0.5),  # the first token of a tree is predicted by none
+        *(0, c, c, 1, 1, c, c, 1, 2, 1, c, 0.5),
+        *(0, 0, 0),  # padding
+    ]
+
+
+def test_it_is_the_plain_sum_over_tokens(model, params):
+    trees = [chain([0, 0, 1, 0, 0.5]), tree(**BRANCHING)]
+    batch = pack([trees[:1], trees], 20)
+    hidden, projection = model.apply(params, batch.tokens, batch.positions, batch.subtree_ends)
+    logp = np.asarray(jax.nn.log_softmax(hidden @ projection), np.float64)
+    nll = weight = 0.0
+    for row, slot in zip(*np.nonzero(batch.parents >= 0)):
+        own = batch.response_mask[row, slot] or CONTEXT
+        nll -= own * logp[row, batch.parents[row, slot], batch.tokens[row, slot]]
+        weight += own
+    sums, _ = sums_and_gradient(all_roles(model), params, batch)
+    assert float(sums.nll) == pytest.approx(nll, rel=1e-5)
+    assert float(sums.weight) == pytest.approx(weight)
+
+
+def test_packed_is_alone(model, params):
+    rng = np.random.default_rng(0)
+    trees = [random_chain(rng, 9), tree(**BRANCHING), random_chain(rng, 5)]
+    whole, gradient = sums_and_gradient(all_roles(model), params, pack([trees], 28))
+    alone = [sums_and_gradient(all_roles(model), params, pack([[tree]], 28)) for tree in trees]
+    assert float(whole.nll) == pytest.approx(sum(float(sums.nll) for sums, _ in alone), rel=1e-5)
+    assert float(whole.weight) == pytest.approx(sum(float(sums.weight) for sums, _ in alone))
+    assert_trees_close(gradient, jax.tree.map(lambda *leaves: sum(leaves), *(g for _, g in alone)))
+
+
+def test_a_token_of_a_tree_counts_once_on_the_path_to_it(model, params):
+    """Each token's term computed alone, on the chain that ends with it."""
+    branching = tree(**BRANCHING)
+    whole, gradient = sums_and_gradient(all_roles(model), params, pack([[branching]], 12))
+    terms = []
+    for node in range(1, len(branching)):
+        path = path_to(branching, node)
+        mask = [0] * (len(path) - 1) + [branching.response_mask_N[node] or CONTEXT]
+        alone = chain(mask, tokens=branching.tokens_N[path])
+        terms.append(sums_and_gradient(response_loss(model), params, pack([[alone]], 12)))
+    assert float(whole.nll) == pytest.approx(sum(float(sums.nll) for sums, _ in terms), rel=1e-5)
+    assert float(whole.weight) == pytest.approx(sum(float(sums.weight) for sums, _ in terms))
+    assert_trees_close(gradient, jax.tree.map(lambda *leaves: sum(leaves), *(g for _, g in terms)))
+
+
+def test_without_context_it_is_the_loss_of_responses(model, params):
+    batch = uneven_batch(4, 24)
+    sums, gradient = sums_and_gradient(all_roles(model, 0.0), params, batch)
+    expected, expected_gradient = sums_and_gradient(response_loss(model), params, batch)
+    assert jax.tree.map(float, sums) == jax.tree.map(float, expected)
+    assert_trees_close(expected_gradient, gradient, rtol=1e-7)
+
+
+def take_one_step(mode, mesh, microbatches, devices=None):
+    """(metrics, gradient) of one step, the gradient divided by the batch's own weight."""
+    import optax
+
+    model, batch = small_model(), uneven_batch(32, 24)
+    partitioner, optimizer = Partitioner(mode, make_mesh(mesh, devices)), optax.identity()
+    params = model.init(jax.random.key(0))
+    shapes = jax.eval_shape(lambda params: new_state(params, optimizer), params)
+    shardings = state_shardings(shapes, optimizer, partitioner.mesh)
+    before = jax.device_get(params)
+    state = create_state(jax.device_put(params, shardings.params), optimizer, shardings)
+    how = dict(optimizer=optimizer, schedule=lambda step: jnp.float32(1), microbatches=microbatches)
+    step = partitioner.compile_step(all_roles(model, partitioner=partitioner), shardings, {}, **how)
+    state, metrics = step(state, {}, partitioner.put(batch, 32))
+    return jax.device_get(metrics), jax.tree.map(np.subtract, jax.device_get(state.params), before)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return take_one_step("jit", "", 1, jax.devices()[:1])
+
+
+@pytest.mark.parametrize(("mode", "mesh"), [("jit", "data=2,fsdp=2,tensor=2"), ("pmap", "")])
+def test_one_device_is_n_devices(one_device, mode, mesh):
+    metrics, gradient = take_one_step(mode, mesh, microbatches=2)
+    assert metrics["loss"] == pytest.approx(one_device[0]["loss"], rel=1e-6)
+    assert_trees_close(one_device[1], gradient, rtol=1e-5)
+
+
+def test_a_weight_below_0_is_named(model):
+    with pytest.raises(InputError, match=r"^objective.context_weight=-1.0: must be at least 0$"):
+        all_roles(model, -1.0)

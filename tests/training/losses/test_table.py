@@ -1,0 +1,23 @@
+"""The losses by name."""
+
+import pytest
+from support import small_model
+
+from mtsft.errors import InputError
+from mtsft.training.losses.all_roles import AllRolesLoss
+from mtsft.training.losses.response import ResponseLoss
+from mtsft.training.losses.table import build_loss
+
+SETTINGS = dict(normalize="dataset", chunk=7, context_weight=0.5)
+
+
+def test_a_loss_takes_the_settings_that_are_its_own():
+    model, constrain = small_model(), lambda x: x
+    how = dict(model=model, constrain=constrain, chunk=7)
+    assert build_loss("response", model, constrain, **SETTINGS) == ResponseLoss(**how)
+    assert build_loss("all_roles", model, constrain, **SETTINGS) == AllRolesLoss(**how, context_weight=0.5)
+
+
+def test_another_name_is_an_error():
+    with pytest.raises(InputError, match=r"^objective.loss='dpo': use one of response, all_roles$"):
+        build_loss("dpo", small_model(), lambda x: x, **SETTINGS)
