@@ -45,7 +45,7 @@ from jax.experimental import topologies  # noqa: E402
 from mtsft.data.batches import empty_batch  # noqa: E402
 from mtsft.interop.config_json import describe  # noqa: E402
 from mtsft.runs.pretrained import model_of  # noqa: E402
-from mtsft.runs.run import Run  # noqa: E402
+from mtsft.runs.setup import TrainingSetup  # noqa: E402
 from mtsft.training.optimizer import build_optimizer  # noqa: E402
 from mtsft.training.partitioner import Partitioner  # noqa: E402
 from mtsft.training.sharding import make_mesh  # noqa: E402
@@ -86,7 +86,7 @@ def run_of(path, config, devices):
     )
     data = SimpleNamespace(train=SimpleNamespace(weights_N=np.ones(1)), train_layout=SimpleNamespace(num_rows=1))
     partitioner = Partitioner(config.parallel.mode, make_mesh(config.parallel.mesh, devices))
-    return Run(config, data, model_of(config, 0), optimizer, partitioner, None)
+    return TrainingSetup(config, data, model_of(config, 0), optimizer, partitioner, None)
 
 
 def state_bytes(run):

@@ -20,12 +20,12 @@ _SYSTEM = flags.DEFINE_string("system", "", "The system prompt.")
 def main() -> None:
     """Converses in the terminal, or over standard input."""
     from mtsft.model.generate import Sampling
-    from mtsft.runs import chat_model
-    from mtsft.runs.conversation import HELP, Conversation, converse
+    from mtsft.runs.chat_model import ChatModel
+    from mtsft.runs.conversation import HELP, converse
 
     sampling = Sampling(**_SAMPLING())
-    model = chat_model.load(_WORKDIR.value, _STEP.value)
-    conversation = Conversation(model, sampling, cli.max_new_tokens(), _SYSTEM.value)
+    model = ChatModel.load(_WORKDIR.value, _STEP.value)
+    conversation = model.chat(_SYSTEM.value, cli.max_new_tokens(), sampling)
     if sys.stdin.isatty():
         print(HELP)
     converse(conversation, _lines(), lambda text: print(text, end="", flush=True))

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from mtsft.data.packing import Layout, Plan, deal
@@ -114,5 +113,7 @@ class BatchSource:
 
 def read_ahead(source: BatchSource, start: int, threads: int = 2, ahead: int = 4) -> Iterator[PackedBatch]:
     """The batches from step `start` to the source's last, in order, made ahead of need by Grain's threads."""
+    import grain  # imports JAX, which nothing else here needs
+
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.source(source)[start:].to_iter_dataset(options))

@@ -41,7 +41,7 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class TokenizedDataset:
     """What a run reads. eval: None where nothing is held out. corpus_eval: the built-in corpus's held-out file."""
 
     spec: EncodingSpec
@@ -177,7 +177,7 @@ def find_sources(
     )
 
 
-def open_dataset(*, progress: bool = True, **keys) -> Dataset:
+def open_dataset(*, progress: bool = True, **keys) -> TokenizedDataset:
     """The data of a run, tokenised; keys: those of `data` in mtsft/config.py, see find_sources.
 
     What is made on the way (corpus, tokenizer, stores) is kept in `cache_dir` and found there the next time.
@@ -191,7 +191,7 @@ def open_dataset(*, progress: bool = True, **keys) -> Dataset:
 
     train_store = store(sources.train_files, sources.train_spec)
     eval_store = store(sources.eval_files, sources.eval_spec) if sources.eval_files else None
-    return Dataset(
+    return TokenizedDataset(
         spec=sources.train_spec,
         tokenizer=sources.train_spec.chat.open()[1],
         train=train_store if set(sources.weights) == {1.0} else train_store.mixed(sources.weights),

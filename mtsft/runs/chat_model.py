@@ -17,6 +17,7 @@ from mtsft.errors import InputError
 from mtsft.model.generate import GREEDY, Sampling, generate, stream
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
+from mtsft.runs.conversation import Conversation
 from mtsft.runs.pretrained import open_trained
 
 
@@ -24,13 +25,50 @@ from mtsft.runs.pretrained import open_trained
 class ChatModel:
     """A model on one device, with its tokenizer and its template. Build it with `load`.
 
-    step: of the checkpoint; 0 for a model that was not trained here.
+    Attributes:
+        model: its architecture, as pure functions.
+        params: its parameters.
+        encoder: conversations as its tokens.
+        step: of the checkpoint; 0 for a model that was not trained here.
     """
 
     model: Model
     params: Params
     encoder: Encoder
     step: int
+
+    @classmethod
+    def load(cls, path: str | Path, step: int | None = None, **runtime) -> "ChatModel":
+        """The model that was trained in a workdir, or of a Hugging Face folder; it needs nothing but what lies there.
+
+        A run that froze parameters (as LoRA does) needs what it started from, too.
+
+        Args:
+            path: the workdir or the folder.
+            step: of the checkpoint; None for the best by held-out loss, or the newest where nothing was held out.
+            runtime: dtype and the like, other than in training.
+
+        Raises:
+            InputError: there is no such model.
+        """
+        base = open_trained(path, step)
+        model = base.model(**runtime)
+        device = SingleDeviceSharding(jax.local_devices()[0])
+        params = base.restore(model, partial(jax.tree.map, lambda _: device))
+        return cls(model, params, base.encoder(), base.step)
+
+    def chat(self, system: str = "", max_new: int = 512, sampling: Sampling = GREEDY) -> Conversation:
+        """A conversation with it.
+
+        Args:
+            system: the system prompt; "" for none.
+            max_new: tokens of a reply at most.
+            sampling: how the tokens of a reply are chosen; by default the most probable ones.
+
+        Raises:
+            InputError: the template refuses the system prompt, or the model has no room after it.
+        """
+        return Conversation(self, sampling, max_new, system)
 
     def prompt(self, messages: Sequence[Message | tuple[str, str]]) -> list[int]:
         """The tokens that a conversation so far makes, up to where the model goes on; rendered as in training.
@@ -83,17 +121,3 @@ class ChatModel:
             yield decoder.decode(said[told:])
             told = len(said)
         yield decoder.decode(b"", final=True)
-
-
-def load(path: str | Path, step: int | None = None, **runtime) -> ChatModel:
-    """The model that was trained in a workdir, or of a Hugging Face folder; it needs nothing but what lies there.
-
-    A run that froze parameters (as LoRA does) needs what it started from, too. step: of the checkpoint; None for the
-    best by held-out loss, or the newest where nothing was held out. runtime: dtype and the like, other than in
-    training. Raises InputError where there is no such model.
-    """
-    base = open_trained(path, step)
-    model = base.model(**runtime)
-    device = SingleDeviceSharding(jax.local_devices()[0])
-    params = base.restore(model, partial(jax.tree.map, lambda _: device))
-    return ChatModel(model, params, base.encoder(), base.step)

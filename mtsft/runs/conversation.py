@@ -1,13 +1,15 @@
 """A conversation with a trained model: what is said, and the commands that change it."""
 
+import html
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
+from mtsft.diagnose.token_view import visible
 from mtsft.errors import InputError, one_line
 from mtsft.files import expanded
 from mtsft.model.generate import Sampling
-from mtsft.runs.chat_model import ChatModel
 
 HELP = """/reset          forget what was said (the system prompt stays)
 /system TEXT    start over with another system prompt; without TEXT, with none
@@ -17,13 +19,35 @@ HELP = """/reset          forget what was said (the system prompt stays)
 A line that begins with a space is said as it is, without that space. Ctrl-C stops a reply."""
 
 
+class Speaker(Protocol):
+    """A model that replies; ChatModel is one."""
+
+    def prompt(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """The tokens that it is prompted with. Raises InputError for a conversation that it cannot reply to."""
+
+    def stream(self, messages: Sequence[tuple[str, str]], max_new: int, sampling: Sampling) -> Iterator[str]:
+        """Its reply, piece by piece."""
+
+
 class Conversation:
     """Messages so far, as (role, content) pairs, of which the model says every second one.
 
-    Raises InputError where nothing can be said after the system prompt.
+    Attributes:
+        messages: what was said so far, the system prompt first if there is one.
     """
 
-    def __init__(self, model: ChatModel, sampling: Sampling, max_new: int, system: str = ""):
+    def __init__(self, model: Speaker, sampling: Sampling, max_new: int, system: str = ""):
+        """Starts with nothing said.
+
+        Args:
+            model: what replies.
+            sampling: how the tokens of a reply are chosen.
+            max_new: tokens of a reply at most.
+            system: the system prompt; "" for none.
+
+        Raises:
+            InputError: nothing can be said after the system prompt.
+        """
         self._model, self._sampling, self._max_new = model, sampling, max_new
         self.messages: list[tuple[str, str]] = []
         self.start_over(system)
@@ -48,23 +72,28 @@ class Conversation:
         """Forgets everything but the system prompt."""
         self.messages = [message for message in self.messages[:1] if message[0] == "system"]
 
-    def say(self, text: str) -> Iterator[str]:
+    def say(self, text: str) -> str:
+        """The model's reply to `text`. Raises InputError as `stream` does."""
+        _check_text(text, "the message")
+        return "".join(self.stream(text))
+
+    def stream(self, text: str) -> Iterator[str]:
         """The model's reply to `text`, piece by piece; what was given when the caller stops is kept as the reply.
 
         Where that is before there is any of it, `text` is forgotten. Raises InputError, and forgets `text`, where the
         template refuses the conversation or the model has no room.
         """
         asked = [*self.messages, ("user", text)]
-        said, whole = "", False
+        reply, whole = "", False
         self._model.prompt(asked)  # refuses before anything is said
         try:
             for piece in self._model.stream(asked, self._max_new, self._sampling):
-                said += piece
+                reply += piece
                 yield piece
             whole = True
         finally:
-            if said or whole:
-                self.messages = [*asked, ("assistant", said)]
+            if reply or whole:
+                self.messages = [*asked, ("assistant", reply)]
 
     def is_broken(self) -> bool:
         """Whether a reply shows bytes that are no text: it is not what the model said, to the byte."""
@@ -83,6 +112,16 @@ class Conversation:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{role:>9}  {visible(content)}" for role, content in self.messages)
+
+    def _repr_html_(self) -> str:
+        lines = (
+            f"<p style='white-space: pre-wrap'><b>{html.escape(role)}</b>  {html.escape(visible(content))}</p>"
+            for role, content in self.messages
+        )
+        return f"<div>{''.join(lines)}</div>"
 
 
 def converse(conversation: Conversation, lines: Iterable[str], write: Callable[[str], None]) -> None:
@@ -118,7 +157,7 @@ def converse(conversation: Conversation, lines: Iterable[str], write: Callable[[
 def _answer(conversation: Conversation, text: str, write: Callable[[str], None]) -> None:
     if not text.strip():
         return
-    before, pieces = conversation.messages, conversation.say(text)
+    before, pieces = conversation.messages, conversation.stream(text)
     try:
         for piece in pieces:
             write(_visible(piece))

@@ -14,8 +14,8 @@ from mtsft.evaluation.replies import replies
 from mtsft.model.generate import Sampling, generate
 from mtsft.model.parameters import Params, join, split
 from mtsft.runs.pretrained import WorkdirModel, open_trained
-from mtsft.runs.run import Run
-from mtsft.runs.workdir import with_its_date
+from mtsft.runs.setup import TrainingSetup
+from mtsft.runs.template_date import with_template_date
 
 _BATCH = 32  # contexts that are replied to at a time, or some more to fill all devices
 
@@ -29,7 +29,7 @@ def evaluate(config: ConfigDict, workdir: str | Path | None) -> dict[str, Any]:
 class Evaluator:
     """A model and the held-out dialogues it is tried on, on the devices that a config says. Build it with `of`."""
 
-    run: Run
+    run: TrainingSetup
     params: Params
 
     @classmethod
@@ -41,7 +41,7 @@ class Evaluator:
         if workdir is None:
             if not config.model.init_from:
                 raise InputError("nothing to evaluate: give a --workdir, or set model.init_from")
-            run = Run.of(with_its_date(config))
+            run = TrainingSetup.of(with_template_date(config))
             _check_held_out(run)
             return cls(run, join(run.create().params, run.frozen()))
         workdir = epath.Path(workdir).expanduser()
@@ -50,11 +50,11 @@ class Evaluator:
             raise InputError(
                 f"{workdir}: is a Hugging Face folder, not a workdir; set model.init_from to it and leave out --workdir"
             )
-        config = with_its_date(config.copy_and_resolve_references(), workdir)
+        config = with_template_date(config.copy_and_resolve_references(), workdir)
         # Those of model.init_from may be others.
         config.data.tokenizer = str(workdir / "tokenizer")
         config.data.template = config.data.template or str(workdir / "template.json")
-        run = Run.of(config)
+        run = TrainingSetup.of(config)
         _check_held_out(run)
         _check_same_model(run, base.config, workdir)
         return cls(run, base.restore(run.model, run.place))
@@ -91,12 +91,12 @@ class Evaluator:
         return replies(say, run.dataset.eval, run.dataset.tokenizer, stops, limit)
 
 
-def _check_held_out(run: Run) -> None:
+def _check_held_out(run: TrainingSetup) -> None:
     if run.dataset.eval is None:
         raise InputError("nothing is held out to evaluate on; set data.eval or data.eval_fraction")
 
 
-def _check_same_model(run: Run, trained: ConfigDict, workdir: Path) -> None:
+def _check_same_model(run: TrainingSetup, trained: ConfigDict, workdir: Path) -> None:
     for name in run.identity():
         group, _, key = name.partition(".")
         if group not in ("model", "lora") or key not in trained[group]:

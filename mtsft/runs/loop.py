@@ -19,7 +19,8 @@ from mtsft.evaluation import context_recall
 from mtsft.files import atomic_write
 from mtsft.model.parameters import Params, join
 from mtsft.runs import workdir as workdirs
-from mtsft.runs.run import Run
+from mtsft.runs.setup import TrainingSetup
+from mtsft.runs.template_date import with_template_date
 from mtsft.training.checkpoint import Checkpoints, check_same_run
 from mtsft.training.early_stopping import is_best, stops_after
 from mtsft.training.metrics import Log, Meter, held_out_losses
@@ -39,8 +40,8 @@ def train(
     began = time.monotonic()
     workdir = epath.Path(workdir).expanduser().resolve()
     workdirs.check_free(workdir)
-    config = workdirs.with_its_date(config, workdir)
-    run = Run.of(config, progress=_is_first())
+    config = with_template_date(config, workdir)
+    run = TrainingSetup.of(config, progress=_is_first())
     _say(*run.dataset.summary())
     run.check_hosts_agree()
     _claim(workdir, run)
@@ -80,7 +81,7 @@ def train(
 
 
 def _take_steps(
-    run: Run,
+    run: TrainingSetup,
     state: TrainState,
     frozen: Params,
     start: int,
@@ -155,7 +156,7 @@ def _take_steps(
     return state
 
 
-def _claim(workdir: epath.Path, run: Run) -> None:
+def _claim(workdir: epath.Path, run: TrainingSetup) -> None:
     """Makes the workdir this run's, or checks that it is; keeps the config and the tokenizer there."""
     workdirs.make(workdir)
     check_same_run(workdir / workdirs.FINGERPRINT, run.identity())
@@ -163,7 +164,7 @@ def _claim(workdir: epath.Path, run: Run) -> None:
         workdirs.write(workdir, run.config, run.dataset.spec.chat, run.base and run.base.published)
 
 
-def _check_leaves_nothing_out(run: Run, start: int, earlier: dict[str, Any], workdir: Path) -> None:
+def _check_leaves_nothing_out(run: TrainingSetup, start: int, earlier: dict[str, Any], workdir: Path) -> None:
     """Raises InputError where going on after the end of an epoch would never train some rows.
 
     earlier: the result.json of a run that ended. Its last batch was not full where it counted epochs, and steps are
@@ -178,7 +179,7 @@ def _check_leaves_nothing_out(run: Run, start: int, earlier: dict[str, Any], wor
         )
 
 
-def _measure_context(run: Run, params: Params) -> dict[str, Any]:
+def _measure_context(run: TrainingSetup, params: Params) -> dict[str, Any]:
     """What the model makes of earlier turns, on the built-in corpus's held-out dialogues; printed and returned."""
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(run.partitioner.as_global(params), tiled=True)
@@ -197,7 +198,7 @@ def _measure_context(run: Run, params: Params) -> dict[str, Any]:
     return scores
 
 
-def _no_longer_improves(run: Run, losses: list[float]) -> bool:
+def _no_longer_improves(run: TrainingSetup, losses: list[float]) -> bool:
     evaluation = run.config.eval
     return stops_after(losses, evaluation.patience, evaluation.min_improvement) is not None
 
@@ -225,7 +226,7 @@ def _progress_bar(start: int, steps: int) -> tqdm:
     )
 
 
-def _describe(run: Run) -> str:
+def _describe(run: TrainingSetup) -> str:
     trained, whole = (count / 1e6 for count in run.parameter_counts)
     counted = f"{trained:,.1f} M" if trained == whole else f"{trained:,.1f} M of {whole:,.1f} M"
     return f"{counted} parameters on {jax.device_count()} {jax.devices()[0].platform} device(s)"

@@ -1,6 +1,5 @@
 """What a run keeps of itself in its workdir beside checkpoints: its config, its tokenizer, its chat template."""
 
-import datetime
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +14,13 @@ from mtsft.errors import InputError, one_line
 from mtsft.files import atomic_write
 from mtsft.interop import config_json
 from mtsft.interop.hf_folder import read_json_file
+from mtsft.runs.template_date import CONFIG
 from mtsft.tokenizer.load import read_files
 
 FINGERPRINT = "fingerprint.json"  # of what makes a run this run
 RESULT = "result.json"  # how it ended
 CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made
-_CONFIG, _TEMPLATE, _TOKENIZER, _PUBLISHED = "config.json", "template.json", "tokenizer", "published.json"
+_TEMPLATE, _TOKENIZER, _PUBLISHED = "template.json", "tokenizer", "published.json"
 _OF_MODELS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
 
@@ -38,7 +38,7 @@ def write(
     atomic_write(workdir / _TEMPLATE, chat.as_json().encode())
     if published is not None:
         atomic_write(workdir / _PUBLISHED, (json.dumps(published, indent=1) + "\n").encode())
-    atomic_write(workdir / _CONFIG, (config.to_json(indent=1) + "\n").encode())
+    atomic_write(workdir / CONFIG, (config.to_json(indent=1) + "\n").encode())
 
 
 def check_free(workdir: epath.Path) -> None:
@@ -53,7 +53,7 @@ def check_free(workdir: epath.Path) -> None:
                 f"--workdir={workdir}: holds a converted model; set model.init_from to it, and choose another --workdir"
             )
         return
-    foreign = [path.name for path in workdir.iterdir() if path.name == _CONFIG or path.suffix in _OF_MODELS]
+    foreign = [path.name for path in workdir.iterdir() if path.name == CONFIG or path.suffix in _OF_MODELS]
     if foreign:
         raise InputError(
             f"--workdir={workdir}: holds {one_line(min(foreign), 60)}, and no run of mtsft; "
@@ -71,7 +71,7 @@ def make(workdir: epath.Path) -> None:
 
 def read_run_config(workdir: epath.Path) -> ConfigDict:
     """The config that a run left in its workdir. Raises InputError where there is no trained model."""
-    path, config = workdir / _CONFIG, default()
+    path, config = workdir / CONFIG, default()
     for needed in (path, workdir / _TOKENIZER, workdir / "checkpoints"):
         if not needed.exists():
             raise nothing_in(workdir, f"no {needed.relative_to(workdir)}")
@@ -108,22 +108,6 @@ def read_result(workdir: epath.Path) -> dict[str, Any]:
     """What the loop wrote at an earlier end of the run; {} where there was none. Raises InputError."""
     path = workdir / RESULT
     return read_json_file(path)[1] if path.exists() else {}
-
-
-def with_its_date(config: ConfigDict, workdir: epath.Path | None = None) -> ConfigDict:
-    """The config with the date that templates are told set: that of the run in `workdir` if there is one, or today's.
-
-    A run that is resumed the next day would otherwise see other prompts.
-    """
-    if config.data.template_date:
-        return config
-    config, path = config.copy_and_resolve_references(), workdir and workdir / _CONFIG
-    try:
-        kept = json.loads(path.read_text())["data"]["template_date"] if path and path.exists() else ""
-    except (ValueError, KeyError, TypeError):
-        kept = ""  # whoever reads all of it will say what is wrong with it
-    config.data.template_date = str(kept or datetime.date.today())
-    return config
 
 
 def nothing_in(workdir: Path, lack: str) -> InputError:

@@ -13,7 +13,7 @@ from flow_support import run as run_door
 from safetensors.numpy import load_file, save_file
 
 from mtsft.errors import InputError
-from mtsft.runs.run import Run
+from mtsft.runs.setup import TrainingSetup
 
 
 def run(door, *flags, **settings):
@@ -141,7 +141,7 @@ def test_a_folder_with_something_wrong_is_one_line(folder, tmp_path, how, named)
     spoil(broken, how)
     config = config_for(folder, **{"model.init_from": str(broken)})
     with pytest.raises(InputError) as refusal:
-        Run.of(config, progress=False)
+        TrainingSetup.of(config, progress=False)
     line = str(refusal.value)
     assert "\n" not in line
     assert all(name in line for name in named), line

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from mtsft.config import default
 from mtsft.runs.loop import train
-from mtsft.runs.run import Run
+from mtsft.runs.setup import TrainingSetup
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -123,7 +123,7 @@ def dialogues_of_steps(source, store):
 def test_every_step_is_trls(subject, tmp_path):
     folder, data = subject
     config = make_config(folder, data, tmp_path / "cache")
-    run = Run.of(config, progress=False)
+    run = TrainingSetup.of(config, progress=False)
     steps, most = dialogues_of_steps(run.train_source(), run.dataset.train)
     assert most > 2  # ours are packed indeed
 

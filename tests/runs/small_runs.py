@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from mtsft.runs import chat_model
+from mtsft.runs.chat_model import ChatModel
 
 SIZES = dict(
     hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8
@@ -11,7 +11,7 @@ SIZES = dict(
 
 
 def parameters(path, **runtime):
-    return jax.device_get(chat_model.load(path, **runtime).params)
+    return jax.device_get(ChatModel.load(path, **runtime).params)
 
 
 def same(a, b):

@@ -18,9 +18,10 @@ from mtsft.interop.peft import merge
 from mtsft.model.architecture import LoRA
 from mtsft.model.parameters import names, split, stack_layers
 from mtsft.model.quantization import quantize
-from mtsft.runs import chat_model, convert, evaluator, loop
+from mtsft.runs import convert, evaluator, loop
+from mtsft.runs.chat_model import ChatModel
 from mtsft.runs.pretrained import HubModel, WorkdirModel, initial
-from mtsft.runs.run import Run
+from mtsft.runs.setup import TrainingSetup
 from mtsft.training.sharding import make_mesh, param_shardings
 
 ON_ONE_DEVICE = partial(jax.tree.map, lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
@@ -73,7 +74,7 @@ def test_a_base_that_changed_is_refused_on_resume(folder, adapted, exported):
     before = parameters(moved)
     assert same(before, parameters(workdir))
     file.write_bytes(content)
-    for read in (chat_model.load, lambda path: evaluator.evaluate(adapted[1], path)):
+    for read in (ChatModel.load, lambda path: evaluator.evaluate(adapted[1], path)):
         with pytest.raises(InputError, match=rf"^{file.parent}: is no longer the model that {moved} was trained from"):
             read(moved)
     with pytest.raises(InputError, match="is no longer the model"):
@@ -87,7 +88,7 @@ def moved_base(folder, exported):
 
 def test_a_run_goes_on_from_another_with_its_adapters_merged(folder, adapted, make_config):
     workdir, _ = adapted
-    run = Run.of(make_config(**{"model.init_from": str(workdir)}), progress=False)
+    run = TrainingSetup.of(make_config(**{"model.init_from": str(workdir)}), progress=False)
     started = jax.device_get(run.create().params)
     assert not any("lora" in name for name in names(started))
     expected = merge(parameters(workdir, scan_layers=True), WorkdirModel(epath.Path(workdir)).lora)
@@ -115,17 +116,17 @@ def test_adapters_come_in_again_and_are_trained_on(folder, adapted, exported, ma
         "lora.init_from": str(folder / "adapter_in"),
         "model.scan_layers": False,
     }
-    run = Run.of(make_config(**changes), progress=False)
+    run = TrainingSetup.of(make_config(**changes), progress=False)
     assert (run.model.lora.rank, run.model.lora.alpha, run.model.lora.dropout) == (2, 6.0, 0.0)
     assert same(run.create().params, split(parameters(workdir), lambda name: "lora" in name)[0])
     for name, value, theirs in (("rank", 3, 2), ("alpha", 7.0, "6.0"), ("targets", "mlp", ".*")):
         with pytest.raises(
             InputError, match=rf"^lora.{name}={value!r}, and the adapters of lora.init_from have {theirs}"
         ):
-            Run.of(make_config(**changes, **{f"lora.{name}": value}), progress=False)
-    Run.of(make_config(**changes, **{"lora.rank": 2, "lora.alpha": 6.0}), progress=False)
+            TrainingSetup.of(make_config(**changes, **{f"lora.{name}": value}), progress=False)
+    TrainingSetup.of(make_config(**changes, **{"lora.rank": 2, "lora.alpha": 6.0}), progress=False)
     with pytest.raises(InputError, match=r"^lora\.init_from needs the model that its adapters are for"):
-        Run.of(make_config(**{"lora.init_from": str(folder / "adapter_in")}), progress=False)
+        TrainingSetup.of(make_config(**{"lora.init_from": str(folder / "adapter_in")}), progress=False)
 
 
 def test_frozen_adapters_are_those_of_the_folder_again(folder, adapted, exported, make_config):
@@ -142,7 +143,7 @@ def test_frozen_adapters_are_those_of_the_folder_again(folder, adapted, exported
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(InputError, match=rf"^{before}: no longer holds the adapters that {folder}/half frozen was tra"):
-        chat_model.load(folder / "half frozen")
+        ChatModel.load(folder / "half frozen")
     with pytest.raises(InputError, match=r"holds a run with another lora.init_from \(parameters\)"):
         loop.train(config, folder / "half frozen")
 

@@ -16,6 +16,7 @@ from mtsft.evaluation.held_out import as_table
 from mtsft.model.generate import GREEDY, Sampling
 from mtsft.model.parameters import stack_layers
 from mtsft.runs import chat_model, evaluator, workdir
+from mtsft.runs.chat_model import ChatModel
 from mtsft.runs.pretrained import model_of
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.optimizer import build_optimizer
@@ -62,7 +63,7 @@ def copied(run, tmp_path):
 
 def test_the_best_by_held_out_loss_is_loaded(run):
     folder, saved = run
-    model = chat_model.load(folder)
+    model = ChatModel.load(folder)
     assert model.step == 2
     assert_trees_close(model.params, saved[2], rtol=0, atol=1e-30)
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(model.params)} == {1}
@@ -70,15 +71,15 @@ def test_the_best_by_held_out_loss_is_loaded(run):
 
 def test_a_step_can_be_chosen(run):
     folder, saved = run
-    assert_trees_close(chat_model.load(folder, step=3).params, saved[3], rtol=0, atol=1e-30)
+    assert_trees_close(ChatModel.load(folder, step=3).params, saved[3], rtol=0, atol=1e-30)
     with pytest.raises(InputError, match=r"holds no checkpoint of step 1; it has 2, 3, 4$"):
-        chat_model.load(folder, step=1)
+        ChatModel.load(folder, step=1)
 
 
 def test_the_newest_is_best_where_nothing_was_held_out(copied):
     for step in (2, 3, 4):
         shutil.rmtree(copied / "checkpoints" / str(step) / "metrics")
-    assert chat_model.load(copied).step == 4
+    assert ChatModel.load(copied).step == 4
 
 
 def change(folder, group, name, value):
@@ -90,21 +91,21 @@ def change(folder, group, name, value):
 
 def test_layers_scanned_or_unrolled_load_from_the_same_checkpoint(run, copied):
     change(copied, "model", "scan_layers", True)  # layers are decoded one by one all the same
-    assert_trees_close(chat_model.load(copied).params, run[1][2], rtol=0, atol=1e-30)
-    assert_trees_close(chat_model.load(copied, scan_layers=True).params, stack_layers(run[1][2]), rtol=0, atol=1e-30)
+    assert_trees_close(ChatModel.load(copied).params, run[1][2], rtol=0, atol=1e-30)
+    assert_trees_close(ChatModel.load(copied, scan_layers=True).params, stack_layers(run[1][2]), rtol=0, atol=1e-30)
 
 
 def test_a_relative_workdir_will_do(run, monkeypatch):
     folder, _ = run
     monkeypatch.chdir(folder.parent)
-    assert chat_model.load("work").step == 2
+    assert ChatModel.load("work").step == 2
 
 
 def test_reading_leaves_everything_as_it_is(copied):
     half_written = copied / "checkpoints" / "5.orbax-checkpoint-tmp"
     half_written.mkdir()
     before = sorted(Path(copied).rglob("*"))
-    chat_model.load(copied)
+    ChatModel.load(copied)
     assert sorted(Path(copied).rglob("*")) == before
 
 
@@ -114,7 +115,7 @@ def test_a_config_with_several_files_is_read_back(copied):
 
 
 def test_reply_continues_the_rendered_conversation(run, monkeypatch):
-    model = chat_model.load(run[0])
+    model = ChatModel.load(run[0])
     tokenizer, asked = model.encoder.tokenizer, []
     stop = tokenizer.controls["<|im_end|>"].id
 
@@ -137,7 +138,7 @@ def test_reply_continues_the_rendered_conversation(run, monkeypatch):
 
 
 def test_reply_is_decoded_greedily(run, monkeypatch):
-    model, seen = chat_model.load(run[0]), []
+    model, seen = ChatModel.load(run[0]), []
     generate = chat_model.generate
 
     def watched(*arguments, **options):
@@ -179,7 +180,7 @@ def in_place_of(model, monkeypatch, **changes):
 
 
 def test_ids_that_the_tokenizer_does_not_have_are_never_said(run, monkeypatch):
-    base = chat_model.load(run[0])
+    base = ChatModel.load(run[0])
     size = base.encoder.tokenizer.vocab_size
     model, tokens = in_place_of(base, monkeypatch, vocab_size=8 * size)
     arguments = ([("user", "Hi")], 12, Sampling(temperature=1e6))
@@ -189,7 +190,7 @@ def test_ids_that_the_tokenizer_does_not_have_are_never_said(run, monkeypatch):
 
 
 def test_prompt_and_reply_stay_within_the_positions_that_the_model_is_made_for(run, monkeypatch):
-    base = chat_model.load(run[0])
+    base = ChatModel.load(run[0])
     said = [("user", "Hello there")]
     length = len(base.prompt(said))
     size = base.encoder.tokenizer.vocab_size
@@ -214,7 +215,7 @@ def test_prompt_and_reply_stay_within_the_positions_that_the_model_is_made_for(r
 
 
 def test_reply_refuses_what_no_dialogue_can_hold(run):
-    model = chat_model.load(run[0])
+    model = ChatModel.load(run[0])
     with pytest.raises(InputError, match=r"^the conversation: message 1 has the unknown role \"robot\""):
         model.reply([("robot", "Hi")])
     with pytest.raises(InputError, match=r"^the conversation: message 2 \(user\) has content that is a number"):
@@ -227,7 +228,7 @@ def test_says_what_is_missing(copied, lack):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     says = rf"^{copied} holds no trained model \(no {lack}\); train one first with python -m mtsft.train .*$"
     with pytest.raises(InputError, match=says):
-        chat_model.load(copied)
+        ChatModel.load(copied)
     with pytest.raises(InputError, match=says):
         evaluator.evaluate(default(), copied)
     assert not path.exists()
@@ -236,24 +237,24 @@ def test_says_what_is_missing(copied, lack):
 def test_a_template_that_is_missing_or_broken_is_named(copied):
     (copied / "template.json").write_text("{")
     with pytest.raises(InputError, match=rf"^{copied}/template.json: not the template of a run of this version: "):
-        chat_model.load(copied)
+        ChatModel.load(copied)
     (copied / "template.json").unlink()
     with pytest.raises(InputError, match=r"holds no trained model \(no template.json\); train one first with"):
-        chat_model.load(copied)
+        ChatModel.load(copied)
 
 
 def test_says_that_no_checkpoint_is_whole(copied):
     for step in (2, 3, 4):
         shutil.rmtree(copied / "checkpoints" / str(step))
     with pytest.raises(InputError, match=r"holds no trained model \(no checkpoint is whole yet\)"):
-        chat_model.load(copied)
+        ChatModel.load(copied)
 
 
 @pytest.mark.parametrize("text", ["{", '{"data": {"unheard_of": 1}}', "[]"])
 def test_a_config_that_cannot_be_read_is_named(copied, text):
     (copied / "config.json").write_text(text)
     with pytest.raises(InputError, match=rf"^{copied}/config.json: not the config of a run"):
-        chat_model.load(copied)
+        ChatModel.load(copied)
 
 
 @pytest.fixture

@@ -51,6 +51,25 @@ def test_every_reply_is_in_the_context_of_the_next(conversation, parrot):
     assert conversation.messages == [*said, ("assistant", "and me ")]
 
 
+def test_in_python_a_reply_is_text_and_the_conversation_is_shown(conversation, parrot):
+    assert conversation.say("hello you") == "hello you "
+    parrot.stream = lambda *_: iter(["<b>", "\x1b[2J"])
+    assert conversation.say("and me") == "<b>\x1b[2J"
+    assert conversation.messages[-1] == ("assistant", "<b>\x1b[2J")
+    shown = conversation._repr_html_()
+    assert "<b>user</b>  and me</p>" in shown
+    assert "<b>assistant</b>  &lt;b&gt;\u241b[2J</p>" in shown
+    assert repr(conversation).splitlines() == [
+        "   system  Be kind.",
+        "     user  hello you",
+        "assistant  hello you ",
+        "     user  and me",
+        "assistant  <b>\u241b[2J",
+    ]
+    with pytest.raises(InputError, match=r"^the message is not UTF-8 \(at character 4\)"):
+        conversation.say("caf\udce9")
+
+
 def test_reset_keeps_the_system_prompt_and_system_changes_it(conversation):
     assert shown(conversation, "hello", "/reset") == "hello \n(forgotten)\n"
     assert conversation.messages == [("system", "Be kind.")]

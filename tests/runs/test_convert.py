@@ -11,7 +11,8 @@ from small_runs import parameters, same
 
 from mtsft.config import default
 from mtsft.errors import InputError
-from mtsft.runs import chat_model, convert, evaluator
+from mtsft.runs import convert, evaluator
+from mtsft.runs.chat_model import ChatModel
 from mtsft.runs.pretrained import HubModel, WorkdirModel, open_base
 
 
@@ -24,9 +25,7 @@ def test_a_run_goes_out_and_comes_in_bit_for_bit(folder, base, exported):
     assert {p.name for p in exported.iterdir()} == {p.name for p in (folder / "again").iterdir()}
     for file in exported.iterdir():
         assert file.read_bytes() == (folder / "again" / file.name).read_bytes(), file.name
-    assert chat_model.load(folder / "back").reply([("user", "3?")], 4) == chat_model.load(base).reply(
-        [("user", "3?")], 4
-    )
+    assert ChatModel.load(folder / "back").reply([("user", "3?")], 4) == ChatModel.load(base).reply([("user", "3?")], 4)
 
 
 def test_adapters_alone_go_out_as_a_folder(folder, adapted, exported):

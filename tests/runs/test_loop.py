@@ -11,8 +11,9 @@ from small_runs import parameters, same
 
 from mtsft.errors import InputError
 from mtsft.model.parameters import join
-from mtsft.runs import chat_model, convert, evaluator, loop
-from mtsft.runs.run import Run
+from mtsft.runs import convert, evaluator, loop
+from mtsft.runs.chat_model import ChatModel
+from mtsft.runs.setup import TrainingSetup
 
 
 @pytest.mark.parametrize("kind", ["a model", "a config", "a file", "below a file"])
@@ -68,7 +69,7 @@ def test_training_stops_early_and_stays_stopped(folder, exported, make_config):
     logged = (folder / "early" / "eval.jsonl").read_text()
     assert loop.train(config, folder / "early")["steps"] == 3
     assert (folder / "early" / "eval.jsonl").read_text() == logged
-    assert chat_model.load(folder / "early").step == result["best_step"]
+    assert ChatModel.load(folder / "early").step == result["best_step"]
     (best,) = [line for line in map(json.loads, logged.splitlines()) if line["step"] == result["best_step"]]
     # The average, not the last parameters, is what was evaluated and is kept.
     assert evaluator.evaluate(config, folder / "early")["loss"] == pytest.approx(best["loss"], rel=1e-6)
@@ -81,13 +82,13 @@ def test_the_best_by_held_out_loss_is_kept_wherever_checkpoints_fall(folder, exp
     lines = [json.loads(line) for line in (folder / "worse" / "eval.jsonl").read_text().splitlines()]
     best = min(lines, key=lambda line: line["loss"])
     assert best["step"] < 4  # the steps are far too large
-    assert chat_model.load(folder / "worse").step == best["step"]
+    assert ChatModel.load(folder / "worse").step == best["step"]
 
 
 def test_a_run_that_ended_with_an_epoch_is_not_extended_where_rows_would_be_left_out(folder, exported, make_config):
     changes = {"model.init_from": str(exported), "train.steps": 0, "train.epochs": 1.0, "eval.every": 0}
     config = make_config(**changes)
-    rows = Run.of(config, progress=False).num_rows
+    rows = TrainingSetup.of(config, progress=False).num_rows
     config.train.batch_size = size = next(size for size in (8, 16) if rows % size)
     config.train.warmup_steps = 0
     result = loop.train(config, folder / "epoch")

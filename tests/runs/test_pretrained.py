@@ -12,13 +12,14 @@ from small_runs import SIZES, parameters, same
 
 from mtsft.errors import InputError
 from mtsft.model.generate import GREEDY
-from mtsft.runs import chat_model, evaluator, loop
+from mtsft.runs import evaluator, loop
+from mtsft.runs.chat_model import ChatModel
 from mtsft.runs.pretrained import WorkdirModel, resolve
-from mtsft.runs.run import Run
+from mtsft.runs.setup import TrainingSetup
 
 
 def test_a_run_starts_from_a_folder_with_its_sizes_its_tokenizer_and_its_parameters(exported, base, make_config):
-    run = Run.of(make_config(**{"model.init_from": str(exported)}), progress=False)
+    run = TrainingSetup.of(make_config(**{"model.init_from": str(exported)}), progress=False)
     assert {name: run.config.model[name] for name in SIZES} == SIZES
     assert run.dataset.tokenizer.encode("3? it is") == WorkdirModel(epath.Path(base)).chat.open()[1].encode("3? it is")
     started = run.create().params
@@ -75,15 +76,17 @@ def test_a_token_that_the_model_does_not_embed_is_refused(exported, make_config,
     tensors |= {name: tensors[name][:100] for name in ("model.embed_tokens.weight", "lm_head.weight")}
     save_file(tensors, short / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"the dialogues have the token \d+ \(.*\), and the model embeds 100; "):
-        Run.of(make_config(**{"model.init_from": str(short)}), progress=False)
+        TrainingSetup.of(make_config(**{"model.init_from": str(short)}), progress=False)
 
 
 def test_a_dialogue_longer_than_the_model_is_made_for_is_refused(exported, make_config):
-    longest = max(Run.of(make_config(**{"model.init_from": str(exported)}), progress=False).dataset.train.lengths_N)
+    longest = max(
+        TrainingSetup.of(make_config(**{"model.init_from": str(exported)}), progress=False).dataset.train.lengths_N
+    )
     changes = {"model.init_from": str(exported), "model.max_position_embeddings": int(longest) - 1}
     with pytest.raises(InputError, match=rf"dialogue has {longest} tokens, and the model is made for {longest - 1} "):
-        Run.of(make_config(**changes), progress=False)
-    Run.of(make_config(**changes | {"model.max_position_embeddings": int(longest)}), progress=False)
+        TrainingSetup.of(make_config(**changes), progress=False)
+    TrainingSetup.of(make_config(**changes | {"model.max_position_embeddings": int(longest)}), progress=False)
 
 
 @pytest.mark.parametrize("what", ["no such folder", "an empty folder", "a run without a checkpoint", "adapters"])
@@ -106,7 +109,7 @@ def test_what_is_no_model_is_named(folder, base, make_config, tmp_path, what):
         "a run without a checkpoint": f"{path} holds no trained model (no checkpoint is whole yet); ",
     }
     with pytest.raises(InputError) as refusal:
-        Run.of(make_config(**{"model.init_from": str(path)}), progress=False)
+        TrainingSetup.of(make_config(**{"model.init_from": str(path)}), progress=False)
     assert str(refusal.value).startswith(says[what])
 
 
@@ -115,7 +118,7 @@ def test_a_damaged_description_of_the_model_is_named(adapted, tmp_path, text):
     workdir = shutil.copytree(adapted[0], tmp_path / "run")
     (workdir / "published.json").write_text(text)
     with pytest.raises(InputError, match=f"^{workdir / 'published.json'}: "):
-        chat_model.load(workdir)
+        ChatModel.load(workdir)
 
 
 def test_positions_that_no_export_could_say_are_refused_before_training(exported, make_config, tmp_path):

@@ -1,0 +1,201 @@
+"""What a config becomes: every key that makes numbers reaches the room that uses it."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from mtsft.config import default
+from mtsft.errors import InputError
+from mtsft.runs import setup as rooms
+from mtsft.runs.setup import TrainingSetup
+from mtsft.training.partitioner import Partitioner
+from mtsft.training.step_rng import step_rng_of
+
+ROWS = 16
+
+
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory):
+    """A run of a small config, with changes by key."""
+    folder = tmp_path_factory.mktemp("run")
+    with (folder / "d.jsonl").open("w") as file:
+        for n in range(150):
+            reply = {"role": "assistant", "content": f"{n} it is" * (1 + n % 5), "weight": 1 + n % 2}
+            file.write(json.dumps({"messages": [{"role": "user", "content": f"{n}?"}, reply]}) + "\n")
+
+    def make(**changes):
+        config = default()
+        config.data.train = str(folder / "d.jsonl")
+        config.data.cache_dir = str(folder / "cache")
+        config.data.vocab_size = 300
+        config.data.eval_fraction = 0.3
+        config.data.sequence_length = 64
+        config.model.hidden_size = config.model.intermediate_size = config.model.head_dim = 16
+        config.model.num_hidden_layers = config.model.num_attention_heads = config.model.num_key_value_heads = 1
+        config.train.batch_size = ROWS
+        config.parallel.compilation_cache = ""
+        config.update_from_flattened_dict(changes)
+        return TrainingSetup.of(config, progress=False)
+
+    return make
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """What a step is compiled with."""
+    given = {}
+    monkeypatch.setattr(Partitioner, "compile_step", lambda self, *_, **arguments: given.update(arguments))
+    return given
+
+
+def seen(source, steps):
+    """(dialogue, times) over the batches of some steps, a dialogue by its tokens."""
+    rows = [source[step] for step in range(steps)]
+    segments = [
+        batch.tokens[row][batch.segment_ids[row] == segment].tobytes()
+        for batch in rows
+        for row in range(len(batch.tokens))
+        for segment in range(1, batch.segment_ids[row].max() + 1)
+    ]
+    return {segment: segments.count(segment) for segment in segments}
+
+
+def test_the_seed_decides_the_batches_and_the_fresh_parameters(make_run):
+    runs = [make_run(**{"train.seed": seed}) for seed in (0, 0, 1)]
+    batches = [run.train_source()[0].tokens.tobytes() for run in runs]
+    assert batches[0] == batches[1] != batches[2]
+    heads = [np.asarray(run.create().params["head"]["kernel"]) for run in runs]
+    np.testing.assert_array_equal(heads[0], heads[1])
+    assert (heads[0] != heads[2]).all()
+
+
+def test_gradients_are_divided_by_the_mean_weight_of_a_batch_or_by_the_batchs_own(make_run, compiled):
+    run = make_run()
+    run.compile_step()
+    store, num_rows = run.dataset.train, run.dataset.train_layout.num_rows
+    weights = [store[i].response_mask_N.sum() for i in range(len(store))]
+    assert compiled["weight_per_batch"] == pytest.approx(sum(weights) * ROWS / num_rows)
+    source = run.train_source()
+    whole = sum(source[step].response_mask.sum() for step in range(run.steps))
+    assert whole == sum(weights)  # the last batch may be short, and no row comes twice
+    make_run(**{"objective.normalize": "batch"}).compile_step()
+    assert compiled["weight_per_batch"] == 0.0
+
+
+def test_the_schedule_the_microbatches_and_the_steps_are_the_configs(make_run, compiled):
+    changes = {"train.steps": 20, "train.learning_rate": 0.5, "train.warmup_steps": 4, "train.end_learning_rate": 0.2}
+    run = make_run(**changes, **{"train.microbatches": 2})
+    run.compile_step()
+    assert run.steps == 20
+    assert compiled["microbatches"] == 2
+    assert [float(compiled["schedule"](step)) for step in (0, 3, 20)] == pytest.approx([0.125, 0.5, 0.1])
+
+
+@pytest.mark.parametrize("epochs", [1.0, 2.0])
+def test_so_many_epochs_train_every_dialogue_so_many_times(make_run, epochs):
+    run = make_run(**{"train.epochs": epochs})
+    times = seen(run.train_source(), run.steps)
+    assert len(times) == len(run.dataset.train) > 50
+    assert set(times.values()) == {epochs}
+
+
+def test_evaluation_sees_every_dialogue_that_is_held_out_once(make_run, monkeypatch):
+    given = SimpleNamespace()
+    monkeypatch.setattr(rooms, "evaluate", lambda step, params, source, put: setattr(given, "source", source))
+    run = make_run(**{"eval.batch_size": 8})
+    run.evaluate(None, None)
+    assert run.dataset.eval_layout.num_rows % 8
+    times = seen(given.source, len(given.source))
+    assert len(times) == len(run.dataset.eval) > 20
+    assert set(times.values()) == {1}
+
+
+@pytest.mark.parametrize(("key", "value"), [("model.rope_theta", 500.0), ("model.dtype", "bfloat16")])
+def test_the_sizes_of_the_model_are_the_configs(make_run, key, value):
+    assert getattr(make_run(**{key: value}).model.arch, key.split(".")[1]) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("train.learning_rate", float("inf"), "must be a finite number"),
+        ("train.neftune_alpha", float("inf"), "must be a finite number"),
+        ("lora.alpha", float("nan"), "must be a finite number"),
+        ("lora.alpha", 0.0, "must be above 0; adapters are scaled by alpha / rank"),
+        ("train.weight_decay", -1.0, "must be at least 0"),
+        ("train.eps", 0.0, "must be above 0, as it is divided by"),
+        ("train.epochs", 1e300, r"must be below 2\*\*31"),
+        ("train.seed", 2**32, r"must be below 2\*\*32"),
+        ("data.corpus_seed", 2**32, r"must be below 2\*\*32"),
+        ("model.rope_theta", -1.0, "must be above 0"),
+        ("model.rms_norm_eps", 0.0, "must be above 0"),
+        ("model.attn_logit_softcapping", -1.0, "must be at least 0"),
+        ("train.b1", 1.0, r"must be in \[0, 1\)"),
+        ("train.b2", -0.1, r"must be in \[0, 1\)"),
+    ],
+)
+def test_a_number_that_no_training_can_have_is_named(make_run, key, value, says):
+    with pytest.raises(InputError, match=f"^{re.escape(f'{key}={value}')}: {says}$"):
+        make_run(**{key: value})
+
+
+def test_steps_are_those_that_a_state_can_count(make_run):
+    make_run(**{"train.steps": 2**31 - 1})
+    with pytest.raises(InputError, match=r"^2.15e\+09 steps are more than 2,147,483,647: lower train.epochs or"):
+        make_run(**{"train.steps": 2**31})
+
+
+def test_patience_needs_something_to_wait_for(make_run):
+    make_run(**{"eval.patience": 2})
+    with pytest.raises(InputError, match=r"^eval.patience is set and nothing is held out"):
+        make_run(**{"eval.patience": 2, "data.eval_fraction": 0.0})
+
+
+def test_layers_are_compiled_as_the_config_says(make_run):
+    assert len(jax.tree.leaves(make_run(**{"model.num_hidden_layers": 2}).shapes.params)) == 12
+    unrolled = {"model.num_hidden_layers": 2, "model.scan_layers": False}
+    assert len(jax.tree.leaves(make_run(**unrolled).shapes.params)) == 21
+
+
+def test_noise_averages_and_rates_are_the_configs(make_run, compiled):
+    changes = {"train.neftune_alpha": 4.0, "train.seed": 3, "train.average_decay": 0.5}
+    groups = {"train.learning_rate_groups": '{"embed": 0.25}'}
+    run = make_run(**changes, **groups)
+    run.compile_step()
+    batch = run.train_source()[0]
+    step_rng, expected = (draw(7, batch) for draw in (compiled["draw_rng"], step_rng_of(run.model, 3, 4.0)))
+    np.testing.assert_array_equal(*(jax.random.key_data(each.keys_B) for each in (step_rng, expected)))
+    np.testing.assert_array_equal(step_rng.embedding_bounds_BxL, expected.embedding_bounds_BxL)
+    assert compiled["ema_decay"] == 0.5
+    assert compiled["rate_factors"]["embed"]["embedding"] == 0.25
+    assert run.shapes.ema_params is not None
+
+
+def test_what_is_trained_may_not_change_within_a_run(make_run):
+    first, *others = (
+        make_run(**{"lora.rank": 2, **changes}).identity()
+        for changes in (
+            {},
+            {"lora.rank": 3},
+            {"lora.alpha": 1.0},
+            {"lora.targets": "mlp"},
+            {"train.freeze": "mlp"},
+            {"train.average_decay": 0.5},
+        )
+    )
+    assert [[name for name in first if first[name] != other[name]] for other in others] == [
+        ["lora.rank"],
+        ["lora.alpha"],
+        ["lora.targets"],
+        ["train.freeze"],
+        ["train.average_decay"],
+    ]
+
+
+def test_muon_is_refused_where_adapters_leave_it_nothing(make_run):
+    with pytest.raises(InputError, match=r"^train.optimizer='muon' moves the layers' matrices, which lora.rank freeze"):
+        make_run(**{"lora.rank": 2, "train.optimizer": "muon"})
