@@ -27,7 +27,7 @@ environment:
   MTSFT_GRACE_SECONDS   time between TERM and KILL when a process has failed (default 30)
 
 example:
-  launch/local.sh --processes 2 --devices-per-process 4 -- --config=configs/quickstart.py --workdir=/tmp/run
+  launch/local.sh --processes 2 --devices-per-process 4 -- --config=quickstart --workdir=/tmp/run
 EOF
 }
 

@@ -9,7 +9,8 @@ usage: launch/tpu_pod.sh --name NAME --zone ZONE --type TYPE [options] -- ARGS..
 
 Runs `python -m mtsft.train ARGS...` on every worker of the Cloud TPU slice NAME. A slice that is ready is
 used, a missing one is created, a preempted one is deleted and created again. What runs is the commit HEAD.
-ARGS are written --key=value and hold --config=FILE (a committed file) and --workdir=gs://BUCKET/DIR.
+ARGS are written --key=value and hold --config=FILE (a committed file), or the name of one in configs/, and
+--workdir=gs://BUCKET/DIR.
 
   --name NAME        the slice
   --zone ZONE        e.g. us-west4-a
@@ -33,7 +34,7 @@ environment:
 
 example:
   launch/tpu_pod.sh --name mtsft --zone us-west4-a --type v5litepod-16 --spot --delete-after -- \
-      --config=configs/pod.py --workdir=gs://bucket/run --config.train.steps=1000
+      --config=pod --workdir=gs://bucket/run --config.train.steps=1000
 EOF
 }
 
@@ -180,8 +181,11 @@ fi
 command -v gcloud >/dev/null || die "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
 git -C "$root" rev-parse --quiet --verify HEAD >/dev/null 2>&1 || die "$root is not a git checkout with a commit"
 git -C "$root" diff --quiet HEAD -- || die "some tracked files have changes: commit them, for what runs on the pod is HEAD"
-git -C "$root" cat-file -e "HEAD:./${config%%:*}" 2>/dev/null ||
-  die "$(printf %q "${config%%:*}") is not a committed file, so the pod would not have it"
+committed() { git -C "$root" cat-file -e "HEAD:./$1" 2>/dev/null; }
+# A file by its path, or by its name in configs/; without the variant, which follows a colon.
+config=${config%%:*}
+committed "$config" || committed "configs/$config.py" ||
+  die "$(printf %q "$config") is not a committed file, so the pod would not have it"
 pack
 
 # ---- the slice

@@ -12,13 +12,37 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import config_flags
 
+from mtsft.config_files import find_config
 from mtsft.errors import InputError, one_line
 from mtsft.files import FULL, atomic_write, check_writable, expanded
 
 
+class _ConfigParser(flags.ArgumentParser):
+    """Reads a config by its name or its file, with or without :VARIANT.
+
+    Args:
+        files: the parser that reads FILE and FILE:VARIANT.
+    """
+
+    def __init__(self, files: flags.ArgumentParser):
+        self._files = files
+
+    def parse(self, argument: str) -> Any:
+        """The config that a flag's value names. Raises InputError where there is none."""
+        name, colon, variant = argument.partition(":")
+        try:
+            file = find_config(name)
+        except InputError as error:
+            raise InputError(f"--config={error}") from error
+        return self._files.parse(f"{file}{colon}{variant}")
+
+
 def define_config() -> flags.FlagHolder:
-    """The flag --config=FILE, with an override --config.key=value for every key."""
-    return config_flags.DEFINE_config_file("config", None, "A config file, such as configs/quickstart.py.")
+    """The flag --config=NAME or FILE, with an override --config.key=value for every key."""
+    holder = config_flags.DEFINE_config_file("config", None, "A config: a name, such as quickstart, or a Python file.")
+    flag = flags.FLAGS["config"]
+    flag.parser = _ConfigParser(flag.parser)
+    return holder
 
 
 def define_workdir(required: bool = True) -> flags.FlagHolder:
@@ -86,8 +110,8 @@ def run(main: Callable[[], None]) -> None:
         print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
         return
     try:
-        if "config" in flags.FLAGS:
-            _check_config_file()
+        if "config" in flags.FLAGS and _given_config() is None:
+            raise InputError("no --config; name one, such as --config=quickstart")
         rest = flags.FLAGS(sys.argv)[1:]
         if rest:
             raise InputError(f"{one_line(rest[0], 80)!r} is not a flag; write --name=value (see --help)")
@@ -110,7 +134,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _given_config() -> str | None:
-    """What the command line says of --config: a file, or file:variant. None where it says nothing."""
+    """What the command line says of --config, its variant with it. None where it says nothing."""
     for flag, value in zip(sys.argv, [*sys.argv[1:], ""]):
         name, equals, given = flag.lstrip("-").partition("=")
         if flag.startswith("-") and name == "config":
@@ -118,20 +142,9 @@ def _given_config() -> str | None:
     return None
 
 
-def _config_file() -> Path:
-    return Path(_given_config().split(":")[0])
-
-
-def _check_config_file() -> None:
-    """Raises InputError if --config names no file, which ml_collections would say at length."""
-    if _given_config() is None:
-        raise InputError("no --config; name one, such as --config=configs/quickstart.py")
-    if not _config_file().is_file():
-        raise InputError(f"--config={_given_config()}: no such file; name a config such as configs/quickstart.py")
-
-
 def _say_no_config() -> str:
-    return f"--config={_config_file()}: is no config, a Python file with a get_config(); see configs/quickstart.py"
+    name = _given_config().partition(":")[0]
+    return f"--config={name}: is no config, a Python file with a get_config(); see configs/quickstart.py"
 
 
 def _say_what_flag_is_wrong(error: flags.Error) -> str:
@@ -148,7 +161,7 @@ def _say_what_flag_is_wrong(error: flags.Error) -> str:
 def _say_what_config_lacks(error: Exception) -> str:
     if isinstance(error, AttributeError) and error.name == "get_config":
         return _say_no_config()
-    if isinstance(error, NameError | SyntaxError) and _config_file().suffix != ".py":
+    if isinstance(error, NameError | SyntaxError) and find_config(_given_config()).suffix != ".py":
         return _say_no_config()  # data, read as Python
     text = str(error.args[0] if error.args else error)
     if isinstance(error, AttributeError | KeyError):

@@ -1,4 +1,4 @@
-"""Models in and out: python -m mtsft.convert --to=hf --input=WORKDIR --output=DIR (or --from=hf, the other way).
+"""Hugging Face folders in and out: python -m mtsft.convert --to=hf --input=WORKDIR --output=DIR, or --from=hf.
 
 --to=hf writes what a run trained (its best checkpoint by held-out loss) as a folder that transformers and vLLM load;
 adapters are merged, or with --adapter written alone, for PEFT. --from=hf writes a Hugging Face folder as a workdir,

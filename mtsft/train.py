@@ -1,4 +1,4 @@
-"""Train: python -m mtsft.train --config=configs/quickstart.py --workdir=DIR [--config.key=value ...].
+"""Train a model on dialogues: python -m mtsft.train --config=quickstart --workdir=DIR [--config.key=value ...].
 
 Run again, the same command goes on from the last checkpoint.
 """

@@ -42,6 +42,7 @@ ONLY = {
     "orbax": ("training.checkpoint",),
     "mtsft.corpora": ("data.dataset", "evaluation.context_recall"),
     "configs": (),
+    "mtsft.configs": (),
 }
 
 PACKAGE = Path(mtsft.__file__).parent

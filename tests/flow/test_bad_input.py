@@ -88,11 +88,12 @@ def prepare(refused, *flags, says):
         (["--config=config.py", "--config.nothing.at.all=1"], r"unknown config key.*nothing.*lists every key"),
         ([], r".*--config\b"),
         (["--config=gone.py"], r".*gone\.py\b"),
-        (["--config=", "stray"], "--config=: no such file; name a config such as configs/quickstart.py"),
+        (["--config=", "stray"], "--config=: no such config; name a Python file, or one of from_scratch, .*quickstart"),
+        (["--config=quickstrat"], "--config=quickstrat: no such config; name a Python file, or one of .*quickstart"),
         (["--config=config.py:full"], "--config=config.py:full: this config has no variants; leave out what follows"),
     ],
     ids=["stray argument", "unknown flag", "no number", "no whole number", "unknown key", "unknown group", "no config",
-         "no such config", "empty config", "no variants"],
+         "no such config", "empty config", "no such name", "no variants"],
 )  # fmt: skip
 def test_wrong_flags(refused, flags, says):
     refused("prepare", *flags, says=f"(?i:{says})")

@@ -67,6 +67,13 @@ def test_pod_copies_the_committed_files_and_nothing_else(pod):
     assert pod.runs(1)[0]["files"] == sorted([".gitignore", "configs/pod.py", *scripts])
 
 
+@pytest.mark.parametrize("config", ["pod", "pod:variant", "configs/pod.py:variant"])
+def test_pod_takes_a_config_by_its_name(pod, config):
+    flags = [f"--config={config}", "--workdir=gs://bucket/run"]
+    assert pod.run(*POD, "--", *flags).returncode == 0
+    assert pod.runs(0)[0]["argv"][-2:] == flags
+
+
 def test_pod_hands_hostile_words_over_as_they_are(pod):
     done = pod.run(*POD, "--", *RUN, *HOSTILE)
     assert done.returncode == 0, done.stderr
@@ -358,6 +365,7 @@ def test_pod_knows_the_runtime_of_a_type(pod, type, version):
         ([*POD, "--", "--config=configs/pod.py", "--workdir=/tmp/run"], "--workdir=gs://"),
         ([*POD, "--", *RUN, "--config.x", "y z"], "--key=value"),
         ([*POD, "--", "--config=configs/mine.py", "--workdir=gs://b/r"], "not a committed file"),
+        ([*POD, "--", "--config=mine", "--workdir=gs://b/r"], "not a committed file"),
         ([*POD, "--", "--config=/etc/x.py", "--workdir=gs://b/r"], "not a committed file"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Ready runs, one file each, found by name: --config=quickstart. Installed as mtsft.configs."""
