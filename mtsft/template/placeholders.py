@@ -49,6 +49,10 @@ class Placeholder:
         self.character, self.key, self.owner, self.field = character, key, owner, field
         self.path, self.method, self.args, self.item, self.parts = key
 
+    def __repr__(self) -> str:
+        origin = "".join(map(str, self.parts)) if self.path is None else ".".join(map(str, self.path))
+        return f"<{self.method}({origin})>" if self.method else f"<{origin}>"
+
     def value(self, bindings: Bindings) -> Any:
         """What it stands for in one dialogue; computed once and kept in the bindings."""
         values = bindings.values

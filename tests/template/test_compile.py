@@ -1,5 +1,6 @@
 """Contexts and responses under templates of every habit, against the definition: plain renderings, tokenised whole."""
 
+import textwrap
 from functools import cache
 
 import pytest
@@ -7,6 +8,7 @@ from chats import STOPS, TEMPLATES, chat_of, controls_of, dialogue, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mtsft.template
 from mtsft.dialogue.schema import Message
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import EncodingSpec
@@ -15,6 +17,7 @@ from mtsft.errors import InputError
 from mtsft.template.chat_template import CHATML, ChatTemplate
 from mtsft.template.compile import TemplateCompiler
 from mtsft.template.placeholders import Placeholder, text_of
+from mtsft.template.tracked_dialogue import TrackedDialogue
 
 
 @cache
@@ -314,39 +317,62 @@ def test_controls_are_those_that_the_templates_write():
     assert Message("user", "x").as_record() == {"role": "user", "content": "x"}
 
 
-# The cache of plans
+# The cache of plans, as the docstring of mtsft.template has it
+
+
+def example():
+    """(the template of the docstring, a compiler under it)."""
+    lines = mtsft.template.__doc__.split("Under the template\n\n")[1].split("\n\n")[0]
+    chat = chat_of("chatml")
+    template, tokenizer = type(chat)(chat.tokenizer, {"default": textwrap.dedent(lines)}, "made").open()
+    return template, TemplateCompiler(template, tokenizer.controls, ["<|im_end|>"])
+
+
+def test_the_example_is_rendered_and_planned_as_the_docstring_says():
+    template, compiler = example()
+    given = dialogue(("user", "2 + 2?"), ("assistant", "4"))
+    buffer = TrackedDialogue(template, given).render([0, 1], False)
+    picture = buffer.replace("\n", "\\n").replace("\U000f0000", "①").replace("\U000f0001", "②")
+    assert f"    {picture}\n" in mtsft.template.__doc__
+    plan = compiler.compile(given, (1,), template.bind(given))
+    [turn] = plan.turns
+    [guard] = plan.guards
+    assert repr(guard.parts) == "(<messages.1.content>,)"
+    assert (guard.method, guard.args, guard.expected) == ("startswith", ("<think>",), False)
+
+    def drawn(segments):
+        return [s if isinstance(s, str) else [p if isinstance(p, str) else repr(p) for p in s.parts] for s in segments]
+
+    user = ["<|im_start|>", ["user\n", "<messages.0.content>"], "<|im_end|>"]
+    assert drawn(turn.context) == [*user, ["\n"], "<|im_start|>", ["assistant\n"]]
+    assert drawn(turn.response) == [["<think></think>", "<messages.1.content>"], "<|im_end|>"]
 
 
 def test_a_plan_is_reused_while_its_guards_hold_and_not_beyond():
-    source = (
-        "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.content.startswith('a') %}!{% endif %}"
-        "{{ m.content + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
-        "{% endif %}"
-    )
-    chat = chat_of("chatml")
-    template, tokenizer = type(chat)(chat.tokenizer, {"default": source}, "made").open()
-    compiler = TemplateCompiler(template, tokenizer.controls, ["<|im_end|>"])
+    template, compiler = example()
+    rendered = []
+    template.run = lambda *args, run=template.run: rendered.append(args) or run(*args)
 
     def compiled(user, reply):
         given = dialogue(("user", user), ("assistant", reply))
-        bindings = template.bind(given)
+        bindings, rendered[:] = template.bind(given), []
         plan = compiler.compile(given, (1,), bindings)
         [turn] = plan.turns
         spans = [span for span in (*turn.context, *turn.response) if not isinstance(span, str)]
         return plan, "".join(text_of(span.parts, bindings) for span in spans)
 
-    first, text = compiled("abc", "no")
-    assert text == "user\n!abc\nassistant\nno"
-    assert [(guard.method, guard.args, guard.expected) for guard in first.guards] == [
-        ("startswith", ("a",), True),
-        ("startswith", ("a",), False),
-    ]
-    again, text = compiled("axe", "yes")
-    assert again is first
-    assert text == "user\n!axe\nassistant\nyes"
-    other, text = compiled("xyz", "yes")
-    assert other is not first
-    assert text == "user\nxyz\nassistant\nyes"
+    first, text = compiled("2 + 2?", "4")
+    assert text == "user\n2 + 2?\nassistant\n<think></think>4"
+    second, text = compiled("Hi!", "Hello.")
+    assert second is first
+    assert not rendered
+    assert text == "user\nHi!\nassistant\n<think></think>Hello."
+    third, text = compiled("Hi!", "<think>so</think>Hello.")
+    assert third is not first
+    assert rendered
+    assert text == "user\nHi!\nassistant\n<think>so</think>Hello."
+    assert compiled("", "")[0] is first
+    assert compiled("", "<think>")[0] is third
 
 
 def test_the_records_of_a_dialogue_are_made_only_when_they_are_asked_for():
