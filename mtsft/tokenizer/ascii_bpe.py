@@ -1,7 +1,7 @@
-"""ASCII text to the ids of a byte-level BPE tokenizer by way of its words: several times as fast, and the same ids.
+"""A fast path for ASCII text under byte-level BPE tokenizers: words are looked up. The same ids, several times as fast.
 
-Such a tokenizer cuts a text into words by a regular expression and encodes each by itself, so a word that was met
-before is looked up. On ASCII text its expression means what Python's `re` makes of it.
+Such a tokenizer cuts a text into words by a regular expression (pre-tokenisation) and encodes each word by itself, so
+the ids of a word are the same wherever it comes up. On ASCII text its expression can be translated for Python's `re`.
 """
 
 import re
@@ -13,7 +13,7 @@ import tokenizers
 from mtsft.tokenizer.tokenizer_json import BYTE_CHARACTERS
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # what ByteLevel cuts by itself
-# What is left of a class of characters in ASCII. U+0080 is none: it stands for the empty class.
+# The ASCII characters of each Unicode category; U+0080, which is none of them, stands for the empty class.
 _ASCII = {"L": "A-Za-z", "Lu": "A-Z", "Ll": "a-z", "N": "0-9"} | dict.fromkeys(("Lt", "Lm", "Lo", "M"), "\x80")
 _ATOM = re.compile(
     r"(?P<category>\\p\{(?P<name>\w+)\})|(?P<open>\[\^?)|(?P<close>\])|"
@@ -29,51 +29,64 @@ _MOST_WORDS, _LONGEST = 1 << 18, 64  # what is kept, some 50 MB at most
 
 
 class AsciiBpe:
-    """The words that one tokenizer has met, with their ids."""
+    """The ids of ASCII texts, by a cache of words.
+
+    Args:
+        expression: cuts a text into words.
+        model: encodes a word.
+        forbidden: ids that no plain text may give.
+    """
 
     def __init__(self, expression: re.Pattern, model: tokenizers.models.Model, forbidden: Set[int]):
         self._cut, self._match = expression.findall, expression.match
         self._model, self._forbidden = model, forbidden
-        self._known: dict[str, tuple[int, ...]] = {}
+        self._cache: dict[str, tuple[int, ...]] = {}
         self._last_words: dict[str, int] = {}  # where the last word of a template's text begins
 
     def encode(self, text: str) -> list[int] | None:
         """The ids of an ASCII text without added tokens; None if one of them is forbidden."""
         try:
-            return [*chain.from_iterable(map(self._known.__getitem__, self._cut(text)))]
+            return [*chain.from_iterable(map(self._cache.__getitem__, self._cut(text)))]
         except KeyError:
-            return self._learn(text)
+            return self._encode_new(text)
 
     def end_at(self, before: str, after: str) -> bool:
         """Whether a word ends where `before` does, in `before + after`.
 
-        The expressions look ahead by no more than a character: words before the last of `before` stay what they are.
+        The expressions look ahead by no more than a character, so all words of `before` but the last are the same.
         """
         start = self._last_words.get(before)
         if start is None:
-            ascii_bpe = self._cut(before)
-            start = self._last_words[before] = len(before) - len(ascii_bpe[-1]) if ascii_bpe else 0
-        found = self._match(before + after, start)
-        return not before or (found is not None and found.end() == len(before))
+            words = self._cut(before)
+            start = self._last_words[before] = len(before) - len(words[-1]) if words else 0
+        word = self._match(before + after, start)
+        return not before or (word is not None and word.end() == len(before))
 
-    def _learn(self, text: str) -> list[int] | None:
-        if len(self._known) > _MOST_WORDS:
-            self._known.clear()
+    def _encode_new(self, text: str) -> list[int] | None:
+        """`encode` for a text with words that are not cached, which are from then on."""
+        if len(self._cache) > _MOST_WORDS:
+            self._cache.clear()
         ids = []
         for word in self._cut(text):
-            found = self._known.get(word)
-            if found is None:
-                found = tuple([token.id for token in self._model.tokenize(word.translate(_TABLE))])
-                if not self._forbidden.isdisjoint(found):
+            word_ids = self._cache.get(word)
+            if word_ids is None:
+                word_ids = tuple([token.id for token in self._model.tokenize(word.translate(_TABLE))])
+                if not self._forbidden.isdisjoint(word_ids):
                     return None
                 if len(word) <= _LONGEST:
-                    self._known[word] = found
-            ids += found
+                    self._cache[word] = word_ids
+            ids += word_ids
         return ids
 
 
-def ascii_bpe(layout: dict, plain: tokenizers.Tokenizer, forbidden: Set[int]) -> AsciiBpe | None:
-    """The words of a tokenizer with that layout; None where it does not cut as described above."""
+def make_ascii_bpe(layout: dict, plain: tokenizers.Tokenizer, forbidden: Set[int]) -> AsciiBpe | None:
+    """The fast path of a tokenizer; None where it does not cut texts as described above.
+
+    Args:
+        layout: its normalizer and pre-tokenizer, see tokenizer_json.read_layout.
+        plain: the tokenizer with that layout and without its control tokens.
+        forbidden: ids that no plain text may give.
+    """
     normalizer, pre_tokenizer = layout["normalizer"], layout["pre_tokenizer"]
     pattern = ascii_pattern(_pattern(pre_tokenizer))
     alters_ascii = normalizer is not None and normalizer.get("type") not in ("NFC", "NFKC", "NFD", "NFKD")
@@ -88,7 +101,7 @@ def ascii_bpe(layout: dict, plain: tokenizers.Tokenizer, forbidden: Set[int]) ->
 
 
 def _pattern(pre_tokenizer: dict | None) -> str:
-    """The expression that cuts a text into words, if a ByteLevel and nothing else comes after it; else ""."""
+    """The expression that cuts a text into words, if a ByteLevel step and nothing else comes after it; else ""."""
     match pre_tokenizer:
         case {"type": "ByteLevel", "add_prefix_space": False} if pre_tokenizer.get("use_regex", True):
             return _GPT2
@@ -104,8 +117,8 @@ def _pattern(pre_tokenizer: dict | None) -> str:
 
 
 def ascii_pattern(pattern: str) -> str | None:
-    """What a pattern of Oniguruma's means on ASCII text, for Python's `re`; None if it may mean something else."""
-    found, at, in_class = [], 0, False
+    """An expression of Oniguruma's for Python's `re`, the same on ASCII text; None where that is not certain."""
+    atoms, at, in_class = [], 0, False
     while at < len(pattern):
         atom = _ATOM.match(pattern, at)
         if not atom or (atom["open"] and in_class) or (atom["close"] and not in_class):
@@ -113,9 +126,9 @@ def ascii_pattern(pattern: str) -> str | None:
         if atom["category"]:
             if atom["name"] not in _ASCII:
                 return None
-            found.append(_ASCII[atom["name"]] if in_class else f"[{_ASCII[atom['name']]}]")
+            atoms.append(_ASCII[atom["name"]] if in_class else f"[{_ASCII[atom['name']]}]")
         else:
-            found.append(atom[0])
+            atoms.append(atom[0])
         in_class = bool(atom["open"]) or (in_class and not atom["close"])
         at = atom.end()
-    return "".join(found) or None
+    return "".join(atoms) or None

@@ -1,7 +1,7 @@
 """What every tokenizer offers, whatever made it: plain text to ids and back to bytes, and its control tokens.
 
-A prompt is control tokens with plain text between them. The plain text is encoded stretch by stretch, always as
-text, and gives the ids that the tokenizer would give it in its place in the whole prompt.
+A prompt is control tokens with spans of plain text between them. Each span is encoded by itself, as text whatever it
+spells, and gives the ids that the tokenizer would give it within the whole prompt.
 """
 
 import codecs
@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 from mtsft.errors import InputError, one_line
 
-# Where a stretch of plain text stands: at the very start, right after a control token, or going on from text that is
-# there already, as a model's words do after a prompt. Some tokenizers put a space before the first two.
-START, AFTER_CONTROL, CONTINUATION = 0, 1, 2
+# The edge of a span: what is on its left. Some tokenizers put a space before a text, and which texts depends on it, so
+# every text is encoded at an edge.
+START = 0  # nothing: the span begins the prompt
+AFTER_CONTROL = 1  # a control token
+CONTINUATION = 2  # text that was encoded by itself, as that of a prompt before the model's words
 
-# What a control with lstrip or rstrip eats: Unicode White_Space, as Rust's char::is_whitespace. Python's str.strip
-# would take U+001C to U+001F too.
+# What a control token with lstrip or rstrip eats: Unicode White_Space, as Rust's char::is_whitespace. Python's
+# str.strip would take U+001C to U+001F too.
 WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"  # fmt: skip # noqa: E501
 
 SPACE = "\u2581"  # how SentencePiece, and what descends from it, writes a space inside a piece
@@ -26,7 +28,11 @@ SPACE = "\u2581"  # how SentencePiece, and what descends from it, writes a space
 class ControlToken(NamedTuple):
     """A text that is one token when a template writes it, and plain text when anybody else does.
 
-    lstrip, rstrip: it eats the WHITESPACE before, after it. special: as the tokenizer's own files say.
+    Attributes:
+        id: of the token.
+        lstrip: whether it eats the WHITESPACE before it.
+        rstrip: whether it eats the WHITESPACE after it.
+        special: as the tokenizer's own files say.
     """
 
     id: int
@@ -38,10 +44,15 @@ class ControlToken(NamedTuple):
 class Tokenizer(ABC):
     """A tokenizer with its control tokens, exact to the byte.
 
-    files: what it was made of, by name; enough to make it again. vocab_size: above every id, added tokens included.
-    controls: what the template may write as one token; no other text ever becomes one. special_tokens: "bos_token"
-    and the like, as chat templates are given them. stops: the controls that end a response, as the tokenizer's files
-    name them.
+    Attributes:
+        files: what it was made of, by name; enough to make it again.
+        source: where they were read, for errors.
+        vocab_size: above every id, added tokens included.
+        controls: by text, what the template may write as one token; no other text ever becomes one.
+        special_tokens: "bos_token" and the like, as chat templates are given them.
+        stops: the control tokens that end a response, as the tokenizer's files name them.
+        fingerprint: changes whenever an id, a control token or a name does.
+        spells_ascii: whether the tokens of every ASCII text are sure to decode to it.
     """
 
     files: Mapping[str, bytes]
@@ -50,28 +61,35 @@ class Tokenizer(ABC):
     controls: Mapping[str, ControlToken]
     special_tokens: Mapping[str, str]
     stops: tuple[str, ...]
-    fingerprint: str  # changes whenever an id, a control or a name does
+    fingerprint: str
+    spells_ascii = False
 
     def __init__(self) -> None:
         self._cached: dict[tuple[str, int], list[int]] = {}
 
-    spells_ascii = False  # whether the tokens of an ASCII text are known to decode to it
-
     def reads_apart(self, before: str, after: str, edge: int) -> bool:
-        """Whether `before + after` at `edge` is sure to be read as `before` there and `after` as a CONTINUATION."""
+        """Whether `before + after` at `edge` is sure to give the ids of `before` there, then of `after`, continued."""
         return False
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str], edge: int) -> list[list[int]]:
-        """The ids of each text, all of them read as plain text whatever they spell, in the same place.
+        """The ids of each text, read as plain text whatever it spells.
 
-        place: START, AFTER_CONTROL or CONTINUATION. Never gives the id of a control, but that of an unknown piece
-        where the vocabulary has no other. Raises InputError if the tokenizer gives one however the text is cut.
+        Args:
+            texts: plain texts.
+            edge: what is on the left of each, START, AFTER_CONTROL or CONTINUATION.
+
+        Returns:
+            A list for each text, without ids of control tokens; but a character that the vocabulary lacks may give the
+            tokenizer's unknown token.
+
+        Raises:
+            InputError: the tokenizer gives the id of a control token however the text is cut.
         """
 
     @abstractmethod
     def normalised(self, text: str) -> str:
-        """What the tokenizer makes of `text` before cutting it: what a CONTINUATION decodes to."""
+        """What the tokenizer makes of `text` before cutting it: what it decodes to as a CONTINUATION."""
 
     @abstractmethod
     def piece(self, index: int) -> str:
@@ -97,11 +115,11 @@ class Tokenizer(ABC):
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, to the byte; controls appear by name, broken UTF-8 as U+FFFD."""
+        """The text of `ids`, to the byte; control tokens appear by name, broken UTF-8 as U+FFFD."""
         return self.decode_bytes(ids).decode(errors="replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes of `ids`; controls appear by name, and an id that stands for nothing is nothing."""
+        """The bytes of `ids`; control tokens appear by name, and an id that stands for nothing is nothing."""
         table = self._table
         return b"".join([table[i] for i in ids if i < len(table)])
 
@@ -127,7 +145,7 @@ class Tokenizer(ABC):
         return self._named("pad_token")
 
     def require(self, controls: Sequence[str]) -> None:
-        """Raises InputError unless each of these texts is a control."""
+        """Raises InputError unless each of these texts is a control token."""
         for text in controls:
             if text not in self.controls:
                 raise InputError(
@@ -151,12 +169,12 @@ codecs.register_error(
 
 
 def is_spelled(token: str, literals: str) -> bool:
-    """Whether a template that writes these literals means `token` by it: white space it writes as text."""
+    """Whether a template with these literals writes `token` as one; white space is always text."""
     return bool(token.strip(WHITESPACE)) and token in literals
 
 
 def json_from(files: Mapping[str, bytes], name: str, source: str) -> dict:
-    """One of the files as a JSON object; {} where there is none. Raises InputError if it is something else."""
+    """One of the files as a JSON object, {} where there is none. Raises InputError if it is something else."""
     if name not in files:
         return {}
     try:
@@ -182,13 +200,13 @@ def special_tokens(files: Mapping[str, bytes], source: str) -> dict[str, str]:
         layers += [
             v for k in ("extra_special_tokens", "model_specific_special_tokens") if isinstance(v := layer.get(k), dict)
         ]
-    found = {}
+    names = {}
     for layer in layers:
         for name, value in layer.items():
             text = token_text(value)
             if name.endswith("_token") and text is not None:
-                found[name] = text
-    return found
+                names[name] = text
+    return names
 
 
 def token_text(value: object) -> str | None:
@@ -199,5 +217,5 @@ def token_text(value: object) -> str | None:
 
 def stop_ids(files: Mapping[str, bytes], source: str) -> list[int]:
     """generation_config.json's eos_token_id, one or several."""
-    found = json_from(files, "generation_config.json", source).get("eos_token_id")
-    return [i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int)]
+    ids = json_from(files, "generation_config.json", source).get("eos_token_id")
+    return [i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]

@@ -1,7 +1,8 @@
-"""Hugging Face tokenizers, as their tokenizer.json says, without their controls: text stays text.
+"""Hugging Face tokenizers, as their tokenizer.json says, without their control tokens: text stays text.
 
-The control tokens are taken out of the tokenizer, so that it reads plain text by its own rules; three variants of
-it stand for the three places of a stretch of text, and differ only in the space that some tokenizers put before one.
+The control tokens are taken out of the tokenizer, so that it reads plain text by its own rules. Three variants of it,
+one for each edge of a text (START, AFTER_CONTROL, CONTINUATION), differ only in the space that some tokenizers put
+before the text.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import tokenizers
 from tokenizers import AddedToken, models
 
 from mtsft.errors import InputError, one_line
-from mtsft.tokenizer.ascii_bpe import AsciiBpe, ascii_bpe
+from mtsft.tokenizer.ascii_bpe import AsciiBpe, make_ascii_bpe
 from mtsft.tokenizer.base import (
     AFTER_CONTROL,
     CONTINUATION,
@@ -33,7 +34,7 @@ from mtsft.tokenizer.base import (
 )
 from mtsft.tokenizer.tokenizer_json import at_edge, byte_of, has, read_layout, space_of, unmapped
 
-# Our workers are processes; threads of the tokenizers package would only get into their way, and warn of forks.
+# Our workers are processes: threads of the tokenizers package would compete with them, and warn of forks.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _IDS = attrgetter("ids")
@@ -42,7 +43,13 @@ _IDS = attrgetter("ids")
 class HuggingFaceTokenizer(Tokenizer):
     """The tokenizer of a tokenizer.json and the JSON files beside it.
 
-    Raises InputError if the files make none, or one whose tokens do not say what the text was.
+    Args:
+        files: contents by name.
+        literals: the constant strings of the chat template: what they spell of the added tokens is a control token.
+        source: where the files were read, for errors.
+
+    Raises:
+        InputError: the files make none, or one from whose tokens the text cannot be told.
     """
 
     def __init__(self, files: Mapping[str, bytes], literals: Sequence[str], source: str):
@@ -66,23 +73,23 @@ class HuggingFaceTokenizer(Tokenizer):
         }
         self._refuse_hidden(spelled)
         self._control_ids = frozenset(control.id for control in self.controls.values())
-        # What may stand for a character that the vocabulary lacks, and must not come of its own name spelled.
+        # Ids that stand for a character that the vocabulary lacks; a text that spells such a token must not give it.
         self._stand_ins = frozenset() if (unknown := self._unknown_id()) is None else frozenset([unknown])
         self._watched = self._control_ids
         if self._layout["byte_fallback"] and (isinstance(self._model, models.Unigram) or self._model.ignore_merges):
-            found = whole.get_vocab(with_added_tokens=False).items()
-            self._stand_ins |= {i for piece, i in found if byte_of(piece) is not None}
+            pieces = whole.get_vocab(with_added_tokens=False).items()
+            self._stand_ins |= {i for piece, i in pieces if byte_of(piece) is not None}
             self._watched |= self._stand_ins
 
-        variants: dict[str, tuple[tokenizers.Tokenizer, AsciiBpe | None]] = {}  # most tokenizers have but one
+        variants: dict[str, tuple[tokenizers.Tokenizer, AsciiBpe | None]] = {}  # most tokenizers have only one
         layouts = [at_edge(self._layout, edge) for edge in (START, AFTER_CONTROL, CONTINUATION)]
         for layout in layouts:
             if (key := json.dumps(layout)) not in variants:
                 plain = self._without_controls(layout)
-                variants[key] = plain, ascii_bpe(layout, plain, self._watched)
+                variants[key] = plain, make_ascii_bpe(layout, plain, self._watched)
         self._plain, self._ascii_bpe = zip(*(variants[json.dumps(layout)] for layout in layouts))
         self._ordinary = self._ordinary_added()
-        self.spells_ascii = all(found is not None for found in self._ascii_bpe)
+        self.spells_ascii = all(fast is not None for fast in self._ascii_bpe)
         self._puts_space = self._plain[CONTINUATION] is not self._plain[AFTER_CONTROL]
         self.fingerprint = hashlib.sha256(
             files["tokenizer.json"]
@@ -91,13 +98,13 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str], edge: int) -> list[list[int]]:
         """See `Tokenizer.encode_batch`."""
-        known, ordinary = self._ascii_bpe[edge], self._ordinary
-        if known is None:
+        fast, ordinary = self._ascii_bpe[edge], self._ordinary
+        if fast is None:
             return self._encode_batch(texts, edge)
         if ordinary is None:
-            rows = [known.encode(text) if text.isascii() else None for text in texts]
+            rows = [fast.encode(text) if text.isascii() else None for text in texts]
         else:
-            rows = [known.encode(text) if text.isascii() and not ordinary(text) else None for text in texts]
+            rows = [fast.encode(text) if text.isascii() and not ordinary(text) else None for text in texts]
         if None in rows:
             left = [i for i, row in enumerate(rows) if row is None]
             for i, row in zip(left, self._encode_batch([texts[i] for i in left], edge)):
@@ -105,6 +112,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return rows
 
     def _encode_batch(self, texts: Sequence[str], edge: int) -> list[list[int]]:
+        """`encode_batch` by the tokenizers package."""
         if edge == CONTINUATION and self._puts_space and self._ordinary and any(map(self._ordinary, texts)):
             return [self._continue(text) for text in texts]
         rows = list(map(_IDS, self._plain[edge].encode_batch_fast(texts, add_special_tokens=False)))
@@ -113,15 +121,11 @@ class HuggingFaceTokenizer(Tokenizer):
         return [row if self._watched.isdisjoint(row) else self._apart(text, edge) for text, row in zip(texts, rows)]
 
     def reads_apart(self, before: str, after: str, edge: int) -> bool:
-        """See `Tokenizer.reads_apart`: true where a word ends at the border."""
-        ascii_bpe = self._ascii_bpe[edge]
-        if (
-            ascii_bpe is None
-            or ascii_bpe is not self._ascii_bpe[CONTINUATION]
-            or not (before.isascii() and after.isascii())
-        ):
+        """See `Tokenizer.reads_apart`: true where a word of ASCII text ends between the two."""
+        fast = self._ascii_bpe[edge]
+        if fast is None or fast is not self._ascii_bpe[CONTINUATION] or not (before.isascii() and after.isascii()):
             return False
-        return ascii_bpe.end_at(before, after) and not (self._ordinary and self._ordinary(before + after))
+        return fast.end_at(before, after) and not (self._ordinary and self._ordinary(before + after))
 
     def normalised(self, text: str) -> str:
         """See `Tokenizer.normalised`."""
@@ -136,7 +140,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return show(self._table[index])
 
     def _apart(self, text: str, edge: int) -> list[int]:
-        """The ids of a text that the tokenizer takes for a control somewhere: cut there, and read in parts."""
+        """The ids of a text in which the tokenizer sees a control token: cut inside that, and encoded in parts."""
         encoding = self._plain[edge].encode(text, add_special_tokens=False)
         cuts = [0]
         for index, (start, end) in zip(encoding.ids, encoding.offsets):
@@ -156,7 +160,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return [*self.encode(first, edge), *chain.from_iterable(self.encode_batch(rest, CONTINUATION))]
 
     def _continue(self, text: str) -> list[int]:
-        """The ids of a continuation with an added token in it: what follows that is no continuation."""
+        """The ids of a continuation that may hold an added token: what begins with that is no continuation."""
         cut = self._ordinary(text)
         if not cut:
             return self.encode(text, CONTINUATION)
@@ -164,7 +168,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return [*before, *self.encode(text[cut.start() :], AFTER_CONTROL)]
 
     def _refuse_hidden(self, literals: str) -> None:
-        """Raises InputError for a control that stands in the template and that the tokenizer would not see there."""
+        """Raises InputError for a control token of the template that the tokenizer would not see in every prompt."""
         for text in self.controls:
             token, normalizer = self._added[self.controls[text].id], self._whole.normalizer
             changed = token.normalized and normalizer and normalizer.normalize_str(text) != text
@@ -176,7 +180,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 )
 
     def _without_controls(self, layout: dict) -> tokenizers.Tokenizer:
-        """The tokenizer with that layout and without its controls."""
+        """The tokenizer with that layout and without its control tokens."""
         parts = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}, **layout}
         plain = tokenizers.Tokenizer.from_str(json.dumps(parts))
         plain.model = self._model
@@ -185,8 +189,8 @@ class HuggingFaceTokenizer(Tokenizer):
             if i not in self._control_ids:
                 kept.append(token)
             elif self._model.token_to_id(token.content) is None:
-                # Added tokens have their ids by their place in the list, so another stands there, which nobody writes.
-                # (Somebody who does gets the id of a control, and so is found out.)
+                # Added tokens get their ids by their order, so a token that nobody writes takes this one's id. (A text
+                # that does spell it gives the id of a control token, which is noticed.)
                 kept.append(AddedToken(f"\ufdd0{i}\ufdd1", normalized=False))
         plain.add_tokens(kept)
         if not plain.get_added_tokens_decoder().keys() <= self._added.keys():
@@ -194,12 +198,12 @@ class HuggingFaceTokenizer(Tokenizer):
         return plain
 
     def _ordinary_added(self) -> Callable[[str], re.Match | None] | None:
-        """Finds where the first added token that is no control begins, with the white space it eats; None: no such."""
+        """Finds the first added token that is no control token, with the space that it eats; None: there is none."""
         ordinary = [token for i, token in self._added.items() if i not in self._control_ids]
         ordinary.sort(key=lambda token: -len(token.content))
         eaten = f"[{WHITESPACE}]*"
-        found = [(eaten if token.lstrip else "") + re.escape(token.content) for token in ordinary]
-        return re.compile("|".join(found)).search if found else None
+        patterns = [(eaten if token.lstrip else "") + re.escape(token.content) for token in ordinary]
+        return re.compile("|".join(patterns)).search if patterns else None
 
     def _unknown_id(self) -> int | None:
         if isinstance(self._model, models.Unigram):
@@ -235,8 +239,8 @@ def _whole(files: Mapping[str, bytes], named: Mapping[str, str], source: str) ->
             f"({one_line(error, 80)}); save it again with a current transformers"
         ) from error
     own = whole.get_added_tokens_decoder()
-    known = {repr(token) for token in own.values()}
-    new = [token for token in _declared(files, named, own.keys(), source) if repr(token) not in known]
+    present = {repr(token) for token in own.values()}
+    new = [token for token in _declared(files, named, own.keys(), source) if repr(token) not in present]
     contents = {token.content for token in [*own.values(), *new]}
     missing = [text for text in dict.fromkeys(named.values()) if text not in contents]
     new += [AddedToken(text, special=True, normalized=False) for text in missing]
@@ -253,13 +257,13 @@ _FLAGS = {"single_word", "lstrip", "rstrip", "normalized", "special"}
 def _declared(files: Mapping[str, bytes], named: Mapping[str, str], own: Set[int], source: str) -> list[AddedToken]:
     """The added tokens that the files beside tokenizer.json list, in the order of their ids."""
     config = json_from(files, "tokenizer_config.json", source)
-    found = {}
+    tokens = {}
     for index, token in (config.get("added_tokens_decoder") or {}).items():
         if token_text(token) is not None and index.isdecimal():
-            found[int(index)] = AddedToken(token["content"], **{flag: token[flag] for flag in _FLAGS & token.keys()})
+            tokens[int(index)] = AddedToken(token["content"], **{flag: token[flag] for flag in _FLAGS & token.keys()})
     if "added_tokens_decoder" not in config:
         for text, index in json_from(files, "added_tokens.json", source).items():
-            if index not in own:  # tokenizer.json knows better
+            if index not in own:  # tokenizer.json counts
                 special = text in named.values()
-                found[index] = AddedToken(text, normalized=not special, special=special)
-    return [found[index] for index in sorted(found)]
+                tokens[index] = AddedToken(text, normalized=not special, special=special)
+    return [tokens[index] for index in sorted(tokens)]

@@ -9,10 +9,7 @@ from pathlib import Path
 from etils import epath
 
 from mtsft.errors import InputError
-from mtsft.tokenizer.base import (
-    Tokenizer,
-    json_from,
-)
+from mtsft.tokenizer.base import Tokenizer, json_from
 from mtsft.tokenizer.huggingface import HuggingFaceTokenizer
 from mtsft.tokenizer.sentencepiece import SentencePieceTokenizer
 
@@ -28,10 +25,17 @@ _MORE_TEMPLATES = "additional_chat_templates"
 
 
 def read_files(path: str | Path) -> dict[str, bytes]:
-    """The files of a tokenizer, by name: {"tokenizer.json": ...} or {"tokenizer.model": ...}, and what lies beside.
+    """The files of a tokenizer.
 
-    path: a SentencePiece .model file, a tokenizer.json file, or a Hugging Face folder that holds one of them under
-    these names (of both, tokenizer.json counts, as in transformers). Raises InputError if there is none.
+    Args:
+        path: a SentencePiece .model file, a tokenizer.json file, or a Hugging Face folder that holds one of them under
+            these names (of both, tokenizer.json counts, as in transformers).
+
+    Returns:
+        Contents by name: "tokenizer.json" or "tokenizer.model", and the JSON files and chat templates beside it.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
     """
     path = epath.Path(path).expanduser()
     try:
@@ -45,8 +49,8 @@ def read_files(path: str | Path) -> dict[str, bytes]:
             )
         files = {name: (path / name).read_bytes() for name in (kind, *_BESIDE) if (path / name).exists()}
         if (path / _MORE_TEMPLATES).is_dir():
-            found = sorted(file for file in (path / _MORE_TEMPLATES).iterdir() if file.suffix == ".jinja")
-            files |= {f"{_MORE_TEMPLATES}/{file.name}": file.read_bytes() for file in found}
+            more = sorted(file for file in (path / _MORE_TEMPLATES).iterdir() if file.suffix == ".jinja")
+            files |= {f"{_MORE_TEMPLATES}/{file.name}": file.read_bytes() for file in more}
         return files
     except OSError as error:
         raise InputError(
@@ -56,37 +60,44 @@ def read_files(path: str | Path) -> dict[str, bytes]:
 
 
 def chat_templates(files: Mapping[str, bytes], source: str = "the tokenizer") -> dict[str, str]:
-    """The chat templates (Jinja) among a tokenizer's files: {"default": ..., other names: ...}; {} where none.
+    """The chat templates (Jinja) among a tokenizer's files by name, "default" for the usual one; {} where none.
 
-    chat_template.jinja takes the place of all that tokenizer_config.json has, as in transformers.
+    chat_template.jinja replaces all that tokenizer_config.json has, as in transformers.
     """
-    found = {}
+    templates = {}
     for name in ("chat_template.json", "tokenizer_config.json"):
         template = json_from(files, name, source).get("chat_template")
         if isinstance(template, str):
-            found["default"] = template
+            templates["default"] = template
         elif isinstance(template, list):
-            found |= {
+            templates |= {
                 t["name"]: t["template"] for t in template if isinstance(t, dict) and {"name", "template"} <= {*t}
             }
     if "chat_template.jinja" in files:
-        found = {}
+        templates = {}
     for name, content in files.items():
         if name.endswith(".jinja"):
             stem = "default" if name == "chat_template.jinja" else Path(name).stem
             try:
-                found[stem] = content.decode()
+                templates[stem] = content.decode()
             except UnicodeDecodeError as error:
                 raise InputError(f"{source}: {name} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    return found
+    return templates
 
 
 def from_files(files: Mapping[str, bytes], literals: Sequence[str], source: str = "the tokenizer") -> Tokenizer:
-    """The tokenizer that these files make, with the controls that a template of these literals needs.
+    """The tokenizer that these files make, with the control tokens that a chat template needs.
 
-    literals: the constant strings of the chat template. ControlTokens are the tokens that the tokenizer itself marks as
-    special or control, and those of its other added (user-defined) tokens that a literal spells, but for white space.
-    Raises InputError, naming `source`, if the files make none.
+    Control tokens are those that the tokenizer itself marks as special or control, and of its other added tokens (or
+    user-defined pieces) those that a literal of the template spells, but for white space.
+
+    Args:
+        files: contents by name, see `read_files`.
+        literals: the constant strings of the chat template.
+        source: where the files were read, for errors.
+
+    Raises:
+        InputError: the files make none.
     """
     kind = HuggingFaceTokenizer if "tokenizer.json" in files else SentencePieceTokenizer
     return kind(files, literals, source)

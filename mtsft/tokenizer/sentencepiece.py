@@ -28,8 +28,16 @@ _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model, and the tokens added to it in the JSON files beside it, if any.
 
-    Spaces are kept as they are and none is put before a text, in any place: what a template's stretches deserve, and
-    the same in all of them. Raises InputError if the files hold no model.
+    Spaces are kept as they are, and none is put before a text at any edge.
+
+    Args:
+        files: contents by name.
+        literals: the constant strings of the chat template: what they spell of the user-defined pieces is a control
+            token.
+        source: where the files were read, for errors.
+
+    Raises:
+        InputError: the files hold no model.
     """
 
     def __init__(self, files: Mapping[str, bytes], literals: Sequence[str], source: str):
@@ -43,7 +51,7 @@ class SentencePieceTokenizer(Tokenizer):
             ends = [model.pieces[i].piece for i in stop_ids(files, source) if i < size]
             self.controls = _controls(model, {*named.values(), *ends}, "\0".join(literals))
             self.controls |= {text: control for text, control in added.items() if control.id >= size}
-            # As control pieces, controls are never met in a text, which is then cut as any other.
+            # A control piece never comes up in a text: what spells it is cut as any other text.
             for control in self.controls.values():
                 if control.id < size:
                     model.pieces[control.id].type = _Piece.CONTROL
@@ -126,21 +134,21 @@ def _controls(model, named: set[str], literals: str) -> dict[str, ControlToken]:
 
 
 def _added_tokens(files: Mapping[str, bytes], source: str) -> dict[str, ControlToken]:
-    """The tokens that JSON files add to the model; all of them controls, for SentencePiece knows none of them."""
-    found = {}
+    """The tokens that JSON files add to the model; all are control tokens, as SentencePiece has none of them."""
+    added = {}
     for text, index in json_from(files, "added_tokens.json", source).items():
-        found[text] = ControlToken(index, special=False)
+        added[text] = ControlToken(index, special=False)
     declared = json_from(files, "tokenizer_config.json", source).get("added_tokens_decoder") or {}
     for index, token in declared.items():
         text = token_text(token)
         if text is not None and index.isdecimal():
             flags = {flag: bool(token.get(flag)) for flag in ("lstrip", "rstrip", "special")}
-            found[text] = ControlToken(int(index), **flags)
-    return found
+            added[text] = ControlToken(int(index), **flags)
+    return added
 
 
 def train(texts: Iterable[str], vocab_size: int, markers: Sequence[str]) -> dict[str, bytes]:
-    """Trains a SentencePiece BPE model on `texts` and returns its files, for `from_files`.
+    """Trains a SentencePiece BPE model.
 
     Lossless: no normalisation, bytes for what the vocabulary lacks. The markers and the newline are pieces of
     their own, so that no piece reaches across the end of a header. The same texts give the same model.
@@ -148,13 +156,21 @@ def train(texts: Iterable[str], vocab_size: int, markers: Sequence[str]) -> dict
     arXiv:1808.06226. (Its unigram models were tried too: they never learn a frequent word that always has a space on
     both sides as one piece.)
 
-    vocab_size: pieces at most; fewer if the texts do not hold as many. Raises InputError if it is too small for
-    the characters of the texts.
+    Args:
+        texts: what to train on.
+        vocab_size: pieces at most; fewer if the texts do not hold as many.
+        markers: texts that become pieces of their own.
+
+    Returns:
+        The model's files, for `from_files`.
+
+    Raises:
+        InputError: there is no text, or vocab_size is too small for the characters of the texts.
     """
     lines = [line for text in texts for line in text.split("\n") if line]
     if not lines:
         raise InputError("no text to train a tokenizer on; set data.tokenizer to a SentencePiece .model file")
-    for character_coverage in (1.0, 0.9995):  # scripts of many characters leave their rarest to bytes
+    for character_coverage in (1.0, 0.9995):  # writing systems of many characters leave their rarest to bytes
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(

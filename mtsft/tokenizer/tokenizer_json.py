@@ -1,4 +1,7 @@
-"""What a tokenizer.json says, as data: what it does to a text before the model cuts it, and where a space is put."""
+"""What a tokenizer.json says, as data: what is done to a text before the model encodes it, and where a space is put.
+
+Its *layout* here is the normalizer and the pre-tokenizer, trees of JSON objects (nodes) with a "type" each.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,7 +13,15 @@ _LOSSY = ("WhitespaceSplit", "Whitespace", "BertPreTokenizer", "CharDelimiterSpl
 
 
 def read_layout(files: Mapping[str, bytes], source: str) -> dict:
-    """The normalizer and the pre-tokenizer, and two facts of the model. Refuses what loses text."""
+    """The layout of a tokenizer.json.
+
+    Returns:
+        {"normalizer": node or None, "pre_tokenizer": node or None, "unk_id": the model's unknown piece or None,
+        "byte_fallback": whether its vocabulary spells unknown characters in bytes}.
+
+    Raises:
+        InputError: it loses text: some texts cannot be decoded from their tokens.
+    """
     content = json_from(files, "tokenizer.json", source)
     model = content.get("model") or {}
     kind = model.get("type")
@@ -32,7 +43,7 @@ def read_layout(files: Mapping[str, bytes], source: str) -> dict:
 
 
 def at_edge(layout: dict, edge: int) -> dict:
-    """The layout without the space that stands before a text in other places than this one."""
+    """The layout of the same tokenizer for texts at one edge: without the space that it puts before texts at others."""
 
     def edit(node: dict) -> dict | None:
         kind = node.get("type")

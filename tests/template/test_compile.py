@@ -283,7 +283,7 @@ def test_calls_and_tools_spell_nothing_either(name, arguments, expected, reasoni
                      min_size=1, max_size=5))  # fmt: skip
 @settings(max_examples=25, deadline=None)
 @pytest.mark.parametrize("name", ["thinking", "opening", "headed"])
-def test_an_encoder_that_remembers_scripts_encodes_as_a_fresh_one(name, many):
+def test_an_encoder_that_caches_plans_encodes_as_a_fresh_one(name, many):
     given = [dialogue(*turns) for turns in many]
     for made in (keeper(name), encoder(name, unfaithful="emit")):
         together, _ = made.encode(given)
@@ -297,12 +297,12 @@ def test_an_encoder_that_remembers_scripts_encodes_as_a_fresh_one(name, many):
 
 @cache
 def keeper(name):
-    """One encoder over all examples: what it remembers of one is there for the next."""
+    """One encoder over all examples: the plans of one are in its cache for the next."""
     return encoder(name, unfaithful="emit")
 
 
 @pytest.mark.parametrize("fields", [None, {"reasoning_content": "hm"}])
-def test_an_empty_reply_of_the_same_shape_teaches_nothing_about_others(fields):
+def test_an_empty_reply_of_the_same_structure_teaches_nothing_about_others(fields):
     made = encoder("opening", unfaithful="emit")
     empty = {"reasoning_content": ""} if fields else None
     for content, thought in (("", empty), ("hi", fields), ("", empty), ("hi", fields)):

@@ -1,4 +1,4 @@
-"""Whatever a template does to a message: traced, it writes what it writes untraced, or is refused; owners are kept."""
+"""Whatever a template does to a message: tracked, it writes what it writes plainly, or is refused; owners are kept."""
 
 import itertools
 from functools import cache
@@ -39,8 +39,8 @@ x in tools[0].function.parameters.required; messages|map(attribute='content')|jo
 messages|selectattr('content', 'equalto', x)|list|length; m.tool_calls|map(attribute='function.name')|join
 tools[0].function.parameters.required[:1]|tojson; tools|list|tojson; (tools[0].function|tojson)|length
 """
-# What reaches behind a rope's back must be followed or refused, never written wrong.
-BEHIND = """
+# What would use the buffer of a tracked string must be tracked or refused, never written wrong.
+ON_BUFFERS = """
 [x, [y]]; {'k': x}; (x, y); '%r' % x; x|pprint; x|list; x.split(); m.tool_calls; call.arguments.keys()|list
 call.arguments.items()|list; tools[0].function.parameters.required + ['q']; '{!r}'.format(x)
 messages|groupby('content'); x in 'abc'; 'abc'.startswith(x); 'abc'.find(x); 'ab'.strip(x)
@@ -67,7 +67,7 @@ def template_of(expression):
 
 
 def outcomes(expression, x, y):
-    """What is written plainly, and traced; each may be a refusal."""
+    """What is written plainly, and tracked; each may be a refusal."""
     template, one = template_of(expression), given(x, y)
     try:
         plain = template.render(one.messages, False, one)
@@ -102,14 +102,14 @@ def expressions(text):
 
 
 @pytest.mark.parametrize("expression", [*expressions(STRINGS), *split(JSON)])
-def test_traced_is_plain(expression):
+def test_tracked_is_plain(expression):
     for x, y in itertools.product(TEXTS, OTHERS):
         plain, tracked = outcomes(expression, x, y)
         assert tracked == plain, (x, y)
 
 
-@pytest.mark.parametrize("expression", split(BEHIND))
-def test_what_cannot_be_followed_is_refused(expression):
+@pytest.mark.parametrize("expression", split(ON_BUFFERS))
+def test_what_cannot_be_tracked_is_refused(expression):
     for x, y in itertools.product(TEXTS, OTHERS):
         plain, tracked = outcomes(expression, x, y)
         assert tracked in (plain, Refused, InputError), (x, y)
@@ -125,7 +125,7 @@ def test_words_keep_their_owner():
     assert values == ["b", "cd>"]
 
 
-def test_questions_tell_dialogues_apart():
+def test_guards_tell_dialogues_apart():
     source = "{% if 'a' in messages[0].content %}yes{% endif %}{{ messages[0].content }}"
     template = ChatTemplate({"default": source}, "t")
     tracked = TrackedDialogue(template, dialogue(("user", "abc")))

@@ -1,4 +1,4 @@
-"""Hugging Face tokenizers of many kinds, made here: stretch by stretch they give the ids of the whole text."""
+"""Hugging Face tokenizers of many kinds, made here: span by span they give the ids of the whole text."""
 
 import json
 import re
@@ -153,24 +153,24 @@ def reference(kind):
     return tokenizer
 
 
-def stretches(parts, controls):
-    """(text, place) of the plain text between controls, and the controls by themselves."""
-    found, edge, eats = [], START, False
+def spans(parts, controls):
+    """(text, edge) of the plain text between controls, and the controls by themselves."""
+    pieces, edge, eats = [], START, False
     for part in re.split("(" + "|".join(map(re.escape, controls)) + ")", "".join(parts)):
         if part in controls:
-            if found and isinstance(found[-1], tuple) and controls[part].lstrip:
-                found[-1] = (found[-1][0].rstrip(WHITESPACE), found[-1][1])
-            found.append(part)
+            if pieces and isinstance(pieces[-1], tuple) and controls[part].lstrip:
+                pieces[-1] = (pieces[-1][0].rstrip(WHITESPACE), pieces[-1][1])
+            pieces.append(part)
             edge, eats = AFTER_CONTROL, controls[part].rstrip
         elif part:
-            found.append((part.lstrip(WHITESPACE) if eats else part, edge))
-    return found
+            pieces.append((part.lstrip(WHITESPACE) if eats else part, edge))
+    return pieces
 
 
 def piecewise(tokenizer, parts):
-    """The ids of a text, stretch by stretch."""
+    """The ids of a text, span by span."""
     ids = []
-    for part in stretches(parts, tokenizer.controls):
+    for part in spans(parts, tokenizer.controls):
         ids += [tokenizer.controls[part].id] if isinstance(part, str) else tokenizer.encode(*part)
     return ids
 
@@ -193,7 +193,7 @@ few = settings(max_examples=60, deadline=None, suppress_health_check=list(Health
 @pytest.mark.parametrize("kind", KINDS)
 @given(st.lists(st.tuples(plain_text, st.sampled_from(SPELLED)), max_size=4), plain_text)
 @few
-def test_stretch_by_stretch_is_the_whole(kind, turns, last):
+def test_span_by_span_is_the_whole(kind, turns, last):
     tokenizer = made(kind)
     turns = [(text, control if control in tokenizer.controls else "") for text, control in turns]
     texts = ["", *(text for text, _ in turns), last]
@@ -303,7 +303,7 @@ def test_what_words_keep_is_bounded(monkeypatch):
     tokenizer = ours.from_files(KINDS["qwen"](), LITERALS)
     for i in range(20):
         assert tokenizer.decode(tokenizer.encode(f"word{'a' * i} {'b' * i * 9}")) == f"word{'a' * i} {'b' * i * 9}"
-    assert len(tokenizer._ascii_bpe[START]._known) < 10
+    assert len(tokenizer._ascii_bpe[START]._cache) < 10
 
 
 @pytest.mark.parametrize(
@@ -325,9 +325,9 @@ def test_only_patterns_that_mean_the_same_are_taken_over(pattern, ascii):
 def test_a_tokenizer_that_cuts_otherwise_than_its_pattern_says_is_left_alone():
     layout = {"normalizer": None, "pre_tokenizer": split(QWEN)}
     plain = tokenizers.Tokenizer.from_str(KINDS["qwen"]()["tokenizer.json"].decode())
-    assert ascii_bpe.ascii_bpe(layout, plain, frozenset())
-    assert not ascii_bpe.ascii_bpe(layout | {"pre_tokenizer": split(LLAMA3)}, plain, frozenset())
-    assert not ascii_bpe.ascii_bpe(layout | {"normalizer": {"type": "Lowercase"}}, plain, frozenset())
+    assert ascii_bpe.make_ascii_bpe(layout, plain, frozenset())
+    assert not ascii_bpe.make_ascii_bpe(layout | {"pre_tokenizer": split(LLAMA3)}, plain, frozenset())
+    assert not ascii_bpe.make_ascii_bpe(layout | {"normalizer": {"type": "Lowercase"}}, plain, frozenset())
 
 
 @pytest.mark.parametrize("flag", ["single_word", "normalized"])

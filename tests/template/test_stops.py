@@ -1,0 +1,51 @@
+"""Where a response ends."""
+
+import pytest
+from chats import chat_of, dialogue
+
+from mtsft.template.placeholders import text_of
+from mtsft.template.spans import ControlTokens
+from mtsft.template.stops import shown_stops, up_to_stop
+from mtsft.template.tracked_dialogue import TrackedDialogue
+
+
+def opened(name):
+    template, tokenizer = chat_of(name).open()
+    return template, tokenizer.controls
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "shown"),
+    [
+        ("chatml", [], ("<|im_end|>",)),
+        ("thinking", [], ("<|im_end|>",)),
+        ("returning", [], ("<|return|>",)),  # the first after a reply that is the last message
+        ("returning", ["<|end|>"], ("<|end|>",)),  # the one that is known, between a reply and the next message
+        ("headed", [], ("<|user|>", "<|tool|>")),  # nothing ends a turn but the header of the next
+        ("opening", [], ("<|eos|>",)),
+    ],
+)
+def test_the_stops_that_a_template_shows(name, known, shown):
+    template, controls = opened(name)
+    assert shown_stops(template, ControlTokens(controls, known)) == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "messages", "stops", "response"),
+    [
+        ("chatml", [("user", "q"), ("assistant", "yes")], ["<|im_end|>"], "yes<|im_end|>"),
+        ("chatml", [("user", "q"), ("assistant", "yes")], ["<|im_start|>"], "yes<|im_end|>\n<|im_start|>"),
+        ("headed", [("user", "q"), ("assistant", "yes"), ("tool", "r")], ["<|tool|>"], "\nyes<|tool|>"),
+        ("headed", [("user", "q"), ("assistant", "yes"), ("tool", "r")], ["<|user|>"], "\nyes<|user|>"),  # made up
+        ("headed", [("user", "q"), ("assistant", "yes")], ["<|user|>"], "\nyes<|user|>"),
+        ("chatml", [("user", "q"), ("assistant", "yes")], [], None),
+        ("chatml", [("user", "q"), ("assistant", "<|im_end|>")], ["<|im_end|>"], "<|im_end|><|im_end|>"),
+    ],
+)
+def test_a_response_ends_with_its_stop(name, messages, stops, response):
+    template, controls = opened(name)
+    tracked = TrackedDialogue(template, dialogue(*messages))
+    whole, prompt = tracked.render([0, 1], False), tracked.render_context([0, 1])
+    rest = tracked.parts(whole.removeprefix(prompt))
+    cut = up_to_stop(tracked, ControlTokens(controls, stops), 1, [0, 1], rest)
+    assert (None if cut is None else text_of(cut, tracked.tracker.bindings)) == response
