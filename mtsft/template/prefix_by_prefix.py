@@ -28,7 +28,7 @@ def prefix_by_prefix(
     """
     previous: list[Segment] = []
     for message in wanted:
-        path = tracked.path(message)
+        path = tracked.dialogue.path(message)
         context, rest, response, unfaithful, opened = _render(tracked, controls, path, lost)
         segments = controls.cut(mark_reasoning(tracked, controls, context), START)
         differing = (i for i, (a, b) in enumerate(zip(segments, previous)) if a != b)

@@ -33,8 +33,9 @@ def up_to_stop(
     response = controls.up_to_stop(rest, own[-1] if own else -1)
     if response is not None:
         return response
-    following = [i for i in range(path[-1] + 1, len(tracked.dialogue.messages)) if tracked.parent(i) == message]
-    calls = (tracked.dialogue.messages[message].fields or {}).get("tool_calls")
+    messages, parents = tracked.dialogue.messages, tracked.dialogue.parents
+    following = [i for i in range(message + 1, len(messages)) if (i - 1 if parents is None else parents[i]) == message]
+    calls = (messages[message].fields or {}).get("tool_calls")
     probes = [{"role": "tool", "content": "x"}] if calls else []
     attempts: list[tuple[Sequence[int], tuple]] = [([*path, following[0]], ())] if following else []
     attempts += [(path, (probe,)) for probe in [*probes, {"role": "user", "content": "x"}]]

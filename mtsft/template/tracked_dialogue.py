@@ -128,18 +128,6 @@ class TrackedDialogue:
         """A buffer read back into template text and placeholders."""
         return self.tracker.parts(buffer)
 
-    def parent(self, message: int) -> int:
-        """The message that this one answers, -1 for the first."""
-        return message - 1 if self.dialogue.parents is None else self.dialogue.parents[message]
-
-    def path(self, message: int) -> list[int]:
-        """The messages from the first one to `message`."""
-        path = []
-        while message >= 0:
-            path.append(message)
-            message = self.parent(message)
-        return path[::-1]
-
     def _wrap(self, record: dict[str, Any], index: int) -> dict[str, Any]:
         """A message's record with tracked strings; its role stays a plain one, which plans are cached by."""
         path = ("messages", index)
