@@ -29,8 +29,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from mtsft.config import default
-from mtsft.data.dataset import find_sources
+from mtsft.config import data_config, default
+from mtsft.data.data_files import DataFiles
 from mtsft.diagnose.audit import audit
 
 QWEN2 = (
@@ -85,7 +85,7 @@ def ours(data: Path, folder: Path, cache: Path) -> tuple[float, dict]:
     config.data.train, config.data.tokenizer = str(data), str(folder)
     config.data.cache_dir, config.data.workers = str(cache), 1
     began = time.perf_counter()
-    report = audit(find_sources(**config.data), progress=False)
+    report = audit(DataFiles.find(data_config(config)), progress=False)
     return time.perf_counter() - began, report
 
 

@@ -27,7 +27,7 @@ import time
 
 import numpy as np
 
-from mtsft.config import default
+from mtsft.config import data_config, default
 from mtsft.data.dataset import open_dataset
 from mtsft.data.packing import deal, lay_out
 
@@ -42,7 +42,7 @@ def main():
     config.data.train, config.data.sequence_length = arguments.data, arguments.row
     with tempfile.TemporaryDirectory() as cache:
         config.data.cache_dir = cache
-        own = np.array(open_dataset(**config.data).train.lengths_N)
+        own = np.array(open_dataset(data_config(config)).train.lengths_N)
     print(f"{'dialogues':>12} {'rows':>10} {'fill':>8} {'seconds':>9} {'peak GB':>9}")
     for count in (len(own), 100_000, 1_000_000, 10_000_000):
         lengths_N = own if count == len(own) else np.random.default_rng(0).choice(own, count)

@@ -8,8 +8,8 @@ import json
 from absl import flags
 
 from mtsft import cli
-from mtsft.config import data_of, validate
-from mtsft.data.dataset import find_sources
+from mtsft.config import data_config, validate
+from mtsft.data.data_files import DataFiles
 from mtsft.diagnose.audit import audit
 from mtsft.diagnose.audit_text import as_text
 from mtsft.errors import InputError
@@ -22,13 +22,13 @@ _NUMERIC = flags.DEFINE_bool("numeric", False, "Also check with the model that o
 def main() -> None:
     """Audits what the flags name, and prints."""
     validate(_CONFIG.value)
-    sources = find_sources(**data_of(_CONFIG.value))
-    report = audit(sources)
+    files = DataFiles.find(data_config(_CONFIG.value))
+    report = audit(files)
     if _NUMERIC.value:
         # Imported here: processes that tokenise import this file too, and have no use for JAX.
         from mtsft.runs import identity_check
 
-        report["numeric"] = identity_check.check(_CONFIG.value, sources)
+        report["numeric"] = identity_check.check(_CONFIG.value, files)
     print(json.dumps(report) if _FORMAT.value == "json" else as_text(report))
     wrong = [problem for problem in report["problems"] if problem["severity"] == "error"]
     if wrong:

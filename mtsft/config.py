@@ -5,7 +5,8 @@ changed again on the command line, as --config.train.steps=500.
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 from ml_collections import ConfigDict
 
@@ -13,36 +14,45 @@ from mtsft.errors import InputError
 from mtsft.files import expanded
 
 
+@dataclass(frozen=True)
+class DataConfig:
+    """The keys of `data`: which dialogues are read, and how they become tokens.
+
+    A new key is a field here, with its default and its meaning, and the code that uses it.
+    """
+
+    # A file of dialogues or a glob pattern; several: "a.jsonl,b/*.parquet=0.5" (=: times an epoch).
+    train: str | Sequence[str] = ""
+    eval: str | Sequence[str] = ""  # the same, held out from training
+    eval_fraction: float = 0.0  # share of data.train to hold out where data.eval is empty, chosen by content
+    format: str = ""  # of the files; "" recognises each dialogue's by its content, see mtsft/dialogue/formats.py
+    corpus: str = ""  # "recall": the corpus built into the package, in place of data.train and data.eval
+    corpus_dialogues: int = 20_000  # of the built-in corpus, to train on
+    corpus_eval_dialogues: int = 500  # of the built-in corpus, held out
+    corpus_seed: int = 0
+    tokenizer: str = ""  # a Hugging Face tokenizer folder or a SentencePiece .model file; "" trains one on data.train
+    vocab_size: int = 8192  # of a tokenizer that is trained here, at most
+    template: str = ""  # how messages become text: "chatml", a Jinja file, or "" for the tokenizer's own
+    template_variables: str = ""  # JSON object of keyword arguments for the template, as {"enable_thinking": false}
+    template_date: str = ""  # YYYY-MM-DD that a template is told when it asks for today's; "" is the day of the start
+    stops: str = ""  # tokens that end a turn, separated by commas; "" takes them from the tokenizer and the template
+    responses: str = "all"  # of the assistant's: "all", "first", "last"; or all of roles named: "assistant,tool"
+    train_reasoning: bool = True  # whether the reasoning inside a response is supervised
+    train_tool_calls: bool = True  # whether responses that call tools are supervised
+    weigh_per: str = "token"  # what shares a message's weight: every "token" has it, or those of a "turn", a "dialogue"
+    unfaithful: str = "error"  # turns that the template cannot render as emitted: "error", "skip", "emit" (own words)
+    refused: str = "error"  # dialogues that the template will not render: "error" or "skip"
+    trees: str = "tree"  # dialogues that branch: one "tree", each shared prefix once, or "paths", a chain for each leaf
+    sequence_length: int = 2048  # slots of a row; dialogues are packed side by side into rows
+    over_length: str = "error"  # dialogues longer than a row: "error", "drop", "keep_first", "keep_last", "windows"
+    workers: int = 0  # tokenising processes; 0 for one a core
+    cache_dir: str = "~/.cache/mtsft"  # tokenised data, trained tokenizers and built-in corpora
+
+
 def default() -> ConfigDict:
     """The default of every key. Unknown keys are errors from here on."""
     config = ConfigDict()
-
-    config.data = data = ConfigDict()
-    data.train = ""  # file of dialogues or a glob pattern; several: "a.jsonl,b/*.parquet=0.5" (=: times an epoch)
-    data.eval = ""  # the same, held out from training
-    data.eval_fraction = 0.0  # share of data.train to hold out where data.eval is empty, chosen by content
-    data.format = ""  # of the files; "" recognises each dialogue's by its content, see mtsft/dialogue/formats.py
-    data.corpus = ""  # "recall": the corpus built into the package, in place of data.train and data.eval
-    data.corpus_dialogues = 20_000  # of the built-in corpus, to train on
-    data.corpus_eval_dialogues = 500  # of the built-in corpus, held out
-    data.corpus_seed = 0
-    data.tokenizer = ""  # a Hugging Face tokenizer folder or a SentencePiece .model file; "" trains one on data.train
-    data.vocab_size = 8192  # of a tokenizer that is trained here, at most
-    data.template = ""  # how messages become text: "chatml", a Jinja file, or "" for the tokenizer's own
-    data.template_variables = ""  # JSON object of keyword arguments for the template, as {"enable_thinking": false}
-    data.template_date = ""  # YYYY-MM-DD that a template is told when it asks for today's; "" is the day of the start
-    data.stops = ""  # tokens that end a turn, separated by commas; "" takes them from the tokenizer and the template
-    data.responses = "all"  # of the assistant's: "all", "first", "last"; or all of roles named: "assistant,tool"
-    data.train_reasoning = True  # whether the reasoning inside a response is supervised
-    data.train_tool_calls = True  # whether responses that call tools are supervised
-    data.weigh_per = "token"  # what shares a message's weight: every "token" has it, or those of a "turn", a "dialogue"
-    data.unfaithful = "error"  # turns that the template cannot render as emitted: "error", "skip", "emit" (own words)
-    data.refused = "error"  # dialogues that the template will not render: "error" or "skip"
-    data.trees = "tree"  # dialogues that branch: one "tree", each shared prefix once, or "paths", a chain for each leaf
-    data.sequence_length = 2048  # slots of a row; dialogues are packed side by side into rows
-    data.over_length = "error"  # dialogues longer than a row: "error", "drop", "keep_first", "keep_last", "windows"
-    data.workers = 0  # tokenising processes; 0 for one a core
-    data.cache_dir = "~/.cache/mtsft"  # tokenised data, trained tokenizers and built-in corpora
+    config.data = ConfigDict(asdict(DataConfig()))
 
     config.model = model = ConfigDict()
     model.init_from = ""  # a Hugging Face folder, or a workdir, to start from; it then says all sizes and customs here
@@ -120,7 +130,6 @@ def default() -> ConfigDict:
     evaluation.every = 500  # steps between evaluations on held-out dialogues, and once at the end; 0 for never
     evaluation.batch_size = 0  # rows; 0 for those of a micro-batch
     evaluation.turns = 32  # turns told apart in the loss by turn; later ones are counted with the last
-
     evaluation.patience = 0  # stop after so many evaluations in a row without a better loss; 0 for never
     evaluation.min_improvement = 0.0  # nats per supervised token by which a loss must be better
 
@@ -135,21 +144,20 @@ def default() -> ConfigDict:
     return config.lock()
 
 
-def data_of(config: ConfigDict) -> dict[str, Any]:
-    """The keys of config.data; where they name no tokenizer or template, those of model.init_from."""
-    keys, base = dict(config.data), config.model.init_from
-    if base and not keys["tokenizer"]:
-        workdir = expanded(base)
-        if (workdir / "template.json").exists():  # a run's, in place of a Hugging Face folder
-            keys["tokenizer"] = str(workdir / "tokenizer")
-            keys["template"] = keys["template"] or str(workdir / "template.json")
-        else:
-            keys["tokenizer"] = base
-    return keys
+def data_config(config: ConfigDict) -> DataConfig:
+    """The values of config.data; where they name no tokenizer or template, those of model.init_from."""
+    data, base = DataConfig(**config.data), config.model.init_from
+    if not base or data.tokenizer:
+        return data
+    workdir = expanded(base)
+    if (workdir / "template.json").exists():  # a run's, in place of a Hugging Face folder
+        template = data.template or str(workdir / "template.json")
+        return replace(data, tokenizer=str(workdir / "tokenizer"), template=template)
+    return replace(data, tokenizer=base)
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises InputError for a value that no room below would name by its key."""
+    """Raises InputError for a value that no code below would name by its key."""
     for group, keys in config.items():
         for name, value in keys.items():
             if isinstance(value, float) and not math.isfinite(value):

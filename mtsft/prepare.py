@@ -4,7 +4,7 @@ A run with the same data and options then starts at once. Needs no JAX.
 """
 
 from mtsft import cli
-from mtsft.config import data_of, validate
+from mtsft.config import data_config, validate
 from mtsft.data.dataset import open_dataset
 
 _CONFIG = cli.define_config()
@@ -13,7 +13,7 @@ _CONFIG = cli.define_config()
 def main() -> None:
     """Prepares the data that the flags name and prints what became of it."""
     validate(_CONFIG.value)
-    print("\n".join(open_dataset(**data_of(_CONFIG.value)).summary()))
+    print("\n".join(open_dataset(data_config(_CONFIG.value)).summary()))
 
 
 if __name__ == "__main__":

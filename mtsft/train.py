@@ -12,11 +12,11 @@ _WORKDIR = cli.define_workdir()
 def main() -> None:
     """Trains as the flags say."""
     # Imported here: processes that tokenise import this file too, and have no use for JAX.
-    from mtsft.runs import loop
+    from mtsft.runs.run import Run
     from mtsft.training import distributed
 
     distributed.initialize()
-    loop.train(_CONFIG.value, _WORKDIR.value)
+    Run(_CONFIG.value, _WORKDIR.value).train()
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import sys
 from absl import flags
 
 from mtsft import cli
-from mtsft.config import data_of, validate
-from mtsft.data.dataset import find_sources
+from mtsft.config import data_config, validate
+from mtsft.data.data_files import DataFiles
 from mtsft.diagnose import page
 
 _CONFIG = cli.define_config()
@@ -26,10 +26,10 @@ def main() -> None:
     validate(_CONFIG.value)
     if _OUTPUT.value is not None:
         cli.check_output(_OUTPUT)
-    sources = find_sources(**data_of(_CONFIG.value))
-    shown = page.viewed(sources.train_files, sources.train_spec)
+    files = DataFiles.find(data_config(_CONFIG.value))
+    shown = page.viewed(files.train_files, files.train_spec)
     shown = itertools.islice(shown, _SKIP.value, _SKIP.value + _LIMIT.value if _LIMIT.value else None)
-    tokenizer = sources.train_spec.chat.open()[1]
+    tokenizer = files.train_spec.chat.open()[1]
     color = _OUTPUT.value is None and sys.stdout.isatty()
     pieces = page.FORMATS[_FORMAT.value](shown, tokenizer, color)
     if _OUTPUT.value is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mtsft.data.dataset import Sources
+from mtsft.data.data_files import DataFiles
 from mtsft.data.packing import lay_out
 from mtsft.data.store import Store, open_store
 from mtsft.dialogue import readers
@@ -25,7 +25,7 @@ _EXAMPLES = 5
 Report = dict[str, Any]
 
 
-def audit(sources: Sources, progress: bool = True) -> Report:
+def audit(sources: DataFiles, progress: bool = True) -> Report:
     """Everything there is to say of the dialogues that `sources` name, in plain values.
 
     Tokenises them all, leniently: what is wrong is counted, with the places of the first few, and left out. Returns

@@ -4,7 +4,7 @@ import html
 
 from ml_collections import ConfigDict
 
-from mtsft.config import data_of, validate
+from mtsft.config import data_config, validate
 from mtsft.config_files import as_config
 from mtsft.data.dataset import TokenizedDataset, open_dataset
 from mtsft.diagnose.notebook_views import EncodedDialogues, ShownBatch
@@ -40,7 +40,7 @@ class Dataset:
         config = as_config(config)
         validate(config)
         config = with_template_date(config)
-        return cls(config, open_dataset(**data_of(config), progress=progress))
+        return cls(config, open_dataset(data_config(config), progress))
 
     def batch(self, step: int) -> ShownBatch:
         """The batch that the step after `step` steps trains on: all of its rows, over all devices and hosts.

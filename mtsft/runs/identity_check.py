@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtsft.data.dataset import Sources
+from mtsft.data.data_files import DataFiles
 from mtsft.data.store import open_store
 from mtsft.errors import InputError
 from mtsft.evaluation import identities
@@ -20,20 +20,20 @@ _SAMPLE = 8  # dialogues
 _LAYERS = 4  # that are enough to check, with all kinds of them among them
 
 
-def check(config: ConfigDict, sources: Sources) -> dict[str, Any]:
+def check(config: ConfigDict, files: DataFiles) -> dict[str, Any]:
     """What `mtsft.evaluation.identities.compare` finds on a few dialogues, in float32, with freshly drawn parameters.
 
     Raises InputError where no dialogue fits into a row.
     """
-    spec = replace(sources.train_spec.without_errors(), trees="tree")
-    store = open_store(sources.train_files, spec, sources.cache / "stores", sources.workers)
-    fitting = np.flatnonzero(store.lengths_N <= sources.train_spec.max_length)
+    spec = replace(files.train_spec.without_errors(), trees="tree")
+    store = open_store(files.train_files, spec, files.cache / "stores", files.workers)
+    fitting = np.flatnonzero(store.lengths_N <= files.train_spec.max_length)
     if not len(fitting):
         raise InputError("no dialogue fits into a row, so there is nothing to check; raise data.sequence_length")
     picked = fitting[np.linspace(0, len(fitting) - 1, min(_SAMPLE, len(fitting))).astype(int)]
     trees = [store[i] for i in picked.tolist()]
-    row_length = min(sources.train_spec.max_length, 2 * max(map(len, trees)))
-    vocab_size = sources.train_spec.chat.open()[1].vocab_size
+    row_length = min(files.train_spec.max_length, 2 * max(map(len, trees)))
+    vocab_size = files.train_spec.chat.open()[1].vocab_size
     arch = model_of(resolve(config)[0], vocab_size).arch
     layers = min(arch.num_hidden_layers, max(_LAYERS, len(arch.layer_types.split(","))))
     model = Model(replace(arch, dtype="float32", param_dtype="float32", num_hidden_layers=layers))

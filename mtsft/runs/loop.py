@@ -9,13 +9,11 @@ from typing import Any
 
 import jax
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mtsft.data.batches import read_ahead
 from mtsft.errors import InputError
-from mtsft.evaluation import context_recall
 from mtsft.files import atomic_write
 from mtsft.model.parameters import Params, join
 from mtsft.runs import workdir as workdirs
@@ -27,15 +25,30 @@ from mtsft.training.metrics import Log, Meter, held_out_losses
 from mtsft.training.preemption import StopRequest
 from mtsft.training.state import TrainState
 
+Measure = Callable[[TrainingSetup, Params], tuple[dict[str, Any], list[str]]]
+
 
 def train(
-    config: ConfigDict, workdir: str | Path, watch: Callable[[dict[str, Any]], None] | None = None
+    config: ConfigDict,
+    workdir: str | Path,
+    watch: Callable[[dict[str, Any]], None] | None = None,
+    measure: Measure | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says, from the last checkpoint in `workdir` if there is one.
 
-    watch: called with every record that is logged, such as one that draws a curve.
-    Returns what result.json then holds: {finished, steps, seconds, ...}. Raises InputError for anything wrong with
-    the config or the data, before a step is taken; and when the loss is not finite for too long.
+    Args:
+        config: every key of the run.
+        workdir: where its checkpoints, metrics and tokenizer are kept.
+        watch: called with every record that is logged, such as one that draws a curve.
+        measure: called when the run is finished, with all parameters; returns results to add to result.json, and
+            lines to print.
+
+    Returns:
+        What result.json then holds: {finished, steps, seconds, ...}.
+
+    Raises:
+        InputError: something is wrong with the config or the data, before a step is taken; or the loss is not finite
+            for too long.
     """
     began = time.monotonic()
     workdir = epath.Path(workdir).expanduser().resolve()
@@ -69,8 +82,10 @@ def train(
                 f"the same command goes on from the checkpoint of step {checkpoints.latest or 0:,}"
             )
             return result
-    if run.dataset.corpus_eval is not None:
-        result |= _measure_context(run, join(state.eval_params, frozen))
+    if measure is not None:
+        measured, lines = measure(run, join(state.eval_params, frozen))
+        result |= measured
+        _say(*lines)
     seconds = round(time.monotonic() - began, 3)
     if earlier.get("steps") == result["steps"]:  # nothing was trained now
         seconds = earlier["seconds"]
@@ -177,25 +192,6 @@ def _check_leaves_nothing_out(run: TrainingSetup, start: int, earlier: dict[str,
             f"{workdir}: ended with its last epoch, in a batch of {size - missing} rows; going on from there would "
             f"leave out {missing} of the next; start another run from it: model.init_from={workdir}"
         )
-
-
-def _measure_context(run: TrainingSetup, params: Params) -> dict[str, Any]:
-    """What the model makes of earlier turns, on the built-in corpus's held-out dialogues; printed and returned."""
-    if jax.process_count() > 1:
-        params = multihost_utils.process_allgather(run.partitioner.as_global(params), tiled=True)
-    data = run.dataset
-    encoder = data.spec.encoder()
-    scores = context_recall.measure(run.model, params, encoder, data.corpus_eval)
-    _say(
-        "",
-        "A held-out conversation, every turn answered by the model in the true history:",
-        context_recall.converse(run.model, params, encoder, data.corpus_eval),
-        "",
-        f"exact answers, of {scores['turns']:,} that depend on earlier turns: {scores['context_accuracy']:.1%}",
-        f"the same with the history hidden: {scores['hidden_history_accuracy']:.1%}",
-        "by kind: " + ", ".join(f"{kind} {share:.1%}" for kind, share in scores["by_kind"].items()),
-    )
-    return scores
 
 
 def _no_longer_improves(run: TrainingSetup, losses: list[float]) -> bool:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mtsft.config import default
-from mtsft.data.dataset import open_chat
+from mtsft.data.chat_format import open_chat
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import ChatFormat, EncodingSpec
 from mtsft.errors import InputError

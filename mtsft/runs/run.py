@@ -10,6 +10,7 @@ from mtsft.config_files import as_config
 from mtsft.diagnose.notebook_views import ShownRecord
 from mtsft.evaluation.held_out import as_table
 from mtsft.runs import evaluator, loop
+from mtsft.runs.final_measures import final_measure
 
 
 class Scores(ShownRecord):
@@ -45,7 +46,7 @@ class Run:
             InputError: something is wrong with the config or the data, or the loss is not finite for too long.
         """
         try:
-            return ShownRecord(loop.train(self.config, self.workdir, watch))
+            return ShownRecord(loop.train(self.config, self.workdir, watch, final_measure(self.config)))
         finally:
             if hasattr(watch, "close"):
                 watch.close()

@@ -13,7 +13,7 @@ import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from mtsft.config import data_of, validate
+from mtsft.config import data_config, validate
 from mtsft.data.batches import BatchSource, PackedBatch
 from mtsft.data.dataset import TokenizedDataset, open_dataset
 from mtsft.errors import InputError
@@ -78,7 +78,7 @@ class TrainingSetup:
             eps=train.eps,
         )
         config, base = resolve(config)
-        dataset = open_dataset(**data_of(config), progress=progress)
+        dataset = open_dataset(data_config(config), progress)
         model = model_of(config, dataset.tokenizer.vocab_size)
         dataset.check_ids_below(model.arch.vocab_size)
         dataset.check_lengths(model.arch.max_position_embeddings)

@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from mtsft.data import store as stores
-from mtsft.data.dataset import Sources
+from mtsft.data.data_files import DataFiles
 from mtsft.data.packing import lay_out
 from mtsft.data.store import open_store
 from mtsft.diagnose.audit import audit
@@ -62,7 +62,7 @@ def templates(tmp_path, chat):
         train = [write(f"train-{i}.jsonl", records) for i, records in enumerate(files)]
         spec = EncodingSpec(chat, **{"max_length": ROW} | spec)
         held_out = [write("eval.jsonl", eval)] if eval else []
-        return Sources(train, weights or [1.0] * len(train), held_out, spec, spec, tmp_path / cache, 1)
+        return DataFiles(train, weights or [1.0] * len(train), held_out, spec, spec, tmp_path / cache, 1)
 
     return make
 

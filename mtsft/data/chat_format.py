@@ -1,0 +1,89 @@
+"""The chat template and the tokenizer that a config names; a tokenizer that it does not name is trained here."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mtsft.data.store import code_digest, digest_files, in_cache
+from mtsft.dialogue import readers
+from mtsft.encoding.spec import ChatFormat, markers_of, parse_date, parse_variables
+from mtsft.files import atomic_write
+from mtsft.template import chat_template as templates
+from mtsft.tokenizer import load as tokenizers
+from mtsft.tokenizer import sentencepiece
+
+_TOKENIZER_BYTES = 100 << 20  # of text that a tokenizer is trained on at most
+
+
+def open_chat(
+    tokenizer: str,
+    template: str = "",
+    variables: str = "",
+    date: str = "",
+    train: Callable[[ChatFormat], Mapping[str, bytes]] | None = None,
+) -> ChatFormat:
+    """A chat template and the files of a tokenizer. The first four arguments are keys of DataConfig.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer folder or a SentencePiece .model file; "" calls `train`.
+        template: the name of a built-in template, or a Jinja file; "" for the tokenizer's own, or "chatml".
+        variables: JSON object of keyword arguments of the template.
+        date: YYYY-MM-DD that the template is told; "" for today.
+        train: from the template to the files of a tokenizer, by name.
+
+    Raises:
+        InputError: there is no such tokenizer or template, or they do not go together.
+    """
+    files = tokenizers.read_files(tokenizer) if tokenizer else {}
+    own = tokenizers.chat_templates(files, tokenizer)
+    if not template and not own and "tokenizer.json" not in files:
+        template = "chatml"  # for a tokenizer without a template of its own
+    texts, name = templates.find(template, own)
+    parts = (parse_variables(variables), parse_date(date))
+    chat = ChatFormat(files or train(ChatFormat({}, texts, name, *parts)), texts, name, *parts)
+    chat.open(tokenizer or "the tokenizer")  # refuses what does not go together, by the name of the file
+    return chat
+
+
+def train_tokenizer(
+    chat: ChatFormat, vocab_size: int, files: Sequence[Path], format: str, folder: Path
+) -> Mapping[str, bytes]:
+    """A tokenizer trained on dialogues, or the one that `folder` holds of an earlier training.
+
+    Args:
+        chat: whose template's control tokens become tokens.
+        vocab_size: ids at most.
+        files: of dialogues.
+        format: of the files; "" recognises it.
+        folder: where trained tokenizers are kept.
+
+    Returns:
+        The files of the tokenizer, by name.
+
+    Raises:
+        InputError: the texts do not suit the size, or the folder cannot be written.
+    """
+    template = templates.ChatTemplate(chat.templates, chat.name)
+    parts = (digest_files(files), vocab_size, template.fingerprint, code_digest())
+    path = folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.model"
+    with in_cache(folder):
+        folder.mkdir(parents=True, exist_ok=True)  # refused before the training, rather than after it
+        if path.exists():
+            return {"tokenizer.model": path.read_bytes()}
+    markers = markers_of(template.literals)
+    trained = sentencepiece.train(_texts(files, format), vocab_size, markers)
+    with in_cache(folder):
+        atomic_write(path, trained["tokenizer.model"])
+    return trained
+
+
+def _texts(files: Sequence[Path], format: str) -> Iterator[str]:
+    """What a tokenizer is trained on: the words of dialogues evenly over the files, with the names of their roles."""
+    stride = -(-sum(path.stat().st_size for path in files) // _TOKENIZER_BYTES)
+    for path in files:
+        # What is wrong with a line is reported where dialogues are tokenised.
+        wanted, ignore = (lambda number: number % stride == 0), (lambda error: None)
+        for _, dialogue in readers.read_dialogues(path, format, wanted=wanted, unreadable=ignore):
+            for message in dialogue.messages:
+                yield message.role
+                yield message.content or ""

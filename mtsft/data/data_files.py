@@ -1,0 +1,109 @@
+"""The files of a run, found and not yet tokenised."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtsft.config import DataConfig
+from mtsft.corpora import recall
+from mtsft.data.chat_format import open_chat, train_tokenizer
+from mtsft.data.store import code_digest, in_cache
+from mtsft.dialogue import readers
+from mtsft.encoding.loss_weights import LossWeights
+from mtsft.encoding.spec import ChatFormat, EncodingSpec
+from mtsft.errors import InputError
+from mtsft.files import expanded
+
+_CORPUS = "recall"
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """The files of a run and how they are read. Build it with `find`.
+
+    Attributes:
+        train_files: files of training dialogues.
+        weights: how often the dialogues of each training file are seen in an epoch.
+        eval_files: files of held-out dialogues; those of training where a share of them is held out.
+        train_spec: how training dialogues become tokens, and which dialogues of the files these are.
+        eval_spec: the same of held-out dialogues.
+        cache: the folder of what is made from them.
+        workers: tokenising processes; 0 for one a core.
+    """
+
+    train_files: Sequence[Path]
+    weights: Sequence[float]
+    eval_files: Sequence[Path]
+    train_spec: EncodingSpec
+    eval_spec: EncodingSpec
+    cache: Path
+    workers: int
+
+    @classmethod
+    def find(cls, data: DataConfig) -> "DataFiles":
+        """What a config names. A built-in corpus is written, and a tokenizer trained, unless they are in the cache.
+
+        Raises InputError for whatever is wrong with the names of files or the values.
+        """
+        cache = expanded(data.cache_dir)
+        if data.corpus:
+            train_files, eval_files = _write_corpus(data, cache / "corpora")
+            weights = [1.0] * len(train_files)
+        else:
+            weighted = readers.find_weighted_files(data.train, "data.train")
+            train_files, weights = [file.path for file in weighted], [file.weight for file in weighted]
+            eval_files = readers.find_files(data.eval, "data.eval") if data.eval else []
+        for path in [*train_files, *eval_files]:
+            readers.check_readable(path)
+
+        def trained(chat: ChatFormat) -> Mapping[str, bytes]:
+            return train_tokenizer(chat, data.vocab_size, train_files, data.format, cache / "tokenizers")
+
+        chat = open_chat(data.tokenizer, data.template, data.template_variables, data.template_date, trained)
+        held_out = data.eval_fraction if not eval_files else 0.0
+        return cls(
+            train_files=train_files,
+            weights=weights,
+            eval_files=eval_files or (train_files if held_out else []),
+            train_spec=_spec(data, chat, (held_out, 1.0)),
+            eval_spec=_spec(data, chat, (0.0, held_out or 1.0)),
+            cache=cache,
+            workers=data.workers,
+        )
+
+
+def _spec(data: DataConfig, chat: ChatFormat, split: tuple[float, float]) -> EncodingSpec:
+    """How the dialogues of one part of the files become tokens. split: the part, by the hash of their content."""
+    return EncodingSpec(
+        chat,
+        data.sequence_length,
+        over_length=data.over_length,
+        loss_weights=LossWeights(data.responses, data.train_reasoning, data.train_tool_calls, data.weigh_per),
+        trees=data.trees,
+        unfaithful=data.unfaithful,
+        refused=data.refused,
+        stops=tuple(stop.strip() for stop in data.stops.split(",") if stop.strip()),
+        format=data.format,
+        split=split,
+    )
+
+
+def _write_corpus(data: DataConfig, folder: Path) -> tuple[list[Path], list[Path]]:
+    """Writes the built-in corpus, unless it is there, and returns its (train, held-out) files."""
+    name, seed = data.corpus, data.corpus_seed
+    if name != _CORPUS:
+        raise InputError(f"data.corpus={name!r}: use {_CORPUS!r}, or '' and data.train for files of your own")
+    version = code_digest()[:16]
+    files = []
+    # Seeds 2n and 2n + 1: the held-out dialogues are drawn apart from every training corpus.
+    for part, count, draw in (
+        ("train", data.corpus_dialogues, 2 * seed),
+        ("eval", data.corpus_eval_dialogues, 2 * seed + 1),
+    ):
+        path = folder / f"{name}-{part}-{count}-{seed}-{version}.jsonl"
+        with in_cache(folder):
+            if not path.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                recall.write(path, count, draw)
+        files.append([path])
+    return files[0], files[1]

@@ -1,0 +1,46 @@
+"""The files of a run: what a config names, found."""
+
+import pytest
+
+from mtsft.config import DataConfig
+from mtsft.data.data_files import DataFiles
+from mtsft.errors import InputError
+
+
+@pytest.fixture
+def data(write_jsonl, tmp_path):
+    turns = [("user", "Hello there"), ("assistant", "I am well")]
+    train, held_out = write_jsonl([turns] * 3, "train.jsonl"), write_jsonl([turns], "held_out.jsonl")
+    values = dict(vocab_size=280, cache_dir=str(tmp_path / "cache"), sequence_length=64)
+    return DataConfig(train=f"{train}=2.0", eval=str(held_out), eval_fraction=0.5, **values)
+
+
+def test_files_and_their_weights(data, tmp_path):
+    files = DataFiles.find(data)
+    assert (files.train_files, files.weights) == ([tmp_path / "train.jsonl"], [2.0])
+    assert files.eval_files == [tmp_path / "held_out.jsonl"]
+    # Files of held-out dialogues leave those of training whole.
+    assert files.train_spec.split == files.eval_spec.split == (0.0, 1.0)
+    assert files.train_spec.max_length == 64
+    assert [path.suffix for path in (tmp_path / "cache" / "tokenizers").iterdir()] == [".model"]
+
+
+def test_a_share_of_the_training_files_is_held_out(data):
+    files = DataFiles.find(DataConfig(**vars(data) | {"eval": ""}))
+    assert files.eval_files == files.train_files
+    assert (files.train_spec.split, files.eval_spec.split) == ((0.5, 1.0), (0.0, 0.5))
+    files = DataFiles.find(DataConfig(**vars(data) | {"eval": "", "eval_fraction": 0.0}))
+    assert files.eval_files == []
+
+
+def test_the_built_in_corpus_is_written_once(data, tmp_path):
+    corpus = {"train": "", "eval": "", "corpus": "recall", "corpus_dialogues": 3, "corpus_eval_dialogues": 2}
+    files = DataFiles.find(DataConfig(**vars(data) | corpus))
+    (train,), (held_out,) = files.train_files, files.eval_files
+    assert [len(path.read_text().splitlines()) for path in (train, held_out)] == [3, 2]
+    assert {path.parent for path in (train, held_out)} == {tmp_path / "cache" / "corpora"}
+    written = train.stat().st_mtime_ns
+    assert DataFiles.find(DataConfig(**vars(data) | corpus)).train_files == [train]
+    assert train.stat().st_mtime_ns == written
+    with pytest.raises(InputError, match=r"^data.corpus='other': use 'recall'"):
+        DataFiles.find(DataConfig(**vars(data) | corpus | {"corpus": "other"}))
