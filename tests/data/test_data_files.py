@@ -35,6 +35,7 @@ def test_a_share_of_the_training_files_is_held_out(data):
 
 def test_the_built_in_corpus_is_written_once(data, tmp_path):
     corpus = {"train": "", "eval": "", "corpus": "recall", "corpus_dialogues": 3, "corpus_eval_dialogues": 2}
+    corpus["vocab_size"] = 500
     files = DataFiles.find(DataConfig(**vars(data) | corpus))
     (train,), (held_out,) = files.train_files, files.eval_files
     assert [len(path.read_text().splitlines()) for path in (train, held_out)] == [3, 2]
