@@ -1,7 +1,7 @@
 """What a training step needs of a chip's memory: asked of the TPU compiler, without a chip.
 
     pip install libtpu
-    python benchmarks/memory.py configs/llama3_1_8b.py:full,v5e-16 ... [KEY=VALUE ...] [--save]
+    python benchmarks/memory.py llama3_1_8b:full,v5e-16 ... [KEY=VALUE ...] [--save]
     python benchmarks/memory.py --tables
 
 The real step of a config, at the sizes of the published model (benchmarks/published/), is compiled ahead of time for
@@ -23,7 +23,6 @@ every chunk, which these figures showed: Llama-3.1-8B, lora, gpu80 went from 35.
 
 import argparse
 import ast
-import importlib.util
 import json
 import os
 import re
@@ -42,8 +41,10 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
+from mtsft.config_files import load_config  # noqa: E402
 from mtsft.data.batches import empty_batch  # noqa: E402
-from mtsft.interop.config_json import describe  # noqa: E402
+from mtsft.interop.config_json import architecture_fields  # noqa: E402
+from mtsft.presets import VARIANTS  # noqa: E402
 from mtsft.runs.pretrained import model_of  # noqa: E402
 from mtsft.runs.setup import TrainingSetup  # noqa: E402
 from mtsft.training.optimizer import build_optimizer  # noqa: E402
@@ -55,24 +56,17 @@ RESULTS = ROOT / "benchmarks" / "memory.json"
 EFFORT = {"exec_time_optimization_effort": -1.0, "optimization_level": 9}
 # The chips that a step is compiled for.
 TOPOLOGIES = {"gpu80": "v5p:1x1x1", "h200": "v5p:1x1x1", "v5e-8": "v5e:2x4", "v5e-16": "v5e:4x4", "v5p-8": "v5p:2x2x1"}
-TABLE = re.compile(r"(?<=\n)    machine.*?\n(?=\n)", re.DOTALL)
-
-
-def module_of(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+TABLE = re.compile(r'(?<=\n)    machine.*?\n(?=\n|""")', re.DOTALL)
 
 
 def devices_of(machine):
     return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[machine]).devices
 
 
-def run_of(path, config, devices):
+def run_of(name, config, devices):
     """What training makes of a config, but for the data and the weights, on which a step's memory does not hang."""
-    published = ROOT / "benchmarks" / "published" / f"{path.stem}.json"
-    for key, value in describe(json.loads(published.read_text()), str(published))[1].items():
+    published = ROOT / "benchmarks" / "published" / f"{name}.json"
+    for key, value in architecture_fields(json.loads(published.read_text()), str(published))[1].items():
         config.model[key] = value
     train = config.train
     train.steps = train.steps or 1000
@@ -99,11 +93,10 @@ def state_bytes(run):
     return sum(sum(jax.tree.leaves(jax.tree.map(size, *tree))) for tree in trees)
 
 
-def measure(path, variant, overrides):
-    module, (mode, machine) = module_of(path), variant.split(",")
-    config = module.get_config(variant)
-    config.update_from_flattened_dict(overrides)
-    run = run_of(path, config, devices_of(machine))
+def measure(name, variant, overrides):
+    mode, machine = variant.split(",")
+    run = run_of(name, load_config(f"{name}:{variant}", overrides), devices_of(machine))
+    config = run.config
     batch = empty_batch(config.train.batch_size, config.data.sequence_length)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     began, fits = time.perf_counter(), True
@@ -118,7 +111,7 @@ def measure(path, variant, overrides):
             raise
         fits, total = False, float(said[1] or said[2])
     return {
-        "keys": module.VARIANTS[mode][machine],
+        "keys": VARIANTS[name][mode][machine],
         "state": round(state_bytes(run) / GIB, 2),
         "all": round(total, 2),
         "fits": fits,
@@ -130,21 +123,21 @@ def results():
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
-def table_of(path):
+def table_of(name):
     """The lines of a docstring: of each machine, the state and all that a step needs."""
-    module, measured = module_of(path), results()
+    measured = results()
     lines = [f"    machine    {'full: state / all':<20} lora: state / all"]
     for machine in TOPOLOGIES:
         cells = []
         for mode in ("full", "lora"):
-            if isinstance(module.VARIANTS[mode][machine], str):
+            if isinstance(VARIANTS[name][mode][machine], str):
                 cells.append("refused")
                 continue
             twin = "gpu80" if machine == "h200" else machine
-            same = module.VARIANTS[mode][twin] == module.VARIANTS[mode][machine]
-            variant = f"{path.stem}:{mode},{twin if same else machine}"
+            same = VARIANTS[name][mode][twin] == VARIANTS[name][mode][machine]
+            variant = f"{name}:{mode},{twin if same else machine}"
             if variant not in measured:
-                sys.exit(f"configs/{variant.replace(':', '.py:')} is not measured yet; run this with it and --save")
+                sys.exit(f"{variant} is not measured yet; run this with it and --save")
             cells.append(f"{measured[variant]['state']:.1f} / {measured[variant]['all']:.1f}")
         lines.append(f"    {machine:<10} {cells[0]:<20} {cells[1]}")
     return "\n".join(lines) + "\n"
@@ -152,7 +145,7 @@ def table_of(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help="FILE:VARIANT of configs, and KEY=VALUE for all of them")
+    parser.add_argument("what", nargs="*", help="NAME:VARIANT of configs, and KEY=VALUE for all of them")
     parser.add_argument("--save", action="store_true", help="note the figures in benchmarks/memory.json")
     parser.add_argument("--tables", action="store_true", help="write the figures noted into the docstrings of configs/")
     arguments = parser.parse_args()
@@ -162,19 +155,19 @@ def main():
         if given and ":" not in word:
             overrides[key] = ast.literal_eval(value) if re.fullmatch(r"[\d.e-]+|True|False", value) else value
     for word in arguments.what:
-        path, given, variant = word.partition(":")
+        name, given, variant = word.partition(":")
         if not given:
             continue
-        figures = measure(Path(path), variant, overrides)
+        figures = measure(name, variant, overrides)
         print(word, overrides or "", json.dumps(figures), flush=True)
         if arguments.save and not overrides:
-            noted = results() | {f"{Path(path).stem}:{variant}": figures}
+            noted = results() | {word: figures}
             lines = (f"  {json.dumps(name)}: {json.dumps(each)}" for name, each in sorted(noted.items()))
             RESULTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     if arguments.tables:
-        for published in sorted((ROOT / "benchmarks" / "published").glob("*.json")):
-            path = ROOT / "configs" / f"{published.stem}.py"
-            path.write_text(TABLE.sub(lambda _: table_of(path), path.read_text(), count=1))  # noqa: B023
+        for name in VARIANTS:
+            path, table = ROOT / "configs" / f"{name}.py", table_of(name)
+            path.write_text(TABLE.sub(lambda _: table, path.read_text(), count=1))  # noqa: B023
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A small model from scratch on dialogues of your own.
 
-    python -m mtsft.train --config=configs/from_scratch.py --workdir=runs/mine --config.data.train=dialogues.jsonl
+    mtsft train --config=from_scratch --workdir=runs/mine --config.data.train=dialogues.jsonl
 
 The file holds one dialogue a line, {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}]}.
 One dialogue in twenty is held out, by its content; a SentencePiece tokenizer is trained on the rest. Four passes over

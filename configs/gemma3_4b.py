@@ -1,19 +1,12 @@
 """Gemma-3-4B on dialogues of your own: all of its parameters, or low-rank adapters on a frozen base in bfloat16.
 
     hf download google/gemma-3-4b-it --local-dir models/gemma-3-4b-it
-    python -m mtsft.train --config=configs/gemma3_4b.py:lora,gpu80 --workdir=runs/gemma3_4b \\
-        --config.data.train=dialogues.jsonl
+    mtsft train --config=gemma3_4b:lora,gpu80 --workdir=runs/gemma3_4b --config.data.train=dialogues.jsonl
 
 The instruct model, as the base has no chat template. Its licence is to be accepted on its page first, then `hf auth
-login`. After the colon stand full or lora, and the machine: gpu80 (a GPU of 80 GB), h200, v5e-8, v5e-16 (8 and 16 chips
-of 16 GB) or v5p-8 (4 chips of 95 GB). v5e-16 is several hosts: start it as configs/pod.py, with the model, too, where
-every host reads it.
+login`. The vision tower is left out. Full training on GPUs is by Adafactor, as AdamW's moments do not fit 80 GB.
 
-A batch is 32 rows of 4,096 slots, 131,072 tokens, on every machine; a chip computes one row at a time. Full training is
-by AdamW in float32, and by Adafactor on GPUs, where AdamW's moments do not fit 80 GB. The vision tower is left out. One
-dialogue in fifty is held out, by its content; of a dialogue that is too long the last turns are kept.
-
-Expected memory, GiB of each chip:
+Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
     gpu80      14.5 / 48.0          7.6 / 10.9
@@ -21,27 +14,11 @@ Expected memory, GiB of each chip:
     v5e-8      5.4 / 10.8           1.1 / 5.0
     v5e-16     2.7 / 7.7            0.7 / 3.6
     v5p-8      10.8 / 20.8          2.1 / 5.0
-
-State is parameters and moments, by their shapes. All is what the compiler allots to the whole step (memory_analysis by
-benchmarks/memory.py, at the compiler's least effort: allow a tenth more). Those of gpu80 and h200 are compiled for one
-TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these machines. On a GPU JAX
-takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as 0.95.
 """
 
-from mtsft.presets import fine_tune, machines
-
-# What a machine needs to itself, by mode.
-VARIANTS = {
-    "full": machines(rows=1)
-    | {
-        "gpu80": {"train.microbatches": 32, "train.optimizer": "adafactor"},
-        "h200": {"train.microbatches": 32, "train.optimizer": "adafactor"},
-        "v5e-8": {"parallel.mesh": "fsdp=4,tensor=2", "train.microbatches": 8},
-    },
-    "lora": machines(rows=1),
-}
+from mtsft.presets import fine_tune
 
 
 def get_config(variant="lora,gpu80"):
-    """The config; what it shares with its like is in mtsft/presets.py."""
-    return fine_tune("models/gemma-3-4b-it", variant, VARIANTS, learning_rate=1e-5, lora_learning_rate=2e-4)
+    """The config of a variant, MODE,MACHINE."""
+    return fine_tune("gemma3_4b", variant, "models/gemma-3-4b-it", learning_rate=1e-5, lora_learning_rate=2e-4)

@@ -1,19 +1,12 @@
 """Llama-3.2-1B on dialogues of your own: all of its parameters, or low-rank adapters on a frozen base in bfloat16.
 
     hf download meta-llama/Llama-3.2-1B-Instruct --local-dir models/Llama-3.2-1B-Instruct --exclude "original/*"
-    python -m mtsft.train --config=configs/llama3_2_1b.py:lora,gpu80 --workdir=runs/llama3_2_1b \\
-        --config.data.train=dialogues.jsonl
+    mtsft train --config=llama3_2_1b:lora,gpu80 --workdir=runs/llama3_2_1b --config.data.train=dialogues.jsonl
 
 The instruct model, as the base has no chat template. Its licence is to be accepted on its page first, then `hf auth
-login`. After the colon stand full or lora, and the machine: gpu80 (a GPU of 80 GB), h200, v5e-8, v5e-16 (8 and 16 chips
-of 16 GB) or v5p-8 (4 chips of 95 GB). v5e-16 is several hosts: start it as configs/pod.py, with the model, too, where
-every host reads it.
+login`.
 
-A batch is 32 rows of 4,096 slots, 131,072 tokens, on every machine; a chip computes two rows at a time. Full training
-is by AdamW in float32. One dialogue in fifty is held out, by its content; of a dialogue that is too long the last turns
-are kept.
-
-Expected memory, GiB of each chip:
+Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
     gpu80      13.8 / 28.5          2.4 / 5.0
@@ -21,22 +14,13 @@ Expected memory, GiB of each chip:
     v5e-8      1.7 / 4.6            0.4 / 2.3
     v5e-16     0.9 / 3.1            0.2 / 2.1
     v5p-8      3.5 / 7.6            0.7 / 2.7
-
-State is parameters and moments, by their shapes. All is what the compiler allots to the whole step (memory_analysis by
-benchmarks/memory.py, at the compiler's least effort: allow a tenth more). Those of gpu80 and h200 are compiled for one
-TPU v5p chip, whose compiler allots memory otherwise than a GPU's. Not yet run on any of these machines. On a GPU JAX
-takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as 0.95.
 """
 
-from mtsft.presets import fine_tune, machines
-
-# What a machine needs to itself, by mode.
-VARIANTS = {
-    "full": machines(rows=2),
-    "lora": machines(rows=2),
-}
+from mtsft.presets import fine_tune
 
 
 def get_config(variant="lora,gpu80"):
-    """The config; what it shares with its like is in mtsft/presets.py."""
-    return fine_tune("models/Llama-3.2-1B-Instruct", variant, VARIANTS, learning_rate=2e-5, lora_learning_rate=2e-4)
+    """The config of a variant, MODE,MACHINE."""
+    return fine_tune(
+        "llama3_2_1b", variant, "models/Llama-3.2-1B-Instruct", learning_rate=2e-5, lora_learning_rate=2e-4
+    )

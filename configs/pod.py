@@ -1,7 +1,7 @@
 """A model of 1.2 billion parameters from scratch, on a TPU v5e-256 slice.
 
     launch/tpu_pod.sh --name=mtsft --zone=us-west4-a --type=v5litepod-256 -- \\
-        --config=configs/pod.py --workdir=gs://BUCKET/runs/pod --config.data.train=/mnt/dialogues/*.jsonl
+        --config=pod --workdir=gs://BUCKET/runs/pod --config.data.train=/mnt/dialogues/*.jsonl
 
 Parameters, gradients and moments lie cut over 16 chips each (fsdp), the batch over all 256 (data and fsdp). Compute in
 bfloat16, parameters in float32; of each layer only its input is kept for the backward pass. A batch is 512 rows of

@@ -1,6 +1,6 @@
 """Quickstart: a small model that learns, in under three minutes on two CPU cores, to use what was said earlier.
 
-    python -m mtsft.train --config=configs/quickstart.py --workdir=runs/quickstart
+    mtsft train --config=quickstart --workdir=runs/quickstart
 
 Needs nothing but the package. It writes a corpus of short conversations in which people introduce themselves with
 three facts (name, city, job, dog, food, instrument, number of books; some two dozen values each), ask for them in later

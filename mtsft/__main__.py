@@ -1,6 +1,7 @@
 """The command `mtsft`: lists the doors, or runs one: mtsft VERB ... is python -m mtsft.VERB ..."""
 
 import ast
+import contextlib
 import runpy
 import sys
 from pathlib import Path
@@ -13,11 +14,18 @@ def doors() -> dict[str, str]:
     """What each door is for, by verb, as the first line of its docstring says: "WHAT: python -m mtsft.VERB ..."."""
     summaries = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
         summary, is_door, _ = docstring.partition(f": python -m mtsft.{path.stem} ")
         if is_door:
             summaries[path.stem] = summary
     return summaries
+
+
+def listing() -> str:
+    """What there is to run, a line each."""
+    head = f"mtsft {__version__}: multi-turn supervised fine-tuning of language models in JAX and Flax"
+    lines = (f"  mtsft {verb:<10} {summary}" for verb, summary in doors().items())
+    return "\n".join([head, "", *lines, "", "`mtsft VERB --help` says more; `python -m mtsft.VERB` is the same."])
 
 
 def main() -> int:
@@ -26,9 +34,8 @@ def main() -> int:
     if verb == "--version":
         print(f"mtsft {__version__}")
     elif verb in ("--help", "-h"):
-        print(f"mtsft {__version__}: multi-turn supervised fine-tuning of language models in JAX and Flax\n")
-        print(*(f"  mtsft {name:<10} {summary}" for name, summary in doors().items()), sep="\n")
-        print("\n`mtsft VERB --help` lists the flags of one; `python -m mtsft.VERB` is the same.")
+        with contextlib.suppress(BrokenPipeError):  # as by `| head`
+            print(listing(), flush=True)
     elif verb not in doors():
         print(f"mtsft: {one_line(verb, 80)!r} is not one of {', '.join(doors())}", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 """The configs of published models: every variant is a config that its machine's mesh can carry."""
 
-import importlib.util
+import ast
 import json
 import re
 from pathlib import Path
@@ -11,6 +11,7 @@ from published_configs import PUBLISHED
 
 from mtsft import presets
 from mtsft.config import default, validate
+from mtsft.config_files import config_names, find_config, load_config
 from mtsft.errors import InputError
 from mtsft.interop.config_json import architecture_fields
 from mtsft.model.parameters import names, split
@@ -24,23 +25,11 @@ ROOT = Path(__file__).parents[1]
 MEMORY = json.loads((ROOT / "benchmarks" / "memory.json").read_text())
 # GiB that a program may fill of a chip (of a GPU, all but a twentieth), and chips.
 MACHINES = {"gpu80": (75.0, 1), "h200": (132.0, 1), "v5e-8": (15.75, 8), "v5e-16": (15.75, 16), "v5p-8": (95.0, 4)}
-READY = (
-    "qwen3_0_6b", "qwen2_5_1_5b", "llama3_2_1b", "llama3_2_3b", "llama3_1_8b", "gemma3_1b", "gemma3_4b", "mistral_7b"
-)  # fmt: skip
-
-
-def module_of(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MODULES = {name: module_of(name) for name in READY}
+READY = tuple(presets.VARIANTS)
 VARIANTS = [
     (name, mode, machine)
-    for name, module in MODULES.items()
-    for mode, machines in module.VARIANTS.items()
+    for name, modes in presets.VARIANTS.items()
+    for mode, machines in modes.items()
     for machine, keys in machines.items()
     if not isinstance(keys, str)
 ]
@@ -76,23 +65,26 @@ def models():
     return model_and_shapes
 
 
+def test_every_published_model_has_a_config():
+    published = {path.stem for path in (ROOT / "benchmarks" / "published").glob("*.json")}
+    assert published == {*READY} == {*config_names()} - {"from_scratch", "pod", "quickstart"}
+
+
 @pytest.mark.parametrize("name", READY)
 def test_every_mode_and_machine_is_answered(name):
-    module = MODULES[name]
-    assert {mode: set(machines) for mode, machines in module.VARIANTS.items()} == {
-        mode: set(MACHINES) for mode in ("full", "lora")
-    }
-    assert module.get_config() == module.get_config("lora,gpu80")
-    for mode, machines in module.VARIANTS.items():
+    modes = presets.VARIANTS[name]
+    assert {mode: set(machines) for mode, machines in modes.items()} == {"full": {*MACHINES}, "lora": {*MACHINES}}
+    assert load_config(name) == load_config(f"{name}:lora,gpu80")
+    for mode, machines in modes.items():
         for machine, keys in machines.items():
             if isinstance(keys, str):
                 with pytest.raises(InputError, match=re.escape(keys)):
-                    module.get_config(f"{mode},{machine}")
+                    load_config(f"{name}:{mode},{machine}")
 
 
 @pytest.mark.parametrize(("name", "mode", "machine"), VARIANTS)
 def test_variant_fits_its_machine(name, mode, machine, models):
-    config = MODULES[name].get_config(f"{mode},{machine}")
+    config = load_config(f"{name}:{mode},{machine}")
     validate(config)
     assert config.train.optimizer in OPTIMIZERS
     assert config.train.schedule in SCHEDULES
@@ -109,24 +101,27 @@ def test_variant_fits_its_machine(name, mode, machine, models):
 @pytest.mark.parametrize("name", READY)
 def test_machines_differ_in_nothing_that_is_learned(name):
     runtime = {"parallel.mesh", "train.microbatches", "train.optimizer"}
-    for machines in MODULES[name].VARIANTS.values():
+    for machines in presets.VARIANTS[name].values():
         for keys in machines.values():
             assert isinstance(keys, str) or set(keys) <= runtime
 
 
 @pytest.mark.parametrize("name", READY)
 def test_docstring_is_the_record(name):
-    module = MODULES[name]
-    config = module.get_config()
-    assert f"--config=configs/{name}.py:lora,gpu80" in module.__doc__
-    assert f"--local-dir {config.model.init_from}" in module.__doc__
-    rows = {row[0]: row[1:] for line in module.__doc__.splitlines() if (row := line.split()) and row[0] in MACHINES}
+    doc = ast.get_docstring(ast.parse(find_config(name).read_text()))
+    commands = " ".join(line.strip() for line in doc.splitlines() if line.startswith("    ")).split()
+    assert f"--config={name}:lora,gpu80" in commands
+    assert f"--workdir=runs/{name}" in commands
+    assert commands[commands.index("--local-dir") + 1] == load_config(name).model.init_from
+    assert "mtsft/presets.py" in doc
+    assert max(map(len, doc.splitlines())) <= 120
+    rows = {row[0]: row[1:] for line in doc.splitlines() if (row := line.split()) and row[0] in MACHINES}
     assert set(rows) == set(MACHINES)
     for machine, cells in rows.items():
         said = [cell for cell in " ".join(cells).replace("refused", "refused refused").split() if cell != "/"]
         for mode, state, total in zip(("full", "lora"), said[::2], said[1::2], strict=True):
-            keys = module.VARIANTS[mode][machine]
-            twin = "gpu80" if machine == "h200" and module.VARIANTS[mode]["gpu80"] == keys else machine
+            keys = presets.VARIANTS[name][mode][machine]
+            twin = "gpu80" if machine == "h200" and presets.VARIANTS[name][mode]["gpu80"] == keys else machine
             if isinstance(keys, str):
                 assert state == total == "refused"
                 continue
@@ -167,8 +162,15 @@ def test_choose():
 
 def test_variants_name_known_keys():
     known = default()
-    for _, machines in ((mode, each) for module in MODULES.values() for mode, each in module.VARIANTS.items()):
-        for keys in machines.values():
-            for key in keys if isinstance(keys, dict) else ():
-                group, name = key.split(".")
-                assert name in known[group]
+    for name, mode, machine in VARIANTS:
+        for key in presets.VARIANTS[name][mode][machine]:
+            group, name_in_group = key.split(".")
+            assert name_in_group in known[group]
+
+
+def test_every_config_is_a_record():
+    for name, path in config_names().items():
+        doc = ast.get_docstring(ast.parse(path.read_text()))
+        assert "\nExpected" in doc
+        assert re.search(rf"\n    .*--config={name}\b", doc)
+        assert len(path.read_text().splitlines()) <= 60
