@@ -55,7 +55,7 @@ _TABLES = {
 # What `content` is a digest of. Not response_ids_N: it follows from the others, and checkpoints of before it exist.
 _CONTENT = ("tokens_N", "parents_N", "response_mask_N", "turn_ids_N", "message_ids_N", "lengths")
 # The folders of the package, and the libraries, whose code decides which tokens a file becomes.
-MAKES_TOKENS = ("dialogue", "tokenizer", "template", "encoding")
+MAKES_TOKENS = ("corpora", "dialogue", "tokenizer", "template", "encoding")
 _LIBRARIES = ("jinja2", "tokenizers", "sentencepiece")
 _INLINE_BYTES = 1 << 22  # files smaller than this are not worth starting processes for
 
