@@ -45,6 +45,7 @@ SIZES = dict(
     param_dtype="float32",
     scan_layers=True,
     remat="none",
+    attention_kernel="auto",
 )
 
 

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from mtsft.model.attention import Scores, attend
+from mtsft.model.attention.plain import attend
+from mtsft.model.attention.scores import Scores
 from mtsft.training.objective import token_nll
 
 

@@ -9,8 +9,8 @@ from sentencepiece import sentencepiece_model_pb2
 
 from mtsft.errors import InputError
 from mtsft.interop import config_json
-from mtsft.interop.hf_folder import CONFIG, NUMERICS
-from mtsft.model.architecture import Architecture
+from mtsft.interop.hf_folder import CONFIG
+from mtsft.model.architecture import RUNTIME, Architecture
 
 # What may differ between a model and the config.json that it came with.
 _OWN = ("vocab_size", "initializer_range")
@@ -49,7 +49,7 @@ def check_exportable(arch: Architecture, published: Mapping[str, Any], where: st
 
 
 def _fields(arch: Architecture) -> dict[str, Any]:
-    return {name: value for name, value in asdict(arch).items() if name not in NUMERICS}
+    return {name: value for name, value in asdict(arch).items() if name not in RUNTIME}
 
 
 def _published_for(fields: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dict[str, Any]:

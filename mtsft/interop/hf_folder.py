@@ -18,13 +18,12 @@ from mtsft.interop.families import Family
 from mtsft.interop.safetensors_io import DTYPES, Tensor, are_equal, file_digest, progress_bar, read_header
 from mtsft.interop.sharded_read import ShardedLeaf
 from mtsft.interop.weight_names import TensorSlice
-from mtsft.model.architecture import Architecture
+from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
 
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 # The fields of Architecture that no folder says.
-NUMERICS = {"dtype": "float32", "param_dtype": "float32", "scan_layers": True, "remat": "none"}
 _NAMED = 4  # names that an error lists
 _LONGEST_NAME = 255  # of a file
 
@@ -33,7 +32,7 @@ _LONGEST_NAME = 255  # of a file
 class HubFolder:
     """A Hugging Face folder whose config and weights belong together.
 
-    fields: of Architecture, but for NUMERICS. fingerprint: of config.json and of each weights file's size, header and
+    fields: of Architecture, but for RUNTIME. fingerprint: of config.json and of each weights file's size, header and
     edges; cheap, so it tells folders apart, and does not prove them equal.
     """
 
@@ -216,7 +215,7 @@ def _with_embedding(tensors: dict[str, Tensor], embedding: str, head: str) -> di
 
 def leaf_shapes(fields: Mapping[str, Any]) -> dict[tuple, tuple[int, ...]]:
     """The shape of every parameter of such a model, by its path with layers stacked, without the axis of layers."""
-    arch = Architecture(**fields | NUMERICS)
+    arch = Architecture(**fields | RUNTIME)
     shapes = jax.eval_shape(lambda: Model(arch).init(jax.random.key(0)))
     leaves = {
         tuple(entry.key for entry in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)

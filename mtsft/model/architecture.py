@@ -1,4 +1,4 @@
-"""What a decoder is: sizes, customs and numerics, as data."""
+"""What a decoder is: sizes, conventions and numerics, as data."""
 
 import json
 import math
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mtsft.errors import InputError, one_line
+from mtsft.model.attention.kernels import AUTO, KERNELS
 
 # What the backward pass keeps of a layer; the rest it computes again. "none" keeps all.
 REMAT_POLICIES = {
@@ -42,15 +43,27 @@ ROPE_TYPES = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
 }
-# What yarn may say beside these, each a number above 0; and "truncate".
+# Further keys of yarn, each a number above 0; "truncate" is one as well.
 YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+# The fields of an Architecture that say how it is computed, not what is computed, and what they are unless a config
+# says otherwise. No published config has them, and a run may change all but param_dtype.
+RUNTIME: dict[str, Any] = {
+    "dtype": "float32",
+    "param_dtype": "float32",
+    "scan_layers": True,
+    "remat": "none",
+    "attention_kernel": AUTO,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Sizes, customs and numerics, under the names of Hugging Face's configs; config.py says what each means.
+    """Sizes, conventions and numerics, under the names of Hugging Face's configs; config.py says what each means.
 
-    The families of decoders differ in these values alone. Raises InputError for values that make no model.
+    The families of decoders differ in these values alone.
+
+    Raises:
+        InputError: for values that make no model.
     """
 
     vocab_size: int
@@ -84,6 +97,7 @@ class Architecture:
     param_dtype: str
     scan_layers: bool
     remat: str
+    attention_kernel: str
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -99,7 +113,13 @@ class Architecture:
             )
         if self.head_dim % 2:
             raise InputError(f"model.head_dim={self.head_dim}: rotary positions turn pairs, so it must be even")
-        tables = {"remat": REMAT_POLICIES, "dtype": DTYPES, "param_dtype": DTYPES, "hidden_act": ACTIVATIONS}
+        tables = {
+            "remat": REMAT_POLICIES,
+            "dtype": DTYPES,
+            "param_dtype": DTYPES,
+            "hidden_act": ACTIVATIONS,
+            "attention_kernel": (AUTO, *KERNELS),
+        }
         for name, table in tables.items():
             if getattr(self, name) not in table:
                 raise InputError(f"model.{name}={getattr(self, name)!r}: use one of {', '.join(table)}")
@@ -134,7 +154,7 @@ class Architecture:
         return {"rope_type": "default", **scaling}
 
     def positions_after(self, length: int, wanted: int) -> int:
-        """How many of `wanted` more positions it has after so many; all where it is made for any number."""
+        """How many of `wanted` more positions are left after `length`; all where there is no maximum."""
         positions = self.max_position_embeddings
         return max(0, min(wanted, positions - length)) if positions else wanted
 
@@ -145,7 +165,7 @@ class Architecture:
 
 
 def rope_fault(scaling: Mapping[str, Any]) -> str:
-    """What is wrong with a rope_scaling that says its rope_type; "" for nothing."""
+    """What is wrong with a rope_scaling, its rope_type among it; "" for nothing."""
     kind = scaling["rope_type"]
     if not isinstance(kind, str) or kind not in ROPE_TYPES:
         known = ", ".join(ROPE_TYPES)
@@ -166,9 +186,16 @@ def rope_fault(scaling: Mapping[str, Any]) -> str:
 class LoRA:
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): y = W x + (alpha / rank) B A x, W frozen.
 
-    rank: 0 for none. targets: a regex that is looked for in the names of matrices, such as
-    "layers/attention/(query|value)". dropout: of what enters A, in training. quantize: what the layers' W, adapted or
-    not, are kept in, as model/quantized.py says; "" for the parameter dtype. Raises InputError for impossible values.
+    Attributes:
+        rank: 0 for no adapters.
+        alpha: scales B A x, divided by rank.
+        targets: a regex that is looked for in the names of matrices, such as "layers/attention/(query|value)".
+        dropout: of what enters A, in training.
+        quantize: what the layers' W, adapted or not, are kept in, as model/quantization.py says; "" for the parameter
+            dtype.
+
+    Raises:
+        InputError: for impossible values.
     """
 
     rank: int = 0

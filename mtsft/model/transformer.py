@@ -17,100 +17,46 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtsft.errors import InputError
-from mtsft.model.architecture import ACTIVATIONS, DTYPES, NO_LORA, REMAT_POLICIES, Architecture, LoRA
-from mtsft.model.attention import Scores, attend_cached, soft_cap, tree_attend
+from mtsft.model.architecture import DTYPES, NO_LORA, REMAT_POLICIES, Architecture, LoRA
+from mtsft.model.attention.cached import attend_cached
+from mtsft.model.attention.kernels import KERNELS, Attend, choose_kernel
+from mtsft.model.attention.layout import AttentionLayout
+from mtsft.model.attention.scores import Scores, soft_cap
+from mtsft.model.block import MATRICES, Layer
 from mtsft.model.layers import Linear, RMSNorm
 from mtsft.model.parameters import Params
-from mtsft.model.rope import rotary, rotate
-
-# The matrices that adapters can be put to, by their names.
-MATRICES = (
-    *(f"layers/attention/{name}" for name in ("query", "key", "value", "output")),
-    *(f"layers/mlp/{name}" for name in ("gate", "up", "down")),
-)
+from mtsft.model.rope import rotary
 
 
 class StepRng(NamedTuple):
-    """What a training step draws at random. keys_B: a key a row. embedding_BxL: NEFTune's bound, or None."""
+    """What a training step draws at random.
+
+    Attributes:
+        keys_B: a random key for each row.
+        embedding_bounds_BxL: float32, of NEFTune's uniform noise on each slot's embedding; None for no noise.
+    """
 
     keys_B: jax.Array
     embedding_bounds_BxL: jax.Array | None
 
 
-class Attention(nnx.Module):
-    """Grouped-query self-attention with rotary positions."""
+class Output(NamedTuple):
+    """What `Model.apply` returns.
 
-    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs):
-        D, K, H, G = arch.hidden_size, arch.head_dim, arch.num_attention_heads, arch.num_key_value_heads
-        linear = partial(Linear, arch, lora)
-        self.head_dim = K
-        self.query = linear("layers/attention/query", D, H * K, rngs, bias=arch.attention_bias)
-        self.key = linear("layers/attention/key", D, G * K, rngs, bias=arch.attention_bias)
-        self.value = linear("layers/attention/value", D, G * K, rngs, bias=arch.attention_bias)
-        self.output = linear(
-            "layers/attention/output",
-            H * K,
-            D,
-            rngs,
-            bias=arch.attention_output_bias,
-            deviation=_residual_deviation(arch, H * K),
-        )
-        self.query_norm, self.key_norm = (RMSNorm(arch, K), RMSNorm(arch, K)) if arch.qk_norm else (None, None)
+    Attributes:
+        hidden_BxLxD: hidden states after the last norm, in the compute dtype.
+        projection_DxV: from hidden states to logits, in the compute dtype.
+        auxiliary: sums over slots and layers, float32 scalars by name, that a loss adds to its own, such as a router's
+            load balancing; {} for dense models.
+    """
 
-    def __call__(self, x_BxLxD, cos_sin, attend, keys_B):
-        """(B, L, D), and whatever `attend` keeps.
-
-        attend: (query, key, value) -> the values attended to (B, L, H, K), under whatever mask there is, and what it
-        keeps of them.
-        """
-        B, L, _ = x_BxLxD.shape
-        query, key, value = (
-            project(x_BxLxD, keys_B).reshape(B, L, -1, self.head_dim) for project in (self.query, self.key, self.value)
-        )
-        if self.query_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        attended, kept = attend(rotate(query, cos_sin), rotate(key, cos_sin), value)
-        return self.output(attended.reshape(B, L, -1), keys_B), kept
-
-
-class MLP(nnx.Module):
-    """The gated MLP: down(act(gate x) * up x)."""
-
-    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs):
-        D, F = arch.hidden_size, arch.intermediate_size
-        linear = partial(Linear, arch, lora, bias=arch.mlp_bias)
-        self.activation = ACTIVATIONS[arch.hidden_act]
-        self.gate = linear("layers/mlp/gate", D, F, rngs)
-        self.up = linear("layers/mlp/up", D, F, rngs)
-        self.down = linear("layers/mlp/down", F, D, rngs, deviation=_residual_deviation(arch, F))
-
-    def __call__(self, x_BxLxD, keys_B):
-        """(B, L, D) to (B, L, D)."""
-        return self.down(self.activation(self.gate(x_BxLxD, keys_B)) * self.up(x_BxLxD, keys_B), keys_B)
-
-
-class Layer(nnx.Module):
-    """One pre-norm block; some families norm what a part adds to the stream as well."""
-
-    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs):
-        D, posts = arch.hidden_size, arch.post_norms
-        self.attention_norm = RMSNorm(arch, D)
-        self.attention = Attention(arch, lora, rngs)
-        self.post_attention_norm = RMSNorm(arch, D) if posts else None
-        self.mlp_norm = RMSNorm(arch, D)
-        self.mlp = MLP(arch, lora, rngs)
-        self.post_mlp_norm = RMSNorm(arch, D) if posts else None
-
-    def __call__(self, x_BxLxD, cos_sin, attend, keys_B):
-        """The stream after this layer, and what `attend` keeps; arguments as those of Attention."""
-        attended, kept = self.attention(self.attention_norm(x_BxLxD), cos_sin, attend, keys_B)
-        x_BxLxD = x_BxLxD + (self.post_attention_norm(attended) if self.post_attention_norm else attended)
-        computed = self.mlp(self.mlp_norm(x_BxLxD), keys_B)
-        return x_BxLxD + (self.post_mlp_norm(computed) if self.post_mlp_norm else computed), kept
+    hidden_BxLxD: jax.Array
+    projection_DxV: jax.Array
+    auxiliary: dict[str, jax.Array]
 
 
 class Transformer(nnx.Module):
-    """Tokens to hidden states; `Model` is its face to the rest of the house."""
+    """Tokens to hidden states; `Model` is what everything outside this file uses."""
 
     def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs):
         self.arch = arch
@@ -136,9 +82,18 @@ class Transformer(nnx.Module):
     def __call__(
         self, tokens_BxL, positions_BxL, attend, cache=None, constrain=lambda x: x, step_rng: StepRng | None = None
     ):
-        """Hidden states (B, L, D) after the last norm, and what `attend` keeps of every layer.
+        """Hidden states after the last norm.
 
-        attend: (layer's cache or None, window or None, query, key, value) -> (values attended to, what to keep).
+        Args:
+            tokens_BxL: int32.
+            positions_BxL: int32, depth of each token on its path.
+            attend: (layer's cache or None, window or None, query, key, value) -> (values attended to, what to keep).
+            cache: of all layers, as this gave it; None for none.
+            constrain: applied to activations (B, L, D) between layers.
+            step_rng: what a training step draws at random; None for nothing.
+
+        Returns:
+            Hidden states (B, L, D), what `attend` kept of every layer, and the layers' auxiliary sums by name.
         """
         arch = self.arch
         x_BxLxD = self.embed(tokens_BxL)
@@ -153,12 +108,12 @@ class Transformer(nnx.Module):
         def through_layer(graphdef, slides=None):
             def body(x_BxLxD, inputs):
                 params, layer_cache, index, is_sliding = inputs
-                kind = is_sliding if slides is None else slides  # a scan over layers of both kinds is told of each
+                kind = is_sliding if slides is None else slides  # traced in a scan over layers of both kinds
                 cos_sin, window = _of_kind(kind, whole, local, arch.sliding_window)
                 keys_B = step_rng and jax.vmap(jax.random.fold_in, (0, None))(step_rng.keys_B, index)
                 layer = nnx.merge(graphdef, params)
-                x_BxLxD, kept = layer(x_BxLxD, cos_sin, partial(attend, layer_cache, window), keys_B)
-                return constrain(x_BxLxD), kept
+                x_BxLxD, kept, auxiliary = layer(x_BxLxD, cos_sin, partial(attend, layer_cache, window), keys_B)
+                return constrain(x_BxLxD), (kept, auxiliary)
 
             policy = REMAT_POLICIES[arch.remat]
             return jax.checkpoint(body, policy=policy) if policy else body
@@ -167,15 +122,18 @@ class Transformer(nnx.Module):
             graphdef, stacked = nnx.split(self.layers)
             body = through_layer(graphdef, arch.slides[0] if len({*arch.slides}) == 1 else None)
             inputs = (stacked, cache, jnp.arange(arch.num_hidden_layers), jnp.array(arch.slides))
-            x_BxLxD, kept = jax.lax.scan(body, x_BxLxD, inputs)
+            x_BxLxD, (kept, each) = jax.lax.scan(body, x_BxLxD, inputs)
+            auxiliary = jax.tree.map(lambda sums_N: sums_N.sum(0), each)
         else:
-            kept = []
+            kept, each = [], []
             for index, layer in enumerate(self.layers):
                 graphdef, params = nnx.split(layer)
                 body = through_layer(graphdef, arch.slides[index])
-                x_BxLxD, kept_here = body(x_BxLxD, (params, cache and cache[index], index, None))
+                x_BxLxD, (kept_here, sums) = body(x_BxLxD, (params, cache and cache[index], index, None))
                 kept.append(kept_here)
-        return self.norm(x_BxLxD), kept
+                each.append(sums)
+            auxiliary = jax.tree.map(lambda *sums: sum(sums), *each)
+        return self.norm(x_BxLxD), kept, auxiliary
 
     def projection(self):
         """The matrix (D, V) from hidden states to logits."""
@@ -183,21 +141,13 @@ class Transformer(nnx.Module):
         return kernel.astype(DTYPES[self.arch.dtype])
 
 
-def _residual_deviation(arch: Architecture, fan_in: int) -> float:
-    """Of a matrix onto the residual stream, scaled down so that the stream keeps its size over the layers.
-
-    Radford et al. 2019, Language models are unsupervised multitask learners, section 2.3.
-    """
-    return (2 * arch.num_hidden_layers * fan_in) ** -0.5
-
-
 def _streams(key: jax.Array) -> nnx.Rngs:
-    """Random streams of which adapters have their own, so that the base is drawn alike with and without them."""
+    """Random streams, adapters' apart, so that the base is drawn the same with and without adapters."""
     return nnx.Rngs(params=key, lora=jax.random.fold_in(key, 1))
 
 
 def _of_kind(slides, whole, local, window: int):
-    """The angles and the window of a layer that slides or does not; `slides` may be traced."""
+    """(cos_sin, window) of a layer that slides or does not; `slides` may be traced."""
     if isinstance(slides, bool):
         return (local, window) if slides else (whole, None)
     cos_sin = jax.tree.map(partial(jnp.where, slides), local, whole)
@@ -212,9 +162,14 @@ def _embedding_noise(step_rng: StepRng, shape: tuple[int, ...]) -> jax.Array:
 
 @dataclass(frozen=True)
 class Model:
-    """The decoder as pure functions of plain parameters (nested dicts of arrays), adapters among them if it has some.
+    """The decoder as pure functions of plain parameters: nested dicts of arrays, those of adapters among them.
 
-    Raises InputError for adapters that fit no matrix.
+    Attributes:
+        arch: sizes and numerics.
+        lora: its adapters.
+
+    Raises:
+        InputError: for adapters that fit no matrix.
     """
 
     arch: Architecture
@@ -231,8 +186,12 @@ class Model:
 
     @property
     def unrolled(self) -> "Model":
-        """The same with its layers apart, as decoding wants it."""
+        """The same with its layers apart, which decoding needs for speed."""
         return replace(self, arch=replace(self.arch, scan_layers=False))
+
+    def on(self, platform: str) -> "Model":
+        """The same with the attention kernel that it has on a platform of JAX, by name. Raises InputError for none."""
+        return replace(self, arch=replace(self.arch, attention_kernel=self._kernel(platform, "trees")))
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters; the same values whether layers are scanned or unrolled, adapted or not."""
@@ -245,49 +204,66 @@ class Model:
         self,
         params: Params,
         tokens_BxL: jax.Array,
-        positions_BxL: jax.Array,
-        subtree_ends_BxL: jax.Array,
+        layout: AttentionLayout,
         constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
         step_rng: StepRng | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Hidden states (B, L, D) and the projection (D, V) to logits, both in the compute dtype.
+    ) -> Output:
+        """Hidden states and the projection to logits, which are still to be capped where the architecture says so.
 
-        Logits are still to be capped, where arch.final_logit_softcapping says so. constrain: what to do to activations
-        (B, L, D) between layers, such as pinning their sharding. noise: of a training step; None for none.
+        Args:
+            params: as `init` gives them.
+            tokens_BxL: int32.
+            layout: of the rows.
+            constrain: applied to activations (B, L, D) between layers, such as pinning their sharding.
+            step_rng: what a training step draws at random; None for nothing.
         """
+        attend = self._attend("trees")
 
         def within_tree(_, window, query, key, value):
-            return tree_attend(query, key, value, subtree_ends_BxL, self._scores, positions_BxL, window), None
+            return attend(query, key, value, layout, self._scores, window), None
 
         model = self._merge(params)
-        hidden_BxLxD, _ = model(tokens_BxL, positions_BxL, within_tree, constrain=constrain, step_rng=step_rng)
-        return hidden_BxLxD, model.projection()
+        hidden_BxLxD, _, auxiliary = model(
+            tokens_BxL, layout.positions, within_tree, constrain=constrain, step_rng=step_rng
+        )
+        return Output(hidden_BxLxD, model.projection(), auxiliary)
 
     def prefill(self, params: Params, tokens_BxP: jax.Array, lengths_B: jax.Array, num_slots: int) -> tuple:
-        """Logits (B, V) in float32 after each prompt, and a cache of `num_slots` that holds them.
+        """Logits (B, V) in float32 after each prompt, and a cache of `num_slots` that holds it.
 
-        tokens_BxP: prompts, each from the first slot on; what stands behind `lengths_B` is padding.
+        Args:
+            params: as `init` gives them.
+            tokens_BxP: prompts, each from the first slot on, padded behind.
+            lengths_B: of the prompts.
+            num_slots: of the cache, at least P.
         """
+        attend = self._attend("chains")
         B, P = tokens_BxP.shape
         positions_BxP = jnp.broadcast_to(jnp.arange(P), (B, P))
-        ends_BxP = jnp.where(positions_BxP < lengths_B[:, None], lengths_B[:, None], 0)
+        within_BxP = positions_BxP < lengths_B[:, None]
+        ends_BxP = jnp.where(within_BxP, lengths_B[:, None], 0)
+        layout = AttentionLayout(positions_BxP, ends_BxP, within_BxP.astype(jnp.int32))
 
         def within_prompt(_, window, query, key, value):
-            attended = tree_attend(query, key, value, ends_BxP, self._scores, positions_BxP, window)
+            attended = attend(query, key, value, layout, self._scores, window)
             behind = (0, num_slots - P)
             key_BxGxKxS = jnp.pad(key.transpose(0, 2, 3, 1), ((0, 0), (0, 0), (0, 0), behind))
             value_BxGxSxK = jnp.pad(value.transpose(0, 2, 1, 3), ((0, 0), (0, 0), behind, (0, 0)))
             return attended, (key_BxGxKxS, value_BxGxSxK)
 
         model = self._merge(params)
-        hidden_BxPxD, cache = model(tokens_BxP, positions_BxP, within_prompt)
+        hidden_BxPxD, cache, _ = model(tokens_BxP, positions_BxP, within_prompt)
         last_Bx1xD = jnp.take_along_axis(hidden_BxPxD, lengths_B[:, None, None] - 1, axis=1)
         return self._logits(model, last_Bx1xD)[:, 0], cache
 
     def decode(self, params: Params, cache: Any, tokens_B: jax.Array, slots_B: jax.Array) -> tuple[jax.Array, Any]:
-        """Logits (B, V) in float32 after one more token of each sequence, and the cache with it at its slot.
+        """Logits (B, V) in float32 after one more token of each sequence, and the cache with it.
 
-        Slots are positions too: a cached sequence is a chain.
+        Args:
+            params: as `init` gives them.
+            cache: as `prefill` or this gave it.
+            tokens_B: int32.
+            slots_B: int32, where each goes in the cache, which is its position too: a cached sequence is a chain.
         """
 
         def within_cache(layer_cache, window, query, key, value):
@@ -302,8 +278,14 @@ class Model:
             return attended_BxHxK[:, None], (key_BxGxKxS, value_BxGxSxK)
 
         model = self._merge(params)
-        hidden_Bx1xD, cache = model(tokens_B[:, None], slots_B[:, None], within_cache, cache=cache)
+        hidden_Bx1xD, cache, _ = model(tokens_B[:, None], slots_B[:, None], within_cache, cache=cache)
         return self._logits(model, hidden_Bx1xD)[:, 0], cache
+
+    def _kernel(self, platform: str, layout: str) -> str:
+        return choose_kernel(platform, layout, self.arch.dtype, self.arch.attention_kernel)
+
+    def _attend(self, layout: str) -> Attend:
+        return KERNELS[self._kernel(jax.default_backend(), layout)].function
 
     @property
     def _scores(self) -> Scores:

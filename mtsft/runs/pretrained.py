@@ -24,17 +24,16 @@ from mtsft.interop.config_json import architecture_fields, config_for
 from mtsft.interop.export_configs import check_exportable
 from mtsft.interop.hf_folder import HubFolder
 from mtsft.interop.peft import adapter_fingerprint, merge, read_adapter
-from mtsft.model.architecture import NO_LORA, Architecture, LoRA
+from mtsft.model.architecture import NO_LORA, RUNTIME, Architecture, LoRA
+from mtsft.model.block import MATRICES
 from mtsft.model.layers import ADAPTERS
 from mtsft.model.parameters import Params, are_stacked, join, names, select, split, unstack_layers
 from mtsft.model.quantization import is_quantized, quantize_kernel
-from mtsft.model.transformer import MATRICES, Model
+from mtsft.model.transformer import Model
 from mtsft.runs.workdir import FINGERPRINT, nothing_in, read_chat, read_published, read_run_config
 from mtsft.training.checkpoint import Checkpoints, read_identity
 from mtsft.training.freeze import trained_names
 
-# The fields of an Architecture that say how it is computed here, not what is computed.
-RUNTIME = ("dtype", "param_dtype", "scan_layers", "remat")
 # Those of a model that exists which a config may change: they stretch its positions.
 _CHANGEABLE = ("rope_theta", "rope_scaling", "max_position_embeddings")
 
@@ -80,8 +79,7 @@ class HubModel:
 
     def model(self, **runtime) -> Model:
         """The model, computed as RUNTIME fields say; by default unrolled, in float32."""
-        defaults = dict(dtype="float32", param_dtype="float32", scan_layers=False, remat="none")
-        return Model(Architecture(**self.fields, **defaults | runtime))
+        return Model(Architecture(**self.fields, **RUNTIME | {"scan_layers": False} | runtime))
 
     def restore(self, model: Model, place: Place, progress: bool = False) -> Params:
         """All its parameters as `model`, one of `model()`, has them."""

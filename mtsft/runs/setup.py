@@ -20,12 +20,12 @@ from mtsft.errors import InputError
 from mtsft.evaluation.held_out import evaluate, loss_by_turn
 from mtsft.files import expanded
 from mtsft.interop.peft import adapter_fingerprint
+from mtsft.model.architecture import RUNTIME
 from mtsft.model.parameters import Params, names, split
 from mtsft.model.transformer import Model
 from mtsft.runs.pretrained import (
     ADAPTERS_BEFORE,
     BASE,
-    RUNTIME,
     HubModel,
     WorkdirModel,
     initial,

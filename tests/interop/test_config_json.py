@@ -10,10 +10,10 @@ from mtsft.errors import InputError
 from mtsft.interop.config_json import architecture_fields, config_for
 from mtsft.interop.families import FAMILIES
 from mtsft.interop.weight_names import ignored, standard_name, tensor_slices
-from mtsft.model.architecture import Architecture
+from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.transformer import Model
 
-RUNTIME = dict(dtype="float32", param_dtype="float32", scan_layers=False, remat="none")
+UNROLLED = RUNTIME | dict(scan_layers=False)
 PLAIN = dict(
     hidden_act="silu", zero_centered_norms=False, post_norms=False, qk_norm=False, attention_bias=False,
     attention_output_bias=False, mlp_bias=False, query_pre_attn_scalar=0.0, attn_logit_softcapping=0.0,
@@ -242,7 +242,7 @@ def test_refusals(name, changes, said):
 
 def test_sources_are_the_parameters_of_the_model(published):
     family, fields = published[0], published[1] | {"num_hidden_layers": 2}
-    model = Model(Architecture(**fields, **RUNTIME))
+    model = Model(Architecture(**fields, **UNROLLED))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     paths = {
         tuple(entry.key for entry in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)

@@ -8,7 +8,9 @@ from jax.sharding import NamedSharding
 from support import small_model
 
 from mtsft.errors import InputError
-from mtsft.model.attention import Scores, attend_cached
+from mtsft.model.attention.cached import attend_cached
+from mtsft.model.attention.layout import AttentionLayout
+from mtsft.model.attention.scores import Scores
 from mtsft.model.generate import Sampling, generate, stream
 from mtsft.training.sharding import BATCH, make_mesh, param_shardings
 
@@ -26,7 +28,8 @@ SLOTS = 20  # enough for a prompt and its reply
 def logits_after(model, params, tokens, n):
     """Of the first n tokens."""
     slots = jnp.arange(SLOTS)[None]
-    hidden, projection = model.apply(params, tokens[None], slots, jnp.where(slots < n, n, 0))
+    layout = AttentionLayout(slots, jnp.where(slots < n, n, 0), (slots < n).astype(jnp.int32))
+    hidden, projection, _ = model.apply(params, tokens[None], layout)
     return hidden[0, n - 1] @ projection  # a cap of logits changes no order
 
 

@@ -10,8 +10,10 @@ from mtsft.errors import InputError
 from mtsft.interop.peft import merge
 from mtsft.model import layers
 from mtsft.model.architecture import LoRA
+from mtsft.model.attention.layout import AttentionLayout
+from mtsft.model.block import MATRICES
 from mtsft.model.parameters import join, names, split, unstack_layers
-from mtsft.model.transformer import MATRICES, StepRng
+from mtsft.model.transformer import StepRng
 
 LORA = LoRA(rank=4, alpha=6.0, targets="layers/(attention/(query|output)|mlp)")
 CUSTOMS = dict(attention_bias=True, attention_output_bias=True, mlp_bias=True, qk_norm=True)
@@ -36,7 +38,7 @@ def random_like(params, seed=1):
 
 
 def hidden(model, params, batch, step_rng=None):
-    inputs = (batch.tokens, batch.positions, batch.subtree_ends)
+    inputs = (batch.tokens, AttentionLayout.of(batch))
     return jax.jit(model.apply)(params, *inputs, step_rng=step_rng)[0]
 
 
@@ -126,7 +128,7 @@ def test_every_matrix_of_every_layer_drops_by_itself(monkeypatch):
     monkeypatch.setattr(layers, "drop", watched)
     model = small_model(LoRA(rank=1, dropout=0.5), scan_layers=False)
     params, step_rng = model.init(jax.random.key(0)), StepRng(jax.random.split(jax.random.key(7), 1), None)
-    model.apply(params, batch.tokens, batch.positions, batch.subtree_ends, step_rng=step_rng)
+    model.apply(params, batch.tokens, AttentionLayout.of(batch), step_rng=step_rng)
     assert len({*drawn}) == len(drawn) == 2 * 7
 
 

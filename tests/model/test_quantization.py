@@ -13,6 +13,7 @@ from support import assert_trees_close, response_loss, small_model, uneven_batch
 from mtsft.errors import InputError
 from mtsft.interop.peft import merge
 from mtsft.model.architecture import LoRA
+from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.parameters import join, names, split, stack_layers
 from mtsft.model.quantization import (
     TILE,
@@ -183,8 +184,7 @@ def test_no_plain_matrix_is_kept_for_the_backward_pass(kind):
     batch = uneven_batch(2)
 
     def loss(adapters):
-        inputs = (batch.tokens, batch.positions, batch.subtree_ends)
-        return model.apply(join(adapters, frozen), *inputs)[0].sum()
+        return model.apply(join(adapters, frozen), batch.tokens, AttentionLayout.of(batch)).hidden_BxLxD.sum()
 
     _, backward = jax.vjp(loss, adapters)
     sizes = [leaf.shape[-2:] for leaf in jax.tree.leaves(backward) if leaf.dtype == jnp.float32]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from support import chain, pack, small_model
 
+from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.rope import rotary, rotate
 
 
@@ -28,7 +29,7 @@ def test_the_model_turns_by_its_own_theta():
     batch = pack([[chain([0] * 8)]], 8)
     params = small_model().init(jax.random.key(0))
     hidden = [
-        small_model(rope_theta=theta).apply(params, batch.tokens, batch.positions, batch.subtree_ends)[0][0]
+        small_model(rope_theta=theta).apply(params, batch.tokens, AttentionLayout.of(batch)).hidden_BxLxD[0]
         for theta in (10_000.0, 50.0)
     ]
     np.testing.assert_allclose(hidden[0][0], hidden[1][0], atol=1e-5)  # the first token stands at position 0

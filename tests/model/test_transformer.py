@@ -2,85 +2,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import SIZES, assert_trees_close, nll_and_gradient, pack, random_chain, small_model, uneven_batch
+from support import (
+    SIZES,
+    assert_trees_close,
+    nll_and_gradient,
+    pack,
+    random_chain,
+    response_loss,
+    small_model,
+    uneven_batch,
+)
 
 from mtsft.errors import InputError
-from mtsft.model import attention
 from mtsft.model.architecture import Architecture
-from mtsft.model.attention import Scores, attend, tree_mask
+from mtsft.model.attention.layout import AttentionLayout
+from mtsft.model.block import MLP
 from mtsft.model.parameters import stack_layers, unstack_layers
 from mtsft.model.rope import rotary, rotate
-
-SCORES = Scores(8**-0.5)
 
 
 @pytest.fixture(scope="module")
 def batch():
     return uneven_batch(rows=4)
-
-
-def test_mask_is_the_picture():
-    ends = jnp.array([[6, 6, 6, 5, 5, 6, 0]])
-    assert tree_mask(ends)[0].astype(int).tolist() == [
-        [1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 0, 0, 1, 0],
-        [0, 0, 0, 0, 0, 0, 0],
-    ]
-
-
-def test_attention_equals_its_definition_head_by_head():
-    rng = np.random.default_rng(0)
-    query, key, value = (rng.normal(size=(1, 5, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
-    mask = np.tril(np.ones((1, 5, 5), bool))
-    out = attend(query, key, value, mask, SCORES)
-    for head in range(4):
-        scores = query[0, :, head] @ key[0, :, head // 2].T / np.sqrt(8)
-        weights = np.exp(np.where(mask[0], scores, -np.inf))
-        expected = weights / weights.sum(-1, keepdims=True) @ value[0, :, head // 2]
-        np.testing.assert_allclose(out[0, :, head], expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("block", [4, 5, 24, 100])
-def test_attention_in_blocks_is_attention(monkeypatch, batch, block):
-    monkeypatch.setattr(attention, "_BLOCK", block)
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=(4, 24, heads, 8)).astype(np.float32) for heads in (4, 2, 2)]
-    ends = jnp.asarray(batch.subtree_ends)
-    seen = (batch.segment_ids > 0)[..., None, None]  # what padding sees is nobody's business
-
-    def whole(q, k, v):
-        return attend(q, k, v, tree_mask(ends), SCORES) * seen
-
-    def in_blocks(q, k, v):
-        return attention.tree_attend(q, k, v, ends, SCORES) * seen
-
-    np.testing.assert_allclose(jax.jit(in_blocks)(*arrays), jax.jit(whole)(*arrays), rtol=1e-5, atol=1e-6)
-    expected = jax.jit(jax.grad(lambda *a: jnp.sin(whole(*a)).sum(), (0, 1, 2)))(*arrays)
-    got = jax.jit(jax.grad(lambda *a: jnp.sin(in_blocks(*a)).sum(), (0, 1, 2)))(*arrays)
-    assert_trees_close(expected, got)
-
-
-def test_attention_in_blocks_needs_less_memory_and_less_work(monkeypatch):
-    def cost(block):
-        monkeypatch.setattr(attention, "_BLOCK", block)
-        shapes = [jax.ShapeDtypeStruct((1, 2048, heads, 8), jnp.float32) for heads in (4, 2, 2)]
-        ends = jnp.full((1, 2048), 2048, jnp.int32)
-        loss = jax.grad(lambda q, k, v: attention.tree_attend(q, k, v, ends, SCORES).sum(), (0, 1, 2))
-        compiled = jax.jit(loss).lower(*shapes).compile()
-        return compiled.memory_analysis().temp_size_in_bytes, compiled.cost_analysis()["flops"]
-
-    memory, work = (in_blocks / whole for in_blocks, whole in zip(cost(256), cost(2048)))
-    assert memory < 0.75
-    assert work < 0.65
-
-
-def test_a_query_that_sees_nothing_stays_finite():
-    ones = jnp.ones((1, 3, 2, 4))
-    assert np.isfinite(attend(ones, ones, ones, jnp.zeros((1, 3, 3), bool), SCORES)).all()
 
 
 def test_rotation_depends_on_distance_alone():
@@ -129,7 +72,7 @@ def test_full_recomputation_keeps_less(batch):
 
 def nll_and_gradient_value(model, params, batch):
     def total(params):
-        hidden, projection = model.apply(params, batch.tokens, batch.positions, batch.subtree_ends)
+        hidden, projection, _ = model.apply(params, batch.tokens, AttentionLayout.of(batch))
         return (hidden @ projection).sum()
 
     return jax.grad(total)(params)
@@ -139,7 +82,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32(batch):
     model = small_model(dtype="bfloat16")
     params = model.init(jax.random.key(0))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
-    hidden, projection = model.apply(params, batch.tokens, batch.positions, batch.subtree_ends)
+    hidden, projection, _ = model.apply(params, batch.tokens, AttentionLayout.of(batch))
     assert hidden.dtype == projection.dtype == jnp.bfloat16
     exact, _ = nll_and_gradient(small_model(), params, batch)
     rough, gradient = nll_and_gradient(model, params, batch)
@@ -152,7 +95,7 @@ def test_tied_head_is_the_embedding(batch):
     model = small_model(tie_word_embeddings=True)
     params = model.init(jax.random.key(0))
     assert "head" not in params
-    _, projection = model.apply(params, batch.tokens, batch.positions, batch.subtree_ends)
+    projection = model.apply(params, batch.tokens, AttentionLayout.of(batch)).projection_DxV
     np.testing.assert_array_equal(projection, params["embed"]["embedding"].T)
 
 
@@ -162,7 +105,7 @@ def test_a_later_token_changes_nothing_before_it():
     dialogue = random_chain(np.random.default_rng(0), 8)
     one, two = pack([[dialogue]], 8), pack([[dialogue]], 8)
     two.tokens[0, 5] = (two.tokens[0, 5] + 1) % 96
-    hidden = [model.apply(params, b.tokens, b.positions, b.subtree_ends)[0] for b in (one, two)]
+    hidden = [model.apply(params, b.tokens, AttentionLayout.of(b)).hidden_BxLxD for b in (one, two)]
     np.testing.assert_array_equal(hidden[0][0, :5], hidden[1][0, :5])
     assert np.abs(hidden[0][0, 5:] - hidden[1][0, 5:]).max() > 1e-3
 
@@ -174,9 +117,36 @@ def test_a_later_token_changes_nothing_before_it():
         ({"head_dim": 7}, "head_dim=7"),
         ({"remat": "some"}, "model.remat='some': use one of none, full"),
         ({"dtype": "float16"}, "model.dtype='float16'"),
+        ({"attention_kernel": "some"}, "model.attention_kernel='some': use one of auto, plain"),
         ({"num_hidden_layers": 0}, "num_hidden_layers=0: must be at least 1"),
     ],
 )
 def test_impossible_sizes_are_named(change, said):
     with pytest.raises(InputError, match=said):
         Architecture(**SIZES | change)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_auxiliary_sums_of_the_layers_are_added_up_and_reach_the_loss(monkeypatch, batch, scan):
+    """Those of an MLP that charges 0.5 for the sum of the squares it is given."""
+    plain_mlp = MLP.__call__
+
+    def charging(self, x_BxLxD, keys_B):
+        return plain_mlp(self, x_BxLxD, keys_B)[0], {"squares": 0.5 * jnp.square(x_BxLxD).sum()}
+
+    model, entered = small_model(scan_layers=scan), []
+    params, layout = model.init(jax.random.key(0)), AttentionLayout.of(batch)
+    assert model.apply(params, batch.tokens, layout).auxiliary == {}
+    before = response_loss(model)(params, batch)
+    monkeypatch.setattr(MLP, "__call__", charging)
+    auxiliary = model.apply(params, batch.tokens, layout).auxiliary
+    monkeypatch.setattr(MLP, "__call__", lambda self, x, keys: (entered.append(x), plain_mlp(self, x, keys))[1])
+    apart = params if not scan else unstack_layers(params)
+    model.unrolled.apply(apart, batch.tokens, layout)
+    expected = 0.5 * sum(float(jnp.square(x).sum()) for x in entered)
+    assert len(entered) == 2
+    assert {name: float(value) for name, value in auxiliary.items()} == {"squares": pytest.approx(expected, rel=1e-5)}
+    monkeypatch.setattr(MLP, "__call__", charging)
+    after = response_loss(model)(params, batch)
+    assert float(after.nll - before.nll) == pytest.approx(expected, rel=1e-4)
+    assert float(after.weight) == float(before.weight)

@@ -13,12 +13,13 @@ import transformers
 
 from mtsft.interop.config_json import architecture_fields
 from mtsft.interop.weight_names import ignored, standard_name, tensor_slices
-from mtsft.model.architecture import Architecture
-from mtsft.model.attention import soft_cap
+from mtsft.model.architecture import RUNTIME, Architecture
+from mtsft.model.attention.layout import AttentionLayout
+from mtsft.model.attention.scores import soft_cap
 from mtsft.model.transformer import Model
 from mtsft.training.objective import loss_sums, token_nll
 
-RUNTIME = dict(dtype="float32", param_dtype="float32", scan_layers=False, remat="none")
+UNROLLED = RUNTIME | dict(scan_layers=False)
 SIZES = dict(
     vocab_size=128,
     hidden_size=64,
@@ -133,7 +134,7 @@ def make(values, seed=0) -> Pair:
 
 
 def architecture(values) -> Architecture:
-    return Architecture(**architecture_fields(values, "config.json")[1], **RUNTIME)
+    return Architecture(**architecture_fields(values, "config.json")[1], **UNROLLED)
 
 
 def pair_of(theirs, values) -> Pair:
@@ -148,7 +149,7 @@ def pair_of(theirs, values) -> Pair:
     params = {"layers": {}}
     for path, source in found.items():
         put(params, path, jnp.array(part(held[source.name], source)))
-    return Pair(theirs, Model(Architecture(**fields, **RUNTIME)), params, found, held)
+    return Pair(theirs, Model(Architecture(**fields, **UNROLLED)), params, found, held)
 
 
 def part(tensor, source):
@@ -174,14 +175,15 @@ def scanned(model):
     return replace(model, arch=replace(model.arch, scan_layers=True))
 
 
-def positions_of(tokens):
+def layout_of(tokens):
     B, L = tokens.shape
-    return jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L)), jnp.full((B, L), L, jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L))
+    return AttentionLayout(positions, jnp.full((B, L), L, jnp.int32), jnp.ones((B, L), jnp.int32))
 
 
 @partial(jax.jit, static_argnames="model")
 def our_logits(model, params, tokens):
-    hidden, projection = model.apply(params, tokens, *positions_of(tokens))
+    hidden, projection, _ = model.apply(params, tokens, layout_of(tokens))
     return soft_cap(
         jnp.matmul(hidden, projection, preferred_element_type=jnp.float32), model.arch.final_logit_softcapping
     )
@@ -192,7 +194,7 @@ def our_step(model, params, tokens, mask):
     """(mean loss, logits, gradient), by the pieces of a training step."""
 
     def loss(params):
-        hidden, projection = model.apply(params, tokens, *positions_of(tokens))
+        hidden, projection, _ = model.apply(params, tokens, layout_of(tokens))
         parents = jnp.broadcast_to(jnp.arange(-1, tokens.shape[1] - 1), tokens.shape)
         cap = partial(soft_cap, cap=model.arch.final_logit_softcapping)
         nll = token_nll(hidden, projection, tokens, parents, mask, 16, cap)

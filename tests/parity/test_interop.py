@@ -20,7 +20,7 @@ from models import CASES  # noqa: E402
 from mtsft.interop.export import export  # noqa: E402
 from mtsft.interop.hf_folder import HubFolder  # noqa: E402
 from mtsft.interop.peft import export_adapter, merge, read_adapter  # noqa: E402
-from mtsft.model.architecture import Architecture, LoRA  # noqa: E402
+from mtsft.model.architecture import RUNTIME, Architecture, LoRA  # noqa: E402
 from mtsft.model.parameters import join, split  # noqa: E402
 from mtsft.model.transformer import Model  # noqa: E402
 
@@ -43,7 +43,7 @@ CHOSEN = ("llama", "llama, biases", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"
 def read(folder, lora=None):
     """(the folder, the model with layers stacked, its parameters)."""
     opened = HubFolder.open(folder)
-    arch = Architecture(**opened.fields, **models.RUNTIME | dict(scan_layers=True))
+    arch = Architecture(**opened.fields, **RUNTIME)
     shapes = jax.eval_shape(Model(arch).init, jax.random.key(0))
     params = opened.read(shapes, jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes))
     if lora is None:

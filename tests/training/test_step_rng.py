@@ -5,6 +5,7 @@ import numpy as np
 from support import pack, random_chain, small_model
 
 from mtsft.model.architecture import LoRA
+from mtsft.model.attention.layout import AttentionLayout
 from mtsft.training.step_rng import step_rng_of
 
 RNG = np.random.default_rng(0)
@@ -74,5 +75,5 @@ def _embedded(model, params, step_rng):
         entered.append(x)
         return x
 
-    model.apply(params, BATCH.tokens, BATCH.positions, BATCH.subtree_ends, constrain=keep, step_rng=step_rng)
+    model.apply(params, BATCH.tokens, AttentionLayout.of(BATCH), constrain=keep, step_rng=step_rng)
     return entered[0]

@@ -6,9 +6,10 @@ from functools import partial
 import jax
 
 from mtsft.data.batches import PackedBatch
-from mtsft.model.attention import soft_cap
+from mtsft.model.attention.layout import AttentionLayout
+from mtsft.model.attention.scores import soft_cap
 from mtsft.model.parameters import Params
-from mtsft.model.transformer import Model, StepRng
+from mtsft.model.transformer import Model, Output, StepRng
 from mtsft.training.objective import LossSums, loss_sums, token_nll
 
 Constrain = Callable[[jax.Array], jax.Array]  # of activations (B, L, D), such as pinning their sharding
@@ -23,7 +24,7 @@ def weighted_nll(
     constrain: Constrain = lambda x: x,
     step_rng: StepRng | None = None,
 ) -> LossSums:
-    """Sums of weights times -log Pr(token | its path) over all slots.
+    """Sums of weights times -log Pr(token | its path) over all slots; the model's auxiliary sums are added to the nll.
 
     Args:
         model: the decoder.
@@ -34,8 +35,9 @@ def weighted_nll(
         constrain: applied to activations between layers.
         step_rng: what a training step draws at random; None in evaluation.
     """
-    nll_BxL = _nll(model, params, rows, weights_BxL, chunk, constrain, step_rng)
-    return loss_sums(nll_BxL, weights_BxL)
+    output = _apply(model, params, rows, constrain, step_rng)
+    sums = loss_sums(_nll(model, output, rows, weights_BxL, chunk), weights_BxL)
+    return sums._replace(nll=sum(output.auxiliary.values(), sums.nll))
 
 
 def response_nll(
@@ -44,15 +46,15 @@ def response_nll(
     rows: PackedBatch,
     chunk: int,
     constrain: Constrain = lambda x: x,
-    step_rng: StepRng | None = None,
 ) -> jax.Array:
     """-log Pr of every supervised token given its path, in nats, float32 (B, L); arguments as `weighted_nll`."""
-    return _nll(model, params, rows, rows.response_mask, chunk, constrain, step_rng)
+    return _nll(model, _apply(model, params, rows, constrain, None), rows, rows.response_mask, chunk)
 
 
-def _nll(model, params, rows, weights_BxL, chunk, constrain, step_rng) -> jax.Array:
-    hidden_BxLxD, projection_DxV = model.apply(
-        params, rows.tokens, rows.positions, rows.subtree_ends, constrain=constrain, step_rng=step_rng
-    )
+def _apply(model, params, rows, constrain, step_rng) -> Output:
+    return model.apply(params, rows.tokens, AttentionLayout.of(rows), constrain=constrain, step_rng=step_rng)
+
+
+def _nll(model, output: Output, rows, weights_BxL, chunk) -> jax.Array:
     cap = partial(soft_cap, cap=model.arch.final_logit_softcapping)
-    return token_nll(hidden_BxLxD, projection_DxV, rows.tokens, rows.parents, weights_BxL, chunk, cap)
+    return token_nll(output.hidden_BxLxD, output.projection_DxV, rows.tokens, rows.parents, weights_BxL, chunk, cap)

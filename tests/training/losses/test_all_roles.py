@@ -16,6 +16,7 @@ from support import (
 )
 
 from mtsft.errors import InputError
+from mtsft.model.attention.layout import AttentionLayout
 from mtsft.training.losses.all_roles import AllRolesLoss
 from mtsft.training.partitioner import Partitioner
 from mtsft.training.sharding import make_mesh
@@ -75,7 +76,7 @@ def test_weights_are_those_of_the_picture(model):
 def test_it_is_the_plain_sum_over_tokens(model, params):
     trees = [chain([0, 0, 1, 0, 0.5]), tree(**BRANCHING)]
     batch = pack([trees[:1], trees], 20)
-    hidden, projection = model.apply(params, batch.tokens, batch.positions, batch.subtree_ends)
+    hidden, projection, _ = model.apply(params, batch.tokens, AttentionLayout.of(batch))
     logp = np.asarray(jax.nn.log_softmax(hidden @ projection), np.float64)
     nll = weight = 0.0
     for row, slot in zip(*np.nonzero(batch.parents >= 0)):
