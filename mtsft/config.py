@@ -100,6 +100,8 @@ def default() -> ConfigDict:
     lora.quantize = ""  # "int8" or "nf4": what the frozen matrices of the layers are kept in
 
     config.objective = objective = ConfigDict()
+    objective.loss = "response"  # what is trained: the "response"s; or "all_roles", the context beside them
+    objective.context_weight = 1.0  # of a context token under "all_roles"; held-out losses are of responses always
     objective.normalize = "dataset"  # divide gradient sums by the dataset's mean weight per batch, or the "batch"'s own
     objective.chunk = 256  # supervised slots of a row that meet the vocabulary at a time
 

@@ -11,7 +11,8 @@ import pytest
 
 import mtsft
 from mtsft.config import DataConfig, default
-from mtsft.model.architecture import Architecture, LoRA
+from mtsft.model.architecture import RUNTIME, Architecture, LoRA
+from mtsft.training.losses.table import LOSSES
 
 # Low to high. A name stands for its folder or file; "" for the files directly in mtsft/, the doors.
 FLOORS = (
@@ -122,3 +123,6 @@ def test_config_keys_are_what_the_rooms_take():
     assert config.data.to_dict() == asdict(DataConfig())
     assert {*config.model} == {field.name for field in fields(Architecture)} | {"init_from"}
     assert {*config.lora} == {field.name for field in fields(LoRA)} | {"init_from"}
+    assert {name: config.model[name] for name in RUNTIME} == RUNTIME
+    settings = {field.name for loss in LOSSES.values() for field in fields(loss)} - {"model", "constrain"}
+    assert {*config.objective} == settings | {"loss", "normalize"}

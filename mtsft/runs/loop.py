@@ -89,7 +89,8 @@ def train(
     seconds = round(time.monotonic() - began, 3)
     if earlier.get("steps") == result["steps"]:  # nothing was trained now
         seconds = earlier["seconds"]
-    result |= {"seconds": seconds, "rows": run.num_rows, "data": run.dataset.accounts()}
+    result |= {"seconds": seconds, "rows": run.num_rows, "attention_kernel": run.model.arch.attention_kernel}
+    result["data"] = run.dataset.accounts()
     if _is_first():
         atomic_write(workdir / workdirs.RESULT, (json.dumps(result, indent=1) + "\n").encode())
     return result
@@ -225,7 +226,8 @@ def _progress_bar(start: int, steps: int) -> tqdm:
 def _describe(run: TrainingSetup) -> str:
     trained, whole = (count / 1e6 for count in run.parameter_counts)
     counted = f"{trained:,.1f} M" if trained == whole else f"{trained:,.1f} M of {whole:,.1f} M"
-    return f"{counted} parameters on {jax.device_count()} {jax.devices()[0].platform} device(s)"
+    devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+    return f"{counted} parameters on {devices}, attention: {run.model.arch.attention_kernel}"
 
 
 def _is_first() -> bool:

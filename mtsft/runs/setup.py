@@ -79,7 +79,7 @@ class TrainingSetup:
         )
         config, base = resolve(config)
         dataset = open_dataset(data_config(config), progress)
-        model = model_of(config, dataset.tokenizer.vocab_size)
+        model = model_of(config, dataset.tokenizer.vocab_size).on(mesh.devices.flat[0].platform)
         dataset.check_ids_below(model.arch.vocab_size)
         dataset.check_lengths(model.arch.max_position_embeddings)
         if config.eval.patience and dataset.eval is None:
@@ -90,7 +90,7 @@ class TrainingSetup:
         if model.lora.rank and train.optimizer == "muon":
             raise InputError("train.optimizer='muon' moves the layers' matrices, which lora.rank freezes; use 'adamw'")
         # What cannot work is found here: a size that an axis does not divide, a dataset of which nothing is left.
-        run.shardings(run.shapes), run.place(run.frozen_shapes), run.steps, run.schedule, run.rate_factors
+        run.shardings(run.shapes), run.place(run.frozen_shapes), run.steps, run.schedule, run.rate_factors, run.loss
         return run
 
     @property
@@ -226,7 +226,7 @@ class TrainingSetup:
     @cached_property
     def loss(self) -> ModelLoss:
         """What is trained: (all parameters, rows, rng) -> LossSums."""
-        return build_loss("response", self.model, self.partitioner.constrain, chunk=self.config.objective.chunk)
+        return build_loss(self.model, self.partitioner.constrain, **self.config.objective)
 
     def compile_step(self) -> Callable:
         """(state, frozen parameters, batch of `put`) -> (state, metrics)."""

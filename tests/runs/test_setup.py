@@ -12,6 +12,7 @@ from mtsft.config import default
 from mtsft.errors import InputError
 from mtsft.runs import setup as rooms
 from mtsft.runs.setup import TrainingSetup
+from mtsft.training.losses.all_roles import AllRolesLoss
 from mtsft.training.partitioner import Partitioner
 from mtsft.training.step_rng import step_rng_of
 
@@ -84,6 +85,29 @@ def test_gradients_are_divided_by_the_mean_weight_of_a_batch_or_by_the_batchs_ow
     assert whole == sum(weights)  # the last batch may be short, and no row comes twice
     make_run(**{"objective.normalize": "batch"}).compile_step()
     assert compiled["weight_per_batch"] == 0.0
+
+
+def test_the_loss_is_the_configs_and_divided_by_its_own_weight(make_run, compiled):
+    run = make_run(**{"objective.loss": "all_roles", "objective.context_weight": 0.25})
+    run.compile_step()
+    assert run.loss == AllRolesLoss(
+        model=run.model, constrain=run.partitioner.constrain, chunk=run.config.objective.chunk, context_weight=0.25
+    )
+    source = run.train_source()
+    whole = sum(float(run.loss.weights(source[step]).sum()) for step in range(run.steps))
+    assert whole > sum(source[step].response_mask.sum() for step in range(run.steps))
+    assert compiled["weight_per_batch"] == pytest.approx(whole * ROWS / run.dataset.train_layout.num_rows)
+    with pytest.raises(InputError, match=r"^objective.loss='dpo': use one of response, all_roles$"):
+        make_run(**{"objective.loss": "dpo"})
+    with pytest.raises(InputError, match=r"^objective.context_weight=-1.0: must be at least 0$"):
+        make_run(**{"objective.loss": "all_roles", "objective.context_weight": -1.0})
+
+
+def test_the_kernel_of_attention_is_the_one_chosen_for_the_devices(make_run):
+    assert make_run().model.arch.attention_kernel == "plain"
+    assert "model.attention_kernel" not in make_run().identity()
+    with pytest.raises(InputError, match=r"^model.attention_kernel='flash': use one of auto, plain$"):
+        make_run(**{"model.attention_kernel": "flash"})
 
 
 def test_the_schedule_the_microbatches_and_the_steps_are_the_configs(make_run, compiled):

@@ -27,20 +27,20 @@ class ModelLoss(Protocol):
 LOSSES = {"response": ResponseLoss, "all_roles": AllRolesLoss}
 
 
-def build_loss(name: str, model: Model, constrain: Constrain, **settings: Any) -> ModelLoss:
+def build_loss(model: Model, constrain: Constrain, *, loss: str, **settings: Any) -> ModelLoss:
     """The loss of a name, of one model.
 
     Args:
-        name: one of LOSSES, config key objective.loss.
         model: the decoder.
         constrain: applied to activations between layers.
+        loss: one of LOSSES.
         settings: the other keys of config.objective; a loss takes those that are fields of it.
 
     Raises:
         InputError: for another name, or a setting that the loss cannot have.
     """
-    if name not in LOSSES:
-        raise InputError(f"objective.loss={name!r}: use one of {', '.join(LOSSES)}")
-    kind = LOSSES[name]
+    if loss not in LOSSES:
+        raise InputError(f"objective.loss={loss!r}: use one of {', '.join(LOSSES)}")
+    kind = LOSSES[loss]
     own = {field.name: settings[field.name] for field in fields(kind) if field.name in settings}
     return kind(model=model, constrain=constrain, **own)

@@ -14,10 +14,10 @@ SETTINGS = dict(normalize="dataset", chunk=7, context_weight=0.5)
 def test_a_loss_takes_the_settings_that_are_its_own():
     model, constrain = small_model(), lambda x: x
     how = dict(model=model, constrain=constrain, chunk=7)
-    assert build_loss("response", model, constrain, **SETTINGS) == ResponseLoss(**how)
-    assert build_loss("all_roles", model, constrain, **SETTINGS) == AllRolesLoss(**how, context_weight=0.5)
+    assert build_loss(model, constrain, loss="response", **SETTINGS) == ResponseLoss(**how)
+    assert build_loss(model, constrain, loss="all_roles", **SETTINGS) == AllRolesLoss(**how, context_weight=0.5)
 
 
 def test_another_name_is_an_error():
     with pytest.raises(InputError, match=r"^objective.loss='dpo': use one of response, all_roles$"):
-        build_loss("dpo", small_model(), lambda x: x, **SETTINGS)
+        build_loss(small_model(), lambda x: x, loss="dpo", **SETTINGS)
