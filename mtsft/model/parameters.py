@@ -1,4 +1,9 @@
-"""Trees of parameters: nested dicts of arrays, layers stacked on a leading axis or apart under their numbers."""
+"""Trees of parameters: nested dicts of arrays.
+
+The layers are stacked on a leading axis, as layers/mlp/up/kernel of shape (layers, D, F), or apart under their numbers.
+A parameter under a key "experts" has an axis of experts before those of its matrix, and behind that of stacked layers:
+layers/mlp/experts/up/kernel is (layers, experts, D, F).
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,12 +16,24 @@ Params = dict[str, Any]
 
 
 def name_of(path: Iterable[Any]) -> str:
-    """The name of a parameter, as layers/attention/query/kernel: alike for all layers, stacked or not.
+    """The name of a parameter, as layers/attention/query/kernel: the same for all layers, stacked or not.
 
-    path: the keys on the way to it, plain or of jax.tree_util.
+    Args:
+        path: the keys on the way to it, plain or of jax.tree_util.
     """
     keys = (getattr(entry, "key", entry) for entry in path)
     return "/".join(str(key) for key in keys if not str(key).isdigit())
+
+
+def leading_axes(path: Iterable[Any]) -> tuple[str, ...]:
+    """Which axes a parameter has before those of its matrix or vector, of "layers" and "experts", in order.
+
+    Args:
+        path: the keys on the way to it, plain or of jax.tree_util.
+    """
+    keys = [str(getattr(entry, "key", entry)) for entry in path]
+    is_stacked = keys[0] == "layers" and not any(key.isdigit() for key in keys[:2])
+    return ("layers",) * is_stacked + ("experts",) * ("experts" in keys)
 
 
 def names(params: Params) -> set[str]:

@@ -2,7 +2,7 @@
 
 A step that is skipped leaves the optimizer's own counters as they were; the learning rate follows the step. Nothing
 here depends on whether layers are stacked on a leading axis or unrolled, {"layers": {0: ...}}, nor on which part of
-the model's parameters is trained.
+the model's parameters is trained; each matrix of stacked layers and of experts is treated alone.
 """
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mtsft.errors import InputError
-from mtsft.model.parameters import are_stacked
+from mtsft.model.parameters import leading_axes
 
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon")
 _DECAYED = ("kernel", "embedding", "lora_a", "lora_b")  # matrices; norms' scales and biases are left alone
@@ -21,8 +21,16 @@ def build_optimizer(
 ) -> optax.GradientTransformation:
     """A gradient transformation whose updates are to be scaled by the learning rate.
 
-    Gradients are clipped to the global norm `clip_norm` first (0 for no clipping); weight decay is decoupled, and
-    scaled by the learning rate too. Raises InputError for another name.
+    Args:
+        name: one of OPTIMIZERS, below.
+        clip_norm: global norm to which gradients are clipped first; 0 for no clipping.
+        weight_decay: decoupled, and scaled by the learning rate too.
+        b1: decay of first moments.
+        b2: decay of second moments.
+        eps: added to their roots.
+
+    Raises:
+        InputError: for another name.
 
     "adamw": Loshchilov and Hutter 2019, arXiv:1711.05101; its weight decay applies to matrices alone, see decay_mask.
     "adafactor": Shazeer and Stern 2018, arXiv:1804.04235: second moments of large matrices by row and column, none of
@@ -40,7 +48,7 @@ def build_optimizer(
         rule = optax.adafactor(
             1.0, multiply_by_parameter_scale=False, weight_decay_rate=weight_decay, weight_decay_mask=decay_mask
         )
-        rule = _each_layer_alone(rule)
+        rule = _each_alone(_each_alone(rule, "experts"), "layers")  # the axis that stands first is mapped first
     elif name == "lion":
         rule = optax.lion(1.0, b1=b1, b2=b2, weight_decay=weight_decay, mask=decay_mask)
     elif name == "muon":
@@ -64,10 +72,14 @@ def decay_mask(params):
 
 
 def state_specs(optimizer: optax.GradientTransformation, opt_state, params, specs, replicated):
-    """Where each array of an optimizer's state lies: a moment of a parameter's shape as the parameter, others whole.
+    """How each array of an optimizer's state is cut: a moment of a parameter's shape as the parameter, others not.
 
-    opt_state, params: trees of arrays or shapes. specs: as params, a PartitionSpec or a NamedSharding each.
-    replicated: the one of an array that lies whole on every device, which also takes Adafactor's rows and columns.
+    Args:
+        optimizer: whose state it is.
+        opt_state: a tree of arrays or shapes.
+        params: likewise.
+        specs: as params, a PartitionSpec or a NamedSharding each.
+        replicated: that of an array that is whole on every device, Adafactor's rows and columns among them.
     """
 
     def beside_parameter(leaf, param, spec):
@@ -87,18 +99,28 @@ def state_specs(optimizer: optax.GradientTransformation, opt_state, params, spec
     )
 
 
-def _each_layer_alone(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """A rule that takes every array for one parameter, mapped over the axis of stacked layers; in float32."""
+def _each_alone(rule: optax.GradientTransformation, axis: str) -> optax.GradientTransformation:
+    """A rule that takes every array for one matrix, mapped over a leading axis of those that have it; in float32.
+
+    Args:
+        rule: of matrices and vectors without that axis.
+        axis: of `leading_axes`, the first that parameters still have where this is called.
+    """
 
     def axes_of(params):
-        return jax.tree_util.tree_map_with_path(lambda path, _: 0 if _name(path[0]) == "layers" else None, params)
+        return jax.tree_util.tree_map_with_path(lambda path, _: 0 if axis in leading_axes(path) else None, params)
 
     def axes_of_state(state, axes):
         return optax.tree.map_params(rule, lambda _, axis: axis, state, axes, transform_non_params=lambda _: None)
 
+    def is_anywhere(params) -> bool:
+        if not isinstance(params, dict):  # optax also asks with a placeholder
+            return False
+        return any(axis in leading_axes(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+
     def init(params):
         params = optax.tree.cast(params, jnp.float32)  # moments take the dtype of what they are told is the parameter
-        if not _has_stacked_layers(params):
+        if not is_anywhere(params):
             return rule.init(params)
         axes = axes_of(params)
         state_axes = axes_of_state(jax.eval_shape(rule.init, params), axes)
@@ -106,7 +128,7 @@ def _each_layer_alone(rule: optax.GradientTransformation) -> optax.GradientTrans
 
     def update(updates, state, params=None):
         params = optax.tree.cast(params, jnp.float32)
-        if not _has_stacked_layers(params):
+        if not is_anywhere(params):
             return rule.update(updates, state, params)
         axes = axes_of(params)
         state_axes = axes_of_state(state, axes)
@@ -114,10 +136,6 @@ def _each_layer_alone(rule: optax.GradientTransformation) -> optax.GradientTrans
         return mapped(updates, state, params)
 
     return optax.GradientTransformation(init, update)
-
-
-def _has_stacked_layers(params) -> bool:
-    return isinstance(params, dict) and "layers" in params and are_stacked(params)  # optax also asks with no dict
 
 
 def _muon_dimensions(params):

@@ -1,7 +1,7 @@
-"""Where arrays lie: a mesh of data, fsdp and tensor axes, and ordered rules from parameter names to axes."""
+"""How arrays are cut over devices: a mesh of data, fsdp and tensor axes, and ordered rules from names to axes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -9,18 +9,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mtsft.errors import InputError
-from mtsft.model.parameters import names
+from mtsft.model.parameters import leading_axes, name_of, names
 
 AXES = ("data", "fsdp", "tensor")
 
-# The first rule whose pattern is found in a parameter's path says how its axes are cut. The axis of scanned layers
-# stands before these and is never cut.
+# The first rule whose pattern is found in a parameter's name says how the axes of its matrix or vector are cut.
 RULES: tuple[tuple[str, P], ...] = (
     (r"embed/embedding$", P("tensor", "fsdp")),
     (r"attention/(query|key|value)/kernel(_int8|_nf4)?$", P("fsdp", "tensor")),
     (r"attention/output/kernel(_int8|_nf4)?$", P("tensor", "fsdp")),
-    (r"mlp/(gate|up)/kernel(_int8|_nf4)?$", P("fsdp", "tensor")),
-    (r"mlp/down/kernel(_int8|_nf4)?$", P("tensor", "fsdp")),
+    (r"mlp/(experts/)?(gate|up)/kernel(_int8|_nf4)?$", P("fsdp", "tensor")),
+    (r"mlp/(experts/)?down/kernel(_int8|_nf4)?$", P("tensor", "fsdp")),
     (r"head/kernel$", P("fsdp", "tensor")),
     (r"norm/scale$", P()),
     # A scale of int8 is of a whole column, one of nf4 of a tile of a column.
@@ -36,6 +35,8 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"(query|key|value|gate|up)/bias$", P("tensor")),
     (r"(output|down)/bias$", P("fsdp")),
 )
+# How the axes before those are cut.
+LEADING: dict[str, str | None] = {"layers": None, "experts": None}
 # The rules that fit a parameter of every model.
 _ALWAYS = tuple(pattern for pattern, _ in RULES[:5])
 
@@ -45,7 +46,12 @@ BATCH = P(("data", "fsdp"))  # rows of a batch lie on both axes; every tensor sh
 def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh that `spec` describes, such as "data=2,fsdp=4,tensor=1"; "" puts all devices on data.
 
-    One axis may be -1: whatever devices are left. Raises InputError if the axes do not make up the devices.
+    Args:
+        spec: sizes of axes; one may be -1, for whatever devices are left.
+        devices: of the mesh; None for all there are.
+
+    Raises:
+        InputError: the axes do not make up the devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = dict.fromkeys(AXES, 1)
@@ -68,19 +74,24 @@ def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=axis_types)
 
 
-def param_specs(params, rules: Sequence[tuple[str, P]] = RULES):
-    """The PartitionSpec of every parameter (a tree of arrays or shapes), by the first rule that fits its path.
+def param_specs(params, rules: Sequence[tuple[str, P]] = RULES, leading: Mapping[str, str | None] = LEADING):
+    """The PartitionSpec of every parameter.
 
-    Raises ValueError for a parameter that no rule fits.
+    Args:
+        params: a tree of arrays or shapes.
+        rules: as RULES.
+        leading: as LEADING.
+
+    Raises:
+        ValueError: for a parameter that no rule fits.
     """
 
     def spec(path, leaf):
-        name = "/".join(str(getattr(entry, "key", entry)) for entry in path)
+        name = name_of(path)
         axes = next((axes for pattern, axes in rules if re.search(pattern, name)), None)
         if axes is None:
             raise ValueError(f"no sharding rule fits the parameter {name}")
-        stacked = name.startswith("layers/") and not re.match(r"layers/\d+/", name)
-        return P(None, *axes) if stacked else axes
+        return P(*(leading[axis] for axis in leading_axes(path)), *axes)
 
     return jax.tree_util.tree_map_with_path(spec, params)
 
@@ -92,8 +103,10 @@ def check_rules(params, patterns: Sequence[str] = _ALWAYS) -> None:
         raise ValueError(f"sharding rules that fit no parameter: {', '.join(unused)}")
 
 
-def param_shardings(params, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES):
-    """The NamedSharding of every parameter. Raises InputError where an axis does not divide a size."""
+def param_shardings(
+    params, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES, leading: Mapping[str, str | None] = LEADING
+):
+    """The NamedSharding of every parameter, by `param_specs`. Raises InputError where an axis does not divide one."""
 
     def sharding(path, leaf, spec):
         for size, axis in zip(leaf.shape, spec):
@@ -105,7 +118,7 @@ def param_shardings(params, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES):
                 )
         return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(sharding, params, param_specs(params, rules))
+    return jax.tree_util.tree_map_with_path(sharding, params, param_specs(params, rules, leading))
 
 
 def check_batch_size(key: str, batch_size: int, num_shards: int, microbatches: int = 1) -> None:
