@@ -19,11 +19,12 @@ from mtsft.training.state import new_state, state_shardings
 class Setup:
     """A small model, its optimizer and its devices: one start of a run."""
 
-    def __init__(self, mesh="data=8", devices=None, scan=True, optimizer="adamw"):
+    def __init__(self, mesh="data=8", devices=None, scan=True, optimizer="adamw", keep_ema=False):
         self.model = small_model(scan_layers=scan)
         self.optimizer = build_optimizer(optimizer, clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
         self.mesh = make_mesh(mesh, devices)
-        self.shapes = jax.eval_shape(lambda key: new_state(self.model.init(key), self.optimizer), jax.random.key(0))
+        params = jax.eval_shape(self.model.init, jax.random.key(0))
+        self.shapes = jax.eval_shape(lambda params: new_state(params, self.optimizer, keep_ema), params)
         self.shardings = partial(state_shardings, optimizer=self.optimizer, mesh=self.mesh)
 
     def state(self, seed=0):
@@ -104,6 +105,23 @@ def test_moments_are_among_what_comes_back(folder):
     names = [name for name in arrays_by_name(here.restore(folder, 1)) if name.endswith("mlp/up/kernel")]
     assert sum(name.startswith("opt_state/") for name in names) == 2 * 2  # two moments of two layers
     assert sum(name.startswith("params/") for name in names) == 2
+
+
+def test_the_moving_average_is_kept_under_the_key_that_it_always_had(folder):
+    """So that checkpoints of earlier versions are read."""
+    setup = Setup(keep_ema=True)
+    saved = setup.state()
+    setup.save(folder, 3, saved)
+    names = json.loads((folder / "3" / "default" / "_METADATA").read_text())["tree_metadata"]
+    assert {name.split("'")[1] for name in names} == {
+        *("step", "params", "opt_state", "skipped", "skipped_in_a_row", "average")
+    }
+    assert_same_bits(setup.restore(folder, 3), saved)
+    shardings = partial(param_shardings, mesh=setup.mesh)
+    with setup.open(folder, keep=0) as checkpoints:
+        for field in ("params", "ema_params"):
+            alone = checkpoints.restore_params(3, setup.shapes.params, shardings, field)
+            assert_same_bits(alone, getattr(saved, field))
 
 
 def test_parameters_come_back_alone_whatever_optimizer_trained_them(folder):
