@@ -12,7 +12,8 @@ from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.token_tree import paths
 from mtsft.model.generate import generate
-from mtsft.model.transformer import Model, Params
+from mtsft.model.parameters import Params
+from mtsft.model.transformer import Model
 
 _MAX_NEW = 32  # tokens of a reply; the corpus's longest answer has fewer
 
@@ -20,11 +21,18 @@ _MAX_NEW = 32  # tokens of a reply; the corpus's longest answer has fewer
 def measure(model: Model, params: Params, encoder: Encoder, corpus: Path) -> dict[str, Any]:
     """Share of replies that are exactly right, among turns that depend on earlier ones.
 
-    encoder: as the model was trained. corpus: a file that `recall.write` wrote. Every reply is decoded greedily in
-    its true context, and once more with the history hidden: the last user message alone.
+    Every reply is decoded greedily in its true context, and once more with the history hidden: after the last user
+    message alone.
 
-    Returns {context_accuracy, hidden_history_accuracy, by_kind: {ask: accuracy}, turns}; the first two over the asks
-    in recall.DEPENDING, by_kind over all.
+    Args:
+        model: the decoder.
+        params: all its parameters.
+        encoder: of the dialogues that it was trained on.
+        corpus: a file that `recall.write` wrote.
+
+    Returns:
+        {context_accuracy, hidden_history_accuracy, by_kind: {ask: accuracy}, turns}; the first two over the asks in
+        recall.DEPENDING, by_kind over all.
     """
     asks, contexts, alone, answers = [], [], [], []
     for dialogue, kinds in _read(corpus):
@@ -65,9 +73,9 @@ def converse(model: Model, params: Params, encoder: Encoder, corpus: Path, index
     lines = []
     for message in dialogue.messages:
         if message.role == "assistant":
-            said = encoder.tokenizer.decode([token for token in next(replies) if token not in stops])
-            verdict = "" if said == message.content else f"   (should be: {message.content})"
-            lines.append(f"  model      {said}{verdict}")
+            text = encoder.tokenizer.decode([token for token in next(replies) if token not in stops])
+            verdict = "" if text == message.content else f"   (should be: {message.content})"
+            lines.append(f"  model      {text}{verdict}")
         else:
             lines.append(f"  {message.role:<10} {message.content}")
     return "\n".join(lines)

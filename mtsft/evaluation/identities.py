@@ -1,4 +1,4 @@
-"""One pass against K passes, and packed against alone, on dialogues of one's own: invariants 1 and 2 as numbers."""
+"""Invariants 1 and 2 as numbers, on given dialogues: packed against alone, one pass against K passes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,9 +15,16 @@ Nll = Callable[[Any, PackedBatch], jax.Array]  # (params, batch) -> -log Pr of e
 def compare(nll: Nll, params: Any, trees: Sequence[TokenTree], row_length: int) -> dict[str, Any]:
     """The largest relative differences between ways to compute the same loss and its gradient.
 
-    trees: dialogues, each of at most `row_length` tokens. Returns {dialogues, responses, passes, packed}, the last two
-    {loss, gradient}: of one pass over a tree against one over each of its responses' paths, and of a row of several
-    trees against each in a row of its own. A gradient's difference is relative to its largest entry.
+    Args:
+        nll: of the model.
+        params: all its parameters.
+        trees: dialogues, each of at most `row_length` tokens.
+        row_length: slots of a row.
+
+    Returns:
+        {dialogues, responses, passes, packed}, the last two {loss, gradient}: of one pass over a tree against one over
+        each of its responses' paths, and of a row of several trees against each in a row of its own. A gradient's
+        difference is relative to its largest entry.
     """
 
     @jax.jit
@@ -75,7 +82,7 @@ def _fill(trees: Sequence[TokenTree], row_length: int) -> list[list[TokenTree]]:
 
 
 def _widen(worst: dict[str, float], a: tuple[float, Any], b: tuple[float, Any]) -> None:
-    """Keeps the larger of what is known and the relative differences between two (loss, gradient)."""
+    """Raises the entries of `worst` to the relative differences of two (loss, gradient), where those are larger."""
     worst["loss"] = max(worst["loss"], abs(a[0] - b[0]) / max(abs(a[0]), 1e-30))
     for x, y in zip(jax.tree.leaves(a[1]), jax.tree.leaves(b[1])):
         scale = max(np.abs(x).max(), 1e-30)

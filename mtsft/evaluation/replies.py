@@ -15,16 +15,24 @@ def replies(
     stop_ids: Sequence[int],
     limit: int = 0,
 ) -> list[dict[str, Any]]:
-    """A record for every supervised response of the first `limit` dialogues of `store` (0: of all), in order.
+    """A record for every supervised response of the first dialogues of a store, in order.
 
-    generate: prompts -> what the model says after each. A record has the dialogue's id and source (file:line), the
-    turn (counted from 0), the prompt, the reference and the reply as text (the last two without their stop), whether
-    the reply came to a stop, and whether its tokens are those of the reference.
+    Args:
+        generate: prompts -> what the model says after each.
+        store: of held-out dialogues.
+        tokenizer: of the store.
+        stop_ids: tokens that end a turn.
+        limit: dialogues; 0 for all.
+
+    Returns:
+        Records with the dialogue's id and source (file:line), the turn (counted from 0), the prompt, the reference and
+        the reply as text (the last two without their stop), whether the reply came to a stop, and whether its tokens
+        are those of the reference.
     """
-    found, contexts, answers = [], [], []
+    turns, contexts, answers = [], [], []
     for index in range(min(limit or len(store), len(store))):
         for turn, context, answer in paths(store[index]):
-            found.append((index, turn))
+            turns.append((index, turn))
             contexts.append(context.tolist())
             answers.append(answer.tolist())
 
@@ -32,7 +40,7 @@ def replies(
         return tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in stop_ids else tokens)
 
     records = []
-    for (index, turn), context, answer, reply in zip(found, contexts, answers, generate(contexts), strict=True):
+    for (index, turn), context, answer, reply in zip(turns, contexts, answers, generate(contexts), strict=True):
         path, line = store.source(index)
         records.append(
             {

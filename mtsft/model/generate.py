@@ -20,9 +20,14 @@ from mtsft.model.transformer import Model
 class Sampling:
     """How the next token is chosen: temperature first, then top_k, then top_p, as transformers does.
 
-    temperature: 0 for the most probable token. top_k: of so many most probable tokens; 0 for all. top_p: of the fewest
-    most probable ones that make up this probability (Holtzman et al. 2020, arXiv:1904.09751). Raises InputError for
-    impossible values.
+    Attributes:
+        temperature: 0 for the most probable token.
+        top_k: of so many most probable tokens; 0 for all.
+        top_p: of the fewest most probable ones that make up this probability (Holtzman et al. 2020, arXiv:1904.09751).
+        seed: of what is drawn.
+
+    Raises:
+        InputError: for impossible values.
     """
 
     temperature: float = 0.0
@@ -40,7 +45,13 @@ class Sampling:
                 raise InputError(f"{name}={value}: must be {wanted}")
 
     def choose(self, logits_BxV: jax.Array, keys_B: jax.Array, vocab_size: int | None = None) -> jax.Array:
-        """A token of each row, int32 (B,); keys_B: what each draws with. vocab_size: above all that may be chosen."""
+        """A token of each row, int32 (B,).
+
+        Args:
+            logits_BxV: float32.
+            keys_B: a random key a row.
+            vocab_size: only ids below it may be chosen; None for all.
+        """
         size = logits_BxV.shape[-1]
         if vocab_size is not None and vocab_size < size:
             logits_BxV = jnp.where(jnp.arange(size)[None] < vocab_size, logits_BxV, -jnp.inf)
@@ -61,7 +72,15 @@ GREEDY = Sampling()
 
 
 class Decoding(NamedTuple):
-    """Sequences on their way. slots_B: where the next token goes. logits_BxV: what it is chosen by."""
+    """Sequences that are being decoded.
+
+    Attributes:
+        slots_B: where the next token goes in the cache.
+        done_B: whether a stop was generated.
+        logits_BxV: of the next token.
+        cache: of `Model.prefill`.
+        keys_B: a random key for each sequence.
+    """
 
     slots_B: jax.Array
     done_B: jax.Array
@@ -71,15 +90,15 @@ class Decoding(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("model", "num_slots"))
-def _begin(model: Model, params: Params, prompts_BxP, lengths_B, done_B, places_B, seed, num_slots: int) -> Decoding:
-    """places_B: of each among all prompts. seed: the data of a key; what a prompt draws hangs on these two alone."""
-    keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.wrap_key_data(seed)))(places_B)
+def _begin(model: Model, params: Params, prompts_BxP, lengths_B, done_B, indices_B, seed, num_slots: int) -> Decoding:
+    """After the prompts; what one draws depends on its index among all prompts and the seed (data of a key) alone."""
+    keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.wrap_key_data(seed)))(indices_B)
     logits_BxV, cache = model.prefill(params, prompts_BxP, lengths_B, num_slots)
     return Decoding(lengths_B, done_B, logits_BxV, cache, keys_B)
 
 
 @partial(jax.jit, static_argnames=("model", "sampling", "count", "vocab_size"), donate_argnames="decoding")
-def _go_on(
+def _decode(
     model: Model, params: Params, decoding: Decoding, stops, sampling: Sampling, count: int, vocab_size: int | None
 ):
     """`count` more tokens of every sequence, int32 (B, count), or fewer where all have stopped; -1 after a stop."""
@@ -88,18 +107,18 @@ def _go_on(
         step, decoding, _ = carry
         return (step < count) & ~decoding.done_B.all()
 
-    def say_one(carry):
-        step, (slots_B, done_B, logits_BxV, cache, keys_B), said_BxN = carry
+    def decode_one(carry):
+        step, (slots_B, done_B, logits_BxV, cache, keys_B), tokens_BxN = carry
         tokens_B = sampling.choose(logits_BxV, jax.vmap(jax.random.fold_in)(keys_B, slots_B), vocab_size)
-        said_BxN = said_BxN.at[:, step].set(jnp.where(done_B, -1, tokens_B))
+        tokens_BxN = tokens_BxN.at[:, step].set(jnp.where(done_B, -1, tokens_B))
         # The token takes the slot behind its sequence, over whatever padding of the prompts stands there.
         logits_BxV, cache = model.decode(params, cache, tokens_B, slots_B)
         done_B |= jnp.isin(tokens_B, stops)
-        return step + 1, Decoding(slots_B + 1, done_B, logits_BxV, cache, keys_B), said_BxN
+        return step + 1, Decoding(slots_B + 1, done_B, logits_BxV, cache, keys_B), tokens_BxN
 
-    said_BxN = jnp.full((len(decoding.slots_B), count), -1, jnp.int32)
-    _, decoding, said_BxN = jax.lax.while_loop(unfinished, say_one, (0, decoding, said_BxN))
-    return decoding, said_BxN
+    tokens_BxN = jnp.full((len(decoding.slots_B), count), -1, jnp.int32)
+    _, decoding, tokens_BxN = jax.lax.while_loop(unfinished, decode_one, (0, decoding, tokens_BxN))
+    return decoding, tokens_BxN
 
 
 def generate(
@@ -115,14 +134,30 @@ def generate(
     watch: Callable[[int], None] = lambda count: None,
     vocab_size: int | None = None,
 ) -> list[list[int]]:
-    """What the model says after each prompt, until one of `stop_ids` or `max_new` tokens; one list a prompt.
+    """What the model says after each prompt, until a stop or `max_new` tokens.
 
-    The stop is part of what is returned where it was said. Prompts are decoded in batches of similar length, padded
-    to a multiple of `length_multiple` so that few shapes are compiled; what is drawn for a prompt depends on the seed
-    and its place among the prompts alone. rows: where the sequences of a batch lie, over a mesh that holds `params`;
-    every process then gives the same prompts and gets all replies. watch: told of every batch how many replies it gave.
-    vocab_size: above every id of the tokenizer; embeddings from there on stand for nothing, and are never said. None:
-    all may be. Raises ValueError for an empty prompt or one with a token that the model has no embedding of.
+    Prompts are decoded in batches of similar length. What is drawn for a prompt depends on the seed and its index
+    among the prompts alone.
+
+    Args:
+        model: the decoder.
+        params: its parameters.
+        prompts: token ids.
+        stop_ids: tokens that end a reply.
+        max_new: tokens of a reply at most.
+        sampling: how tokens are chosen.
+        batch_size: prompts that are decoded together.
+        length_multiple: prompts are padded to a multiple of it, so that few shapes are compiled.
+        rows: the sharding of a batch's sequences over a mesh that holds `params`; every process then gives the same
+            prompts and gets all replies.
+        watch: called after each batch with the number of its replies.
+        vocab_size: above every id of the tokenizer; embeddings from there on are padding, never chosen. None for none.
+
+    Returns:
+        The tokens of each reply, its stop among them where there was one.
+
+    Raises:
+        ValueError: for an empty prompt, or one with a token that the model has no embedding of.
     """
     _check(model, prompts)
     stops = np.array(stop_ids or [-1], np.int32)
@@ -135,18 +170,18 @@ def generate(
         longest = -(-len(prompts[batch[-1]]) // length_multiple) * length_multiple
         # A last batch that is short is filled up with one-token prompts: the same shape, compiled already.
         padded_BxP, lengths_B = np.zeros((size, longest), np.int32), np.ones(size, np.int32)
-        done_B, places_B = np.ones(size, bool), np.zeros(size, np.int32)
+        done_B, indices_B = np.ones(size, bool), np.zeros(size, np.int32)
         for row, i in enumerate(batch):
             padded_BxP[row, : len(prompts[i])] = prompts[i]
-            lengths_B[row], done_B[row], places_B[row] = len(prompts[i]), False, i
-        arguments = (padded_BxP, lengths_B, done_B, places_B)
+            lengths_B[row], done_B[row], indices_B[row] = len(prompts[i]), False, i
+        arguments = (padded_BxP, lengths_B, done_B, indices_B)
         if rows is not None:
             arguments = [jax.make_array_from_callback(x.shape, rows, x.__getitem__) for x in arguments]
         decoding = _begin(model, params, *arguments, seed, longest + max_new)
-        said_BxN = _go_on(model, params, decoding, stops, sampling, max_new, vocab_size)[1]
-        said_BxN = multihost_utils.process_allgather(said_BxN, tiled=True) if rows else jax.device_get(said_BxN)
+        tokens_BxN = _decode(model, params, decoding, stops, sampling, max_new, vocab_size)[1]
+        tokens_BxN = multihost_utils.process_allgather(tokens_BxN, tiled=True) if rows else jax.device_get(tokens_BxN)
         for row, i in enumerate(batch):
-            replies[i] = said_BxN[row][said_BxN[row] >= 0].tolist()
+            replies[i] = tokens_BxN[row][tokens_BxN[row] >= 0].tolist()
         watch(len(batch))
     return replies
 
@@ -162,7 +197,7 @@ def stream(
     length_multiple: int = 256,
     vocab_size: int | None = None,
 ) -> Iterator[int]:
-    """The tokens that `generate` gives for one prompt, each as soon as it is known, `every` at a time."""
+    """The tokens that `generate` gives for one prompt, as they come, `every` at a time; arguments as there."""
     _check(model, [prompt])
     stops = np.array(stop_ids or [-1], np.int32)
     longest = -(-len(prompt) // length_multiple) * length_multiple
@@ -171,16 +206,16 @@ def stream(
     num_slots = longest + -(-max_new // every) * every
     arguments = (np.array([len(prompt)], np.int32), np.zeros(1, bool), np.zeros(1, np.int32), _seed(sampling))
     decoding = _begin(model, params, padded_1xP, *arguments, num_slots)
-    said = 0
-    while said < max_new:
-        decoding, said_1xN = _go_on(model, params, decoding, stops, sampling, every, vocab_size)
-        for token in jax.device_get(said_1xN)[0, : max_new - said].tolist():
+    count = 0
+    while count < max_new:
+        decoding, tokens_1xN = _decode(model, params, decoding, stops, sampling, every, vocab_size)
+        for token in jax.device_get(tokens_1xN)[0, : max_new - count].tolist():
             if token < 0:
                 return
             yield token
             if token in stop_ids:
                 return
-        said += every
+        count += every
 
 
 def _seed(sampling: Sampling) -> np.ndarray:

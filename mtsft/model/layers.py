@@ -15,10 +15,24 @@ ADAPTERS = ("lora_a", "lora_b")
 class Linear(nnx.Module):
     """x W (+ b) (+ scale x A B where it is adapted), computed in the compute dtype.
 
-    kernel W (fan_in, fan_out) and bias b in the parameter dtype; lora_a A (fan_in, rank) and lora_b B (rank, fan_out)
-    in float32. A starts uniform in +-1 / sqrt(fan_in), B at 0, so that the adapter starts as nothing. deviation: of a
-    fresh kernel's entries; None for 1 / sqrt(fan_in). Where lora.quantize is set, two arrays stand for the kernel
-    (model/quantized.py), and it is whole only while it is multiplied by.
+    A starts uniform in +-1 / sqrt(fan_in), B at 0, so that a fresh adapter changes nothing. Where lora.quantize is set,
+    two arrays stand for the kernel (model/quantization.py), which is formed only while it is multiplied by.
+
+    Attributes:
+        kernel: W, (fan_in, fan_out) in the parameter dtype.
+        bias: b, (fan_out,) in the parameter dtype; None for none.
+        lora_a: A, (fan_in, rank) in float32.
+        lora_b: B, (rank, fan_out) in float32.
+
+    Args:
+        arch: its dtypes.
+        lora: the adapters of the model.
+        name: of the matrix, as "layers/mlp/up"; lora.targets is looked for in it.
+        fan_in: inputs.
+        fan_out: outputs.
+        rngs: streams "params" and, for adapters, "lora".
+        bias: whether there is one.
+        deviation: standard deviation of a fresh kernel; None for 1 / sqrt(fan_in).
     """
 
     def __init__(
@@ -48,7 +62,7 @@ class Linear(nnx.Module):
             self.lora_b = nnx.Param(jnp.zeros((lora.rank, fan_out)))
 
     def __call__(self, x_BxLxI: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
-        """(B, L, fan_in) to (B, L, fan_out). keys_B: a random key a row, to drop what enters the adapter with."""
+        """(B, L, fan_in) to (B, L, fan_out). keys_B: a random key a row for dropout before the adapter."""
         if self.lora.quantize:
             y = product(x_BxLxI, {leaf: getattr(self, leaf)[...] for leaf in LEAVES[self.lora.quantize]}, self.dtype)
         else:
@@ -79,7 +93,14 @@ class RMSNorm(nnx.Module):
 
 
 def drop(x_BxLxI: jax.Array, rate: float, keys_B: jax.Array | None, salt: int) -> jax.Array:
-    """Dropout (Srivastava et al. 2014); nothing where there are no keys. salt: what sets one use apart from others."""
+    """Dropout (Srivastava et al. 2014).
+
+    Args:
+        x_BxLxI: activations.
+        rate: the share that is set to 0.
+        keys_B: a random key a row; None for no dropout.
+        salt: a number of each use, so that uses draw apart.
+    """
     if not rate or keys_B is None:
         return x_BxLxI
 

@@ -42,7 +42,7 @@ def names(params: Params) -> set[str]:
 
 
 def split(params: Params, wanted: Callable[[str], bool]) -> tuple[Params, Params]:
-    """The parameters whose names are wanted, and the others."""
+    """The parameters whose names `wanted` accepts, and the others."""
     parts: tuple[dict, dict] = {}, {}
     for path, leaf in flatten_dict(params).items():
         parts[not wanted(name_of(path))][path] = leaf

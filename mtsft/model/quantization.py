@@ -7,8 +7,8 @@ double quantisation. A kernel W (fan_in, fan_out) becomes two arrays in its plac
     kernel_int8  int8   (fan_in, fan_out)       scale_int8  float32  (1, fan_out)
     kernel_nf4   uint8  (fan_in / 2, fan_out)   scale_nf4   float32  (fan_in / 64, fan_out)
 
-Two levels lie in a byte of kernel_nf4, as arrays of uint4 take a byte each on some devices: in the lower bits those of
-the first half of a tile, in the upper bits those of its second half.
+A byte of kernel_nf4 holds two levels, as arrays of uint4 take a byte each on some devices: in its lower bits one of
+the first half of a tile, in its upper bits the one of the second half.
 """
 
 from functools import partial
@@ -29,19 +29,19 @@ _NAMES = tuple(name for names in LEAVES.values() for name in names)
 
 
 def is_quantized(name: str) -> bool:
-    """Whether the parameter of a name is a quantised matrix, or the scale of one."""
+    """Whether a parameter, by its name, is a quantised matrix or the scale of one."""
     return name.endswith(_NAMES)
 
 
 def quantize(params: Params, lora: LoRA) -> Params:
     """Parameters with the layers' kernels as lora.quantize says, stacked or apart. Raises InputError."""
-    found = {}
+    leaves = {}
     for path, leaf in flatten_dict(params).items():
         if lora.quantize and path[0] == "layers" and path[-1] == "kernel":
-            found |= {(*path[:-1], name): value for name, value in quantize_kernel(leaf, lora.quantize).items()}
+            leaves |= {(*path[:-1], name): value for name, value in quantize_kernel(leaf, lora.quantize).items()}
         else:
-            found[path] = leaf
-    return unflatten_dict(found)
+            leaves[path] = leaf
+    return unflatten_dict(leaves)
 
 
 def dequantize(params: Params) -> Params:
@@ -58,9 +58,14 @@ def is_quantized_kernel(leaves: Params) -> bool:
 
 
 def quantize_kernel(kernel: jax.Array, kind: str) -> dict[str, jax.Array]:
-    """The two arrays that stand for a kernel (..., fan_in, fan_out), by their names; computed in float32.
+    """The two arrays that stand for a kernel, by their names; computed in float32.
 
-    kind: one of LEAVES. Raises InputError where qwix is not installed, or 64 does not divide fan_in for nf4.
+    Args:
+        kernel: (..., fan_in, fan_out).
+        kind: one of LEAVES.
+
+    Raises:
+        InputError: qwix is not installed; or for nf4, 64 does not divide fan_in.
     """
     if kind == "nf4" and kernel.shape[-2] % TILE:
         raise InputError(
@@ -74,7 +79,7 @@ def quantize_kernel(kernel: jax.Array, kind: str) -> dict[str, jax.Array]:
 
 
 def dequantize_kernel(leaves: dict[str, Any]) -> jax.Array:
-    """The reverse of `quantize_kernel`, but for what is lost: (..., fan_in, fan_out) in float32."""
+    """The reverse of `quantize_kernel`, up to rounding: (..., fan_in, fan_out) in float32."""
     kind = next(kind for kind, names in LEAVES.items() if names[0] in leaves)
     one = partial(_dequantize, _qwix(), kind)
     codes, scale = (jnp.asarray(leaves[name]) for name in LEAVES[kind])
@@ -106,13 +111,13 @@ product.defvjp(_forward, _backward)
 
 
 def _quantize(qwix: ModuleType, kind: str, kernel_IxO: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # Column by column: qwix lays nf4 out flat, and flat there is nothing left of how a matrix is cut over devices.
+    # Column by column: qwix flattens nf4, and a flat array keeps no sharding of the matrix.
     how: dict[str, Any] = dict(qtype=jnp.int8) if kind == "int8" else dict(qtype="nf4", tiled_axes={0: TILE})
-    found = jax.vmap(partial(qwix.quantize, **how), 1, 1)(kernel_IxO)
+    quantized = jax.vmap(partial(qwix.quantize, **how), 1, 1)(kernel_IxO)
     if kind == "int8":
-        return found.qvalue, found.scale
-    first, second = _halves(found.qvalue.astype(jnp.uint8), TILE)
-    return (first | second << 4).reshape(-1, kernel_IxO.shape[1]), found.scale
+        return quantized.qvalue, quantized.scale
+    first, second = _halves(quantized.qvalue.astype(jnp.uint8), TILE)
+    return (first | second << 4).reshape(-1, kernel_IxO.shape[1]), quantized.scale
 
 
 def _dequantize(qwix: ModuleType, kind: str, codes: jax.Array, scale: jax.Array) -> jax.Array:

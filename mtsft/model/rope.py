@@ -14,8 +14,13 @@ def rotary(
 ) -> tuple[jax.Array, jax.Array]:
     """(cos, sin) of rotary position embeddings, each float32 (B, L, 1, head_dim / 2).
 
-    RoFormer (Su et al. 2021, arXiv:2104.09864), equation 34, with frequencies theta^(-2i / head_dim), stretched as
-    `scaling` (a rope_scaling of Hugging Face's configs) says.
+    RoFormer (Su et al. 2021, arXiv:2104.09864), equation 34, with frequencies theta^(-2i / head_dim).
+
+    Args:
+        positions_BxL: int32.
+        head_dim: of a head, even.
+        theta: the base of the frequencies.
+        scaling: a rope_scaling of Hugging Face's configs; None for none.
     """
     frequencies, factor = rope_frequencies(head_dim, theta, scaling or {})
     angles = positions_BxL[..., None, None].astype(jnp.float32) * jnp.asarray(frequencies)[None, None, None, :]
@@ -23,7 +28,7 @@ def rotary(
 
 
 def rotate(x_BxLxHxK: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns each pair (x[i], x[i + K / 2]) by its angle; the pairing of the Hugging Face Llama weights."""
+    """Rotates each pair (x[i], x[i + K / 2]) by its angle; the pairing of the Hugging Face Llama weights."""
     cos, sin = cos_sin
     first, second = jnp.split(x_BxLxHxK.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -33,9 +38,9 @@ def rotate(x_BxLxHxK: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Ar
 def rope_frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> tuple[np.ndarray, float]:
     """Radians a position, float32 (head_dim / 2,), and what cos and sin are multiplied by.
 
-    scaling: by its rope_type. "linear": positions interpolated (Chen et al. 2023, arXiv:2306.15595). "llama3": long
-    wavelengths slowed, short ones kept (Llama 3.1, arXiv:2407.21783; smoothed as in Meta's reference code). "yarn":
-    Peng et al. 2023, arXiv:2309.00071, sections 3.2 to 3.4.
+    By the rope_type of `scaling`: "linear" interpolates positions (Chen et al. 2023, arXiv:2306.15595); "llama3" slows
+    long wavelengths and keeps short ones (Llama 3.1, arXiv:2407.21783; smoothed as in Meta's reference code); "yarn" is
+    of Peng et al. 2023, arXiv:2309.00071, sections 3.2 to 3.4.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     # Powers that are rounded once: what they are off by is multiplied by the position.
@@ -62,7 +67,7 @@ def _yarn(frequencies, head_dim: int, theta: float, factor: float, scaling: Mapp
     context = scaling["original_max_position_embeddings"]
 
     def index_of(turns: float) -> float:
-        """The place, among the frequencies, of the one that makes so many turns over the original context."""
+        """The index of the frequency that makes so many turns over the original context."""
         return head_dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     first, last = index_of(scaling.get("beta_fast") or 32), index_of(scaling.get("beta_slow") or 1)

@@ -1,4 +1,4 @@
-"""Checkpoints: Orbax, sharded and asynchronous, with what a run must not change kept beside them."""
+"""Checkpoints: Orbax, sharded and asynchronous, and the check that a workdir still holds the same run."""
 
 import errno
 import json
@@ -25,9 +25,12 @@ _ON_DISK = {"ema_params": "average"}  # fields of TrainState that checkpoints ho
 class Checkpoints:
     """The checkpoints of one run, in `folder`: the latest `keep`, and the best by held-out loss.
 
-    A checkpoint is written aside and renamed when it is whole, so a run that is killed leaves the one before it.
-    keep: 0 to read alone, which leaves the folder as it is, even while a run writes to it. model: whose states they
-    are; None to look at steps alone.
+    A checkpoint is renamed into place when it is whole, so a run that is killed leaves the one before it.
+
+    Args:
+        folder: of all checkpoints.
+        model: whose states they are; None to look at steps alone.
+        keep: how many of the latest; 0 to read only, which changes nothing in the folder while a run may write to it.
     """
 
     def __init__(self, folder: epath.Path, model: Model | None, keep: int):
@@ -84,9 +87,12 @@ class Checkpoints:
         self._guard(self._manager.wait_until_finished)
 
     def restore(self, step: int, shapes: TrainState, shardings: Callable[[Any], Any]) -> TrainState:
-        """The state of a checkpoint, placed on this run's devices whatever devices it came from.
+        """The state of a checkpoint, on this run's devices whatever devices it came from.
 
-        shapes: the state as this run holds it. shardings: from such shapes to where their arrays lie.
+        Args:
+            step: of the checkpoint.
+            shapes: the state as this run holds it.
+            shardings: from such shapes to the shardings of their arrays.
         """
         target = self._target(shapes, shardings)
         restored = self._restore(step, ocp.args.StandardRestore(_fields(target)))
@@ -95,9 +101,13 @@ class Checkpoints:
     def restore_params(
         self, step: int, shapes: Params, shardings: Callable[[Any], Any], field: str = "params"
     ) -> Params:
-        """The parameters alone of a checkpoint, whatever optimizer they were trained with; else as `restore`.
+        """The parameters alone of a checkpoint, whatever optimizer they were trained with.
 
-        field: of TrainState, "params" or "ema_params". They are cast to the dtypes of `shapes`.
+        Args:
+            step: of the checkpoint.
+            shapes: the parameters as this run holds them; they are cast to these dtypes.
+            shardings: as of `restore`.
+            field: of TrainState, "params" or "ema_params".
         """
         key = _ON_DISK.get(field, field)
         target = {key: self._target(shapes, shardings)}
@@ -110,7 +120,7 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=arguments)
         except Exception as error:
-            # Of a damaged file Orbax raises any of these, or an Exception of no kind, around what tensorstore said.
+            # For a damaged file Orbax raises one of these, or a plain Exception, around the error of tensorstore.
             if type(error) is not Exception and not isinstance(error, ValueError | OSError | KeyError):
                 raise
             others = [other for other in self.steps if other != step]
@@ -121,7 +131,7 @@ class Checkpoints:
             ) from error
 
     def _target(self, shapes: Any, shardings: Callable[[Any], Any]) -> Any:
-        """What a checkpoint holds of a state, or of parameters, and where it is to lie."""
+        """The shapes and shardings with which the arrays of a state, or of parameters, are read from a checkpoint."""
         saved = jax.eval_shape(lambda s: to_saved(s, self._model), shapes)
         return jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
@@ -130,12 +140,12 @@ class Checkpoints:
         )
 
     def _place(self, saved: Any, shardings: Any) -> Any:
-        reusable = (0,) if self._model.arch.scan_layers else ()  # layers taken apart need memory of their own
+        reusable = (0,) if self._model.arch.scan_layers else ()  # unstacked layers cannot reuse the memory
         placed = jax.jit(from_saved, static_argnums=1, out_shardings=shardings, donate_argnums=reusable)
         return placed(saved, self._model)
 
     def _check_room(self, saved: Any) -> None:
-        """Raises InputError where the disk cannot hold this process's part; Orbax would say so at great length."""
+        """Raises InputError where the disk cannot hold this process's part, in place of a long traceback of Orbax."""
         if "://" in str(self._folder):
             return
         shards = [shard for leaf in jax.tree.leaves(saved) for shard in leaf.addressable_shards]
@@ -172,7 +182,7 @@ def _state(fields: dict[str, Any]) -> TrainState:
 
 
 def _origin(error: BaseException) -> BaseException:
-    """What an error was raised from in the first place."""
+    """The first error of a chain of causes."""
     return _origin(error.__cause__) if error.__cause__ else error
 
 
@@ -181,20 +191,25 @@ def _loss_of(metrics: dict[str, float]) -> float:
 
 
 def read_identity(path: epath.Path) -> dict[str, Any]:
-    """What check_same_run wrote down. Raises InputError where that is damaged."""
+    """What `check_same_run` wrote. Raises InputError where the file is damaged."""
     try:
-        found = json.loads(path.read_text())
+        identity = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({one_line(error, 100)}); restore it from a copy") from error
-    if not isinstance(found, dict):
+    if not isinstance(identity, dict):
         raise InputError(f"{path}: holds no JSON object; restore it from a copy")
-    return found
+    return identity
 
 
 def check_same_run(path: epath.Path, identity: dict[str, Any]) -> None:
-    """Writes down what makes a run this run, or checks it against what an earlier start wrote.
+    """Writes what may not change between the starts of a run, or checks it against what an earlier start wrote.
 
-    identity: by config key or other name, values of JSON. Raises InputError, naming the first that differs.
+    Args:
+        path: of the file.
+        identity: values of JSON, by config key or another name.
+
+    Raises:
+        InputError: naming the first that differs.
     """
     if not path.exists():
         if jax.process_index() == 0:

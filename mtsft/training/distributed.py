@@ -1,7 +1,7 @@
 """Several hosts, one run: JAX's distributed runtime, started from the environment.
 
-JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID start it with these; MTSFT_DISTRIBUTED=auto
-leaves finding them to JAX (TPU pods, SLURM, Kubernetes, Open MPI). Without either this is a run of one process.
+JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID start it; with MTSFT_DISTRIBUTED=auto JAX finds
+these itself (TPU pods, SLURM, Kubernetes, Open MPI). Without either this is a run of one process.
 """
 
 import os
@@ -14,9 +14,10 @@ _NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def initialize() -> None:
-    """Joins the other processes, if the environment names them. Call before anything touches a device.
+    """Joins the other processes, if the environment names them; must be called before a device is used.
 
-    Raises InputError if the environment names them only in part.
+    Raises:
+        InputError: the environment names them only in part.
     """
     if jax.distributed.is_initialized():
         return
@@ -33,9 +34,9 @@ def initialize() -> None:
         return
     if missing := [name for name in _NAMES if name not in given]:
         raise InputError(f"{given[0]} is set but {' and '.join(missing)} is not; set all of {', '.join(_NAMES)}")
-    cache_key, count, index = (os.environ[name] for name in _NAMES)
+    address, count, index = (os.environ[name] for name in _NAMES)
     try:
         count, index = int(count), int(index)
     except ValueError:
         raise InputError(f"JAX_NUM_PROCESSES={count!r} and JAX_PROCESS_ID={index!r} must be numbers") from None
-    jax.distributed.initialize(cache_key, count, index)
+    jax.distributed.initialize(address, count, index)

@@ -9,10 +9,15 @@ from mtsft.model.layers import ADAPTERS
 
 
 def trained_names(lora: LoRA, freeze: str, names: Collection[str]) -> Callable[[str], bool]:
-    """Whether the parameter of a name is trained: adapters alone where there are some, and nothing that `freeze` fits.
+    """Whether a parameter is trained, by its name: adapters alone where there are some, and nothing that `freeze` fits.
 
-    freeze: a regex that is looked for in names, "" for none. names: of all parameters. Raises InputError for a regex
-    that is none, that fits nothing, or that leaves nothing to train.
+    Args:
+        lora: the adapters of the model.
+        freeze: a regex that is looked for in names; "" for none.
+        names: of all parameters.
+
+    Raises:
+        InputError: for an invalid regex, or one that fits nothing or leaves nothing to train.
     """
     try:
         frozen = re.compile(freeze) if freeze else None

@@ -1,4 +1,4 @@
-"""How large parameters, gradients or updates are, by the part of the model that they belong to."""
+"""Norms of parameters, gradients or updates, by part of the model."""
 
 import re
 

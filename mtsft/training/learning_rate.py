@@ -23,7 +23,18 @@ def learning_rate_schedule(
     Step 0 takes the first warm-up value above 0. "constant" stays at the peak; "linear" and "cosine" (SGDR: Loshchilov
     and Hutter 2017, arXiv:1608.03983) fall to `end_factor * peak` at `steps`; "wsd" (warm-up, stable, decay: Hu et al.
     2024, arXiv:2404.06395, section 4; its linear form: Hägele et al. 2024, arXiv:2405.18392) stays at the peak and
-    falls as far over the last `decay_steps`, which the others do not read. Raises InputError for another name.
+    falls as far over the last `decay_steps`.
+
+    Args:
+        name: one of SCHEDULES.
+        peak: the highest learning rate.
+        steps: of the run.
+        warmup_steps: of them.
+        end_factor: the learning rate at the end, as a share of the peak.
+        decay_steps: of "wsd"; the others ignore it.
+
+    Raises:
+        InputError: for another name.
     """
     warmup_steps = min(warmup_steps, steps)
     length, end = max(steps - warmup_steps, 1), end_factor * peak
@@ -47,9 +58,13 @@ def learning_rate_schedule(
 def learning_rate_factors(groups: str, params):
     """What the learning rate of each parameter is multiplied by: a tree like `params` of Python floats.
 
-    groups: a JSON object of regular expressions and factors, such as '{"embed": 0.1, "attention/(query|key)": 0.5}'.
-    The first that is found in a parameter's name counts, 1 where none is; "" for all 1. Raises
-    InputError for anything else, and for an expression that decides over no parameter.
+    Args:
+        groups: a JSON object of regular expressions and factors, such as '{"embed": 0.1, "attention/(query|key)":
+            0.5}'. The first that is found in a parameter's name counts; 1 where none is. "" for all 1.
+        params: a tree of arrays or shapes.
+
+    Raises:
+        InputError: groups is anything else, or has an expression that decides over no parameter.
     """
     key = f"train.learning_rate_groups={one_line(groups, 100)!r}"
     try:

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, eval.jsonl and TensorBoard events.
+"""What a run logs: metrics.jsonl, eval.jsonl and TensorBoard events.
 
 After a resume the files hold what an uninterrupted run would have written: lines of steps after the checkpoint are
 cut off, to be written again.
@@ -19,7 +19,11 @@ class JsonLines:
     """A file of one JSON object a line, each with its step.
 
     On a file system every line is written at once; an object store (gs://) cannot append, so there the whole file is
-    written at every `sync`. after: lines of later steps, and a last line that was cut off, are removed.
+    written at every `sync`.
+
+    Args:
+        path: of the file.
+        after: a step; lines of later ones, and a last line that was cut off, are removed.
     """
 
     def __init__(self, path: epath.Path, after: int):
@@ -38,7 +42,7 @@ class JsonLines:
             self._file = path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends one object; numbers that are not finite become null, which JSON can say."""
+        """Appends one object; numbers that are not finite become null, as JSON has no others."""
         line = json.dumps(finite(record)) + "\n"
         if self._appends:
             self._file.write(line)
@@ -47,14 +51,14 @@ class JsonLines:
             self._lines.append(line)
 
     def sync(self) -> None:
-        """Waits until what was written would survive the machine."""
+        """Waits until everything written is on disk."""
         if self._appends:
             os.fsync(self._file.fileno())
         else:
             self._path.write_text("".join(self._lines))
 
     def close(self) -> None:
-        """Closes the file, everything in it."""
+        """Syncs and closes the file."""
         self.sync()
         if self._appends:
             self._file.close()
@@ -71,7 +75,13 @@ def held_out_losses(path: epath.Path, until: int) -> list[float]:
 
 
 class Log:
-    """The three places that metrics go to; `active` is False on all but one process, which write nothing."""
+    """metrics.jsonl, eval.jsonl and TensorBoard events of a workdir.
+
+    Args:
+        workdir: of the run.
+        start: the step that training starts after.
+        active: False on all processes but one, which then write nothing.
+    """
 
     def __init__(self, workdir: epath.Path, start: int, active: bool):
         self._metrics = self._evaluations = self._board = None
@@ -98,7 +108,7 @@ class Log:
             self._draw("train", record)
 
     def evaluation(self, record: dict[str, Any]) -> None:
-        """Writes one evaluation on held-out dialogues, as `diagnose.evaluate` gives it, with its step."""
+        """Writes one evaluation on held-out dialogues, as `evaluation.held_out.evaluate` gives it, with its step."""
         if self._evaluations:
             self._evaluations.write(record)
             self._draw("eval", {name: value for name, value in record.items() if name != "by_turn"})
@@ -122,7 +132,9 @@ class Log:
 class Meter:
     """Turns the scalars of steps into the records of metrics.jsonl.
 
-    slots: tokens that a batch has room for. began: time.monotonic() when the run was started.
+    Args:
+        slots: of a batch, padding among them.
+        began: time.monotonic() when the run was started.
     """
 
     def __init__(self, slots: int, began: float):
@@ -163,7 +175,7 @@ class Meter:
 
 
 def finite(value: Any) -> Any:
-    """`value` (numbers, lists and dicts of them) with None for every number that JSON cannot say."""
+    """`value` (numbers, lists and dicts of them) with None for every number that is not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

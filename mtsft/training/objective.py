@@ -1,8 +1,8 @@
-"""The objective: sums of masked token losses, divided once, and only where the loss looks.
+"""The objective: weighted sums of token losses, divided once.
 
     maximise  sum over dialogues, sum over responses k   w_k log Pr(response_k | context_k)
 
-Handed hidden states and the projection, it knows nothing of the model.
+It is given hidden states and the projection, and knows nothing of the model.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,11 @@ import jax.numpy as jnp
 
 
 class LossSums(NamedTuple):
-    """Weighted negative log-likelihood in nats, and the weight it was summed over; closed under +.
+    """Sums that micro-batches, devices and evaluations add up in the same way; closed under +.
 
-    Scalars, or arrays of one entry a turn: micro-batches, devices and evaluations add up all alike.
+    Attributes:
+        nll: weighted negative log-likelihood in nats, float32; a scalar, or an array of one entry a turn.
+        weight: what it was summed over, float32, of the same shape.
     """
 
     nll: jax.Array
@@ -26,23 +28,23 @@ class LossSums(NamedTuple):
 
     @property
     def mean(self) -> jax.Array:
-        """Mean negative log-likelihood per supervised token; 0 where there is none."""
+        """Mean negative log-likelihood by weight; 0 where there is none."""
         return self.nll / (self.weight + (self.weight == 0))
 
 
-def loss_sums(nll_BxL: jax.Array, response_mask_BxL: jax.Array) -> LossSums:
-    """Sums over all slots, weighted by the mask."""
-    return LossSums((nll_BxL * response_mask_BxL).sum(), response_mask_BxL.sum())
+def loss_sums(nll_BxL: jax.Array, weights_BxL: jax.Array) -> LossSums:
+    """Sums over all slots."""
+    return LossSums((nll_BxL * weights_BxL).sum(), weights_BxL.sum())
 
 
-def loss_sums_by_turn(nll_BxL, response_mask_BxL, turn_ids_BxL, num_turns: int) -> LossSums:
+def loss_sums_by_turn(nll_BxL, weights_BxL, turn_ids_BxL, num_turns: int) -> LossSums:
     """Sums by turn index, each field (num_turns,); later turns are counted with the last."""
     turns = jnp.minimum(turn_ids_BxL, num_turns - 1).reshape(-1)
 
     def by_turn(values_BxL):
         return jax.ops.segment_sum(values_BxL.reshape(-1), turns, num_turns)
 
-    return LossSums(by_turn(nll_BxL * response_mask_BxL), by_turn(response_mask_BxL))
+    return LossSums(by_turn(nll_BxL * weights_BxL), by_turn(weights_BxL))
 
 
 def token_nll(
@@ -50,7 +52,7 @@ def token_nll(
     projection_DxV,
     tokens_BxL,
     parents_BxL,
-    response_mask_BxL,
+    weights_BxL,
     chunk: int,
     cap: Callable[[jax.Array], jax.Array] = lambda logits: logits,
 ) -> jax.Array:
@@ -59,11 +61,20 @@ def token_nll(
     The prediction of slot j is read off the hidden state of slot parents[j], so nothing is ever predicted across a
     segment or from a sibling. Only supervised slots meet the projection: each row's are moved to the front and taken
     `chunk` at a time; chunks without any are skipped, and the logits of a chunk are formed again in the backward
-    pass, never kept. So memory is (B, chunk, V). cap: what the model does to its logits.
+    pass, not kept, so that they take (B, chunk, V) of memory.
+
+    Args:
+        hidden_BxLxD: in the compute dtype.
+        projection_DxV: from hidden states to logits.
+        tokens_BxL: int32, the targets.
+        parents_BxL: int32, the slot before each on its path, -1 for none.
+        weights_BxL: a slot is supervised where it is above 0; what it is does not matter here.
+        chunk: supervised slots of a row that meet the projection at a time.
+        cap: what the model does to its logits.
     """
     B, L = tokens_BxL.shape
     chunk = min(chunk, L)
-    supervised_BxL = response_mask_BxL > 0
+    supervised_BxL = weights_BxL > 0
     order_BxL = jnp.argsort(~supervised_BxL, axis=1, stable=True)
     counts_B = supervised_BxL.sum(1)
     parents_BxL = jnp.take_along_axis(jnp.maximum(parents_BxL, 0), order_BxL, axis=1)
@@ -82,7 +93,7 @@ def token_nll(
         target_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], axis=-1)[..., 0]
         return jnp.where(valid_BxC, jax.nn.logsumexp(logits_BxCxV, axis=-1) - target_BxC, 0.0)
 
-    # Around the whole body: inside the cond, what is not kept of a chunk would hold a copy of the projection each.
+    # Around the whole body: inside the cond, each chunk would keep a copy of the projection for its backward pass.
     @jax.checkpoint
     def body(_, chunk_inputs):
         index, states_BxCxD, targets_BxC = chunk_inputs

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM from a scheduler or a preempted machine, Ctrl-C from a person."""
+"""Preemption: SIGTERM from a scheduler or a preempted machine, Ctrl-C from a person."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 class StopRequest:
     """Notices a request to stop, so that the loop can save first. A second Ctrl-C ends the process at once.
 
-    SIGTERM may come more than once, from the machine and from whoever watches over the process: it stays one request.
+    SIGTERM may come more than once, from the machine and from a supervisor of the process: it stays one request.
     """
 
     def __init__(self):
@@ -18,7 +18,7 @@ class StopRequest:
         self._previous = {}
 
     def __enter__(self) -> "StopRequest":
-        # In several processes JAX's own service hears SIGTERM, so that all agree on the step to stop at.
+        # In several processes JAX's own service handles SIGTERM, so that all agree on the step to stop at.
         signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._ask) for number in signals}

@@ -40,7 +40,7 @@ LEADING: dict[str, str | None] = {"layers": None, "experts": None}
 # The rules that fit a parameter of every model.
 _ALWAYS = tuple(pattern for pattern, _ in RULES[:5])
 
-BATCH = P(("data", "fsdp"))  # rows of a batch lie on both axes; every tensor shard reads the same rows
+BATCH = P(("data", "fsdp"))  # rows of a batch are cut over both axes; every tensor shard reads the same rows
 
 
 def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -98,8 +98,8 @@ def param_specs(params, rules: Sequence[tuple[str, P]] = RULES, leading: Mapping
 
 def check_rules(params, patterns: Sequence[str] = _ALWAYS) -> None:
     """Raises ValueError for the pattern of a rule that fits no parameter of a whole model."""
-    there = names(params)
-    if unused := [pattern for pattern in patterns if not any(re.search(pattern, name) for name in there)]:
+    all_names = names(params)
+    if unused := [pattern for pattern in patterns if not any(re.search(pattern, name) for name in all_names)]:
         raise ValueError(f"sharding rules that fit no parameter: {', '.join(unused)}")
 
 
@@ -122,7 +122,7 @@ def param_shardings(
 
 
 def check_batch_size(key: str, batch_size: int, num_shards: int, microbatches: int = 1) -> None:
-    """Raises InputError, naming the config key, unless every device gets equally many rows of every micro-batch."""
+    """Raises InputError, naming the config key, unless all devices get equally many rows of every micro-batch."""
     for name, value in ((key, batch_size), ("train.microbatches", microbatches)):
         if value < 1:
             raise InputError(f"{name}={value}: must be at least 1")
@@ -135,21 +135,21 @@ def check_batch_size(key: str, batch_size: int, num_shards: int, microbatches: i
 
 
 def rows_of_this_process(sharding: NamedSharding, batch_size: int) -> list[int]:
-    """Which rows of a global batch lie on this process's devices, ascending."""
+    """Which rows of a global batch this process's devices hold, ascending."""
     indices = sharding.addressable_devices_indices_map((batch_size, 1)).values()
     return sorted({row for rows, _ in indices for row in range(*rows.indices(batch_size))})
 
 
 def put_rows(batch, rows: Sequence[int], sharding: NamedSharding, batch_size: int):
     """A tree of arrays holding this process's `rows` as global arrays of `batch_size` rows."""
-    place = {row: i for i, row in enumerate(rows)}
+    index_of = {row: i for i, row in enumerate(rows)}
 
     def put(local: np.ndarray) -> jax.Array:
         def shard(index):
             wanted = range(*index[0].indices(batch_size))
-            return local[place[wanted[0]] : place[wanted[0]] + len(wanted)]
+            return local[index_of[wanted[0]] : index_of[wanted[0]] + len(wanted)]
 
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
 
-    with jax.transfer_guard_host_to_device("allow"):  # the one transfer that a loop asks for
+    with jax.transfer_guard_host_to_device("allow"):  # the one transfer of a training loop
         return jax.tree.map(put, batch)

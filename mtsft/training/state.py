@@ -1,4 +1,4 @@
-"""The state of a run: arrays only, placed at creation."""
+"""The state of a run: arrays only, sharded from their creation on."""
 
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ def new_state(params: Params, optimizer: optax.GradientTransformation, keep_ema:
 
 
 def state_shardings(shapes: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """A NamedSharding for every array of a state (given as shapes): moments lie where their parameters do."""
+    """A NamedSharding for every array of a state (given as shapes): moments are cut as their parameters are."""
     replicated = NamedSharding(mesh, P())
     params = param_shardings(shapes.params, mesh)
 
@@ -69,7 +69,7 @@ def create_state(
 
 
 def to_saved(state: TrainState, model: Model) -> TrainState:
-    """The state as checkpoints hold it, layers stacked, so that scanning or not can be changed between runs."""
+    """The state as checkpoints hold it, layers stacked, so that scan_layers may change between starts of a run."""
     return state if model.arch.scan_layers else _map_params(stack_layers, state)
 
 

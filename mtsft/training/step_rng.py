@@ -1,4 +1,4 @@
-"""What a training step draws at random: a function of the seed, the step and the words of each row.
+"""What a training step draws at random: a function of the seed, the step and the tokens of each row.
 
 So it is the same on any number of devices, hosts and micro-batches, and after a resume.
 """
@@ -13,10 +13,13 @@ from mtsft.model.transformer import Model, StepRng
 
 
 def step_rng_of(model: Model, seed: int, neftune_alpha: float) -> Callable[[jax.Array, PackedBatch], StepRng] | None:
-    """(step, rows) -> their noise; None where a step of this model draws nothing.
+    """(step, rows) -> what is drawn for them; None where a step of this model draws nothing.
 
-    neftune_alpha: noise on embeddings, uniform in +-alpha / sqrt(length x hidden size) with the length of each slot's
-    own dialogue (NEFTune, Jain et al. 2023, arXiv:2310.05914); 0 for none.
+    Args:
+        model: the decoder, whose adapters may have dropout.
+        seed: of the run.
+        neftune_alpha: noise on embeddings, uniform in +-alpha / sqrt(length x hidden size) with the length of each
+            slot's own dialogue (NEFTune, Jain et al. 2023, arXiv:2310.05914); 0 for none.
     """
     if not neftune_alpha and not (model.lora.rank and model.lora.dropout):
         return None
@@ -34,7 +37,7 @@ def step_rng_of(model: Model, seed: int, neftune_alpha: float) -> Callable[[jax.
 
 
 def _hash(tokens_BxL: jax.Array) -> jax.Array:
-    """A number for each row, uint32 (B,), that its tokens and their places make."""
+    """A hash of each row's tokens and their order, uint32 (B,)."""
     multipliers_L = jax.random.bits(jax.random.key(0), tokens_BxL.shape[1:], jnp.uint32) | 1
     return (tokens_BxL.astype(jnp.uint32) * multipliers_L[None]).sum(1, dtype=jnp.uint32)
 
