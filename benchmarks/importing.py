@@ -65,7 +65,7 @@ def measure(folder, dtype):
     from jax.sharding import SingleDeviceSharding
 
     from mtsft.interop.hf_folder import HubFolder
-    from mtsft.model.architecture import Architecture
+    from mtsft.model.architecture import RUNTIME, Architecture
     from mtsft.model.transformer import Model
 
     jax.block_until_ready(jax.numpy.zeros(1))
@@ -73,7 +73,7 @@ def measure(folder, dtype):
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     began = time.perf_counter()
     opened = HubFolder.open(folder)
-    arch = Architecture(**opened.fields, dtype=dtype, param_dtype=dtype, scan_layers=True, remat="none")
+    arch = Architecture(**opened.fields, **RUNTIME | {"dtype": dtype, "param_dtype": dtype})
     shapes = jax.eval_shape(Model(arch).init, jax.random.key(0))
     place = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)
     params = jax.block_until_ready(opened.read(shapes, place))

@@ -27,15 +27,15 @@ BRANCHING = dict(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_packed_is_alone(model, params, place):
-    rng = np.random.default_rng(place)
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_packed_is_alone(model, params, index):
+    rng = np.random.default_rng(index)
     dialogue = random_chain(rng, 9)
     alone = pack([[dialogue]], 9)
     neighbours = [random_chain(rng, 5), random_chain(rng, 7)]
-    trees = [*neighbours[:place], dialogue, *neighbours[place:]]
+    trees = [*neighbours[:index], dialogue, *neighbours[index:]]
     packed = pack([[random_chain(rng, 20)], trees], 24)
-    start = sum(len(t) for t in trees[:place])
+    start = sum(len(t) for t in trees[:index])
     only_it = np.zeros_like(packed.response_mask)
     only_it[1, start : start + 9] = dialogue.response_mask_N
 
@@ -61,13 +61,13 @@ def test_one_pass_is_k_passes(model, params):
     assert_trees_close(gradient, jax.tree.map(lambda *g: sum(g), *(g for _, g in terms)))
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_tree_is_its_paths(model, params, place):
+@pytest.mark.parametrize("index", [0, 1])
+def test_tree_is_its_paths(model, params, index):
     branching = tree(**BRANCHING)
     neighbour = random_chain(np.random.default_rng(3), 6)
-    trees = [neighbour, branching] if place else [branching, neighbour]
+    trees = [neighbour, branching] if index else [branching, neighbour]
     batch = pack([trees], 20)
-    start = 6 * place
+    start = 6 * index
     mask = np.zeros_like(batch.response_mask)
     mask[0, start : start + 12] = branching.response_mask_N
     whole, gradient = nll_and_gradient(model, params, batch, mask)

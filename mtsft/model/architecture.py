@@ -168,8 +168,8 @@ def rope_fault(scaling: Mapping[str, Any]) -> str:
     """What is wrong with a rope_scaling, its rope_type among it; "" for nothing."""
     kind = scaling["rope_type"]
     if not isinstance(kind, str) or kind not in ROPE_TYPES:
-        known = ", ".join(ROPE_TYPES)
-        return f"has the rope_type {one_line(repr(kind), 60)}, which is not supported; {known} are"
+        supported = ", ".join(ROPE_TYPES)
+        return f"has the rope_type {one_line(repr(kind), 60)}, which is not supported; {supported} are"
     options = [name for name in YARN_OPTIONS if kind == "yarn" and scaling.get(name) is not None]
     for name in (*ROPE_TYPES[kind], *options):
         value = scaling.get(name)

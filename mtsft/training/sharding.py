@@ -69,7 +69,7 @@ def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
             f"parallel.mesh={spec!r} makes {fixed} devices, and there are {len(devices)}; "
             "give axes whose product is that, or -1 for one of them"
         )
-    # Auto axes: the compiler places activations; these rules place parameters and batches.
+    # Auto axes: the compiler shards activations; the rules above shard parameters and batches.
     axis_types = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=axis_types)
 

@@ -92,13 +92,13 @@ def test_hidden_history_is_the_last_user_message_alone(speak, encoder, corpus):
 
 @pytest.mark.parametrize(
     "spoil",
-    [lambda said: said[:-1], lambda said: said[1:], lambda said: [*said[:-1], *said[-2:]], lambda said: [said[-1]]],
+    [lambda r: r[:-1], lambda r: r[1:], lambda r: [*r[:-1], *r[-2:]], lambda r: [r[-1]]],
     ids=["no stop", "no beginning", "a token twice", "nothing"],
 )
 def test_an_answer_is_right_only_if_every_token_is_its_stop_included(speak, turns, encoder, corpus, spoil):
     turn = next(i for i, ask in enumerate(RECORDS[1]["asks"]) if ask == "corrected")
-    prompt, said = turns[1][turn]
-    speak([(prompt, spoil(said))])
+    prompt, reply = turns[1][turn]
+    speak([(prompt, spoil(reply))])
     scores = context_recall.measure(None, None, encoder, corpus)
     assert scores["context_accuracy"] == 1 - 1 / DEPENDING
     expected = dict.fromkeys({*ASKS} - {"open"}, 1.0) | {"corrected": round(1 - 1 / ASKS.count("corrected"), 4)}
@@ -106,8 +106,8 @@ def test_an_answer_is_right_only_if_every_token_is_its_stop_included(speak, turn
 
 
 def test_a_conversation_marks_what_is_wrong_and_nothing_else(speak, turns, encoder, corpus):
-    prompt, said = turns[2][-1]
-    speak([(prompt, [*encoder.tokenizer.encode("I do not know."), said[-1]])])
+    prompt, reply = turns[2][-1]
+    speak([(prompt, [*encoder.tokenizer.encode("I do not know."), reply[-1]])])
     lines = context_recall.converse(None, None, encoder, corpus, index=2).splitlines()
     shown = [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in lines]
     messages = [(m["role"].replace("assistant", "model"), m["content"]) for m in RECORDS[2]["messages"]]

@@ -40,15 +40,15 @@ def leaking(params, batch):
     return nll(params, batch, np.full((1, ROW), ROW))
 
 
-def differences(found):
-    return [found[way][of] for way in ("passes", "packed") for of in ("loss", "gradient")]
+def differences(result):
+    return [result[way][of] for way in ("passes", "packed") for of in ("loss", "gradient")]
 
 
 def test_nothing_differs_in_chains_and_in_branching_trees(params):
-    found = compare(nll, params, [BRANCHING, TWO_TURNS, ADJOINING], ROW)
-    assert (found["dialogues"], found["responses"]) == (3, 3 + 2 + 2)
-    assert max(differences(found)) < 1e-5
-    assert found["passes"]["gradient"] > 0  # computed in another way
+    result = compare(nll, params, [BRANCHING, TWO_TURNS, ADJOINING], ROW)
+    assert (result["dialogues"], result["responses"]) == (3, 3 + 2 + 2)
+    assert max(differences(result)) < 1e-5
+    assert result["passes"]["gradient"] > 0  # computed in another way
 
 
 def test_neighbours_and_branches_that_are_seen_are_found(params):
@@ -62,9 +62,9 @@ def test_a_branch_that_is_lost_is_found(params):
     def forgetful(params, batch):
         return nll(params, batch) * (batch.positions == np.arange(ROW)[None])
 
-    found = compare(forgetful, params, [BRANCHING], ROW)
-    assert min(found["passes"].values()) > 1e-3
-    assert max(found["packed"].values()) < 1e-5
+    result = compare(forgetful, params, [BRANCHING], ROW)
+    assert min(result["passes"].values()) > 1e-3
+    assert max(result["packed"].values()) < 1e-5
 
 
 def test_a_path_is_one_response_in_its_context():

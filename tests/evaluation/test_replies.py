@@ -49,8 +49,8 @@ def test_every_supervised_response_is_asked_for_in_its_own_context():
 
 def test_any_of_the_stops_ends_a_text_and_none_is_taken_from_within_it_or_from_a_prompt():
     stop_in_both = tree(range(-1, 4), [0, 0, 1, 1, 1], [1, STOP, 3, STOP, 4])
-    said = [[3, OTHER], [3, STOP, 4], [3, STOP, 4, STOP]]
-    records = replies(lambda prompts: said, Store([stop_in_both] * 3), TOKENIZER, [STOP, OTHER])
+    generated = [[3, OTHER], [3, STOP, 4], [3, STOP, 4, STOP]]
+    records = replies(lambda prompts: generated, Store([stop_in_both] * 3), TOKENIZER, [STOP, OTHER])
     assert {(r["prompt"], r["reference"]) for r in records} == {("<1><90>", "<3><90><4>")}
     assert [(r["source"], r["reply"], r["stopped"], r["same"]) for r in records] == [
         ("f.jsonl:10", "<3>", True, False),

@@ -20,7 +20,7 @@ from mtsft.interop import export as exporting
 from mtsft.interop.export import export
 from mtsft.interop.export_configs import check_exportable, generation_config, sentence_piece_config
 from mtsft.interop.hf_folder import HubFolder
-from mtsft.model.architecture import Architecture, LoRA
+from mtsft.model.architecture import RUNTIME, Architecture, LoRA
 from mtsft.model.parameters import unstack_layers
 from mtsft.model.transformer import Model
 from mtsft.training.sharding import make_mesh, param_shardings
@@ -50,8 +50,7 @@ def model_of(**changes):
 
 def of_config(config, **runtime):
     fields = config_json.architecture_fields(config, "config.json")[1]
-    runtime = dict(dtype="float32", param_dtype="float32", scan_layers=True, remat="none") | runtime
-    return Model(Architecture(**fields, **runtime))
+    return Model(Architecture(**fields, **RUNTIME | runtime))
 
 
 def randomised(model, seed=0):
@@ -63,7 +62,7 @@ def randomised(model, seed=0):
 
 def read_whole(folder, dtype="float32", scan=True):
     opened = HubFolder.open(folder)
-    arch = Architecture(**opened.fields, dtype="float32", param_dtype=dtype, scan_layers=scan, remat="none")
+    arch = Architecture(**opened.fields, **RUNTIME | dict(param_dtype=dtype, scan_layers=scan))
     shapes = jax.eval_shape(Model(arch).init, jax.random.key(0))
     return opened, arch, opened.read(shapes, jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes))
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from mtsft.errors import InputError
 from mtsft.interop import config_json, safetensors_io, sharded_read, weight_names
 from mtsft.interop.hf_folder import HubFolder, leaf_shapes, tensor_shapes
-from mtsft.model.architecture import Architecture
+from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.parameters import unstack_layers
 from mtsft.model.transformer import Model
 from mtsft.training.sharding import make_mesh, param_shardings
@@ -91,7 +91,7 @@ def at(tree, path):
 
 
 def shapes_for(folder, scan=True, dtype="float32"):
-    arch = Architecture(**folder.fields, dtype="float32", param_dtype=dtype, scan_layers=scan, remat="none")
+    arch = Architecture(**folder.fields, **RUNTIME | dict(param_dtype=dtype, scan_layers=scan))
     return jax.eval_shape(Model(arch).init, jax.random.key(0))
 
 

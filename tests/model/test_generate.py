@@ -56,9 +56,9 @@ def test_a_reply_ends_with_its_stop(model_and_params):
     prompts = [[1, 2, 3, 4], [9]]
     free = [most_probable(model, params, prompt, 6) for prompt in prompts]
     stops = [free[0][4], 10**6, free[0][3]]
-    ends = [next((n for n, token in enumerate(said) if token in stops), 5) + 1 for said in free]
+    ends = [next((n for n, token in enumerate(reply) if token in stops), 5) + 1 for reply in free]
     assert ends[0] < ends[1]
-    assert generate(model, params, prompts, stops, 6) == [said[:end] for said, end in zip(free, ends)]
+    assert generate(model, params, prompts, stops, 6) == [reply[:end] for reply, end in zip(free, ends)]
 
 
 def test_embeddings_beyond_the_tokenizer_are_never_said(model_and_params):
@@ -201,7 +201,7 @@ def test_what_no_tokenizer_has_is_not_drawn(sampling, vocab_size, expected):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"temperature": -1.0}, "temperature=-1.0: must be at least 0"),
         ({"top_k": -1}, "top_k=-1: must be at least 0"),
@@ -209,6 +209,6 @@ def test_what_no_tokenizer_has_is_not_drawn(sampling, vocab_size, expected):
         ({"top_p": 1.5}, "top_p=1.5: must be above 0"),
     ],
 )
-def test_impossible_ways_to_draw_are_named(values, said):
-    with pytest.raises(InputError, match=said):
+def test_impossible_ways_to_draw_are_named(values, message):
+    with pytest.raises(InputError, match=message):
         Sampling(**values)

@@ -143,7 +143,7 @@ def test_dropout_keeps_the_mean():
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"rank": -1}, "lora.rank=-1: must be at least 0"),
         ({"rank": 2, "dropout": -0.1}, r"lora.dropout=-0.1: must be in \[0, 1\)"),
@@ -152,6 +152,6 @@ def test_dropout_keeps_the_mean():
         ({"rank": 2, "targets": "q_proj"}, "lora.targets='q_proj' fits no matrix; there are layers/attention/query"),
     ],
 )
-def test_impossible_adapters_are_named(values, said):
-    with pytest.raises(InputError, match=said):
+def test_impossible_adapters_are_named(values, message):
+    with pytest.raises(InputError, match=message):
         small_model(LoRA(**values))

@@ -192,7 +192,7 @@ def test_no_plain_matrix_is_kept_for_the_backward_pass(kind):
 
 
 def make_step(model, mesh="", devices=None):
-    """(step, state, frozen, its door) of a model that starts as key 0 draws it."""
+    """(step, state, frozen, its partitioner) of a model that starts as key 0 draws it."""
     optimizer = build_optimizer("adamw", clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
     partitioner = Partitioner("jit", make_mesh(mesh, devices))
     params = drawn(model)
@@ -241,9 +241,9 @@ def test_quantized_and_read_on_many_devices_is_on_one(kind):
     mesh = make_mesh("fsdp=4,tensor=2")
     tree = {"layers": {0: {"mlp": {"up": {"kernel": kernel}}}}}
     lora = LoRA(rank=1, quantize=kind)
-    there = param_shardings(jax.eval_shape(partial(quantize, lora=lora), tree), mesh)
+    shardings = param_shardings(jax.eval_shape(partial(quantize, lora=lora), tree), mesh)
     cut = jax.device_put(tree, param_shardings(tree, mesh))
-    compiled = jax.jit(partial(quantize, lora=lora), out_shardings=there).lower(cut).compile()
+    compiled = jax.jit(partial(quantize, lora=lora), out_shardings=shardings).lower(cut).compile()
     kept = compiled(cut)
     alone = jax.jit(partial(quantize, lora=lora))(tree)
     assert equal(jax.device_get(alone), jax.device_get(kept))
@@ -254,14 +254,14 @@ def test_quantized_and_read_on_many_devices_is_on_one(kind):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"quantize": "nf4"}, r"lora.quantize='nf4' is of what adapters leave frozen: set lora.rank above 0"),
         ({"rank": 2, "quantize": "int3"}, r"lora.quantize='int3': use 'int8' or 'nf4'"),
     ],
 )
-def test_impossible_values_are_named(values, said):
-    with pytest.raises(InputError, match=said):
+def test_impossible_values_are_named(values, message):
+    with pytest.raises(InputError, match=message):
         LoRA(**values)
 
 

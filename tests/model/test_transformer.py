@@ -111,7 +111,7 @@ def test_a_later_token_changes_nothing_before_it():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"num_key_value_heads": 3}, "num_attention_heads=4 is not a multiple"),
         ({"head_dim": 7}, "head_dim=7"),
@@ -121,8 +121,8 @@ def test_a_later_token_changes_nothing_before_it():
         ({"num_hidden_layers": 0}, "num_hidden_layers=0: must be at least 1"),
     ],
 )
-def test_impossible_sizes_are_named(change, said):
-    with pytest.raises(InputError, match=said):
+def test_impossible_sizes_are_named(change, message):
+    with pytest.raises(InputError, match=message):
         Architecture(**SIZES | change)
 
 

@@ -49,16 +49,16 @@ class Setup:
 
 def arrays_by_name(state):
     """Every array of a state, those of each layer by themselves, however the layers are kept."""
-    found = {}
+    arrays = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         names = [str(getattr(entry, "name", getattr(entry, "key", getattr(entry, "idx", entry)))) for entry in path]
-        place = names.index("layers") + 1 if "layers" in names else None
-        if place is None or names[place].isdigit():
-            found["/".join(names)] = np.asarray(leaf)
+        index = names.index("layers") + 1 if "layers" in names else None
+        if index is None or names[index].isdigit():
+            arrays["/".join(names)] = np.asarray(leaf)
         else:
             for i, layer in enumerate(np.asarray(leaf)):
-                found["/".join([*names[:place], str(i), *names[place:]])] = layer
-    return found
+                arrays["/".join([*names[:index], str(i), *names[index:]])] = layer
+    return arrays
 
 
 def assert_same_bits(restored, saved):
@@ -92,10 +92,10 @@ def test_a_state_comes_back_bit_for_bit_on_other_devices_and_in_another_layout(f
     here.save(folder, 7, state)
     for where in ELSEWHERE.values():
         devices = jax.devices()[where["devices"]] if "devices" in where else None
-        there = Setup(**where | {"devices": devices}, optimizer=optimizer)
-        restored = there.restore(folder, 7)
+        setup = Setup(**where | {"devices": devices}, optimizer=optimizer)
+        restored = setup.restore(folder, 7)
         assert_same_bits(restored, state)
-        assert jax.tree.map(lambda leaf: leaf.sharding, restored) == there.shardings(there.shapes)
+        assert jax.tree.map(lambda leaf: leaf.sharding, restored) == setup.shardings(setup.shapes)
     assert len(arrays_by_name(state)) > 50
 
 
@@ -128,9 +128,9 @@ def test_parameters_come_back_alone_whatever_optimizer_trained_them(folder):
     here = Setup("data=2,fsdp=4", optimizer="muon")
     state = here.state()
     here.save(folder, 3, state)
-    there = Setup("data=8", scan=False)
-    with there.open(folder, keep=0) as checkpoints:
-        params = checkpoints.restore_params(3, there.shapes.params, partial(param_shardings, mesh=there.mesh))
+    setup = Setup("data=8", scan=False)
+    with setup.open(folder, keep=0) as checkpoints:
+        params = checkpoints.restore_params(3, setup.shapes.params, partial(param_shardings, mesh=setup.mesh))
     assert_same_bits({"params": params}, {"params": state.params})
 
 

@@ -1,4 +1,4 @@
-"""An axis of experts beside that of stacked layers, on parameters of a model that there is not yet."""
+"""An axis of experts beside that of stacked layers, on parameters of no model yet."""
 
 import jax
 import jax.numpy as jnp
@@ -101,10 +101,10 @@ def test_moments_lie_beside_the_experts():
     tree, mesh = experts_tree(), make_mesh("data=1,fsdp=2,tensor=4")
     optimizer = build_optimizer("adamw", **SETTINGS)
     shardings = param_shardings(tree, mesh, RULES)
-    state = state_specs(optimizer, jax.eval_shape(optimizer.init, tree), tree, shardings, "whole")
-    found = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if "'up'" in jax.tree_util.keystr(path)]
+    state = state_specs(optimizer, jax.eval_shape(optimizer.init, tree), tree, shardings, WHOLE)
+    of_up = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if "'up'" in jax.tree_util.keystr(path)]
     up = shardings["layers"]["mlp"]["experts"]["up"]
-    assert found == [up["bias"], up["kernel"]] * 2
+    assert of_up == [up["bias"], up["kernel"]] * 2
 
 
 def three_updates(name, of=lambda tree: tree):

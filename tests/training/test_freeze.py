@@ -25,7 +25,7 @@ LORA = LoRA(rank=4, targets="layers/", dropout=0.2)
 
 
 def make_step(model, freeze="", mode="jit", mesh="", devices=None, microbatches=1, neftune=0.0, decay=0.0):
-    """(step, state, frozen, its door) of a model that starts as key 0 draws it."""
+    """(step, state, frozen, its partitioner) of a model that starts as key 0 draws it."""
     optimizer = build_optimizer("adamw", clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
     partitioner = Partitioner(mode, make_mesh(mesh, devices))
     params = model.init(jax.random.key(0))
@@ -132,17 +132,17 @@ def test_what_is_frozen_and_what_is_trained_make_the_whole():
 
 
 @pytest.mark.parametrize(
-    ("freeze", "said"),
+    ("freeze", "message"),
     [
         ("(", r"train.freeze='\(' is not a regular expression"),
         ("encoder", "train.freeze='encoder' fits no parameter; parameters are named embed/embedding, head/kernel, "),
         (".", r"train.freeze='.' leaves nothing to train"),
     ],
 )
-def test_what_cannot_be_frozen_is_named(freeze, said):
-    there = names(small_model().init(jax.random.key(0)))
-    with pytest.raises(InputError, match=said):
-        trained_names(NO_LORA, freeze, there)
+def test_what_cannot_be_frozen_is_named(freeze, message):
+    all_names = names(small_model().init(jax.random.key(0)))
+    with pytest.raises(InputError, match=message):
+        trained_names(NO_LORA, freeze, all_names)
 
 
 def test_the_average_follows_the_parameters():

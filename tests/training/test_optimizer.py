@@ -293,9 +293,9 @@ def test_clipping_may_be_taken_up_and_left_off_within_a_run(name):
 def specs_by_name(optimizer, params, specs):
     """{moment's path: spec} of a state whose replicated arrays are "whole"."""
     shapes = jax.eval_shape(optimizer.init, params)
-    found = state_specs(optimizer, shapes, params, specs, "whole")
-    assert jax.tree.structure(found) == jax.tree.structure(shapes)
-    return {jax.tree_util.keystr(path): spec for path, spec in jax.tree_util.tree_leaves_with_path(found)}
+    specs_of = state_specs(optimizer, shapes, params, specs, "whole")
+    assert jax.tree.structure(specs_of) == jax.tree.structure(shapes)
+    return {jax.tree_util.keystr(path): spec for path, spec in jax.tree_util.tree_leaves_with_path(specs_of)}
 
 
 def test_moments_lie_where_their_parameters_do_and_all_else_is_whole():
@@ -306,21 +306,21 @@ def test_moments_lie_where_their_parameters_do_and_all_else_is_whole():
     specs = {"embed": {"embedding": "E"}, "layers": {"up": {"kernel": "K"}, "norm": {"scale": "S"}}}
     moments = dict.fromkeys(("['embed']['embedding']", "['layers']['up']['kernel']"), "whole")
     scale = "['layers']['norm']['scale']"
-    found = specs_by_name(build_optimizer("adafactor", **SETTINGS), params, specs)
+    specs_of = specs_by_name(build_optimizer("adafactor", **SETTINGS), params, specs)
     for kind in ("v_row", "v_col", "v"):
         for name, spec in moments.items():
-            assert found[f"[1][0].{kind}{name}"] == spec, kind
-    assert found[f"[1][0].v{scale}"] == "S"
-    assert found["[1][0].count"] == "whole"
-    found = specs_by_name(build_optimizer("lion", **SETTINGS), params, specs)
-    assert found == {
+            assert specs_of[f"[1][0].{kind}{name}"] == spec, kind
+    assert specs_of[f"[1][0].v{scale}"] == "S"
+    assert specs_of["[1][0].count"] == "whole"
+    specs_of = specs_by_name(build_optimizer("lion", **SETTINGS), params, specs)
+    assert specs_of == {
         "[1][0].count": "whole",
         "[1][0].mu['embed']['embedding']": "E",
         "[1][0].mu['layers']['up']['kernel']": "K",
         f"[1][0].mu{scale}": "S",
     }
-    found = specs_by_name(build_optimizer("muon", **SETTINGS), params, specs)
-    assert {path.split("['", 2)[-1]: spec for path, spec in found.items() if spec != "whole"} == {
+    specs_of = specs_by_name(build_optimizer("muon", **SETTINGS), params, specs)
+    assert {path.split("['", 2)[-1]: spec for path, spec in specs_of.items() if spec != "whole"} == {
         "embed']['embedding']": "E",
         "layers']['up']['kernel']": "K",
         "layers']['norm']['scale']": "S",
@@ -335,12 +335,12 @@ def test_a_sharded_step_of_adafactor_is_the_step():
     expected = first_updates(optimizer, params, gradient)
     replicated = NamedSharding(mesh, P())
 
-    def place(leaf):
+    def sharding(leaf):
         return NamedSharding(mesh, P(*[None] * (leaf.ndim - 1), "fsdp"))
 
-    places = jax.tree.map(place, params)
-    state_places = state_specs(optimizer, jax.eval_shape(optimizer.init, params), params, places, replicated)
-    state = jax.jit(optimizer.init, in_shardings=(places,), out_shardings=state_places)(params)
-    update = jax.jit(optimizer.update, in_shardings=(places, state_places, places), out_shardings=(places, None))
-    updates, _ = update(jax.device_put(gradient, places), state, jax.device_put(params, places))
+    shardings = jax.tree.map(sharding, params)
+    of_state = state_specs(optimizer, jax.eval_shape(optimizer.init, params), params, shardings, replicated)
+    state = jax.jit(optimizer.init, in_shardings=(shardings,), out_shardings=of_state)(params)
+    update = jax.jit(optimizer.update, in_shardings=(shardings, of_state, shardings), out_shardings=(shardings, None))
+    updates, _ = update(jax.device_put(gradient, shardings), state, jax.device_put(params, shardings))
     assert_trees_close(updates, expected, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""What is drawn at random: bounded as the paper says, a function of seed, step and words."""
+"""What is drawn at random: bounded as the paper says, a function of seed, step and tokens."""
 
 import jax
 import numpy as np
@@ -39,7 +39,7 @@ def test_seed_step_and_words_decide_what_is_drawn():
         assert (other != first).any(axis=1).all()
     assert (first[0] != first[1]).any()
     tokens = BATCH.tokens.copy()
-    tokens[1, 3:5] = tokens[1, 4:2:-1]  # the same words in another order
+    tokens[1, 3:5] = tokens[1, 4:2:-1]  # the same tokens in another order
     changed = keys(0, 0, BATCH._replace(tokens=tokens))
     assert (changed != first).any(axis=1).tolist() == [False, True]
 

@@ -36,7 +36,7 @@ def test_attention_in_blocks_is_attention(monkeypatch, batch, block):
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=(4, 24, heads, 8)).astype(np.float32) for heads in (4, 2, 2)]
     layout = AttentionLayout.of(jax.tree.map(jnp.asarray, batch))
-    seen = (batch.segment_ids > 0)[..., None, None]  # what padding sees is nobody's business
+    seen = (batch.segment_ids > 0)[..., None, None]  # what padding sees does not matter
 
     def whole(q, k, v):
         return attend(q, k, v, tree_mask(layout.subtree_ends), SCORES) * seen
