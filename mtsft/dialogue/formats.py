@@ -1,4 +1,4 @@
-"""The formats that dialogues are written in, told apart by what a record holds.
+"""The formats that dialogues come in, told apart by the keys of a record.
 
     messages            {"messages": [{"role", "content", ...}, ...]}
     sharegpt            {"conversations": [{"from", "value"}, ...]}, or {"conversation": [{"human", "assistant"}, ...]}
@@ -8,7 +8,7 @@
     parents             {"messages": [{"id", "parent_id", "role", "content"}, ...]}, in any order
 
 Every one may carry `id`, `system` (the text of a leading system message), `tools` (schemas of functions, a list or
-JSON of one) and `chat_template_kwargs`; normalise.py says what a message may hold. Other keys are not read.
+JSON of one) and `chat_template_kwargs`; normalize.py says what a message may hold. Other keys are not read.
 """
 
 import json
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from mtsft.dialogue.normalize import CONTENT, MEDIA, TEXT, VALUE, WEIGHTS, Normaliser, kind, refuse_media
+from mtsft.dialogue.normalize import CONTENT, MEDIA, TEXT, VALUE, WEIGHTS, Normalizer, kind, refuse_media
 from mtsft.dialogue.schema import ROLES, Dialogue, Message
 from mtsft.errors import InputError, one_line
 
@@ -26,16 +26,22 @@ _Messages = tuple[list[Message], list[int] | None]  # with their parents, as Dia
 
 _PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
 _VARIABLES = ("chat_template_kwargs", "template_kwargs")
-# Keys beside `messages` that say more of a dialogue than its name.
-_TELLING = frozenset(("system", "tools", "functions", *_VARIABLES, *MEDIA, *_PREFERENCES))
+# Keys beside `messages` whose values matter.
+_MEANINGFUL = frozenset(("system", "tools", "functions", *_VARIABLES, *MEDIA, *_PREFERENCES))
 
 
 def parse_record(record: object, where: str, default_id: str = "", format: str = "", *, check: bool = True) -> Dialogue:
     """A decoded JSON object as a Dialogue.
 
-    where: what errors begin with, and the dialogue's source. default_id: its name if it has none. format: one of
-    FORMATS; "" tells by the keys. check: False where no string can hold half a surrogate pair. Raises InputError for
-    anything that is no dialogue, or that would lose something.
+    Args:
+        record: of any of FORMATS.
+        where: file and line: what errors begin with, and the dialogue's source.
+        default_id: the dialogue's id if it has none.
+        format: one of FORMATS; "" tells by the keys.
+        check: False where no string can hold half a surrogate pair.
+
+    Raises:
+        InputError: for anything that is no dialogue, or of which something would be lost.
     """
     if (plain := _plain(record, where, default_id, format, check)) is not None:
         return plain
@@ -43,7 +49,7 @@ def parse_record(record: object, where: str, default_id: str = "", format: str =
         raise InputError(f"data.format={format!r}: no such format; use one of {', '.join(FORMATS)}, or '' for any")
     if not isinstance(record, dict):
         raise InputError(f"{where}: {kind(record)}, not an object; every line must be such as {EXAMPLE}")
-    reader = Normaliser(where, check)
+    reader = Normalizer(where, check)
     _refuse_preferences(record, where)
     refuse_media(record, f"{where}: the dialogue")
     messages, parents = FORMATS[format or _recognise(record, where)](record, reader)
@@ -62,8 +68,8 @@ def parse_record(record: object, where: str, default_id: str = "", format: str =
 
 
 def _plain(record: Any, where: str, default_id: str, format: str, check: bool) -> Dialogue | None:
-    """The ordinary dialogue, read in one glance: nothing but roles and contents in order. None for any other."""
-    if format not in ("", "messages") or record.__class__ is not dict or not _TELLING.isdisjoint(record):
+    """The fast path for most dialogues: nothing but roles and contents in order. None for any other."""
+    if format not in ("", "messages") or record.__class__ is not dict or not _MEANINGFUL.isdisjoint(record):
         return None
     name, records = record.get("id", default_id), record.get("messages")
     if name.__class__ is not str or records.__class__ is not list or not records:
@@ -86,11 +92,11 @@ def _plain(record: Any, where: str, default_id: str, format: str, check: bool) -
     return Dialogue(name, tuple(messages), where)
 
 
-_NEW = tuple.__new__  # what the constructor of a named tuple comes to, at half its time
+_NEW = tuple.__new__  # does what the constructor of a named tuple does, in half its time
 
 
 def _recognise(record: dict, where: str) -> str:
-    """The name of the format that the keys of `record` say."""
+    """The name of the format that `record` has the keys of."""
     has = {key for key, value in record.items() if value is not None}
     if "messages" in has:
         return "parents" if _names_parents(record["messages"]) else "messages"
@@ -115,11 +121,11 @@ def _names_parents(messages: object) -> bool:
     )
 
 
-def _messages(record: dict, reader: Normaliser) -> _Messages:
+def _messages(record: dict, reader: Normalizer) -> _Messages:
     return [reader.message(item, n) for n, item in enumerate(_listed(record, "messages", reader), 1)], None
 
 
-def _sharegpt(record: dict, reader: Normaliser) -> _Messages:
+def _sharegpt(record: dict, reader: Normalizer) -> _Messages:
     key = "conversations" if record.get("conversations") is not None else "conversation"
     items, messages = _listed(record, key, reader), []
     for number, item in enumerate(items, 1):
@@ -132,17 +138,17 @@ def _sharegpt(record: dict, reader: Normaliser) -> _Messages:
     return messages, None
 
 
-def _alpaca(record: dict, reader: Normaliser) -> _Messages:
-    # As trainers that read Alpaca do: what is asked, and on the next line what it is asked of.
-    asked = [_text(record, "instruction", reader), _text(record, "input", reader, "context", default="")]
+def _alpaca(record: dict, reader: Normalizer) -> _Messages:
+    # As trainers that read Alpaca do: the instruction, and on the next line its input.
+    lines = [_text(record, "instruction", reader), _text(record, "input", reader, "context", default="")]
     key = "output" if record.get("output") is not None else "response"
     if isinstance(record.get(key), list):
         raise InputError(f"{reader.where}: '{key}' is a list of replies; keep the best one, as a string")
-    user = reader.message({"role": "user", "content": "\n".join(filter(None, asked))}, "'instruction'")
+    user = reader.message({"role": "user", "content": "\n".join(filter(None, lines))}, "'instruction'")
     return [*_history(record, reader), user, _reply(record, key, reader)], None
 
 
-def _prompt_completion(record: dict, reader: Normaliser) -> _Messages:
+def _prompt_completion(record: dict, reader: Normalizer) -> _Messages:
     key = "prompt" if record.get("prompt") is not None else "query"
     if isinstance(record.get("label"), bool):
         raise InputError(f"{reader.where}: 'label' tells good replies from bad ones, which is not learnt from here; "
@@ -163,13 +169,13 @@ def _prompt_completion(record: dict, reader: Normaliser) -> _Messages:
     return [*messages, _reply(record, key, reader)], None
 
 
-def _tree(record: dict, reader: Normaliser) -> _Messages:
+def _tree(record: dict, reader: Normalizer) -> _Messages:
     key = "tree" if record.get("tree") is not None else "prompt"
     messages, parents, pending = [], [], [(record.get(key), -1)]
     while pending:
         node, parent = pending.pop()
-        said_as = TEXT if isinstance(node, dict) and "content" not in node and "text" in node else CONTENT
-        messages.append(reader.message(node, f"{len(messages) + 1} of '{key}', depth first,", said_as))
+        keys = TEXT if isinstance(node, dict) and "content" not in node and "text" in node else CONTENT
+        messages.append(reader.message(node, f"{len(messages) + 1} of '{key}', depth first,", keys))
         parents.append(parent)
         replies = node.get("replies") or []
         if not isinstance(replies, list):
@@ -179,7 +185,7 @@ def _tree(record: dict, reader: Normaliser) -> _Messages:
     return messages, parents
 
 
-def _parents(record: dict, reader: Normaliser) -> _Messages:
+def _parents(record: dict, reader: Normalizer) -> _Messages:
     items = _listed(record, "messages", reader)
     read = [reader.message(item, number) for number, item in enumerate(items, 1)]
     names = [_identity(item, ("id",)) for item in items]
@@ -202,22 +208,22 @@ def _parents(record: dict, reader: Normaliser) -> _Messages:
     if len(roots) > 1:
         raise InputError(f"{reader.where}: messages {roots[0] + 1} and {roots[1] + 1} both have no parent; a dialogue "
                          "begins once, so write one dialogue for each")  # fmt: skip
-    messages, parents, place = [], [], {}
+    messages, parents, position = [], [], {}  # position: in `messages`, by index in the file
     pending = [(index, -1) for index in roots]
     while pending:
         index, parent = pending.pop()
-        place[index] = len(messages)
+        position[index] = len(messages)
         messages.append(read[index])
         parents.append(parent)
-        pending += [(reply, place[index]) for reply in reversed(replies[names[index]])]
+        pending += [(reply, position[index]) for reply in reversed(replies[names[index]])]
     if len(messages) < len(items):
-        lost = next(index for index in range(len(items)) if index not in place)
+        lost = next(index for index in range(len(items)) if index not in position)
         raise InputError(f"{reader.where}: message {lost + 1} ({one_line(names[lost], 60)}) answers itself by way of "
                          "its parents; repair 'parent_id'")  # fmt: skip
     return messages, parents
 
 
-FORMATS: dict[str, Callable[[dict, Normaliser], _Messages]] = {
+FORMATS: dict[str, Callable[[dict, Normalizer], _Messages]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,
@@ -227,7 +233,7 @@ FORMATS: dict[str, Callable[[dict, Normaliser], _Messages]] = {
 }
 
 
-def _listed(record: dict, key: str, reader: Normaliser) -> list:
+def _listed(record: dict, key: str, reader: Normalizer) -> list:
     """The list of messages under `key`."""
     items = record.get(key)
     if isinstance(items, list) and items:
@@ -239,7 +245,7 @@ def _listed(record: dict, key: str, reader: Normaliser) -> list:
     raise InputError(f"{reader.where}: {problem}; every dialogue needs a list of messages, such as {example}")
 
 
-def _text(record: dict, key: str, reader: Normaliser, other: str = "", default: str | None = None) -> str:
+def _text(record: dict, key: str, reader: Normalizer, other: str = "", default: str | None = None) -> str:
     """The string under `key`, or under `other` if that is there instead."""
     key = other if other and record.get(key) is None and record.get(other) is not None else key
     text = default if record.get(key) is None else record[key]
@@ -249,14 +255,14 @@ def _text(record: dict, key: str, reader: Normaliser, other: str = "", default: 
     return text
 
 
-def _reply(record: dict, key: str, reader: Normaliser) -> Message:
-    """The reply that the string under `key` is, with the weight that stands beside it."""
+def _reply(record: dict, key: str, reader: Normalizer) -> Message:
+    """The string under `key` as a reply, with the weight given beside it."""
     weights = {name: record[name] for name in WEIGHTS & record.keys()}
     return reader.message({"role": "assistant", "content": _text(record, key, reader), **weights}, f"'{key}'")
 
 
-def _history(record: dict, reader: Normaliser) -> list[Message]:
-    """Earlier turns, as pairs of what the user and the assistant said."""
+def _history(record: dict, reader: Normalizer) -> list[Message]:
+    """Earlier turns, given as pairs of a user's and an assistant's text."""
     history, messages = record.get("history") or [], []
     for number, pair in enumerate(history if isinstance(history, list) else [history], 1):
         if not isinstance(pair, list) or len(pair) != 2:
@@ -268,7 +274,7 @@ def _history(record: dict, reader: Normaliser) -> list[Message]:
 
 
 def _identity(item: dict, keys: tuple[str, ...]) -> str | None:
-    """The id under the first of `keys` that has one, as a text that tells 1 from "1"."""
+    """The id under the first of `keys` that is there, as text in which 1 and "1" differ."""
     return next((repr(item[key]) for key in keys if item.get(key) is not None), None)
 
 
@@ -282,7 +288,7 @@ def _refuse_preferences(record: dict, where: str) -> None:
 
 
 def _after_system(system: Message, messages: list[Message], parents: list[int] | None, where: str) -> _Messages:
-    """Messages after a system message that was given beside them."""
+    """Messages and parents with a system message, which was given beside them, put first."""
     if messages[0].role == "system":
         if messages[0].content == system.content:
             return messages, parents
@@ -290,14 +296,14 @@ def _after_system(system: Message, messages: list[Message], parents: list[int] |
     return [system, *messages], parents and [-1, *(parent + 1 for parent in parents)]
 
 
-def _name(record: dict, default: str, reader: Normaliser) -> str:
+def _name(record: dict, default: str, reader: Normalizer) -> str:
     name = next((record[key] for key in ("id", "message_tree_id") if record.get(key) is not None), default)
     if reader.check:
         reader.refuse_half_pairs(name, f"{reader.where}: 'id' holds")
     return name if isinstance(name, str) else json.dumps(name, default=str)
 
 
-def _variables(record: dict, reader: Normaliser) -> dict | None:
+def _variables(record: dict, reader: Normalizer) -> dict | None:
     for key in _VARIABLES:
         if (variables := record.get(key)) is not None:
             if not isinstance(variables, dict):

@@ -1,4 +1,7 @@
-"""Messages as people write them, made into the one form of schema.py; whatever would be lost is refused."""
+"""Messages as people write them, made into the one form of schema.py; whatever would be lost is refused.
+
+In every function `subject` is what an error begins with: the file, the line and the message that it is about.
+"""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +11,7 @@ from typing import Any
 from mtsft.dialogue.schema import ROLES, Message
 from mtsft.errors import InputError, one_line
 
-# Every spelling of a role, in lower case.
+# Every name of a role, in lower case.
 ROLE_OF = {
     **{role: role for role in ROLES},
     **dict.fromkeys(("human", "prompter"), "user"),
@@ -28,7 +31,7 @@ _NOT_OF_MESSAGES = frozenset(("tools", "functions", *MEDIA))
 _STRINGS = ("name", "tool_call_id", *_REASONING)
 # What makes a message more than text with a weight.
 _MORE = _NOT_OF_MESSAGES.union(("tool_calls", "function_call", *_STRINGS))
-# The types of parts, ranked as templates render them: parts in another order would be said otherwise than they were.
+# The types of parts, ranked as templates render them: parts in another order would be rendered out of order.
 _PARTS = {
     **dict.fromkeys(("reasoning", "thinking"), (0, "reasoning")),
     **dict.fromkeys(("text", "input_text", "output_text"), (1, "text")),
@@ -38,7 +41,7 @@ _NAMES = {bool: "a boolean", int: "a number", float: "a number", str: "a string"
 
 
 def kind(value: object) -> str:
-    """What a JSON value is, as a person would say it."""
+    """What a JSON value is, in words for an error."""
     if value is None:
         return "null"
     if isinstance(value, list) and not value:
@@ -63,25 +66,33 @@ def first_half_pair(value: object) -> tuple[str, int] | None:
     return None
 
 
-def refuse_media(record: Mapping, place: str) -> None:
+def refuse_media(record: Mapping, subject: str) -> None:
     """Raises InputError for images, audio and videos beside the text."""
     for key in MEDIA:
         if record.get(key):
-            raise InputError(f"{place} has '{key}', and only text is trained on; remove the dialogue")
+            raise InputError(f"{subject} has '{key}', and only text is trained on; remove the dialogue")
 
 
 @dataclass(slots=True)
-class Normaliser:
-    """Reads what one record holds; every error begins with `where`.
+class Normalizer:
+    """Brings the messages and tools of one record into the one form.
 
-    check: False where the record is known to hold no half of a surrogate pair.
+    Attributes:
+        where: file and line of the record, what every error begins with.
+        check: False where the record cannot hold half a surrogate pair, so that nothing is searched for one.
     """
 
     where: str
     check: bool = True
 
     def message(self, record: object, number: int | str, keys: tuple[str, str] = CONTENT) -> Message:
-        """One message. number: its place in the file, for errors. keys: what its role and content stand under."""
+        """One message of the record.
+
+        Args:
+            record: the message as the file has it.
+            number: which message it is, from 1 on or in words, for errors.
+            keys: what its role and its content stand under.
+        """
         role_key, content_key = keys
         if not isinstance(record, dict):
             raise InputError(
@@ -93,10 +104,10 @@ class Normaliser:
         calling = False
         if role is None:
             role, calling = self._role(given, number, role_key)
-        place = f"{self.where}: message {number} ({role})"
+        subject = f"{self.where}: message {number} ({role})"
         if _MORE.isdisjoint(record) and record.get(content_key).__class__ is str and not (calling or self.check):
-            return Message(role, record[content_key], self._weight(record, place))
-        return self._rich(record, role, calling, content_key, place)
+            return Message(role, record[content_key], self._weight(record, subject))
+        return self._structured(record, role, calling, content_key, subject)
 
     def tools(self, tools: object) -> list[dict] | None:
         """Schemas of functions, given as a list or as JSON of one; None if there are none."""
@@ -109,17 +120,17 @@ class Normaliser:
             self.refuse_half_pairs(tools, f"{self.where}: 'tools' holds")
         return [_wrapped(tool) for tool in tools] or None
 
-    def refuse_half_pairs(self, value: object, place: str) -> None:
-        """Raises InputError for half a surrogate pair in any string of `value`; `place` says whose, and "holds"."""
-        if (found := first_half_pair(value)) is not None:
-            text, at = found
+    def refuse_half_pairs(self, value: object, subject: str) -> None:
+        """Raises InputError for half a surrogate pair in any string of `value`. subject: whose, and "holds"."""
+        if (half := first_half_pair(value)) is not None:
+            text, at = half
             raise InputError(
-                f"{place} half a surrogate pair (\\u{ord(text[at]):04x} at character {at + 1}), "
+                f"{subject} half a surrogate pair (\\u{ord(text[at]):04x} at character {at + 1}), "
                 "which no tokenizer can read; repair or remove it"
             )
 
     def _role(self, given: object, number: int | str, key: str) -> tuple[str, bool]:
-        """(role, whether its content is calls) of a role in a rarer spelling."""
+        """(role, whether its content is calls in JSON) of a role under one of its rarer names."""
         name = given.lower() if isinstance(given, str) else None
         if name in CALLING_ROLES:
             return "assistant", True
@@ -129,46 +140,48 @@ class Normaliser:
         shown = missing if given is None else f"the unknown role {one_line(json.dumps(given, default=str), 40)}"
         raise InputError(f"{self.where}: message {number} has {shown}; use one of {', '.join(ROLES)}")
 
-    def _rich(self, record: dict, role: str, calling: bool, content_key: str, place: str) -> Message:
+    def _structured(self, record: dict, role: str, calling: bool, content_key: str, subject: str) -> Message:
         """A message that holds more than text, or may hold half a surrogate pair."""
         if not _NOT_OF_MESSAGES.isdisjoint(record):
-            refuse_media(record, place)
+            refuse_media(record, subject)
             if key := next((key for key in ("tools", "functions") if record.get(key)), None):
-                raise InputError(f"{place} has '{key}', which a dialogue has as a whole; move them beside its messages")
+                raise InputError(
+                    f"{subject} has '{key}', which a dialogue has as a whole; move them beside its messages"
+                )
         content, reasoning, calls = record.get(content_key), None, []
         if calling:
-            content, calls = None, self._said_calls(content, place)
+            content, calls = None, self._calls_in(content, subject)
         elif content.__class__ is not str:
-            content, reasoning, calls = self._content(content, role, place)
+            content, reasoning, calls = self._content(content, role, subject)
         if "tool_calls" in record or "function_call" in record:
-            calls = [*calls, *self._calls(record, place)]
+            calls = [*calls, *self._calls(record, subject)]
         if calls and role != "assistant":
-            raise InputError(f"{place} calls tools, which only the assistant does; give it the role assistant")
-        strings = {key: self._string(record, key, place) for key in _STRINGS if record.get(key) is not None}
+            raise InputError(f"{subject} calls tools, which only the assistant does; give it the role assistant")
+        strings = {key: self._string(record, key, subject) for key in _STRINGS if record.get(key) is not None}
         thoughts = [strings.pop(key) for key in _REASONING if key in strings]
         thoughts += [] if reasoning is None else [reasoning]
         if len({*thoughts}) > 1:
-            raise InputError(f"{place} holds two different texts of reasoning; keep one of them")
+            raise InputError(f"{subject} holds two different texts of reasoning; keep one of them")
         if content is None and not calls and not any(thoughts):
             missing = f"no {content_key}" if content_key not in record else f"{content_key} that is null"
-            raise InputError(f'{place} has {missing}; it must be a string ("" for none)')
+            raise InputError(f'{subject} has {missing}; it must be a string ("" for none)')
         fields = strings
         if thoughts:
             fields["reasoning_content"] = thoughts[0]
         if calls:
             fields["tool_calls"] = calls
         if self.check:
-            self.refuse_half_pairs(content, f"{place} holds")
+            self.refuse_half_pairs(content, f"{subject} holds")
             for key, value in fields.items():
-                self.refuse_half_pairs(value, f"{place} has a '{key}' that holds")
-        return Message(role, content, self._weight(record, place), fields or None)
+                self.refuse_half_pairs(value, f"{subject} has a '{key}' that holds")
+        return Message(role, content, self._weight(record, subject), fields or None)
 
-    def _string(self, record: dict, key: str, place: str) -> str:
+    def _string(self, record: dict, key: str, subject: str) -> str:
         if not isinstance(value := record[key], str):
-            raise InputError(f"{place} has a '{key}' that is {kind(value)}; it must be a string")
+            raise InputError(f"{subject} has a '{key}' that is {kind(value)}; it must be a string")
         return value
 
-    def _content(self, content: object, role: str, place: str) -> tuple[str | None, str | None, list[dict]]:
+    def _content(self, content: object, role: str, subject: str) -> tuple[str | None, str | None, list[dict]]:
         """(text, reasoning, calls) of content that is no string."""
         if content is None:
             return "" if role == "tool" else None, None, []
@@ -176,73 +189,73 @@ class Normaliser:
         if role == "tool" and not typed:
             return json.dumps(content, ensure_ascii=False, default=str), None, []
         if not isinstance(content, list) or not content:
-            raise InputError(f'{place} has content that is {kind(content)}; content must be a string ("" for none)')
+            raise InputError(f'{subject} has content that is {kind(content)}; content must be a string ("" for none)')
         texts, thoughts, calls, last = [], [], [], (-1, "")
         for number, part in enumerate(content, 1):
-            order, words = self._part(part, number, place)
+            order, words = self._part(part, number, subject)
             if order[0] < last[0]:
                 raise InputError(
-                    f"{place} has {order[1]} after {last[1]} (part {number}), which chat templates say in another "
+                    f"{subject} has {order[1]} after {last[1]} (part {number}), which chat templates say in another "
                     "order; make it two messages"
                 )
             (thoughts, texts, calls)[order[0]].append(words)
             last = order
-        found = [call for words in calls for call in words]
-        return "".join(texts) if texts else None, "".join(thoughts) if thoughts else None, found
+        every_call = [call for of_part in calls for call in of_part]
+        return "".join(texts) if texts else None, "".join(thoughts) if thoughts else None, every_call
 
-    def _part(self, part: object, number: int, place: str) -> tuple[tuple[int, str], Any]:
+    def _part(self, part: object, number: int, subject: str) -> tuple[tuple[int, str], Any]:
         """((rank, what it is), its words or calls) of one part of typed content."""
         name = part.get("type") if isinstance(part, dict) else None
         if not isinstance(name, str):
             shown = kind(part) if name is None and not isinstance(part, dict) else "without a type"
             raise InputError(
-                f'{place} has content whose part {number} is {shown}; write {{"type": "text", "text": ...}}'
+                f'{subject} has content whose part {number} is {shown}; write {{"type": "text", "text": ...}}'
             )
         if _is_media(name):
-            raise InputError(f"{place} has {name!r} in its content (part {number}), and only text is trained on; "
+            raise InputError(f"{subject} has {name!r} in its content (part {number}), and only text is trained on; "
                              "remove the dialogue")  # fmt: skip
         if name not in _PARTS:
             raise InputError(
-                f"{place} has content whose part {number} has the unknown type {one_line(json.dumps(name), 40)}; "
+                f"{subject} has content whose part {number} has the unknown type {one_line(json.dumps(name), 40)}; "
                 f"use one of {', '.join(_PARTS)}"
             )
         order = _PARTS[name]
         words = next((part[key] for key in (name, "text", "value", "content") if part.get(key) is not None), None)
         if order[0] == 2:
             words = part if words is None else words
-            return order, self._said_calls(words, f"{place} part {number}")
+            return order, self._calls_in(words, f"{subject} part {number}")
         if not isinstance(words, str):
-            raise InputError(f"{place} has content whose part {number}, of the type {name!r}, holds {kind(words)}; "
+            raise InputError(f"{subject} has content whose part {number}, of the type {name!r}, holds {kind(words)}; "
                              "it must hold a string")  # fmt: skip
         return order, words
 
-    def _calls(self, record: dict, place: str) -> list[dict]:
-        """What `tool_calls`, or `function_call` of old, says is called."""
+    def _calls(self, record: dict, subject: str) -> list[dict]:
+        """The calls under `tool_calls`, or under `function_call`, its predecessor."""
         calls, old = record.get("tool_calls"), record.get("function_call")
         if isinstance(calls, str):
-            calls = self._decode(calls, f"{place}: 'tool_calls'") if calls.strip() else None
+            calls = self._decode(calls, f"{subject}: 'tool_calls'") if calls.strip() else None
         if calls and old:
-            raise InputError(f"{place} has both 'tool_calls' and 'function_call'; keep the first")
+            raise InputError(f"{subject} has both 'tool_calls' and 'function_call'; keep the first")
         calls = calls or ([old] if old else [])
         if not isinstance(calls, list):
-            raise InputError(f"{place} has 'tool_calls' that are {kind(calls)}; they must be a list")
-        return [self._call(call, number, place) for number, call in enumerate(calls, 1)]
+            raise InputError(f"{subject} has 'tool_calls' that are {kind(calls)}; they must be a list")
+        return [self._call(call, number, subject) for number, call in enumerate(calls, 1)]
 
-    def _said_calls(self, said: object, place: str) -> list[dict]:
-        """The calls that a whole content says in JSON: one, or a list of them."""
-        calls = self._decode(said, f"{place}: the call") if isinstance(said, str) else said
+    def _calls_in(self, content: object, subject: str) -> list[dict]:
+        """The calls in a content that is nothing but calls in JSON: one, or a list of them."""
+        calls = self._decode(content, f"{subject}: the call") if isinstance(content, str) else content
         calls = calls if isinstance(calls, list) else [calls]
         if not calls:
-            raise InputError(f"{place} calls nothing; remove it")
-        return [self._call(call, number, place) for number, call in enumerate(calls, 1)]
+            raise InputError(f"{subject} calls nothing; remove it")
+        return [self._call(call, number, subject) for number, call in enumerate(calls, 1)]
 
-    def _call(self, call: object, number: int, place: str) -> dict:
-        """One call in the form of schema.py, with its arguments as an object wherever they say one."""
+    def _call(self, call: object, number: int, subject: str) -> dict:
+        """One call in the form of schema.py; arguments that are JSON of an object become that object."""
         function = call.get("function") if isinstance(call, dict) else None
         function = function if isinstance(function, dict) else call
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(name, str):
-            raise InputError(f'{place}: call {number} names no function; write {{"type": "function", "function": '
+            raise InputError(f'{subject}: call {number} names no function; write {{"type": "function", "function": '
                              '{"name": ..., "arguments": {...}}}')  # fmt: skip
         arguments = function.get("arguments", function.get("parameters"))
         if isinstance(arguments, str):
@@ -250,16 +263,18 @@ class Normaliser:
         elif arguments is None:
             arguments = {}
         elif not isinstance(arguments, dict):
-            raise InputError(f"{place}: call {number} ({one_line(name, 40)}) has arguments that are {kind(arguments)}; "
-                             "write an object")  # fmt: skip
+            raise InputError(
+                f"{subject}: call {number} ({one_line(name, 40)}) has arguments that are {kind(arguments)}; "
+                "write an object"
+            )
         result = {"type": "function"}
         if (called := call.get("id")) is not None:
             if not isinstance(called, str):
-                raise InputError(f"{place}: call {number} has an 'id' that is {kind(called)}; it must be a string")
+                raise InputError(f"{subject}: call {number} has an 'id' that is {kind(called)}; it must be a string")
             result["id"] = called
         return {**result, "function": {"name": name, "arguments": arguments}}
 
-    def _weight(self, record: dict, place: str) -> float:
+    def _weight(self, record: dict, subject: str) -> float:
         """The one weight that a message states, under any of its names; 1 if it states none."""
         if WEIGHTS.isdisjoint(record):
             return 1.0
@@ -272,25 +287,25 @@ class Normaliser:
             is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not is_number or not (weight == 0 or _RANGE[0] <= weight <= _RANGE[1]):
                 raise InputError(
-                    f"{place} has {key} {one_line(weight, 40)}; use 0, a number from {_RANGE[0]:g} to "
+                    f"{subject} has {key} {one_line(weight, 40)}; use 0, a number from {_RANGE[0]:g} to "
                     f"{_RANGE[1]:g}, or leave it out"
                 )
             stated[key] = float(weight)
         trained = {key: record[key] for key in ("train", "loss") if record.get(key) is not None}
         for key, value in trained.items():
             if not isinstance(value, bool):
-                raise InputError(f"{place} has '{key}' that is {kind(value)}; use true or false, or leave it out")
+                raise InputError(f"{subject} has '{key}' that is {kind(value)}; use true or false, or leave it out")
         if len({*stated.values()}) > 1 or len({*trained.values(), *(weight > 0 for weight in stated.values())}) > 1:
-            said = ", ".join(f"{key} {json.dumps(value)}" for key, value in (stated | trained).items())
-            raise InputError(f"{place} contradicts itself ({said}); keep one of them")
+            given = ", ".join(f"{key} {json.dumps(value)}" for key, value in (stated | trained).items())
+            raise InputError(f"{subject} contradicts itself ({given}); keep one of them")
         return next(iter(stated.values())) if stated else float(next(iter(trained.values()), 1.0))
 
-    def _decode(self, text: str, place: str) -> Any:
+    def _decode(self, text: str, subject: str) -> Any:
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", "nested too deeply")
-            raise InputError(f"{place} is not JSON ({reason}): {one_line(text, 60)}; repair or remove it") from None
+            raise InputError(f"{subject} is not JSON ({reason}): {one_line(text, 60)}; repair or remove it") from None
 
 
 def _is_media(name: str) -> bool:

@@ -333,9 +333,9 @@ class ChainBatch:
             return []
         ends = np.cumsum(self.lengths)
         tokens = np.fromiter(chain.from_iterable(self._ids), np.int32, int(ends[-1]))
-        runs = np.concatenate(self._runs)
-        mask = np.repeat(np.concatenate(self._weights), self._counts)
-        turns, messages, responses = (np.repeat(runs[:, column], self._counts) for column in range(3))
+        runs, counts = np.concatenate(self._runs), np.array(self._counts)
+        mask = np.repeat(np.concatenate(self._weights), counts)
+        turns, messages, responses = (np.repeat(runs[:, column], counts) for column in range(3))
         parents = np.arange(-1, max(self.lengths) - 1, dtype=np.int32)
         return [
             TokenTree(tokens[a:b], parents[: b - a], mask[a:b], turns[a:b], messages[a:b], responses[a:b])
