@@ -1,4 +1,4 @@
-"""(plan, step) to PackedBatch: a pure function of the step, read ahead by Grain.
+"""The batch of every step, a pure function of the step: rows of a plan, packed, and read ahead by Grain.
 
 One row of 12 slots with two dialogues, the second one branching after its third token:
 
@@ -71,8 +71,16 @@ def pack_row(batch: PackedBatch, row: int, trees: Sequence[TokenTree]) -> None:
 class BatchSource:
     """Random access to the batches of a run: source[step] depends on nothing that happened before.
 
-    The rows of all epochs stand in one endless order, `batch_size` of them to a step. rows: which of a batch's rows
-    this process reads. max_rows: after so many the rows are empty; 0 for no end. steps: batches there are.
+    The rows of all epochs, each dealt anew, follow each other without end, `batch_size` of them to a step.
+
+    Attributes:
+        store: the trees.
+        layout: which lengths share a row.
+        batch_size: rows of a step, over all processes.
+        seed: of what is dealt.
+        rows: which of a batch's rows this process reads; None for all.
+        max_rows: after so many rows the others are empty; 0 for no end.
+        steps: batches there are.
     """
 
     def __init__(
@@ -100,8 +108,8 @@ class BatchSource:
             number = step * self.batch_size + row
             if self.max_rows and number >= self.max_rows:
                 continue
-            epoch, place = divmod(number, self.layout.num_rows)
-            pack_row(batch, i, [self.store[d] for d in self._plan(epoch).row(place)])
+            epoch, of_epoch = divmod(number, self.layout.num_rows)
+            pack_row(batch, i, [self.store[d] for d in self._plan(epoch).row(of_epoch)])
         return batch
 
     def _deal(self, epoch: int) -> Plan:
@@ -112,7 +120,10 @@ class BatchSource:
 
 
 def read_ahead(source: BatchSource, start: int, threads: int = 2, ahead: int = 4) -> Iterator[PackedBatch]:
-    """The batches from step `start` to the source's last, in order, made ahead of need by Grain's threads."""
+    """The batches from step `start` to the source's last, in order, made ahead by Grain's threads.
+
+    threads: that make them. ahead: batches made before they are asked for.
+    """
     import grain  # imports JAX, which nothing else here needs
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)

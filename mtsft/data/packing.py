@@ -1,8 +1,12 @@
 """Lengths to rows: which dialogues share which fixed-length row.
 
-Best fit over the whole dataset, from its histogram of lengths. Every row begins with the longest length that is
-left and is filled from the lengths left; a row found is used as often as the histogram allows. So the work is in
-distinct rows, not in dialogues, and dealing the dialogues out is O(N).
+In two steps. `lay_out` finds a Layout, once: how many rows of which lengths, such as "300 rows of 512 + 400 + 112",
+from the dataset's histogram of lengths alone. `deal` makes a Plan, once an epoch: which dialogue of each length goes
+into which row, and in which order the rows come.
+
+Best fit over the whole dataset: every row begins with the longest length that is left and is filled from the lengths
+left; a row so made is used as often as the histogram allows. So the work of `lay_out` is in distinct rows, not in
+dialogues, and dealing the dialogues out is O(N).
 
 Three ways to fill a row are tried, and the layout with fewest rows is taken. By subset-sum, as full as the lengths left
 allow ("minimum bin slack": Gupta and Ho 1999, A new heuristic algorithm for the one-dimensional bin-packing
@@ -26,7 +30,9 @@ _CANDIDATES = 64
 class Layout:
     """The rows of a dataset by length alone: the same for every epoch.
 
-    row_length: tokens a row holds. patterns: (lengths of one row, in descending order; how many such rows).
+    Attributes:
+        row_length: tokens a row holds.
+        patterns: (lengths of one row, in descending order; how many such rows there are).
     """
 
     row_length: int
@@ -50,7 +56,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows of one epoch: row r holds the dialogues `members_N[offsets[r] : offsets[r + 1]]`."""
+    """The rows of one epoch, of R rows and N dialogues.
+
+    Attributes:
+        members_N: int, the dialogues, those of one row together: row r holds members_N[offsets[r] : offsets[r + 1]].
+        offsets: int (R + 1,).
+        row_order: int (R,), the rows as they come in the epoch.
+    """
 
     members_N: np.ndarray
     offsets: np.ndarray
@@ -62,7 +74,7 @@ class Plan:
         return len(self.row_order)
 
     def row(self, index: int) -> np.ndarray:
-        """The dialogues of the row at place `index` of the epoch, in their order within it."""
+        """The dialogues of the epoch's row `index`, in their order within it."""
         r = self.row_order[index]
         return self.members_N[self.offsets[r] : self.offsets[r + 1]]
 
@@ -70,7 +82,12 @@ class Plan:
 def lay_out(lengths_N: np.ndarray, row_length: int) -> Layout:
     """Finds rows for dialogues of these lengths.
 
-    Raises InputError if there is none, or if one is longer than a row or empty.
+    Args:
+        lengths_N: int, tokens of each dialogue.
+        row_length: tokens a row holds.
+
+    Raises:
+        InputError: if there is no dialogue, or if one is longer than a row or empty.
     """
     if not len(lengths_N):
         raise InputError("no dialogue is left to train on; see the counts above, and data.train and data.over_length")
@@ -126,7 +143,10 @@ def _fill_mixed(left: np.ndarray, distinct: np.ndarray, space: int) -> tuple[int
 def _fill_fully(left: np.ndarray, distinct: np.ndarray, space: int) -> tuple[int, ...]:
     """Lengths among those left whose sum comes closest to `space` from below, the longest first.
 
-    left: how many there are of each length. distinct: the lengths there are, ascending (one may be used up).
+    Args:
+        left: int (row_length + 1,), how many dialogues there are of each length.
+        distinct: the lengths there are, ascending (one may be used up).
+        space: tokens that are free in the row.
     """
     fitting = distinct[: np.searchsorted(distinct, space, side="right")]
     if len(fitting) > _CANDIDATES:
@@ -154,9 +174,15 @@ def _fill_fully(left: np.ndarray, distinct: np.ndarray, space: int) -> tuple[int
 
 
 def deal(layout: Layout, lengths_N: np.ndarray, seed: int, epoch: int) -> Plan:
-    """Deals the dialogues into the rows of `layout` for one epoch; a pure function of its arguments.
+    """Deals the dialogues into the rows of a layout for one epoch; a pure function of its arguments.
 
     Which of the dialogues of one length goes where, and the order of the rows, are shuffled anew each epoch.
+
+    Args:
+        layout: of these lengths.
+        lengths_N: int, tokens of each dialogue.
+        seed: of the run.
+        epoch: from 0 on.
     """
     rng = np.random.default_rng([seed, epoch])
     shuffled = rng.permutation(len(lengths_N)).astype(np.int32 if len(lengths_N) < 2**31 else np.int64)

@@ -1,8 +1,8 @@
-"""Dialogues tokenised once, kept in memory-mapped arrays under the address of what they were made from.
+"""Dialogues tokenized once, and cached in memory-mapped arrays.
 
-The address covers the bytes of the files, the tokenizer, the template, every option and the encoding code itself:
+The cache key covers the bytes of the files, the tokenizer, the template, every option and the encoding code itself:
 a second start finds the store, and a changed input is never served stale. A store is built in a temporary folder
-and renamed into place, so there is no such thing as half of one.
+and renamed into place, so that half of one is never found.
 """
 
 import collections
@@ -35,7 +35,7 @@ from mtsft.encoding.token_tree import TokenTree
 from mtsft.errors import InputError
 from mtsft.files import FULL
 
-# One file each: the columns of every TokenTree, one after the other, and per dialogue its place, source and id.
+# One file each: the columns of all TokenTrees, one tree after the other, and tables with one entry a tree.
 _COLUMNS = {
     "tokens_N": np.int32,
     "parents_N": np.int32,
@@ -63,13 +63,21 @@ _INLINE_BYTES = 1 << 22  # files smaller than this are not worth starting proces
 class Store:
     """The token trees of a set of files, read through memory maps.
 
-    len(store) dialogues; store[i] is the TokenTree of one. lengths_N: int64 tokens of each. weights_N: float64
-    supervised weight of each. digests_N: uint64, alike where all words are. counts: what became of every dialogue read.
-    content: a digest of all tokens and masks.
+    len(store) trees; store[i] is one. Mostly a dialogue is one tree; some policies make several of one.
+
+    Attributes:
+        path: the store's folder.
+        files: what it was made from.
+        stats: what became of every dialogue read.
+        content: a digest of all tokens and masks, and of `order`.
+        lengths_N: int64, tokens of each tree.
+        weights_N: float64, supervised weight of each.
+        digests_N: uint64, equal where all words of the dialogues are.
+        file_of_N: int32, the index in `files` of the file that each was read from.
     """
 
     def __init__(self, path: Path, files: Sequence[Path], order: np.ndarray | None = None):
-        """order: which of the dialogues there are in this view of the store, in order; None for all."""
+        """order: which of the trees there are in this view of the store, in order; None for all."""
         self.path = path
         self.files = list(files)
         index = json.loads((path / "index.json").read_text())
@@ -91,34 +99,34 @@ class Store:
         return len(self.lengths_N)
 
     def __getitem__(self, index: int) -> TokenTree:
-        place = self._place(index)
-        start, end = self._starts[place], self._starts[place + 1]
+        number = self._number(index)
+        start, end = self._starts[number], self._starts[number + 1]
         return TokenTree(*(column[start:end] for column in self._columns.values()))
 
     @cached_property
     def supervised_N(self) -> np.ndarray:
-        """int64: supervised tokens of each dialogue."""
+        """int64: supervised tokens of each tree."""
         if not len(self._starts) - 1:
             return np.zeros(0, np.int64)
-        stats = np.add.reduceat(self._columns["response_mask_N"] != 0, self._starts[:-1], dtype=np.int64)
-        return stats if self._order is None else stats[self._order]
+        counts_N = np.add.reduceat(self._columns["response_mask_N"] != 0, self._starts[:-1], dtype=np.int64)
+        return counts_N if self._order is None else counts_N[self._order]
 
     @property
     def highest_token(self) -> int:
-        """The highest token id that there is; -1 where there is none."""
+        """The highest token id of all; -1 where there is none."""
         return int(self._columns["tokens_N"].max(initial=-1))
 
     def id(self, index: int) -> str:
-        """The dialogue's own name."""
-        place = self._place(index)
-        return self._ids[self._id_starts[place] : self._id_starts[place + 1]].tobytes().decode()
+        """The id of the dialogue that a tree was made from."""
+        number = self._number(index)
+        return self._ids[self._id_starts[number] : self._id_starts[number + 1]].tobytes().decode()
 
     def source(self, index: int) -> tuple[Path, int]:
         """The file and the line a dialogue was read from."""
         return self.files[self.file_of_N[index]], int(self._lines[index])
 
     def mixed(self, shares: Sequence[float]) -> "Store":
-        """The same store with every dialogue of file f in it shares[f] times; of a fraction, always the same ones."""
+        """The same store with every tree of file f in it shares[f] times; of a fraction, always the same ones."""
         order = []
         for file, share in enumerate(shares):
             members = np.flatnonzero(self.file_of_N == file)
@@ -126,17 +134,25 @@ class Store:
             order += [members] * int(share) + [np.sort(more)]
         return Store(self.path, self.files, np.concatenate(order))
 
-    def _place(self, index: int) -> int:
+    def _number(self, index: int) -> int:
+        """The tree's number in the files of the store."""
         return index if self._order is None else int(self._order[index])
 
 
 def open_store(
     files: Sequence[Path], spec: EncodingSpec, folder: Path, workers: int = 0, progress: bool = True
 ) -> Store:
-    """The store of `files` under `spec`, from `folder` if it is there, else built.
+    """The store of some files, from the cache if it is there, else built.
 
-    workers: encoding processes, 0 for one a core. Raises InputError for what is wrong in a file; nothing is left
-    behind then.
+    Args:
+        files: of dialogues.
+        spec: how they are encoded.
+        folder: the cache.
+        workers: encoding processes, 0 for one a core.
+        progress: whether to show a bar, where there is a terminal.
+
+    Raises:
+        InputError: for what is wrong in a file; nothing is left behind then.
     """
     cache_key = _cache_key(files, spec)
     path = folder / cache_key
@@ -156,12 +172,12 @@ def open_store(
 
 @contextmanager
 def in_cache(folder: Path) -> Iterator[None]:
-    """Names data.cache_dir where what is done to files of `folder`, and no others, fails."""
+    """Turns an OSError into an InputError that names data.cache_dir; for work on files of `folder`, and no others."""
     try:
         yield
     except OSError as error:
         if error.errno in FULL:
-            raise  # another folder is not what helps; cli.py says what does
+            raise  # another folder would not help; cli.py says what does
         path = error.filename or folder
         raise InputError(
             f"data.cache_dir: {path} cannot be used ({error.strerror}); name another folder with "
@@ -179,7 +195,7 @@ def digest_files(files: Iterable[Path]) -> str:
 
 
 def code_digest() -> str:
-    """A digest of the code that makes tokens, ours and that of libraries: what other code made is never served."""
+    """A digest of the code that makes tokens, ours and that of libraries: a store that other code made is not found."""
     package = Path(mtsft.__file__).parent
     files = [file for name in MAKES_TOKENS for file in sorted((package / name).rglob("*.py"))]
     code = [(str(file.relative_to(package)), file.read_bytes()) for file in (*files, package / "data" / "store.py")]
@@ -189,7 +205,7 @@ def code_digest() -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds a file lock, made with its folder: of several processes one builds, and the others find it built."""
+    """Holds a file lock, made with its folder: one of several processes builds, and the others wait and find it."""
     with in_cache(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
@@ -211,7 +227,14 @@ def _map(path: Path, dtype) -> np.ndarray:
 
 @dataclass
 class _Encoded:
-    """What became of one piece of a file: the columns and tables of its dialogues, as bytes."""
+    """One piece of a file, encoded.
+
+    Attributes:
+        arrays: the bytes of each column and table.
+        ids: of the dialogues, one a tree.
+        stats: what became of the dialogues.
+        size: bytes of the file that the piece stands for.
+    """
 
     arrays: dict[str, bytes]
     ids: list[bytes]
@@ -230,7 +253,7 @@ def _start_worker(spec: EncodingSpec) -> None:
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Many small objects and no cycles among them: looking for some would take a tenth of the time."""
+    """Turns the collector of cycles off: among many small objects without cycles it took a tenth of the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -274,7 +297,7 @@ def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
 
 
 def split_point(dialogue: Dialogue) -> float:
-    """Where in [0, 1) the words of a dialogue hash to, whatever its name and however its line is written."""
+    """Where in [0, 1) a dialogue hashes to by its words alone, whatever its id and the layout of its line."""
     words = [[m.role, m.content, m.fields] if m.fields else [m.role, m.content] for m in dialogue.messages]
     if dialogue.parents or dialogue.tools:
         words.append([dialogue.parents, dialogue.tools])
@@ -282,7 +305,7 @@ def split_point(dialogue: Dialogue) -> float:
 
 
 def _digest(dialogue: Dialogue) -> int:
-    """A number that equal dialogues share, in less time than the split's."""
+    """A number that dialogues of equal words share; faster than `split_point`."""
     words = [f"{m.role}\0{m.content}\0{m.fields or ''}" for m in dialogue.messages]
     return _hash("\0".join(words if dialogue.parents is None else [*words, str(dialogue.parents)]))
 
@@ -320,7 +343,7 @@ def _build(files: Sequence[Path], spec: EncodingSpec, path: Path, workers: int, 
 
 
 def _encode_all(tasks: Iterable[tuple], spec: EncodingSpec, workers: int) -> Iterator[_Encoded]:
-    """Encodes pieces of files, in parallel, and yields the results in order."""
+    """Encodes pieces of files, the arguments of `_encode_chunk`, in parallel, and yields the results in order."""
     if workers <= 1:
         _start_worker(spec)
         yield from (_encode_chunk(*task) for task in tasks)

@@ -1,4 +1,4 @@
-"""How text becomes tokens, in plain values: all that an encoding process, or a trained model's user, needs."""
+"""How dialogues become tokens, in plain values: all that an encoding process, or the user of a trained model, needs."""
 
 import datetime
 import hashlib
@@ -18,16 +18,23 @@ from mtsft.tokenizer.base import Tokenizer
 _UNBOUNDED = 2**31 - 1
 _OPENED: dict[str, tuple[ChatTemplate, Tokenizer]] = {}
 _MOST_OPENED = 8
-# What looks like a token of its own among a template's literals, for a tokenizer that is trained here.
+# What looks like a control token among a template's literals, for a tokenizer that is trained here.
 _MARKER = re.compile(r"<\|[^<>|\s]{1,60}\|>|</?[A-Za-z_][\w:-]{0,60}>|\[/?[A-Z_]{2,30}\]")
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """A chat template and the tokenizer that reads what it writes.
+    """How messages become token ids: a chat template, and the tokenizer of the text that it renders.
 
-    tokenizer: its files by name. templates: Jinja texts by name. name: the template's, for errors. variables: keyword
-    arguments of the template, as JSON. date: what the template is told today is (YYYY-MM-DD), "" for today.
+    The two belong together: a template writes control tokens that the tokenizer must know. A run keeps them, as plain
+    bytes and text that any process can be sent, so that what it trained is served with the same.
+
+    Attributes:
+        tokenizer: its files by name.
+        templates: Jinja texts by name; "default", and "tool_use" for dialogues with tools where there is one.
+        name: the template's, for errors.
+        variables: keyword arguments of the template, as JSON.
+        date: what the template is told today is (YYYY-MM-DD), "" for today.
     """
 
     tokenizer: Mapping[str, bytes]
@@ -37,9 +44,9 @@ class ChatFormat:
     date: str = ""
 
     def open(self, source: str = "the tokenizer") -> tuple[ChatTemplate, Tokenizer]:
-        """The template and the tokenizer. Raises InputError if they do not go together; source: for its message.
+        """The template and the tokenizer; formats that are alike share them, since a large tokenizer loads slowly.
 
-        Chats that are alike share them: a large tokenizer takes a while to load.
+        source: what an error calls the tokenizer. Raises InputError if the two do not go together.
         """
         key = f"{digest(self.tokenizer)} {self.as_json()}"
         if key not in _OPENED:
@@ -51,7 +58,7 @@ class ChatFormat:
     def _open(self, source: str) -> tuple[ChatTemplate, Tokenizer]:
         literals = ChatTemplate(self.templates, self.name).literals
         tokenizer = tokenizers.from_files(self.tokenizer, literals, source)
-        if self.name in BUILT_IN:  # whose markers are tokens, or turns would have no end
+        if self.name in BUILT_IN:  # whose markers must be tokens, or no turn would end
             tokenizer.require(markers_of(literals))
         now = datetime.datetime.fromisoformat(self.date) if self.date else None
         variables = json.loads(self.variables)
@@ -72,11 +79,15 @@ class ChatFormat:
 
 @dataclass(frozen=True)
 class EncodingSpec:
-    """A chat, and which words of dialogues are trained, how; see Encoder.
+    """Everything that decides which tokens a file of dialogues becomes, but the file itself.
 
-    format: of the files, "" to recognise it. split: (from, to) in [0, 1]: keep the dialogues whose content hashes into
-    that part, so that equal dialogues stay on one side of a split. lenient: nothing is an error: lines that cannot be
-    read, too, are counted and left out.
+    Attributes:
+        chat: the template and the tokenizer.
+        max_length, over_length, loss_weights, trees, unfaithful, refused, stops: see Encoder.
+        format: of the files, "" to tell by the keys.
+        split: (from, to) in [0, 1]: keep the dialogues whose content hashes into that part, so that equal dialogues
+            stay on one side of a split.
+        lenient: lines that hold no dialogue are counted and left out, rather than an error.
     """
 
     chat: ChatFormat
@@ -92,7 +103,7 @@ class EncodingSpec:
     lenient: bool = False
 
     def encoder(self) -> Encoder:
-        """An encoder of its own, its counts at zero."""
+        """A new encoder."""
         template, tokenizer = self.chat.open()
         return Encoder(
             template,
@@ -107,19 +118,23 @@ class EncodingSpec:
         )
 
     def without_errors(self) -> "EncodingSpec":
-        """The same for looking at a dataset: dialogues of any length, and everything wrong counted and left out."""
+        """The same for an audit: dialogues of any length, and everything wrong counted and left out."""
         unfaithful = "skip" if self.unfaithful == "error" else self.unfaithful
         return replace(self, max_length=_UNBOUNDED, unfaithful=unfaithful, refused="skip", lenient=True)
 
     def cache_key(self) -> dict[str, Any]:
-        """Values that change whenever anything may be encoded otherwise."""
+        """What the cached tokens of a file are keyed by, beside the file and the code that made them.
+
+        Plain values, one a field; the template and the tokenizer by their fingerprints, so that the same ones under
+        another name, or in another folder, find the same store. Two specs that may encode anything differently differ.
+        """
         template, tokenizer = self.chat.open()
         record = asdict(replace(self, chat=None))
         return record | {"template": template.fingerprint, "tokenizer": tokenizer.fingerprint}
 
 
 def parse_variables(text: str) -> str:
-    """data.template_variables checked: JSON of one object, in one spelling. Raises InputError."""
+    """data.template_variables, checked to be JSON of one object and written with sorted keys. Raises InputError."""
     try:
         variables = json.loads(text or "{}")
     except ValueError:
