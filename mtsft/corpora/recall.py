@@ -37,7 +37,14 @@ DEPENDING = ("recall", "corrected", "combined")  # the asks whose answer stands,
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of fact: the ways to state it and to ask for it, the one way to answer, and what it can be."""
+    """One kind of fact.
+
+    Attributes:
+        statements: ways to state it, {} for the value.
+        questions: ways to ask for it.
+        answer: the one way to answer.
+        values: what it can be.
+    """
 
     statements: tuple[str, ...]
     questions: tuple[str, ...]
@@ -140,7 +147,15 @@ def _join(clauses: list[str]) -> str:
 
 @dataclass
 class _Conversation:
-    """A dialogue being written: what has been said, and what is true by now."""
+    """A dialogue while it is written.
+
+    Attributes:
+        rng: draws everything.
+        facts: what is true by now, by kind.
+        corrected: kinds that were corrected.
+        messages: so far.
+        asks: so far, one an assistant message; see `dialogues`.
+    """
 
     rng: random.Random
     facts: dict[str, str] = field(default_factory=dict)
@@ -222,7 +237,7 @@ def dialogues(count: int, seed: int) -> Iterator[dict]:
 
 
 def write(path: str | os.PathLike[str], count: int, seed: int) -> None:
-    """Writes `dialogues(count, seed)` to `path` as JSON lines; the file appears whole or not at all."""
+    """Writes `dialogues(count, seed)` to `path` as JSON lines, by an atomic rename."""
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:

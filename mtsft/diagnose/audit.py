@@ -1,6 +1,6 @@
 """A whole dataset checked before any compute: what it holds, what would be trained, and what is wrong with it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,18 @@ Report = dict[str, Any]
 
 
 def audit(sources: DataFiles, progress: bool = True) -> Report:
-    """Everything there is to say of the dialogues that `sources` name, in plain values.
+    """All dialogues of a run, tokenized and checked, in plain values.
 
-    Tokenises them all, leniently: what is wrong is counted, with the places of the first few, and left out. Returns
-    {train: part, eval: part or None, shared: dialogues that stand on both sides, tokenizer, template, problems}, where
-    a problem is {severity: "error" | "warning" | "note", what, count, examples, remedy}; with an error a training run
-    with the same config would stop, or train what it should not.
+    Nothing in a file stops it: what is wrong is counted, with where the first few were met, and left out.
+
+    Args:
+        sources: the files of the run, and how they are encoded.
+        progress: whether to show bars, where there is a terminal.
+
+    Returns:
+        {train: part, eval: part or None, shared: dialogues that stand on both sides, tokenizer, template, problems}.
+        A problem is {severity: "error" | "warning" | "note", what, count, examples, remedy}; with an error a training
+        run with the same config would stop, or train what it should not.
     """
     parts = {"train": (sources.train_files, sources.train_spec), "eval": (sources.eval_files, sources.eval_spec)}
     report: Report = {"eval": None}
@@ -47,21 +53,28 @@ def audit(sources: DataFiles, progress: bool = True) -> Report:
     report |= _describe_chat(sources.train_spec)
     report["problems"] = [
         *(problem for name in parts if report[name] for problem in _problems(name, report[name], parts[name][1])),
-        *_problems_of_all(report, _places(stores["train"], shared)),
+        *_problems_of_all(report, _sources(stores["train"], shared)),
     ]
     return report
 
 
 def _examine(store: Store, spec: EncodingSpec, weights: Sequence[float], progress: bool) -> Report:
-    """What one side of a dataset holds. store: of the lenient recipe. weights: of its files."""
+    """What one side of a dataset holds.
+
+    Args:
+        store: of the lenient spec, `spec.without_errors()`.
+        spec: of the run.
+        weights: how often each file of the store is seen in an epoch.
+        progress: whether to show bars.
+    """
     stats, lengths = store.stats, store.lengths_N
     limit = spec.max_length
     longer = np.flatnonzero(_longest_pieces(store, spec) > limit)
     again = np.setdiff1d(np.arange(len(store)), np.unique(store.digests_N, return_index=True)[1])
-    examples = {"over length": _places(store, longer), "duplicate": _places(store, again)}
+    examples = {"over length": _sources(store, longer), "duplicate": _sources(store, again)}
     return {
         **{name: value for name, value in stats.as_record().items() if not name.startswith("over_length")},
-        "examples": stats.examples | {kind: places for kind, places in examples.items() if places},
+        "examples": stats.examples | {kind: sources for kind, sources in examples.items() if sources},
         "by_source": _by_source(store, weights),
         "duplicates": len(again),
         "lengths": {f"p{q}": int(np.percentile(lengths, q)) for q in (0, 5, 25, 50, 75, 95, 99, 100)}
@@ -78,7 +91,7 @@ def _examine(store: Store, spec: EncodingSpec, weights: Sequence[float], progres
 
 
 def _piece_lengths(store: Store, spec: EncodingSpec) -> np.ndarray:
-    """Tokens of every piece that rows are filled with: a tree whole, or as its paths."""
+    """Tokens of every piece that rows are filled with: a whole tree, or each of its paths."""
     if spec.trees == "tree":
         return store.lengths_N
     return np.array([len(chain) for i in range(len(store)) for chain in expand(store[i])], np.int64)
@@ -96,8 +109,8 @@ def _shared(train: Store, held_out: Store) -> np.ndarray:
     return np.sort(np.intersect1d(train.digests_N, held_out.digests_N, return_indices=True)[1])
 
 
-def _places(store: Store, indices: np.ndarray) -> list[str]:
-    """Where the first few of some dialogues were read."""
+def _sources(store: Store, indices: np.ndarray) -> list[str]:
+    """The file and line that the first few of some dialogues were read from."""
     return ["{}:{}".format(*store.source(i)) for i in indices[:_EXAMPLES].tolist()]
 
 
@@ -116,14 +129,14 @@ def _by_source(store: Store, weights: Sequence[float]) -> dict[str, Report]:
 
 def _fills(lengths: np.ndarray, limit: int) -> list[Report]:
     """How full rows of several lengths would be, of the dialogues that fit into them."""
-    found = []
+    fills = []
     for row_length in sorted({*_LENGTHS, limit}):
         fitting = lengths[lengths <= row_length]
         if len(fitting):
             layout = lay_out(fitting, row_length)
             fill = {"row_length": row_length, "fill": round(layout.fill, 4), "rows": layout.num_rows}
-            found.append(fill | {"too_long": len(lengths) - len(fitting)})
-    return found
+            fills.append(fill | {"too_long": len(lengths) - len(fitting)})
+    return fills
 
 
 def _try_policies(store: Store, spec: EncodingSpec, longer: np.ndarray, progress: bool) -> dict[str, Report]:
@@ -133,23 +146,23 @@ def _try_policies(store: Store, spec: EncodingSpec, longer: np.ndarray, progress
     sample = longer[:: -(-len(longer) // _SAMPLED)]
     scale = len(longer) / len(sample)
     dialogues = list(_read_again(store, sample, spec))
-    found = {}
+    costs = {}
     policies = [policy for policy in POLICIES if policy != "error"]
     for policy in tqdm(policies, "over-length", leave=False, disable=None if progress else True):
         tried = replace(spec.without_errors(), max_length=spec.max_length, over_length=policy)
         _, stats = tried.encoder().encode(dialogues)
-        found[policy] = {
+        costs[policy] = {
             "dialogues_lost": round(stats.over_length_dropped * scale),
             "responses_lost": round(stats.over_length_responses * scale),
             "supervised_tokens_lost": round(stats.over_length_supervised_tokens * scale),
             "more_dialogues": round(stats.over_length_windows * scale),
             "estimated": scale > 1,
         }
-    return found
+    return costs
 
 
 def _read_again(store: Store, indices: np.ndarray, spec: EncodingSpec) -> Iterator[Dialogue]:
-    """The dialogues at some places of a store, from their files."""
+    """Some dialogues of a store, read from their files."""
     wanted: dict[Path, set[int]] = {}
     for index in indices.tolist():
         path, line = store.source(index)
@@ -181,61 +194,70 @@ def _problem(severity: str, what: str, count: int, examples: Sequence[str] = (),
     return {"severity": severity, "what": what, "count": count, "examples": list(examples), "remedy": remedy}
 
 
+_Check = tuple[str, str, int, str, str]  # severity, kind (of EncodingStats.examples), how often, what, remedy
+
+
 def _problems(name: str, part: Report, spec: EncodingSpec) -> Iterator[Report]:
     """What is wrong with one side of a dataset under the policies of its config."""
     stats = EncodingStats.of({key: part[key] for key in EncodingStats().as_record() if key in part})
     examples = part["examples"]
     side = "" if name == "train" else "held out: "
 
-    def found(severity: str, kind: str, what: str, count: int, remedy: str) -> Iterator[Report]:
-        if count:
-            yield _problem(severity, side + what, count, examples.get(kind, ()), remedy)
+    def where_counted(checks: Iterable[_Check]) -> Iterator[Report]:
+        for severity, kind, count, what, remedy in checks:
+            if count:
+                yield _problem(severity, side + what, count, examples.get(kind, ()), remedy)
 
-    def strictly(policy: str) -> str:
-        return "error" if policy == "error" else "warning"
-
-    yield from found("error", "unreadable", "lines that hold no dialogue", stats.unreadable, "repair or remove them")
+    yield from where_counted(
+        [("error", "unreadable", stats.unreadable, "lines that hold no dialogue", "repair or remove them")]
+    )
     dropped = part["over_length"]["policies"].get(spec.over_length, {}).get("dialogues_lost", 0)
     if stats.kept <= dropped:
         severity, goal = ("error", "left to train on") if name == "train" else ("warning", "held out")
         what, remedy = f"dialogues read, and none is {goal}", f"see data.{name} and what becomes of them here"
         yield _problem(severity, what, stats.dialogues, (), remedy)
-    unfaithful, kinds = strictly(spec.unfaithful), stats.unfaithful
-    remedy = "set data.unfaithful to 'skip' or 'emit', or use another template"
-    what = "responses in a prompt that the full rendering does not begin with"
-    yield from found(unfaithful, "unfaithful: prompt", what, kinds["prompt"], remedy)
-    what = "responses of which the template loses words"
-    yield from found(unfaithful, "unfaithful: lost", what, kinds["lost"], remedy)
-    what = "responses without a stop"
-    yield from found(
-        unfaithful, "unfaithful: stop", what, kinds["stop"], "name the token that ends a turn in data.stops"
+    yield from where_counted(_checks(stats, part, spec))
+
+
+def _checks(stats: EncodingStats, part: Report, spec: EncodingSpec) -> list[_Check]:
+    """All that may be wrong with one side of a dataset."""
+    # What a policy leaves out, or trains otherwise, stops a run where the policy is "error".
+    unfaithful, refused, over_length = (
+        "error" if policy == "error" else "warning" for policy in (spec.unfaithful, spec.refused, spec.over_length)
     )
-    what = "dialogues that the template refuses or the tokenizer cannot spell"
-    remedy = "set data.refused='skip' to leave them out, or use another template"
-    yield from found(strictly(spec.refused), "refused", what, stats.refused, remedy)
-    remedy = "the chat template writes it twice; use another data.template"
-    yield from found("error", "double BOS", "dialogues that begin with two BOS tokens", stats.double_bos, remedy)
-    over = part["over_length"]["dialogues"]
-    remedy = "raise data.sequence_length, or set data.over_length; its policies and their cost are listed"
-    what = f"dialogues longer than a row of {part['row_length']:,}"
-    yield from found(strictly(spec.over_length), "over length", what, over, remedy)
-    for field, count in sorted(stats.lost.items()):
-        what = f"messages whose {field} the template leaves out of every rendering"
-        yield from found("warning", f"lost: {field}", what, count, "see whether the model should know it")
-    what = "responses that the tokenizer cannot spell to the byte (it normalises)"
-    yield from found("warning", "altered", what, stats.altered, "none is needed if the model was trained with it")
-    what = "messages that spell a control token"
-    yield from found("note", "spells a control token", what, stats.spelling, "they are encoded as plain text")
-    what = "tool calls whose arguments are not a JSON object"
-    yield from found("warning", "malformed arguments", what, stats.malformed, "repair them")
-    what = "dialogues without a response to train"
-    yield from found("warning", "", what, stats.without_response, "they are left out")
-    what = "dialogues whose words all stood before"
-    yield from found("warning", "duplicate", what, part["duplicates"], "remove them")
-    what = "dialogues in which the template shows an earlier turn otherwise than it was emitted"
-    yield from found(
-        "note", "", what, stats.not_prefix_preserving, "each response is trained in its true context, as a tree"
-    )
+    template = "set data.unfaithful to 'skip' or 'emit', or use another template"
+    kinds = stats.unfaithful
+    lost = [
+        ("warning", f"lost: {field}", count, f"messages whose {field} the template leaves out of every rendering",
+         "see whether the model should know it")
+        for field, count in sorted(stats.lost.items())
+    ]  # fmt: skip
+    return [
+        (unfaithful, "unfaithful: prompt", kinds["prompt"],
+         "responses in a prompt that the full rendering does not begin with", template),
+        (unfaithful, "unfaithful: lost", kinds["lost"], "responses of which the template loses words", template),
+        (unfaithful, "unfaithful: stop", kinds["stop"],
+         "responses without a stop", "name the token that ends a turn in data.stops"),
+        (refused, "refused", stats.refused, "dialogues that the template refuses or the tokenizer cannot spell",
+         "set data.refused='skip' to leave them out, or use another template"),
+        ("error", "double BOS", stats.double_bos, "dialogues that begin with two BOS tokens",
+         "the chat template writes it twice; use another data.template"),
+        (over_length, "over length", part["over_length"]["dialogues"],
+         f"dialogues longer than a row of {part['row_length']:,}",
+         "raise data.sequence_length, or set data.over_length; its policies and their cost are listed"),
+        *lost,
+        ("warning", "altered", stats.altered, "responses that the tokenizer cannot spell to the byte (it normalises)",
+         "none is needed if the model was trained with it"),
+        ("note", "spells a control token", stats.spelling, "messages that spell a control token",
+         "they are encoded as plain text"),
+        ("warning", "malformed arguments", stats.malformed, "tool calls whose arguments are not a JSON object",
+         "repair them"),
+        ("warning", "", stats.without_response, "dialogues without a response to train", "they are left out"),
+        ("warning", "duplicate", part["duplicates"], "dialogues whose words all stood before", "remove them"),
+        ("note", "", stats.not_prefix_preserving,
+         "dialogues in which the template shows an earlier turn otherwise than it was emitted",
+         "each response is trained in its true context, as a tree"),
+    ]  # fmt: skip
 
 
 def _problems_of_all(report: Report, shared: Sequence[str]) -> Iterator[Report]:

@@ -1,4 +1,4 @@
-"""What an audit found, as lines to read."""
+"""The report of an audit as lines to read."""
 
 from collections.abc import Iterator
 from typing import Any

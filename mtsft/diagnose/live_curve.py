@@ -9,12 +9,12 @@ from mtsft.errors import InputError
 
 
 class LiveCurve:
-    """Draws the records of a run as they come, always in the same place of a notebook.
+    """Draws the records of a run as they come, always in the same output of a notebook.
 
-    curve = LiveCurve(); loop.train(config, workdir, watch=curve); curve.close()
+        run.train(watch=LiveCurve())
 
-    every_seconds: least time between two drawings, so that training hardly waits for them. Raises InputError where
-    what draws is not installed.
+    every_seconds: least time between two drawings, in seconds: training waits while one is made. Raises InputError
+    where IPython or matplotlib is not installed.
     """
 
     def __init__(self, every_seconds: float = 2.0):
@@ -60,7 +60,7 @@ class LiveCurve:
     def _draw(self) -> None:
         image = io.BytesIO()
         self.figure().savefig(image, format="png", dpi=90)
-        # The same place on the page: the first drawing makes it, later ones replace what it holds.
+        # The first drawing makes an output on the page, later ones replace what it shows.
         show = self._display.update_display if self._shown else self._display.display
         show(self._display.Image(image.getvalue(), alt="the training loss by step"), display_id=self._id)
         self._drawn_at, self._stale, self._shown = time.monotonic(), False, True

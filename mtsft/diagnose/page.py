@@ -1,4 +1,4 @@
-"""Many dialogues as they are trained on: for a terminal, as one page, or as JSON for a program."""
+"""Many dialogues as they are trained on: as text for a terminal, as one HTML page, or as JSON for a program."""
 
 import html
 import json
@@ -20,7 +20,7 @@ _CHUNK = 16  # dialogues encoded together
 
 
 class ViewedDialogue(NamedTuple):
-    """A dialogue and a tree made of it; part: which of several."""
+    """A dialogue and a tree that it became. part: which of the several that a policy makes of one, from 0 on."""
 
     dialogue: Dialogue
     tree: TokenTree
@@ -53,7 +53,7 @@ def viewed(files: Sequence[Path], spec: EncodingSpec) -> Iterator[ViewedDialogue
 
 def _text(shown: Iterable[ViewedDialogue], tokenizer: Tokenizer, color: bool) -> Iterator[str]:
     for one in shown:
-        yield f"{_title(one)}\n{as_text(one.tree, tokenizer, color, places=True)}\n\n"
+        yield f"{_title(one)}\n{as_text(one.tree, tokenizer, color, turns=True)}\n\n"
 
 
 def _html(shown: Iterable[ViewedDialogue], tokenizer: Tokenizer, color: bool) -> Iterator[str]:

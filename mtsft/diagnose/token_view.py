@@ -1,6 +1,6 @@
-"""What is trained on, seen: every token of a tree, the supervised ones marked with their weight.
+"""A tree as readable text: every token, the supervised ones marked with their weight.
 
-Text inside a message is data, written by anyone: what would steer a terminal or a page is shown, never passed on.
+Text inside a message is data, written by anyone: what would steer a terminal or a page is shown by name, not passed on.
 """
 
 import html
@@ -33,10 +33,17 @@ STYLE = """<style>
 class TokenPiece(NamedTuple):
     """The tokens that make up one piece of readable text; mostly a single one.
 
-    text: fit to be shown, newlines as newlines. marker: a control token of the template. starts_branch: whether it
-    does not follow the piece before it; branch: how many did before. index: of its first token in the tree; position:
-    that token's depth.
-    turn, message (-1 for text of the template) and weight (0 for context) are those of its tokens.
+    Attributes:
+        text: fit to be shown, newlines as newlines.
+        marker: whether it is a control token.
+        starts_branch: whether it does not follow the piece before it.
+        branch: how many pieces up to it start a branch.
+        tokens: ids.
+        index: of its first token in the tree.
+        position: that token's depth.
+        turn: turn index of its tokens.
+        message: whose words they are, -1 for text of the template.
+        weight: theirs, 0 for context.
     """
 
     text: str
@@ -52,7 +59,7 @@ class TokenPiece(NamedTuple):
 
     @property
     def supervised(self) -> bool:
-        """Whether the model learns to say it."""
+        """Whether the model is trained to emit it."""
         return self.weight > 0
 
 
@@ -84,52 +91,57 @@ def token_pieces(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[TokenPiece]:
 def _read_piece(tree: TokenTree, tokenizer: Tokenizer, start: int, follows_N: np.ndarray) -> tuple[int, str]:
     """How many tokens from `start` on make up a piece, and its text."""
     for count in range(1, min(_LONGEST, len(tree) - start) + 1):
-        stretch = slice(start, start + count)
+        span = slice(start, start + count)
         alike = (tree.turn_ids_N, tree.message_ids_N, tree.response_mask_N)
-        if not follows_N[start + 1 : start + count].all() or any(len(set(f[stretch].tolist())) > 1 for f in alike):
+        if not follows_N[start + 1 : start + count].all() or any(len(set(f[span].tolist())) > 1 for f in alike):
             break
-        ids = tree.tokens_N[stretch].tolist()
+        ids = tree.tokens_N[span].tolist()
         text = tokenizer.decode(ids)
         if _BROKEN not in text or any(_BROKEN in tokenizer.piece(i) for i in ids):
             return count, text
     return 1, tokenizer.piece(tree.tokens_N[start])
 
 
-def as_text(tree: TokenTree, tokenizer: Tokenizer, color: bool = True, places: bool = False) -> str:
-    """A tree for a terminal: context dim, what is supervised bold and green, markers underlined.
+def as_text(tree: TokenTree, tokenizer: Tokenizer, color: bool = True, turns: bool = False) -> str:
+    """A tree for a terminal: context dim, what is supervised bold and green, control tokens underlined.
 
     Without color, what is supervised stands in ⟦ ⟧. A weight that is not 1 stands first; a newline is shown as
-    ⏎; a branch begins on a line of its own, with the depth at which it leaves the path before it. places: whether to
-    say of everything supervised which turn it is and at which position it begins.
+    ⏎; a branch begins on a line of its own, with the depth at which it leaves the path before it.
+
+    Args:
+        tree: what to show.
+        tokenizer: what its tokens are of.
+        color: whether to color it by escape codes.
+        turns: whether to begin everything supervised with its turn and the position of its first token.
     """
     lines = []
-    for starts_branch, weight, stretch in _stretches(tree, tokenizer):
+    for starts_branch, weight, span in _spans(tree, tokenizer):
         style = _BOLD_GREEN if weight else _DIM
         words = ""
-        for piece in stretch:
+        for piece in span:
             text = piece.text.replace("\n", f"{_NEWLINE}\n")
             words += f"{_UNDERLINE}{text}{_RESET}{style}" if piece.marker and color else text
         before, after = (style, _RESET) if color else ("⟦", "⟧") if weight else ("", "")
-        branch = f"\n{_BRANCH} {stretch[0].position}: " if starts_branch else ""
-        place = f"[turn {stretch[0].turn} at {stretch[0].position}]" if places and weight else ""
-        place = f"{_DIM}{place}{_RESET}" if color and place else place
-        lines.append(f"{branch}{place}{before}{_weight(weight)}{words}{after}")
+        branch = f"\n{_BRANCH} {span[0].position}: " if starts_branch else ""
+        turn = f"[turn {span[0].turn} at {span[0].position}]" if turns and weight else ""
+        turn = f"{_DIM}{turn}{_RESET}" if color and turn else turn
+        lines.append(f"{branch}{turn}{before}{_weight(weight)}{words}{after}")
     return "".join(lines)
 
 
 def as_html(tree: TokenTree, tokenizer: Tokenizer) -> str:
-    """A tree as a fragment of a page that needs nothing else; what a token is shows where the mouse rests."""
+    """A tree as a fragment of HTML that needs nothing else; all about a token is shown where the mouse rests on it."""
     return f"{STYLE}\n{as_fragment(tree, tokenizer)}"
 
 
 def as_fragment(tree: TokenTree, tokenizer: Tokenizer) -> str:
     """The same for a page that has STYLE already."""
     parts = []
-    for starts_branch, weight, stretch in _stretches(tree, tokenizer):
+    for starts_branch, weight, span in _spans(tree, tokenizer):
         if starts_branch:
-            parts.append(f"\n<i>{_BRANCH} {stretch[0].position}: </i>")
+            parts.append(f"\n<i>{_BRANCH} {span[0].position}: </i>")
         parts.append(f"<sup>{_weight(weight)}</sup>" if _weight(weight) else "")
-        for piece in stretch:
+        for piece in span:
             kind = ("supervised" if piece.supervised else "context") + (" marker" if piece.marker else "")
             text = html.escape(piece.text).replace("\n", f"{_NEWLINE}\n")
             parts.append(f'<span class="{kind}" title="{html.escape(describe(piece))}">{text}</span>')
@@ -137,7 +149,7 @@ def as_fragment(tree: TokenTree, tokenizer: Tokenizer) -> str:
 
 
 def describe(piece: TokenPiece) -> str:
-    """What there is to know of a piece, in one line."""
+    """All about a piece, in one line."""
     whose = f"message {piece.message}" if piece.message >= 0 else "template"
     role = f"weight {piece.weight:g}" if piece.supervised else "context, weight 0"
     branch = f", branch {piece.branch}" if piece.branch else ""
@@ -148,7 +160,10 @@ def describe(piece: TokenPiece) -> str:
 def as_columns(fields: Mapping[str, np.ndarray], row: int = 0, start: int = 0, stop: int | None = None) -> str:
     """One row of a batch, a line for each field and a column for each slot.
 
-    fields: by name, arrays of shape (B, L). start, stop: the slots shown; all where not given.
+    Args:
+        fields: by name, arrays of shape (B, L).
+        row: which of the B rows.
+        start, stop: the slots shown; all where not given.
     """
     lines = {name: values_BxL[row, start:stop].tolist() for name, values_BxL in fields.items()}
     lines = {"slot": range(start, start + max(map(len, lines.values()))), **lines}
@@ -159,7 +174,7 @@ def as_columns(fields: Mapping[str, np.ndarray], row: int = 0, start: int = 0, s
 
 
 def visible(text: str) -> str:
-    """`text` with what would steer a terminal or reorder a line shown by name; newlines stay."""
+    """`text` with characters that steer a terminal or reorder a line replaced by their names; newlines stay."""
     return "".join(_name_of(c) if c not in _HARMLESS and category(c) in _STEERING else c for c in text)
 
 
@@ -168,10 +183,10 @@ def _name_of(character: str) -> str:
     return chr(0x2400 + code) if code < 0x20 else f"<U+{code:04X}>"
 
 
-def _stretches(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[tuple[bool, float, list[TokenPiece]]]:
-    """(starts a branch, weight, pieces) of each longest stretch of one weight on one branch."""
-    for (_, weight), stretch in groupby(token_pieces(tree, tokenizer), lambda piece: (piece.branch, piece.weight)):
-        pieces = list(stretch)
+def _spans(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[tuple[bool, float, list[TokenPiece]]]:
+    """(starts a branch, weight, pieces) of each longest span of one weight on one branch."""
+    for (_, weight), span in groupby(token_pieces(tree, tokenizer), lambda piece: (piece.branch, piece.weight)):
+        pieces = list(span)
         yield pieces[0].starts_branch, weight, pieces
 
 

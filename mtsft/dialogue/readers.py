@@ -1,7 +1,7 @@
-"""Files of dialogues: which they are, what records they hold, and every error with its file and line.
+"""Files of dialogues: which ones a config names, the records in them, and every error with its file and line.
 
 A file is JSON Lines, one JSON array, JSON objects spread over lines, or Parquet; the first three may be compressed
-with gzip or Zstandard. What a file is, is told by its first bytes. formats.py says what a record may be.
+with gzip or Zstandard. Its first bytes tell which, its name does not matter. formats.py says what a record may be.
 """
 
 import glob
@@ -31,14 +31,20 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class WeightedFile(NamedTuple):
-    """A file, and how often its dialogues come for every time that those of a file of weight 1 do."""
+    """A file of dialogues. weight: how often each is seen in an epoch."""
 
     path: Path
     weight: float = 1.0
 
 
 class Chunk(NamedTuple):
-    """A piece of a file. numbers: line (or row) of each record. size: bytes of the file that it stands for."""
+    """A piece of a file.
+
+    Attributes:
+        numbers: line (or row) of each record, from 1 on.
+        records: JSON as bytes, or rows of Parquet.
+        size: bytes of the file that the piece stands for.
+    """
 
     numbers: Sequence[int]
     records: list[bytes] | list[dict]
@@ -48,9 +54,13 @@ class Chunk(NamedTuple):
 def find_weighted_files(patterns: str | Sequence[str], key: str) -> list[WeightedFile]:
     """The files that a path or glob pattern names, each pattern's in sorted order, with their weights.
 
-    patterns: one, several separated by commas (unless a file of that very name exists), or a sequence of them. Each
-    may end in `=NUMBER`, the weight of its files (unless a file of that very name exists). Raises InputError, naming
-    the config key, for a pattern that matches nothing, a file that is named twice, and a weight that is none.
+    Args:
+        patterns: one, several separated by commas (unless a file of that very name exists), or a sequence of them.
+            Each may end in `=NUMBER`, the weight of its files (unless a file of that very name exists).
+        key: the config key that names them, for errors.
+
+    Raises:
+        InputError: for a pattern that matches nothing, a file that is named twice, and a weight that is none.
     """
     if isinstance(patterns, str):
         patterns = [patterns] if _exists(patterns) else patterns.split(",")
@@ -62,7 +72,7 @@ def find_weighted_files(patterns: str | Sequence[str], key: str) -> list[Weighte
         files += [WeightedFile(path, weight) for path in _matching(name, key)]
     if not files:
         raise InputError(f"{key} names no file; set it to a .jsonl file of dialogues")
-    for path, count in Counter(source.path for source in files).items():
+    for path, count in Counter(file.path for file in files).items():
         if count > 1:
             raise InputError(f"{path}: named {count} times in {key}; name every file once")
     return files
@@ -70,7 +80,7 @@ def find_weighted_files(patterns: str | Sequence[str], key: str) -> list[Weighte
 
 def find_files(patterns: str | Sequence[str], key: str) -> list[Path]:
     """The files alone of `find_weighted_files`."""
-    return [source.path for source in find_weighted_files(patterns, key)]
+    return [file.path for file in find_weighted_files(patterns, key)]
 
 
 def check_readable(path: Path) -> None:
@@ -111,8 +121,13 @@ def read_chunks(path: Path, size: int = 1 << 18) -> Iterator[Chunk]:
 def parse(item: bytes | dict, path: Path, number: int, format: str = "") -> Dialogue | None:
     """One record of a file as a Dialogue; None for an empty line.
 
-    format: one of formats.FORMATS; "" tells by the keys. Raises InputError, naming the file, the line and the
-    message, for anything that is no dialogue.
+    Args:
+        item: a line of JSON, or a row of Parquet.
+        path, number: the file and line (or row) that it was read from.
+        format: one of formats.FORMATS; "" tells by the keys.
+
+    Raises:
+        InputError: naming the file, the line and the message, for anything that is no dialogue.
     """
     where, name = f"{path}:{number}", f"{path.name}:{number}"
     if item.__class__ is dict:
@@ -196,22 +211,22 @@ def _matching(pattern: str, key: str) -> list[Path]:
     expanded = os.path.expanduser(pattern)  # noqa: PTH111
     try:
         # A file whose own name holds *, ? or [ is taken as it is.
-        found = [expanded] if Path(expanded).is_file() else sorted(glob.glob(expanded, recursive=True))
-        folder = next((name for name in found if Path(name).is_dir()), None)
+        names = [expanded] if Path(expanded).is_file() else sorted(glob.glob(expanded, recursive=True))
+        folder = next((name for name in names if Path(name).is_dir()), None)
     except OSError as error:
         raise _unreadable(pattern, error) from error
-    if not found:
+    if not names:
         raise InputError(f"{pattern}: no such file; set {key} to a .jsonl file of dialogues")
     if folder is not None:
         raise InputError(f"{folder}: is a folder; name its files, e.g. {key}='{folder}/*.jsonl'")
-    return [Path(name) for name in found]
+    return [Path(name) for name in names]
 
 
 # What they hold
 
 
 class _Zstandard(io.RawIOBase):
-    """What a Zstandard file holds, read as it comes. Raises EOFError where it is cut short."""
+    """The content of a Zstandard file, decompressed as it is read. Raises EOFError where the file is cut short."""
 
     def __init__(self, file: BinaryIO, path: Path):
         self._file, self._zstandard, self._frame = file, _import("zstandard", path), None
@@ -240,7 +255,7 @@ class _Zstandard(io.RawIOBase):
 
 
 def _read_json(stream: BinaryIO, file: BinaryIO, path: Path, size: int) -> Iterator[Chunk]:
-    """Chunks of JSON in any layout. stream: what `file` holds, decompressed."""
+    """Chunks of JSON in any layout. stream: the content of `file`, decompressed."""
     number, done = 1, 0
     try:
         lines = stream.readlines(size)
@@ -252,7 +267,7 @@ def _read_json(stream: BinaryIO, file: BinaryIO, path: Path, size: int) -> Itera
         if lines and lines[0].startswith(_PARQUET):
             raise InputError(f"{path}: is Parquet inside a compressed file; decompress it")
         while lines:
-            stream.peek(1)  # at the end, all of the file is done, what a compressor writes after the last line too
+            stream.peek(1)  # after the last line, reads what a compressor writes behind it: the sizes add up
             yield Chunk(range(number, number + len(lines)), lines, file.tell() - done)
             number, done = number + len(lines), file.tell()
             lines = stream.readlines(size)
@@ -265,16 +280,16 @@ def _read_json(stream: BinaryIO, file: BinaryIO, path: Path, size: int) -> Itera
 
 def _is_document(lines: list[bytes]) -> bool:
     """Whether a file that begins so is an array, or an object spread over lines, rather than an object a line."""
-    told = [line for line in (raw.removeprefix(_BOM).strip() for raw in lines[:100]) if line][:2]
-    if not told or told[0].startswith(b"["):
-        return bool(told)
+    first = [line for line in (raw.removeprefix(_BOM).strip() for raw in lines[:100]) if line][:2]
+    if not first or first[0].startswith(b"["):
+        return bool(first)
     try:
-        json.loads(told[0])
+        json.loads(first[0])
     except json.JSONDecodeError as error:
-        unfinished = told[0].startswith(b"{") and error.pos >= len(error.doc)
-        return unfinished and len(told) == 2 and not told[1].startswith(b"{")
+        unfinished = first[0].startswith(b"{") and error.pos >= len(error.doc)
+        return unfinished and len(first) == 2 and not first[1].startswith(b"{")
     except (ValueError, RecursionError):
-        pass  # what is wrong with it is said when it is parsed
+        pass  # an error when it is parsed
     return False
 
 

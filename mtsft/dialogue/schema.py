@@ -53,7 +53,7 @@ class Dialogue:
     variables: Mapping[str, Any] | None = None
 
     def path(self, message: int) -> list[int]:
-        """The messages from the first one to `message`, both included: what the reply `message` was said in."""
+        """The messages from the first one to `message`, both included; in a tree, those that lead to it."""
         return list(range(message + 1)) if self.parents is None else path_from_root(self.parents, message)
 
 
