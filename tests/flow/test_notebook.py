@@ -30,10 +30,28 @@ def code_of(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def nodes(source):
+    """All that stands in a cell."""
+    return ast.walk(ast.parse(TransformerManager().transform_cell(source)))
+
+
 def definitions(source):
     """What a cell defines: functions, classes and lambdas."""
-    tree = ast.parse(TransformerManager().transform_cell(source))
-    return [node for node in ast.walk(tree) if isinstance(node, DEFINITIONS)]
+    return [node for node in nodes(source) if isinstance(node, DEFINITIONS)]
+
+
+def imports(source):
+    """The statements with which a cell imports."""
+    return [ast.unparse(node) for node in nodes(source) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def names_of_ours(source):
+    """The names that a cell takes from mtsft."""
+    return {
+        node.attr
+        for node in nodes(source)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mtsft"
+    }
 
 
 def test_there_is_a_notebook():
@@ -43,6 +61,14 @@ def test_there_is_a_notebook():
 def test_it_imports_and_defines_nothing(notebook):
     assert len(definitions("def f(): pass\nclass C: pass\nf = lambda: 0")) == 3
     assert [cell.source for cell in code_of(notebook) if definitions(cell.source)] == []
+
+
+def test_it_imports_the_package_and_nothing_deeper(notebook):
+    assert len(imports("import mtsft.runs\nif True:\n    from mtsft import runs\n    import runpy")) == 3
+    assert [line for cell in code_of(notebook) for line in imports(cell.source)] == ["import mtsft"]
+    assert names_of_ours("mtsft.Run(config).train(watch=mtsft.LiveCurve())") == {"Run", "LiveCurve"}
+    assert {name for cell in code_of(notebook) for name in names_of_ours(cell.source)} <= {*mtsft.__all__}
+    assert not any(word in cell.source for cell in code_of(notebook) for word in ("runpy", "importlib", "__import__"))
 
 
 def test_it_is_kept_without_outputs(notebook):
@@ -66,9 +92,12 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     shown = [output.data for output in outputs if output.output_type in ("display_data", "execute_result")]
     assert any('class="supervised"' in data.get("text/html", "") for data in shown)
     assert any("image/png" in data for data in shown)
-    printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
-    assert "response_mask" in printed
-    assert "assistant turn" in printed
+    pages = "".join(data.get("text/html", "") for data in shown)
+    for words in ("response_mask", "supervised_tokens", "context_accuracy", "by_turn", "30 of 30 dialogues"):
+        assert words in pages, words
     assert sorted(path.name for path in (tmp_path / "work" / "checkpoints").iterdir()) == ["4"]
     assert not list((ROOT / "colab").glob("runs"))
-    assert [len(cell.outputs) for cell in code_of(notebook)[-5:]] == [1] * 5  # a reply each
+    *replies, conversation = [cell.outputs for cell in code_of(notebook)[-6:]]
+    said = [ast.literal_eval(output.data["text/plain"]) for (output,) in replies]
+    assert [*map(type, said)] == [str] * 5
+    assert conversation[0].data["text/html"].count("<b>assistant</b>") == 5
