@@ -238,11 +238,8 @@ class Model:
             num_slots: of the cache, at least P.
         """
         attend = self._attend("chains")
-        B, P = tokens_BxP.shape
-        positions_BxP = jnp.broadcast_to(jnp.arange(P), (B, P))
-        within_BxP = positions_BxP < lengths_B[:, None]
-        ends_BxP = jnp.where(within_BxP, lengths_B[:, None], 0)
-        layout = AttentionLayout(positions_BxP, ends_BxP, within_BxP.astype(jnp.int32))
+        P = tokens_BxP.shape[1]
+        layout = AttentionLayout.of_chains(lengths_B, P)
 
         def within_prompt(_, window, query, key, value):
             attended = attend(query, key, value, layout, self._scores, window)
@@ -252,7 +249,7 @@ class Model:
             return attended, (key_BxGxKxS, value_BxGxSxK)
 
         model = self._merge(params)
-        hidden_BxPxD, cache, _ = model(tokens_BxP, positions_BxP, within_prompt)
+        hidden_BxPxD, cache, _ = model(tokens_BxP, layout.positions, within_prompt)
         last_Bx1xD = jnp.take_along_axis(hidden_BxPxD, lengths_B[:, None, None] - 1, axis=1)
         return self._logits(model, last_Bx1xD)[:, 0], cache
 

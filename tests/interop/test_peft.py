@@ -13,6 +13,7 @@ from mtsft.errors import InputError
 from mtsft.interop import config_json, families
 from mtsft.interop.peft import export_adapter, merge, read_adapter
 from mtsft.model.architecture import Architecture, LoRA
+from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.parameters import unstack_layers
 from mtsft.model.transformer import Model
 from mtsft.training.sharding import make_mesh, param_shardings
@@ -52,8 +53,7 @@ def adapters_of(params):
 
 def hidden(model, params):
     tokens = jnp.arange(12)[None] * 7 % 96
-    positions = jnp.arange(12)[None]
-    return jax.jit(model.apply)(params, tokens, positions, jnp.full((1, 12), 12))[0]
+    return jax.jit(model.apply)(params, tokens, AttentionLayout.of_chains(jnp.array([12]), 12)).hidden_BxLxD
 
 
 def test_there_and_back(tmp_path):

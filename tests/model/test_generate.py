@@ -27,9 +27,7 @@ SLOTS = 20  # enough for a prompt and its reply
 @partial(jax.jit, static_argnums=0)
 def logits_after(model, params, tokens, n):
     """Of the first n tokens."""
-    slots = jnp.arange(SLOTS)[None]
-    layout = AttentionLayout(slots, jnp.where(slots < n, n, 0), (slots < n).astype(jnp.int32))
-    hidden, projection, _ = model.apply(params, tokens[None], layout)
+    hidden, projection, _ = model.apply(params, tokens[None], AttentionLayout.of_chains(jnp.array([n]), SLOTS))
     return hidden[0, n - 1] @ projection  # a cap of logits changes no order
 
 

@@ -69,7 +69,7 @@ def equal(a, b):
 
 def hidden(model, params):
     batch = uneven_batch(4)
-    return jax.jit(model.apply)(params, batch.tokens, batch.positions, batch.subtree_ends)[0]
+    return jax.jit(model.apply)(params, batch.tokens, AttentionLayout.of(batch)).hidden_BxLxD
 
 
 def test_int8_is_within_half_a_step_of_each_column():

@@ -177,8 +177,7 @@ def scanned(model):
 
 def layout_of(tokens):
     B, L = tokens.shape
-    positions = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L))
-    return AttentionLayout(positions, jnp.full((B, L), L, jnp.int32), jnp.ones((B, L), jnp.int32))
+    return AttentionLayout.of_chains(jnp.full(B, L, jnp.int32), L)
 
 
 @partial(jax.jit, static_argnames="model")

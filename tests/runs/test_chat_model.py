@@ -13,6 +13,7 @@ from mtsft.config import default
 from mtsft.dialogue.schema import Message
 from mtsft.errors import InputError
 from mtsft.evaluation.held_out import as_table
+from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.generate import GREEDY, Sampling
 from mtsft.model.parameters import stack_layers
 from mtsft.runs import chat_model, evaluator, workdir
@@ -151,9 +152,8 @@ def test_reply_is_decoded_greedily(run, monkeypatch):
     assert len(said) == 3
     tokens = np.array([prompt + said], np.int32)
     length = tokens.shape[1]
-    hidden, projection = jax.jit(model.model.apply)(
-        model.params, tokens, np.arange(length, dtype=np.int32)[None], np.full_like(tokens, length)
-    )
+    layout = AttentionLayout.of_chains(np.array([length], np.int32), length)
+    hidden, projection, _ = jax.jit(model.model.apply)(model.params, tokens, layout)
     assert (hidden[0, len(prompt) - 1 : -1] @ projection).argmax(-1).tolist() == said
     assert reply == model.encoder.tokenizer.decode(said)
 

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class AttentionLayout(NamedTuple):
@@ -22,3 +23,11 @@ class AttentionLayout(NamedTuple):
     def of(cls, rows: Any) -> "AttentionLayout":
         """The layout of anything that has these fields among others, such as a batch."""
         return cls(*(getattr(rows, name) for name in cls._fields))
+
+    @classmethod
+    def of_chains(cls, lengths_B: jax.Array, length: int) -> "AttentionLayout":
+        """The layout of rows of `length` slots with one chain each, from the first slot on."""
+        positions_BxL = jnp.broadcast_to(jnp.arange(length), (len(lengths_B), length))
+        within_BxL = positions_BxL < lengths_B[:, None]
+        ends_BxL = jnp.where(within_BxL, lengths_B[:, None], 0)
+        return cls(positions_BxL, ends_BxL, within_BxL.astype(jnp.int32))
