@@ -8,7 +8,7 @@ from mtsft.config import DataConfig
 from mtsft.corpora import recall
 from mtsft.data.chat_format import open_chat, train_tokenizer
 from mtsft.data.store import code_digest, in_cache
-from mtsft.dialogue import readers
+from mtsft.dialogue import find_files
 from mtsft.encoding.loss_weights import LossWeights
 from mtsft.encoding.spec import ChatFormat, EncodingSpec
 from mtsft.errors import InputError
@@ -50,11 +50,11 @@ class DataFiles:
             train_files, eval_files = _write_corpus(data, cache / "corpora")
             weights = [1.0] * len(train_files)
         else:
-            weighted = readers.find_weighted_files(data.train, "data.train")
+            weighted = find_files.find_weighted_files(data.train, "data.train")
             train_files, weights = [file.path for file in weighted], [file.weight for file in weighted]
-            eval_files = readers.find_files(data.eval, "data.eval") if data.eval else []
+            eval_files = find_files.find_files(data.eval, "data.eval") if data.eval else []
         for path in [*train_files, *eval_files]:
-            readers.check_readable(path)
+            find_files.check_readable(path)
 
         def trained(chat: ChatFormat) -> Mapping[str, bytes]:
             return train_tokenizer(chat, data.vocab_size, train_files, data.format, cache / "tokenizers")

@@ -1,23 +1,21 @@
-"""Files of dialogues: which ones a config names, the records in them, and every error with its file and line.
+"""The dialogues in a file, and every error with its file and line.
 
 A file is JSON Lines, one JSON array, JSON objects spread over lines, or Parquet; the first three may be compressed
 with gzip or Zstandard. Its first bytes tell which, its name does not matter. formats.py says what a record may be.
 """
 
-import glob
 import gzip
 import importlib
 import io
 import json
-import math
 import os
 import re
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from mtsft.dialogue.find_files import unreadable_file
 from mtsft.dialogue.formats import EXAMPLE, parse_record
 from mtsft.dialogue.schema import Dialogue
 from mtsft.errors import InputError, one_line
@@ -28,13 +26,6 @@ _OTHERS = {b"PK\x03\x04": "a zip archive", b"BZh": "compressed with bzip2", b"\x
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-class WeightedFile(NamedTuple):
-    """A file of dialogues. weight: how often each is seen in an epoch."""
-
-    path: Path
-    weight: float = 1.0
 
 
 class Chunk(NamedTuple):
@@ -49,48 +40,6 @@ class Chunk(NamedTuple):
     numbers: Sequence[int]
     records: list[bytes] | list[dict]
     size: int
-
-
-def find_weighted_files(patterns: str | Sequence[str], key: str) -> list[WeightedFile]:
-    """The files that a path or glob pattern names, each pattern's in sorted order, with their weights.
-
-    Args:
-        patterns: one, several separated by commas (unless a file of that very name exists), or a sequence of them.
-            Each may end in `=NUMBER`, the weight of its files (unless a file of that very name exists).
-        key: the config key that names them, for errors.
-
-    Raises:
-        InputError: for a pattern that matches nothing, a file that is named twice, and a weight that is none.
-    """
-    if isinstance(patterns, str):
-        patterns = [patterns] if _exists(patterns) else patterns.split(",")
-    files = []
-    for pattern in patterns:
-        if not pattern.strip():
-            continue
-        name, weight = _weighted(pattern.strip(), key)
-        files += [WeightedFile(path, weight) for path in _matching(name, key)]
-    if not files:
-        raise InputError(f"{key} names no file; set it to a .jsonl file of dialogues")
-    for path, count in Counter(file.path for file in files).items():
-        if count > 1:
-            raise InputError(f"{path}: named {count} times in {key}; name every file once")
-    return files
-
-
-def find_files(patterns: str | Sequence[str], key: str) -> list[Path]:
-    """The files alone of `find_weighted_files`."""
-    return [file.path for file in find_weighted_files(patterns, key)]
-
-
-def check_readable(path: Path) -> None:
-    """Raises InputError for a file that cannot be read, or is empty."""
-    try:
-        if not path.stat().st_size:
-            raise InputError(f"{path}: is empty; it should hold one dialogue a line")
-        path.open("rb").close()
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 def read_chunks(path: Path, size: int = 1 << 18) -> Iterator[Chunk]:
@@ -115,7 +64,7 @@ def read_chunks(path: Path, size: int = 1 << 18) -> Iterator[Chunk]:
             else:
                 yield from _read_json(file, file, path, size)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable_file(path, error) from error
 
 
 def parse(item: bytes | dict, path: Path, number: int, format: str = "") -> Dialogue | None:
@@ -184,45 +133,6 @@ def read_dialogues(
                 continue
             if dialogue is not None:
                 yield number, dialogue
-
-
-# Which files
-
-
-def _exists(name: str) -> bool:
-    return os.path.exists(os.path.expanduser(name))  # noqa: PTH110, PTH111 (Path's raises for an unknown user)
-
-
-def _weighted(pattern: str, key: str) -> tuple[str, float]:
-    """A pattern without the weight that it ends in, and that weight."""
-    name, _, number = pattern.rpartition("=")
-    try:
-        weight = float(number)
-    except ValueError:
-        return pattern, 1.0  # no weight, or an equals sign inside a name
-    if not name or _exists(pattern) or glob.glob(pattern, recursive=True):
-        return pattern, 1.0
-    if not 0 < weight < math.inf:
-        raise InputError(f"{pattern}: has the weight {number} in {key}; use a number above 0, such as {name}=0.5")
-    return name.rstrip(), weight
-
-
-def _matching(pattern: str, key: str) -> list[Path]:
-    expanded = os.path.expanduser(pattern)  # noqa: PTH111
-    try:
-        # A file whose own name holds *, ? or [ is taken as it is.
-        names = [expanded] if Path(expanded).is_file() else sorted(glob.glob(expanded, recursive=True))
-        folder = next((name for name in names if Path(name).is_dir()), None)
-    except OSError as error:
-        raise _unreadable(pattern, error) from error
-    if not names:
-        raise InputError(f"{pattern}: no such file; set {key} to a .jsonl file of dialogues")
-    if folder is not None:
-        raise InputError(f"{folder}: is a folder; name its files, e.g. {key}='{folder}/*.jsonl'")
-    return [Path(name) for name in names]
-
-
-# What they hold
 
 
 class _Zstandard(io.RawIOBase):
@@ -369,10 +279,6 @@ def _import(name: str, path: Path) -> Any:
     except ImportError:
         package = name.partition(".")[0]
         raise InputError(f"{path}: reading it needs {package}, which is not installed: pip install {package}") from None
-
-
-def _unreadable(path: Path | str, error: OSError) -> InputError:
-    return InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}")
 
 
 def _not_utf8(where: str, raw: bytes, at: int) -> InputError:

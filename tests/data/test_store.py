@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from records import line, tokens_of
 
 import mtsft
 from mtsft.data import store as stores
@@ -27,31 +28,12 @@ from mtsft.tokenizer import sentencepiece
 MARKERS = ("<|im_start|>", "<|im_end|>")
 
 
-def line(n, **more):
-    """A dialogue of its own, n of 0 .. 99."""
-    messages = [
-        {"role": "user", "content": f"what is {n}?"},
-        {"role": "assistant", "content": f"it is {n}" * (1 + n % 4)},
-    ]
-    return json.dumps({"messages": messages, **more}) + "\n"
-
-
-@pytest.fixture
-def spec(chat):
-    return EncodingSpec(chat, 512)
-
-
 @pytest.fixture
 def files(tmp_path):
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
     first.write_text("".join(line(n) for n in range(10)))
     second.write_text("\n" + line(10, id="ten é") + "\n" + line(11, id="") + line(12, id=7))
     return [first, second]
-
-
-@pytest.fixture
-def open_quietly(tmp_path):
-    return partial(open_store, folder=tmp_path / "stores", workers=1, progress=False)
 
 
 @pytest.fixture
@@ -71,10 +53,6 @@ def small_pieces(monkeypatch):
         monkeypatch.setattr(stores.readers, "read_chunks", partial(readers.read_chunks, size=size))
 
     return cut
-
-
-def tokens_of(store):
-    return sorted(tuple(store[i].tokens_N.tolist()) for i in range(len(store)))
 
 
 def left_behind(folder):
@@ -142,6 +120,15 @@ def test_every_dialogue_read_is_accounted_for(tmp_path, chat, open_quietly, over
     masks = [store[i].response_mask_N for i in range(len(store))]
     assert c.supervised_tokens == sum((mask > 0).sum() for mask in masks)
     assert c.supervised_weight == store.weights_N.sum() == sum(mask.sum() for mask in masks)
+
+
+def test_the_digest_of_the_content_is_that_of_the_columns_it_always_had(files, spec, open_quietly):
+    # Checkpoints keep it, and a run is refused on other data: a new column must not change it.
+    store = open_quietly(files, spec)
+    digest = hashlib.sha256()
+    for name in ("tokens_N", "parents_N", "response_mask_N", "turn_ids_N", "message_ids_N", "lengths"):
+        digest.update(hashlib.sha256((store.path / name).read_bytes()).digest())
+    assert store.content == digest.hexdigest()
 
 
 # Several files
@@ -394,69 +381,3 @@ def test_an_error_names_its_line_and_leaves_nothing_behind(files, spec, tmp_path
     with pytest.raises(InputError, match=rf"^{files[0]}:11: not JSON"):
         open_store(files, spec, tmp_path / "stores", workers, progress=False)
     assert left_behind(tmp_path / "stores") == []
-
-
-# Held out
-
-
-@pytest.fixture
-def split_files(tmp_path):
-    def write(lines):
-        path = tmp_path / "d.jsonl"
-        path.write_bytes(b"".join(lines))
-        return [path]
-
-    return write
-
-
-def open_split(open_quietly, files, chat, at):
-    return [open_quietly(files, EncodingSpec(chat, 512, split=part)) for part in ((0.0, at), (at, 1.0))]
-
-
-def test_a_split_is_a_partition(split_files, chat, spec, open_quietly):
-    files = split_files([line(n).encode() for n in range(100)])
-    held_out, train = open_split(open_quietly, files, chat, 0.3)
-    assert sorted(tokens_of(held_out) + tokens_of(train)) == tokens_of(open_quietly(files, spec))
-    assert 15 <= len(held_out) <= 45
-    assert held_out.stats.dialogues + train.stats.dialogues == 100
-
-
-def test_a_split_does_not_depend_on_the_order_of_lines(split_files, chat, open_quietly):
-    lines = [line(n).encode() for n in range(30)]
-    first = tokens_of(open_split(open_quietly, split_files(lines), chat, 0.3)[0])
-    assert first == tokens_of(open_split(open_quietly, split_files(lines[::-1]), chat, 0.3)[0])
-
-
-def same_words(kind):
-    """Pairs of lines with the same messages, written differently."""
-    for n in range(40):
-        record = json.loads(line(n))
-        again = {
-            "repeated": record,
-            "another id": {"id": f"again-{n}", **record},
-            "another spelling": {"messages": [dict(reversed(m.items())) for m in record["messages"]]},
-        }[kind]
-        yield json.dumps(record).encode() + b"\n"
-        yield json.dumps(again).encode() + b" \r\n"
-
-
-@pytest.mark.parametrize("kind", ["repeated", "another id", "another spelling"])
-def test_equal_dialogues_are_on_one_side_of_a_split(split_files, chat, open_quietly, kind):
-    held_out, train = open_split(open_quietly, split_files(same_words(kind)), chat, 0.5)
-    assert len(held_out) + len(train) == 80
-    assert not set(tokens_of(held_out)) & set(tokens_of(train))
-
-
-def test_a_byte_order_mark_does_not_move_its_dialogue_across_a_split(split_files, chat, open_quietly):
-    for n in range(20):
-        files = split_files([b"\xef\xbb\xbf" + line(n).encode(), line(n).encode()])
-        assert sorted(map(len, open_split(open_quietly, files, chat, 0.5))) == [0, 2]
-
-
-def test_the_digest_of_the_content_is_that_of_the_columns_it_always_had(files, spec, open_quietly):
-    # Checkpoints keep it, and a run is refused on other data: a new column must not change it.
-    store = open_quietly(files, spec)
-    digest = hashlib.sha256()
-    for name in ("tokens_N", "parents_N", "response_mask_N", "turn_ids_N", "message_ids_N", "lengths"):
-        digest.update(hashlib.sha256((store.path / name).read_bytes()).digest())
-    assert store.content == digest.hexdigest()

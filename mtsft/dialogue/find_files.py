@@ -1,0 +1,98 @@
+"""Which files of dialogues a config names, by paths and patterns, and how often each is seen."""
+
+import glob
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mtsft.errors import InputError, one_line
+
+
+class WeightedFile(NamedTuple):
+    """A file of dialogues. weight: how often each is seen in an epoch."""
+
+    path: Path
+    weight: float = 1.0
+
+
+def find_weighted_files(patterns: str | Sequence[str], key: str) -> list[WeightedFile]:
+    """The files that a path or glob pattern names, each pattern's in sorted order, with their weights.
+
+    Args:
+        patterns: one, several separated by commas (unless a file of that very name exists), or a sequence of them.
+            Each may end in `=NUMBER`, the weight of its files (unless a file of that very name exists).
+        key: the config key that names them, for errors.
+
+    Raises:
+        InputError: for a pattern that matches nothing, a file that is named twice, and a weight that is none.
+    """
+    if isinstance(patterns, str):
+        patterns = [patterns] if _exists(patterns) else patterns.split(",")
+    files = []
+    for pattern in patterns:
+        if not pattern.strip():
+            continue
+        name, weight = _weighted(pattern.strip(), key)
+        files += [WeightedFile(path, weight) for path in _matching(name, key)]
+    if not files:
+        raise InputError(f"{key} names no file; set it to a .jsonl file of dialogues")
+    for path, count in Counter(file.path for file in files).items():
+        if count > 1:
+            raise InputError(f"{path}: named {count} times in {key}; name every file once")
+    return files
+
+
+def find_files(patterns: str | Sequence[str], key: str) -> list[Path]:
+    """The files alone of `find_weighted_files`."""
+    return [file.path for file in find_weighted_files(patterns, key)]
+
+
+def check_readable(path: Path) -> None:
+    """Raises InputError for a file that cannot be read, or is empty."""
+    try:
+        if not path.stat().st_size:
+            raise InputError(f"{path}: is empty; it should hold one dialogue a line")
+        path.open("rb").close()
+    except OSError as error:
+        raise unreadable_file(path, error) from error
+
+
+def unreadable_file(path: Path | str, error: OSError) -> InputError:
+    """The error for a file that the system refuses to open or read."""
+    return InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}")
+
+
+def _exists(name: str) -> bool:
+    return os.path.exists(os.path.expanduser(name))  # noqa: PTH110, PTH111 (Path's raises for an unknown user)
+
+
+def _weighted(pattern: str, key: str) -> tuple[str, float]:
+    """A pattern without the weight that it ends in, and that weight."""
+    name, _, number = pattern.rpartition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        return pattern, 1.0  # no weight, or an equals sign inside a name
+    if not name or _exists(pattern) or glob.glob(pattern, recursive=True):
+        return pattern, 1.0
+    if not 0 < weight < math.inf:
+        raise InputError(f"{pattern}: has the weight {number} in {key}; use a number above 0, such as {name}=0.5")
+    return name.rstrip(), weight
+
+
+def _matching(pattern: str, key: str) -> list[Path]:
+    expanded = os.path.expanduser(pattern)  # noqa: PTH111
+    try:
+        # A file whose own name holds *, ? or [ is taken as it is.
+        names = [expanded] if Path(expanded).is_file() else sorted(glob.glob(expanded, recursive=True))
+        folder = next((name for name in names if Path(name).is_dir()), None)
+    except OSError as error:
+        raise unreadable_file(pattern, error) from error
+    if not names:
+        raise InputError(f"{pattern}: no such file; set {key} to a .jsonl file of dialogues")
+    if folder is not None:
+        raise InputError(f"{folder}: is a folder; name its files, e.g. {key}='{folder}/*.jsonl'")
+    return [Path(name) for name in names]

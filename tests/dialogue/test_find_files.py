@@ -1,0 +1,133 @@
+import errno
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtsft.dialogue.find_files import WeightedFile, check_readable, find_files, find_weighted_files
+from mtsft.errors import InputError
+
+
+@pytest.fixture
+def three(tmp_path):
+    for name in "cab":
+        (tmp_path / f"{name}.jsonl").write_text("{}\n")
+    return tmp_path
+
+
+def test_a_path_names_its_file(three):
+    assert find_files(str(three / "b.jsonl"), "data.train") == [three / "b.jsonl"]
+
+
+def test_a_glob_names_its_files_in_sorted_order(three):
+    assert find_files(f"{three}/*.jsonl", "data.train") == [three / f"{name}.jsonl" for name in "abc"]
+
+
+def test_several_patterns_keep_their_order(three):
+    patterns = (f"{three}/c.jsonl", f"{three}/[ab].jsonl")
+    assert find_files(patterns, "data.train") == [three / f"{name}.jsonl" for name in "cab"]
+
+
+def test_a_double_star_reaches_into_folders(tmp_path):
+    (tmp_path / "x" / "y").mkdir(parents=True)
+    (tmp_path / "x" / "y" / "d.jsonl").touch()
+    assert find_files(f"{tmp_path}/**/*.jsonl", "data.train") == [tmp_path / "x" / "y" / "d.jsonl"]
+
+
+def test_home_is_expanded(three, monkeypatch):
+    monkeypatch.setenv("HOME", str(three))
+    assert find_files("~/a.jsonl", "data.train") == [three / "a.jsonl"]
+
+
+def test_a_file_whose_name_holds_brackets_is_taken_as_it_is(three):
+    (three / "[ab].jsonl").touch()
+    assert find_files(f"{three}/[ab].jsonl", "data.train") == [three / "[ab].jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "problem"),
+    [
+        ("gone.jsonl", r"gone.jsonl: no such file; set data.train to"),
+        ("*.txt", r"\*.txt: no such file; set data.train to"),
+        (("a.jsonl", "gone.jsonl"), r"gone.jsonl: no such file; set data.train to"),
+        ("folder", r"folder: is a folder; name its files, e.g. data.train='folder/\*.jsonl'"),
+        ("fold*", r"folder: is a folder; name its files"),
+        ((), r"data.train names no file; set it to"),
+        ("", r"data.train names no file; set it to"),
+        ("~nobody-of-that-name/a.jsonl", r"~nobody-of-that-name/a.jsonl: no such file; set data.train to"),
+    ],
+)
+def test_a_pattern_that_names_no_file_is_refused(three, monkeypatch, patterns, problem):
+    (three / "folder").mkdir()
+    monkeypatch.chdir(three)
+    with pytest.raises(InputError, match=f"^{problem}"):
+        find_files(patterns, "data.train")
+
+
+def test_a_name_that_no_file_can_have_is_refused():
+    with pytest.raises(InputError, match=r"^x{300}: cannot be read: File name too long$"):
+        find_files("x" * 300, "data.train")
+
+
+def test_a_file_that_cannot_be_opened_or_is_empty_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "d.jsonl"
+    path.touch()
+    with pytest.raises(InputError, match=rf"^{path}: is empty; it should hold one dialogue a line$"):
+        check_readable(path)
+    path.write_text("{}")
+    check_readable(path)
+
+    def refuse(self, mode):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(path), "open", refuse)  # tests may run as root, whom no mode of a file keeps out
+    with pytest.raises(InputError, match=rf"^{path}: cannot be read: Permission denied$"):
+        check_readable(path)
+    path.unlink()
+    path.symlink_to("gone")
+    with pytest.raises(InputError, match=rf"^{path}: cannot be read: No such file or directory$"):
+        check_readable(path)
+
+
+def test_several_files_are_separated_by_commas(tmp_path):
+    for name in ("a.jsonl", "b.jsonl", "b,c.jsonl"):
+        (tmp_path / name).touch()
+    assert find_files(f"{tmp_path}/a.jsonl, {tmp_path}/b.jsonl", "k") == [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    assert find_files(f"{tmp_path}/b,c.jsonl", "k") == [tmp_path / "b,c.jsonl"]
+
+
+def test_a_file_named_twice_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(InputError, match=r"a\.jsonl: named 2 times in data\.train; name every file once"):
+        find_files((f"{tmp_path}/a.jsonl", f"{tmp_path}/*.jsonl"), "data.train")
+
+
+# Weights of files
+
+
+@given(st.floats(min_value=0, exclude_min=True, allow_infinity=False))
+def test_a_pattern_may_end_in_the_weight_of_its_files(tmp_path_factory, weight):
+    folder = tmp_path_factory.getbasetemp() / "weighted"
+    folder.mkdir(exist_ok=True)
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        (folder / name).touch()
+    a, b, c = (folder / f"{name}.jsonl" for name in "abc")
+    expected = [WeightedFile(a, weight), WeightedFile(b, weight), WeightedFile(c, 1.0)]
+    assert find_weighted_files(f"{folder}/[ab].jsonl={weight!r}, {c}", "k") == expected
+    assert find_files(f"{folder}/[ab].jsonl={weight!r},{c}", "k") == [a, b, c]
+
+
+def test_an_equals_sign_in_a_name_is_no_weight(tmp_path):
+    for name in ("a=2", "b=c.jsonl", "d=1=3"):
+        (tmp_path / name).touch()
+    assert find_weighted_files(f"{tmp_path}/a=2", "k") == [WeightedFile(tmp_path / "a=2", 1.0)]
+    assert find_weighted_files(f"{tmp_path}/a=2=0.5", "k") == [WeightedFile(tmp_path / "a=2", 0.5)]
+    assert find_weighted_files(f"{tmp_path}/?=2", "k") == [WeightedFile(tmp_path / "a=2", 1.0)]
+    assert find_weighted_files(f"{tmp_path}/b=c.jsonl", "k") == [WeightedFile(tmp_path / "b=c.jsonl", 1.0)]
+    assert find_weighted_files(f"{tmp_path}/a=2,{tmp_path}/d=1=3", "k")[1] == WeightedFile(tmp_path / "d=1=3", 1.0)
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "0.0"])
+def test_a_weight_of_files_that_is_not_above_zero_is_refused(three, weight):
+    with pytest.raises(InputError, match=rf"a\.jsonl={weight}: has the weight {weight} in data\.train; use a number"):
+        find_weighted_files(f"{three}/a.jsonl={weight}", "data.train")
