@@ -45,7 +45,8 @@ from mtsft.config_files import load_config  # noqa: E402
 from mtsft.data.batches import empty_batch  # noqa: E402
 from mtsft.interop.config_json import architecture_fields  # noqa: E402
 from mtsft.presets import VARIANTS  # noqa: E402
-from mtsft.runs.pretrained import model_of  # noqa: E402
+from mtsft.runs.build_model import model_of  # noqa: E402
+from mtsft.runs.compiled import compile_step  # noqa: E402
 from mtsft.runs.setup import TrainingSetup  # noqa: E402
 from mtsft.training.optimizer import build_optimizer  # noqa: E402
 from mtsft.training.partitioner import Partitioner  # noqa: E402
@@ -89,7 +90,7 @@ def state_bytes(run):
     def size(leaf, sharding):
         return int(np.prod(sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
 
-    trees = (run.shapes, run.shardings(run.shapes)), (run.frozen_shapes, run.place(run.frozen_shapes))
+    trees = (run.shapes, run.state_shardings(run.shapes)), (run.frozen_shapes, run.param_shardings(run.frozen_shapes))
     return sum(sum(jax.tree.leaves(jax.tree.map(size, *tree))) for tree in trees)
 
 
@@ -100,7 +101,7 @@ def measure(name, variant, overrides):
     batch = empty_batch(config.train.batch_size, config.data.sequence_length)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     began, fits = time.perf_counter(), True
-    lowered = run.compile_step().lower(run.shapes, run.frozen_shapes, batch)
+    lowered = compile_step(run).lower(run.shapes, run.frozen_shapes, batch)
     try:
         memory = lowered.compile(compiler_options=EFFORT).memory_analysis()
         arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

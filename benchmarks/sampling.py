@@ -39,7 +39,7 @@ from jax.sharding import SingleDeviceSharding
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from mtsft.model.generate import generate
-from mtsft.runs.pretrained import HubModel
+from mtsft.runs.hub_model import HubModel
 
 NEW = 128
 SHORTEST, LONGEST = 96, 160

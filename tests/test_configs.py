@@ -15,7 +15,7 @@ from mtsft.config_files import config_names, find_config, load_config
 from mtsft.errors import InputError
 from mtsft.interop.config_json import architecture_fields
 from mtsft.model.parameters import names, split
-from mtsft.runs.pretrained import model_of
+from mtsft.runs.build_model import model_of
 from mtsft.training.freeze import trained_names
 from mtsft.training.learning_rate import SCHEDULES
 from mtsft.training.optimizer import OPTIMIZERS

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mtsft.config import DataConfig
 from mtsft.corpora import recall
-from mtsft.data.chat_format import open_chat, train_tokenizer
+from mtsft.data.chat_format import open_chat, parse_stops, train_tokenizer
 from mtsft.data.store import code_digest, in_cache
 from mtsft.dialogue import find_files
 from mtsft.encoding.loss_weights import LossWeights
@@ -82,7 +82,7 @@ def _spec(data: DataConfig, chat: ChatFormat, split: tuple[float, float]) -> Enc
         trees=data.trees,
         unfaithful=data.unfaithful,
         refused=data.refused,
-        stops=tuple(stop.strip() for stop in data.stops.split(",") if stop.strip()),
+        stops=parse_stops(data.stops),
         format=data.format,
         split=split,
     )

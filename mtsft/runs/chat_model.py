@@ -18,7 +18,7 @@ from mtsft.model.generate import GREEDY, Sampling, generate, stream
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
 from mtsft.runs.conversation import Conversation
-from mtsft.runs.pretrained import open_trained
+from mtsft.runs.trained_model import open_trained
 
 
 @dataclass(frozen=True)

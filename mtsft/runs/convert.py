@@ -22,7 +22,8 @@ from mtsft.model.layers import ADAPTERS
 from mtsft.model.parameters import split
 from mtsft.model.transformer import Model
 from mtsft.runs import workdir as workdirs
-from mtsft.runs.pretrained import HubModel, WorkdirModel, is_hub_folder, open_trained
+from mtsft.runs.hub_model import HubModel, is_hub_folder
+from mtsft.runs.trained_model import TrainedModel, WorkdirModel, open_trained
 from mtsft.tokenizer import load as tokenizers
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.state import new_state
@@ -47,7 +48,7 @@ def from_hugging_face(folder: str | Path, output: str | Path, dtype: str = "floa
     def write(aside: Path) -> None:
         workdirs.write(epath.Path(aside), config, chat, base.published)
         atomic_write(aside / workdirs.FINGERPRINT, json.dumps({workdirs.CONVERTED: base.fingerprint}).encode())
-        state = new_state(base.restore(model, _place, progress=True), optax.identity())
+        state = new_state(base.restore(model, _on_one_device, progress=True), optax.identity())
         with Checkpoints(epath.Path(aside).absolute() / "checkpoints", model, keep=1) as checkpoints:
             checkpoints.save(0, state, None)
 
@@ -73,7 +74,7 @@ def to_hugging_face(
     fields = _with_positions(base)
     dtype = dtype or (base.config.model.dtype if isinstance(base, WorkdirModel) else "float32")
     model = Model(replace(base.model(scan_layers=True).arch, **fields), NO_LORA)
-    params = base.read(jax.eval_shape(model.init, jax.random.key(0)), _place, progress=True)
+    params = base.read(jax.eval_shape(model.init, jax.random.key(0)), _on_one_device, progress=True)
     tokenizer, stops = base.chat.open()[1], base.encoder().stop_ids
     special = {
         name: tokenizer.controls[text].id
@@ -95,7 +96,7 @@ def to_hugging_face(
     )
 
 
-def _write_adapter(base: HubModel | WorkdirModel, output: str | Path) -> None:
+def _write_adapter(base: TrainedModel, output: str | Path) -> None:
     if not base.lora.rank:
         raise InputError(f"{base.path}: was trained without adapters (lora.rank=0); convert it without --adapter")
     name = base.config.model.init_from
@@ -114,11 +115,11 @@ def _write_adapter(base: HubModel | WorkdirModel, output: str | Path) -> None:
     AtomicFolder(expanded(output), 0).check()
     model = base.model(scan_layers=True)
     model = replace(model, arch=replace(model.arch, **_with_positions(base)))
-    adapters = split(base.restore(model, _place, progress=True), lambda name: name.endswith(ADAPTERS))[0]
+    adapters = split(base.restore(model, _on_one_device, progress=True), lambda name: name.endswith(ADAPTERS))[0]
     export_adapter(output, adapters, model.arch, base.lora, name, config=base.published)
 
 
-def _with_positions(base: HubModel | WorkdirModel) -> dict:
+def _with_positions(base: TrainedModel) -> dict:
     """The fields of a model, with the positions that it was trained on where it does not say for how many it is."""
     if base.fields["max_position_embeddings"]:
         return base.fields
@@ -131,4 +132,4 @@ def _template(chat: ChatFormat) -> str | None:
     return None if own == chat.templates["default"] else chat.templates["default"]
 
 
-_place = partial(jax.tree.map, lambda _: SingleDeviceSharding(jax.local_devices()[0]))
+_on_one_device = partial(jax.tree.map, lambda _: SingleDeviceSharding(jax.local_devices()[0]))

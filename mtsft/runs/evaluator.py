@@ -13,9 +13,11 @@ from mtsft.errors import InputError
 from mtsft.evaluation.replies import replies
 from mtsft.model.generate import Sampling, generate
 from mtsft.model.parameters import Params, join, split
-from mtsft.runs.pretrained import WorkdirModel, open_trained
+from mtsft.runs.compiled import compile_evaluation
+from mtsft.runs.identity import identity
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
+from mtsft.runs.trained_model import WorkdirModel, open_trained
 
 _BATCH = 32  # contexts that are replied to at a time, or some more to fill all devices
 
@@ -29,7 +31,7 @@ def evaluate(config: ConfigDict, workdir: str | Path | None) -> dict[str, Any]:
 class Evaluator:
     """A model and the held-out dialogues it is tried on, on the devices that a config says. Build it with `of`."""
 
-    run: TrainingSetup
+    setup: TrainingSetup
     params: Params
 
     @classmethod
@@ -41,9 +43,9 @@ class Evaluator:
         if workdir is None:
             if not config.model.init_from:
                 raise InputError("nothing to evaluate: give a --workdir, or set model.init_from")
-            run = TrainingSetup.of(with_template_date(config))
-            _check_held_out(run)
-            return cls(run, join(run.create().params, run.frozen()))
+            setup = TrainingSetup.of(with_template_date(config))
+            _check_held_out(setup)
+            return cls(setup, join(setup.create().params, setup.frozen()))
         workdir = epath.Path(workdir).expanduser()
         base = open_trained(workdir)  # refuses before any data is read
         if not isinstance(base, WorkdirModel):
@@ -54,54 +56,54 @@ class Evaluator:
         # Those of model.init_from may be others.
         config.data.tokenizer = str(workdir / "tokenizer")
         config.data.template = config.data.template or str(workdir / "template.json")
-        run = TrainingSetup.of(config)
-        _check_held_out(run)
-        _check_same_model(run, base.config, workdir)
-        return cls(run, base.restore(run.model, run.place))
+        setup = TrainingSetup.of(config)
+        _check_held_out(setup)
+        _check_same_model(setup, base.config, workdir)
+        return cls(setup, base.restore(setup.model, setup.param_shardings))
 
     def evaluate(self) -> dict[str, Any]:
         """Held-out loss; see `mtsft.evaluation.held_out.evaluate`."""
-        return self.run.evaluate(*split(self.params, self.run.trains))
+        return compile_evaluation(self.setup)(*split(self.params, self.setup.trains))
 
     def replies(self, sampling: Sampling, max_new: int, limit: int = 0) -> list[dict[str, Any]]:
         """What the model says in held-out contexts; see `mtsft.evaluation.replies.replies`.
 
         max_new: tokens at most; fewer where the model's positions end.
         """
-        run, stops = self.run, self.run.dataset.spec.encoder().stop_ids
-        batch_size = -(-_BATCH // run.partitioner.num_shards) * run.partitioner.num_shards
+        setup, stops = self.setup, self.setup.dataset.spec.encoder().stop_ids
+        batch_size = -(-_BATCH // setup.partitioner.num_shards) * setup.partitioner.num_shards
 
         def say(prompts: list[list[int]]) -> list[list[int]]:
-            rooms = [run.model.arch.positions_after(len(prompt), max_new) for prompt in prompts]
+            rooms = [setup.model.arch.positions_after(len(prompt), max_new) for prompt in prompts]
             with tqdm(total=len(prompts), desc="replies", disable=jax.process_index() > 0) as bar:
                 said = generate(
-                    run.model,
+                    setup.model,
                     self.params,
                     prompts,
                     stops,
                     max(rooms, default=0),
                     sampling,
                     batch_size=batch_size,
-                    rows=run.partitioner.batch_sharding,
+                    rows=setup.partitioner.batch_sharding,
                     watch=bar.update,
-                    vocab_size=run.dataset.tokenizer.vocab_size,
+                    vocab_size=setup.dataset.tokenizer.vocab_size,
                 )
             return [reply[:room] for reply, room in zip(said, rooms, strict=True)]
 
-        return replies(say, run.dataset.eval, run.dataset.tokenizer, stops, limit)
+        return replies(say, setup.dataset.eval, setup.dataset.tokenizer, stops, limit)
 
 
-def _check_held_out(run: TrainingSetup) -> None:
-    if run.dataset.eval is None:
+def _check_held_out(setup: TrainingSetup) -> None:
+    if setup.dataset.eval is None:
         raise InputError("nothing is held out to evaluate on; set data.eval or data.eval_fraction")
 
 
-def _check_same_model(run: TrainingSetup, trained: ConfigDict, workdir: Path) -> None:
-    for name in run.identity():
+def _check_same_model(setup: TrainingSetup, trained: ConfigDict, workdir: Path) -> None:
+    for name in identity(setup):
         group, _, key = name.partition(".")
         if group not in ("model", "lora") or key not in trained[group]:
             continue
-        was, now = trained[group][key], run.config[group][key]
+        was, now = trained[group][key], setup.config[group][key]
         if was != now:
             raise InputError(
                 f"{workdir} holds a model with {name}={was}, and the config says {now}; "

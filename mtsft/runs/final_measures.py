@@ -17,18 +17,18 @@ def final_measure(config: ConfigDict) -> Measure | None:
     return _context_recall if config.data.corpus else None
 
 
-def _context_recall(run: TrainingSetup, params: Params) -> tuple[dict[str, Any], list[str]]:
+def _context_recall(setup: TrainingSetup, params: Params) -> tuple[dict[str, Any], list[str]]:
     """What the model makes of earlier turns in the built-in corpus's held-out dialogues: results, and lines on them."""
-    if run.dataset.eval is None:
+    if setup.dataset.eval is None:
         return {}, []
     if jax.process_count() > 1:
-        params = multihost_utils.process_allgather(run.partitioner.as_global(params), tiled=True)
-    encoder, (corpus,) = run.dataset.spec.encoder(), run.dataset.eval.files
-    scores = context_recall.measure(run.model, params, encoder, corpus)
+        params = multihost_utils.process_allgather(setup.partitioner.as_global(params), tiled=True)
+    encoder, (corpus,) = setup.dataset.spec.encoder(), setup.dataset.eval.files
+    scores = context_recall.measure(setup.model, params, encoder, corpus)
     return scores, [
         "",
         "A held-out conversation, every turn answered by the model in the true history:",
-        context_recall.converse(run.model, params, encoder, corpus),
+        context_recall.converse(setup.model, params, encoder, corpus),
         "",
         f"exact answers, of {scores['turns']:,} that depend on earlier turns: {scores['context_accuracy']:.1%}",
         f"the same with the history hidden: {scores['hidden_history_accuracy']:.1%}",

@@ -13,7 +13,8 @@ from mtsft.data.store import open_store
 from mtsft.errors import InputError
 from mtsft.evaluation import identities
 from mtsft.model.transformer import Model
-from mtsft.runs.pretrained import model_of, resolve
+from mtsft.runs.build_model import model_of
+from mtsft.runs.resolve import resolve
 from mtsft.training.losses.forward import response_nll
 
 _SAMPLE = 8  # dialogues

@@ -17,6 +17,8 @@ from mtsft.errors import InputError
 from mtsft.files import atomic_write
 from mtsft.model.parameters import Params, join
 from mtsft.runs import workdir as workdirs
+from mtsft.runs.compiled import compile_evaluation, compile_step
+from mtsft.runs.identity import check_hosts_agree, identity
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
 from mtsft.training.checkpoint import Checkpoints, check_same_run
@@ -54,21 +56,21 @@ def train(
     workdir = epath.Path(workdir).expanduser().resolve()
     workdirs.check_free(workdir)
     config = with_template_date(config, workdir)
-    run = TrainingSetup.of(config, progress=_is_first())
-    _say(*run.dataset.summary())
-    run.check_hosts_agree()
-    _claim(workdir, run)
-    with Checkpoints(workdir / "checkpoints", run.model, config.checkpoint.keep) as checkpoints:
+    setup = TrainingSetup.of(config, progress=_is_first())
+    _say(*setup.dataset.summary())
+    check_hosts_agree(setup)
+    _claim(workdir, setup)
+    with Checkpoints(workdir / "checkpoints", setup.model, config.checkpoint.keep) as checkpoints:
         start, earlier = checkpoints.latest or 0, workdirs.read_result(workdir)
-        _check_leaves_nothing_out(run, start, earlier, workdir)
-        state = run.restore(checkpoints, start) if start else run.create()
-        frozen = run.frozen()
-        doing = "starting at" if not start else "resuming after" if start < run.steps else "nothing left to do after"
-        _say(f"{doing} step {start:,} of {run.steps:,}, {_describe(run)}")
+        _check_leaves_nothing_out(setup, start, earlier, workdir)
+        state = setup.restore(checkpoints, start) if start else setup.create()
+        frozen = setup.frozen()
+        doing = "starting at" if not start else "resuming after" if start < setup.steps else "nothing left to do after"
+        _say(f"{doing} step {start:,} of {setup.steps:,}, {_describe(setup)}")
         losses = held_out_losses(workdir / "eval.jsonl", start)
-        state = _take_steps(run, state, frozen, start, checkpoints, workdir, began, losses, watch)
-        stopped_early = _no_longer_improves(run, losses)
-        result = {"finished": stopped_early or int(state.step) >= run.steps, "steps": int(state.step)}
+        state = _take_steps(setup, state, frozen, start, checkpoints, workdir, began, losses, watch)
+        stopped_early = _no_longer_improves(setup, losses)
+        result = {"finished": stopped_early or int(state.step) >= setup.steps, "steps": int(state.step)}
         if stopped_early:
             checkpoints.wait()
             result["best_step"] = checkpoints.best
@@ -83,21 +85,21 @@ def train(
             )
             return result
     if measure is not None:
-        measured, lines = measure(run, join(state.eval_params, frozen))
+        measured, lines = measure(setup, join(state.eval_params, frozen))
         result |= measured
         _say(*lines)
     seconds = round(time.monotonic() - began, 3)
     if earlier.get("steps") == result["steps"]:  # nothing was trained now
         seconds = earlier["seconds"]
-    result |= {"seconds": seconds, "rows": run.num_rows, "attention_kernel": run.model.arch.attention_kernel}
-    result["data"] = run.dataset.accounts()
+    result |= {"seconds": seconds, "rows": setup.num_rows, "attention_kernel": setup.model.arch.attention_kernel}
+    result["data"] = setup.dataset.accounts()
     if _is_first():
         atomic_write(workdir / workdirs.RESULT, (json.dumps(result, indent=1) + "\n").encode())
     return result
 
 
 def _take_steps(
-    run: TrainingSetup,
+    setup: TrainingSetup,
     state: TrainState,
     frozen: Params,
     start: int,
@@ -111,10 +113,11 @@ def _take_steps(
 
     losses: held-out, of the evaluations so far; those made here are appended.
     """
-    if _no_longer_improves(run, losses):
+    if _no_longer_improves(setup, losses):
         return state
-    config, steps = run.config, run.steps
-    train_step, batches = run.compile_step(), read_ahead(run.train_source(), start)
+    config, steps = setup.config, setup.steps
+    train_step, batches = compile_step(setup), read_ahead(setup.train_batches(), start)
+    evaluate = compile_evaluation(setup) if setup.dataset.eval is not None else None
     meter = Meter(config.train.batch_size * config.data.sequence_length, began)
     with (
         StopRequest() as interrupt,
@@ -142,61 +145,61 @@ def _take_steps(
 
         pending = None  # metrics are fetched one step late, so that the device always has work
         for step in range(start + 1, steps + 1):
-            state, metrics = train_step(state, frozen, run.put(next(batches)))
+            state, metrics = train_step(state, frozen, setup.partitioner.put(next(batches), config.train.batch_size))
             if pending:
                 report(*pending)
             pending = (step, metrics)
             bar.update()
 
             stopping = interrupt.asked(step)
-            evaluating = run.dataset.eval is not None and _due(step, config.eval.every, steps)
+            evaluating = evaluate is not None and _due(step, config.eval.every, steps)
             saving = stopping or _due(step, config.checkpoint.every, steps)
             if not (evaluating or saving or step == steps):
                 continue
             good, pending = report(*pending), None
             with jax.transfer_guard("allow"):
-                scores = run.evaluate(state.eval_params, frozen) if evaluating else None
+                scores = evaluate(state.eval_params, frozen) if evaluating else None
                 if evaluating:
                     log.evaluation({"step": step, **scores})
                     bar.write(f"step {step:,}: held-out loss {scores['loss']:.4f}", file=sys.stderr)
                     losses.append(scores["loss"])
-                    stopping |= _no_longer_improves(run, losses)
+                    stopping |= _no_longer_improves(setup, losses)
                     saving |= stopping or is_best(losses)
                 # After a skipped step a state is saved at an end alone: its parameters are the last good ones.
                 if saving and (good or stopping or step == steps):
                     log.sync()  # what is logged is never older than the checkpoint it led to
-                    checkpoints.save(step, run.partitioner.as_global(state), scores and scores["loss"])
+                    checkpoints.save(step, setup.partitioner.as_global(state), scores and scores["loss"])
             meter.restart()  # rates are those of training
             if stopping:
                 break
     return state
 
 
-def _claim(workdir: epath.Path, run: TrainingSetup) -> None:
+def _claim(workdir: epath.Path, setup: TrainingSetup) -> None:
     """Makes the workdir this run's, or checks that it is; keeps the config and the tokenizer there."""
     workdirs.make(workdir)
-    check_same_run(workdir / workdirs.FINGERPRINT, run.identity())
+    check_same_run(workdir / workdirs.FINGERPRINT, identity(setup))
     if _is_first():
-        workdirs.write(workdir, run.config, run.dataset.spec.chat, run.base and run.base.published)
+        workdirs.write(workdir, setup.config, setup.dataset.spec.chat, setup.base and setup.base.published)
 
 
-def _check_leaves_nothing_out(run: TrainingSetup, start: int, earlier: dict[str, Any], workdir: Path) -> None:
+def _check_leaves_nothing_out(setup: TrainingSetup, start: int, earlier: dict[str, Any], workdir: Path) -> None:
     """Raises InputError where going on after the end of an epoch would never train some rows.
 
     earlier: the result.json of a run that ended. Its last batch was not full where it counted epochs, and steps are
     of whole batches.
     """
-    size = run.config.train.batch_size
+    size = setup.config.train.batch_size
     missing = start * size - earlier.get("rows", 0)
-    if earlier.get("steps") == start and 0 < missing < size and run.num_rows > earlier["rows"]:
+    if earlier.get("steps") == start and 0 < missing < size and setup.num_rows > earlier["rows"]:
         raise InputError(
             f"{workdir}: ended with its last epoch, in a batch of {size - missing} rows; going on from there would "
             f"leave out {missing} of the next; start another run from it: model.init_from={workdir}"
         )
 
 
-def _no_longer_improves(run: TrainingSetup, losses: list[float]) -> bool:
-    evaluation = run.config.eval
+def _no_longer_improves(setup: TrainingSetup, losses: list[float]) -> bool:
+    evaluation = setup.config.eval
     return stops_after(losses, evaluation.patience, evaluation.min_improvement) is not None
 
 
@@ -223,11 +226,11 @@ def _progress_bar(start: int, steps: int) -> tqdm:
     )
 
 
-def _describe(run: TrainingSetup) -> str:
-    trained, whole = (count / 1e6 for count in run.parameter_counts)
+def _describe(setup: TrainingSetup) -> str:
+    trained, whole = (count / 1e6 for count in setup.parameter_counts)
     counted = f"{trained:,.1f} M" if trained == whole else f"{trained:,.1f} M of {whole:,.1f} M"
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
-    return f"{counted} parameters on {devices}, attention: {run.model.arch.attention_kernel}"
+    return f"{counted} parameters on {devices}, attention: {setup.model.arch.attention_kernel}"
 
 
 def _is_first() -> bool:

@@ -1,38 +1,25 @@
-"""What a config becomes: data, model, devices and compiled functions, ready to train or to evaluate."""
+"""What a config becomes: data, model, devices, parameters, ready to be compiled."""
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import jax
-import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mtsft.config import data_config, validate
-from mtsft.data.batches import BatchSource, PackedBatch
+from mtsft.data.batches import BatchSource
 from mtsft.data.dataset import TokenizedDataset, open_dataset
 from mtsft.errors import InputError
-from mtsft.evaluation.held_out import evaluate, loss_by_turn
 from mtsft.files import expanded
-from mtsft.interop.peft import adapter_fingerprint
-from mtsft.model.architecture import RUNTIME
 from mtsft.model.parameters import Params, names, split
 from mtsft.model.transformer import Model
-from mtsft.runs.pretrained import (
-    ADAPTERS_BEFORE,
-    BASE,
-    HubModel,
-    WorkdirModel,
-    initial,
-    model_of,
-    resolve,
-)
+from mtsft.runs.build_model import model_of
+from mtsft.runs.initial_params import initial_params
+from mtsft.runs.resolve import resolve
 from mtsft.runs.train_batches import count_rows, count_steps, train_batches
+from mtsft.runs.trained_model import TrainedModel
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.freeze import trained_names
 from mtsft.training.learning_rate import learning_rate_factors, learning_rate_schedule
@@ -41,14 +28,19 @@ from mtsft.training.optimizer import build_optimizer
 from mtsft.training.partitioner import Partitioner
 from mtsft.training.sharding import check_batch_size, check_rules, make_mesh, param_shardings
 from mtsft.training.state import TrainState, create_state, new_state, state_shardings
-from mtsft.training.step_rng import step_rng_of
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
     """A config, carried out as far as the first step. Build it with `TrainingSetup.of`.
 
-    base: what model.init_from names, None where parameters are drawn afresh.
+    Attributes:
+        config: the config, resolved: sizes and adapters are those of model.init_from.
+        dataset: the dialogues, tokenised.
+        model: the model as pure functions.
+        optimizer: the optimizer, without its learning rate.
+        partitioner: the devices, and how functions are compiled for them.
+        base: what model.init_from names; None where parameters are drawn at random.
     """
 
     config: ConfigDict
@@ -56,7 +48,7 @@ class TrainingSetup:
     model: Model
     optimizer: optax.GradientTransformation
     partitioner: Partitioner
-    base: HubModel | WorkdirModel | None
+    base: TrainedModel | None
 
     @classmethod
     def of(cls, config: ConfigDict, progress: bool = True) -> "TrainingSetup":
@@ -84,14 +76,16 @@ class TrainingSetup:
         dataset.check_lengths(model.arch.max_position_embeddings)
         if config.eval.patience and dataset.eval is None:
             raise InputError("eval.patience is set and nothing is held out to wait for; set data.eval_fraction")
-        run = cls(config, dataset, model, optimizer, partitioner, base)
-        check_batch_size("eval.batch_size", run.eval_batch_size, partitioner.num_shards)
-        check_rules(run.whole_shapes)
+        setup = cls(config, dataset, model, optimizer, partitioner, base)
+        check_batch_size("eval.batch_size", setup.eval_batch_size, partitioner.num_shards)
+        check_rules(setup.whole_shapes)
         if model.lora.rank and train.optimizer == "muon":
             raise InputError("train.optimizer='muon' moves the layers' matrices, which lora.rank freezes; use 'adamw'")
         # What cannot work is found here: a size that an axis does not divide, a dataset of which nothing is left.
-        run.shardings(run.shapes), run.place(run.frozen_shapes), run.steps, run.schedule, run.rate_factors, run.loss
-        return run
+        setup.state_shardings(setup.shapes)
+        setup.param_shardings(setup.frozen_shapes)
+        _ = setup.steps, setup.schedule, setup.rate_factors, setup.loss
+        return setup
 
     @property
     def steps(self) -> int:
@@ -107,41 +101,6 @@ class TrainingSetup:
     def eval_batch_size(self) -> int:
         """Rows of a batch in evaluation."""
         return self.config.eval.batch_size or self.config.train.batch_size // self.config.train.microbatches
-
-    def identity(self) -> dict[str, Any]:
-        """What may not change between the starts of one run, by name."""
-        return {
-            "data.train (tokenised)": self.dataset.train.content,
-            "data.tokenizer": self.dataset.tokenizer.fingerprint,
-            "data.sequence_length": self.config.data.sequence_length,
-            # How layers are compiled, what is recomputed and in which precision may change.
-            **{
-                f"model.{name}": value
-                for name, value in asdict(self.model.arch).items()
-                if name not in RUNTIME or name == "param_dtype"
-            },
-            BASE: self.base and self.base.fingerprint,
-            ADAPTERS_BEFORE: adapter_fingerprint(self.config.lora.init_from) if self.config.lora.init_from else None,
-            "lora.rank": self.model.lora.rank,
-            "lora.alpha": self.model.lora.alpha,
-            "lora.targets": self.model.lora.targets if self.model.lora.rank else "",
-            "lora.quantize": self.model.lora.quantize or None,  # as runs have it that know of none
-            "train.freeze": self.config.train.freeze,
-            "train.average_decay": self.config.train.average_decay,
-            "train.optimizer": self.config.train.optimizer,
-            "train.batch_size": self.config.train.batch_size,
-            "train.seed": self.config.train.seed,
-        }
-
-    def check_hosts_agree(self) -> None:
-        """Raises InputError unless every process found the same data and was given the same config."""
-        text = json.dumps([self.identity(), self.config.to_json_best_effort()], sort_keys=True, default=str)
-        mine = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-        everyones = multihost_utils.process_allgather(mine).reshape(-1, len(mine))
-        if (everyones != everyones[0]).any():
-            raise InputError(
-                "the processes do not agree on the run: give all of them the same flags and the same files of dialogues"
-            )
 
     @cached_property
     def whole_shapes(self) -> Params:
@@ -173,19 +132,19 @@ class TrainingSetup:
         trained = split(self.whole_shapes, self.trains)[0]
         return jax.eval_shape(lambda params: new_state(params, self.optimizer, averages), trained)
 
-    def shardings(self, shapes: TrainState) -> TrainState:
-        """Where the arrays of a state of these shapes lie."""
+    def state_shardings(self, shapes: TrainState) -> TrainState:
+        """The shardings of the arrays of a state of these shapes."""
         return state_shardings(shapes, self.optimizer, self.partitioner.mesh)
 
-    def place(self, shapes: Params) -> Params:
-        """Where parameters of these shapes lie."""
+    def param_shardings(self, shapes: Params) -> Params:
+        """The shardings of parameters of these shapes."""
         return param_shardings(shapes, self.partitioner.mesh)
 
     def create(self) -> TrainState:
         """The state before the first step."""
         averages = bool(self.config.train.average_decay)
         params = self._initial(self.shapes.params)
-        return create_state(params, self.optimizer, self.shardings(self.shapes), averages)
+        return create_state(params, self.optimizer, self.state_shardings(self.shapes), averages)
 
     def frozen(self) -> Params:
         """The parameters that are not trained; {} where all are."""
@@ -194,13 +153,13 @@ class TrainingSetup:
     def _initial(self, shapes: Params) -> Params:
         progress = jax.process_index() == 0
         seed, adapters = self.config.train.seed, self.config.lora.init_from
-        return initial(shapes, self.model, self.base, seed, self.place, progress, adapters)
+        return initial_params(shapes, self.model, self.base, seed, self.param_shardings, progress, adapters)
 
     def restore(self, checkpoints: Checkpoints, step: int) -> TrainState:
         """The state of a checkpoint, on this run's devices."""
-        return checkpoints.restore(step, self.shapes, self.shardings)
+        return checkpoints.restore(step, self.shapes, self.state_shardings)
 
-    def train_source(self) -> BatchSource:
+    def train_batches(self) -> BatchSource:
         """The batches of training, this process's rows of them."""
         rows = self.partitioner.rows(self.config.train.batch_size)
         return train_batches(self.config, self.dataset, rows)
@@ -227,50 +186,3 @@ class TrainingSetup:
     def loss(self) -> ModelLoss:
         """What is trained: (all parameters, rows, rng) -> LossSums."""
         return build_loss(self.model, self.partitioner.constrain, **self.config.objective)
-
-    def compile_step(self) -> Callable:
-        """(state, frozen parameters, batch of `put`) -> (state, metrics)."""
-        train, data = self.config.train, self.dataset
-        mean_weight = self.loss.total_weight(data.train) / data.train_layout.num_rows * train.batch_size
-        return self.partitioner.compile_step(
-            self.loss,
-            self.shardings(self.shapes),
-            self.place(self.frozen_shapes),
-            draw_rng=step_rng_of(self.model, train.seed, train.neftune_alpha),
-            optimizer=self.optimizer,
-            schedule=self.schedule,
-            microbatches=train.microbatches,
-            weight_per_batch=mean_weight if self.config.objective.normalize == "dataset" else 0.0,
-            rate_factors=self.rate_factors,
-            ema_decay=train.average_decay,
-        )
-
-    def put(self, batch: PackedBatch) -> PackedBatch:
-        """This process's rows of a training batch as the global batch."""
-        return self.partitioner.put(batch, self.config.train.batch_size)
-
-    @cached_property
-    def _evaluate_batch(self) -> Callable:
-        return self.partitioner.compile_evaluation(
-            loss_by_turn(self.model, self.config.objective.chunk, self.config.eval.turns, self.partitioner.constrain),
-            self.place(self.shapes.params),
-            self.place(self.frozen_shapes),
-        )
-
-    def evaluate(self, params: Params, frozen: Params) -> dict[str, Any]:
-        """Held-out loss; see `mtsft.evaluation.held_out.evaluate`. params: those that are trained, or their average."""
-        size, layout = self.eval_batch_size, self.dataset.eval_layout
-        source = BatchSource(
-            self.dataset.eval,
-            layout,
-            size,
-            seed=0,
-            rows=self.partitioner.rows(size),
-            max_rows=layout.num_rows,
-            steps=-(-layout.num_rows // size),
-        )
-
-        def evaluate_batch(params, batch):
-            return self._evaluate_batch(params, frozen, batch)
-
-        return evaluate(evaluate_batch, params, source, lambda batch: self.partitioner.put(batch, size))

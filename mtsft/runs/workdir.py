@@ -17,7 +17,9 @@ from mtsft.interop.hf_folder import read_json_file
 from mtsft.runs.template_date import CONFIG
 from mtsft.tokenizer.load import read_files
 
-FINGERPRINT = "fingerprint.json"  # of what makes a run this run
+FINGERPRINT = "fingerprint.json"  # what may not change within a run
+# The names in it of the fingerprints of what the run starts from.
+BASE, ADAPTERS_BEFORE = "model.init_from (parameters)", "lora.init_from (parameters)"
 RESULT = "result.json"  # how it ended
 CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made
 _TEMPLATE, _TOKENIZER, _PUBLISHED = "template.json", "tokenizer", "published.json"

@@ -124,7 +124,7 @@ def test_every_step_is_trls(subject, tmp_path):
     folder, data = subject
     config = make_config(folder, data, tmp_path / "cache")
     run = TrainingSetup.of(config, progress=False)
-    steps, most = dialogues_of_steps(run.train_source(), run.dataset.train)
+    steps, most = dialogues_of_steps(run.train_batches(), run.dataset.train)
     assert most > 2  # ours are packed indeed
 
     settings = {"folder": str(folder), "data": str(data), "steps": steps, "config": trl_config(config.train)}

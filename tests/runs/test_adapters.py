@@ -20,8 +20,10 @@ from mtsft.model.parameters import names, split, stack_layers
 from mtsft.model.quantization import quantize
 from mtsft.runs import convert, evaluator, loop
 from mtsft.runs.chat_model import ChatModel
-from mtsft.runs.pretrained import HubModel, WorkdirModel, initial
+from mtsft.runs.hub_model import HubModel
+from mtsft.runs.initial_params import initial_params
 from mtsft.runs.setup import TrainingSetup
+from mtsft.runs.trained_model import WorkdirModel
 from mtsft.training.sharding import make_mesh, param_shardings
 
 ON_ONE_DEVICE = partial(jax.tree.map, lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
@@ -190,7 +192,7 @@ def test_a_base_is_quantized_a_matrix_at_a_time_and_alike_on_any_devices(tmp_pat
     for name, place, scan in (("one", ON_ONE_DEVICE, True), ("many", on_many, True), ("apart", on_many, False)):
         model = small_model(lora, **sizes, scan_layers=scan)
         shapes = split(jax.eval_shape(model.init, jax.random.key(0)), lambda name: "lora" not in name)[0]
-        made = [initial(shapes, model, start, 0, place) for start in (base, None)]
+        made = [initial_params(shapes, model, start, 0, place) for start in (base, None)]
         assert jax.tree.all(jax.tree.map(lambda leaf, where: leaf.sharding == where, made[0], place(shapes)))
         found[name] = jax.device_get(made)
         del made

@@ -17,8 +17,8 @@ from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.generate import GREEDY, Sampling
 from mtsft.model.parameters import stack_layers
 from mtsft.runs import chat_model, evaluator, workdir
+from mtsft.runs.build_model import model_of
 from mtsft.runs.chat_model import ChatModel
-from mtsft.runs.pretrained import model_of
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.optimizer import build_optimizer
 from mtsft.training.state import new_state

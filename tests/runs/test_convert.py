@@ -13,7 +13,8 @@ from mtsft.config import default
 from mtsft.errors import InputError
 from mtsft.runs import convert, evaluator
 from mtsft.runs.chat_model import ChatModel
-from mtsft.runs.pretrained import HubModel, WorkdirModel, open_base
+from mtsft.runs.hub_model import HubModel
+from mtsft.runs.trained_model import WorkdirModel, open_base
 
 
 def test_a_run_goes_out_and_comes_in_bit_for_bit(folder, base, exported):

@@ -26,7 +26,7 @@ def test_it_holds_what_a_run_reads(config, data):
     assert data.train[-1].id == run.dataset.train.id(len(data.train) - 1)
     assert data.summary() == run.dataset.summary()
     assert repr(data) == "\n".join(data.summary())
-    source = run.train_source()
+    source = run.train_batches()
     for step in range(run.steps):
         for mine, theirs in zip(data.batch(step), source[step], strict=True):
             np.testing.assert_array_equal(mine, theirs)

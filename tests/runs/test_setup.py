@@ -10,7 +10,8 @@ import pytest
 
 from mtsft.config import default
 from mtsft.errors import InputError
-from mtsft.runs import setup as rooms
+from mtsft.runs.compiled import compile_step
+from mtsft.runs.identity import identity
 from mtsft.runs.setup import TrainingSetup
 from mtsft.training.losses.all_roles import AllRolesLoss
 from mtsft.training.partitioner import Partitioner
@@ -67,7 +68,7 @@ def seen(source, steps):
 
 def test_the_seed_decides_the_batches_and_the_fresh_parameters(make_run):
     runs = [make_run(**{"train.seed": seed}) for seed in (0, 0, 1)]
-    batches = [run.train_source()[0].tokens.tobytes() for run in runs]
+    batches = [run.train_batches()[0].tokens.tobytes() for run in runs]
     assert batches[0] == batches[1] != batches[2]
     heads = [np.asarray(run.create().params["head"]["kernel"]) for run in runs]
     np.testing.assert_array_equal(heads[0], heads[1])
@@ -76,24 +77,24 @@ def test_the_seed_decides_the_batches_and_the_fresh_parameters(make_run):
 
 def test_gradients_are_divided_by_the_mean_weight_of_a_batch_or_by_the_batchs_own(make_run, compiled):
     run = make_run()
-    run.compile_step()
+    compile_step(run)
     store, num_rows = run.dataset.train, run.dataset.train_layout.num_rows
     weights = [store[i].response_mask_N.sum() for i in range(len(store))]
     assert compiled["weight_per_batch"] == pytest.approx(sum(weights) * ROWS / num_rows)
-    source = run.train_source()
+    source = run.train_batches()
     whole = sum(source[step].response_mask.sum() for step in range(run.steps))
     assert whole == sum(weights)  # the last batch may be short, and no row comes twice
-    make_run(**{"objective.normalize": "batch"}).compile_step()
+    compile_step(make_run(**{"objective.normalize": "batch"}))
     assert compiled["weight_per_batch"] == 0.0
 
 
 def test_the_loss_is_the_configs_and_divided_by_its_own_weight(make_run, compiled):
     run = make_run(**{"objective.loss": "all_roles", "objective.context_weight": 0.25})
-    run.compile_step()
+    compile_step(run)
     assert run.loss == AllRolesLoss(
         model=run.model, constrain=run.partitioner.constrain, chunk=run.config.objective.chunk, context_weight=0.25
     )
-    source = run.train_source()
+    source = run.train_batches()
     whole = sum(float(run.loss.weights(source[step]).sum()) for step in range(run.steps))
     assert whole > sum(source[step].response_mask.sum() for step in range(run.steps))
     assert compiled["weight_per_batch"] == pytest.approx(whole * ROWS / run.dataset.train_layout.num_rows)
@@ -105,7 +106,7 @@ def test_the_loss_is_the_configs_and_divided_by_its_own_weight(make_run, compile
 
 def test_the_kernel_of_attention_is_the_one_chosen_for_the_devices(make_run):
     assert make_run().model.arch.attention_kernel == "plain"
-    assert "model.attention_kernel" not in make_run().identity()
+    assert "model.attention_kernel" not in identity(make_run())
     with pytest.raises(InputError, match=r"^model.attention_kernel='flash': use one of auto, plain$"):
         make_run(**{"model.attention_kernel": "flash"})
 
@@ -113,7 +114,7 @@ def test_the_kernel_of_attention_is_the_one_chosen_for_the_devices(make_run):
 def test_the_schedule_the_microbatches_and_the_steps_are_the_configs(make_run, compiled):
     changes = {"train.steps": 20, "train.learning_rate": 0.5, "train.warmup_steps": 4, "train.end_learning_rate": 0.2}
     run = make_run(**changes, **{"train.microbatches": 2})
-    run.compile_step()
+    compile_step(run)
     assert run.steps == 20
     assert compiled["microbatches"] == 2
     assert [float(compiled["schedule"](step)) for step in (0, 3, 20)] == pytest.approx([0.125, 0.5, 0.1])
@@ -122,16 +123,16 @@ def test_the_schedule_the_microbatches_and_the_steps_are_the_configs(make_run, c
 @pytest.mark.parametrize("epochs", [1.0, 2.0])
 def test_so_many_epochs_train_every_dialogue_so_many_times(make_run, epochs):
     run = make_run(**{"train.epochs": epochs})
-    times = seen(run.train_source(), run.steps)
+    times = seen(run.train_batches(), run.steps)
     assert len(times) == len(run.dataset.train) > 50
     assert set(times.values()) == {epochs}
 
 
 def test_evaluation_sees_every_dialogue_that_is_held_out_once(make_run, monkeypatch):
     given = SimpleNamespace()
-    monkeypatch.setattr(rooms, "evaluate", lambda step, params, source, put: setattr(given, "source", source))
+    monkeypatch.setattr(functions, "evaluate", lambda step, params, source, put: setattr(given, "source", source))
     run = make_run(**{"eval.batch_size": 8})
-    run.evaluate(None, None)
+    functions.compile_evaluation(run)(None, None)
     assert run.dataset.eval_layout.num_rows % 8
     times = seen(given.source, len(given.source))
     assert len(times) == len(run.dataset.eval) > 20
@@ -189,8 +190,8 @@ def test_noise_averages_and_rates_are_the_configs(make_run, compiled):
     changes = {"train.neftune_alpha": 4.0, "train.seed": 3, "train.average_decay": 0.5}
     groups = {"train.learning_rate_groups": '{"embed": 0.25}'}
     run = make_run(**changes, **groups)
-    run.compile_step()
-    batch = run.train_source()[0]
+    compile_step(run)
+    batch = run.train_batches()[0]
     step_rng, expected = (draw(7, batch) for draw in (compiled["draw_rng"], step_rng_of(run.model, 3, 4.0)))
     np.testing.assert_array_equal(*(jax.random.key_data(each.keys_B) for each in (step_rng, expected)))
     np.testing.assert_array_equal(step_rng.embedding_bounds_BxL, expected.embedding_bounds_BxL)
@@ -201,7 +202,7 @@ def test_noise_averages_and_rates_are_the_configs(make_run, compiled):
 
 def test_what_is_trained_may_not_change_within_a_run(make_run):
     first, *others = (
-        make_run(**{"lora.rank": 2, **changes}).identity()
+        identity(make_run(**{"lora.rank": 2, **changes}))
         for changes in (
             {},
             {"lora.rank": 3},

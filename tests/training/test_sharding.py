@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from support import small_model
 
 from mtsft.errors import InputError
-from mtsft.runs.pretrained import initial
+from mtsft.runs.initial_params import initial_params
 from mtsft.training.optimizer import build_optimizer
 from mtsft.training.sharding import (
     BATCH,
@@ -87,7 +87,7 @@ def test_fresh_parameters_do_not_depend_on_the_mesh():
     model = small_model()
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     drawn = [
-        initial(shapes, model, None, seed=5, place=partial(param_shardings, mesh=make_mesh(mesh)))
+        initial_params(shapes, model, None, seed=5, place=partial(param_shardings, mesh=make_mesh(mesh)))
         for mesh in ("data=8", "data=2,fsdp=2,tensor=2")
     ]
     for a, b in zip(*map(jax.tree.leaves, drawn)):

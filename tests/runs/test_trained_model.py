@@ -14,8 +14,9 @@ from mtsft.errors import InputError
 from mtsft.model.generate import GREEDY
 from mtsft.runs import evaluator, loop
 from mtsft.runs.chat_model import ChatModel
-from mtsft.runs.pretrained import WorkdirModel, resolve
+from mtsft.runs.resolve import resolve
 from mtsft.runs.setup import TrainingSetup
+from mtsft.runs.trained_model import WorkdirModel
 
 
 def test_a_run_starts_from_a_folder_with_its_sizes_its_tokenizer_and_its_parameters(exported, base, make_config):

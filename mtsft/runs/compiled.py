@@ -1,0 +1,60 @@
+"""The step and the evaluation of a run, compiled for its devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+from mtsft.data.batches import BatchSource
+from mtsft.evaluation.held_out import evaluate, loss_by_turn
+from mtsft.model.parameters import Params
+from mtsft.runs.setup import TrainingSetup
+from mtsft.training.step_rng import step_rng_of
+
+
+def compile_step(setup: TrainingSetup) -> Callable:
+    """The training step: (state, frozen parameters, global batch) -> (state, metrics)."""
+    train, data = setup.config.train, setup.dataset
+    mean_weight = setup.loss.total_weight(data.train) / data.train_layout.num_rows * train.batch_size
+    return setup.partitioner.compile_step(
+        setup.loss,
+        setup.state_shardings(setup.shapes),
+        setup.param_shardings(setup.frozen_shapes),
+        draw_rng=step_rng_of(setup.model, train.seed, train.neftune_alpha),
+        optimizer=setup.optimizer,
+        schedule=setup.schedule,
+        microbatches=train.microbatches,
+        weight_per_batch=mean_weight if setup.config.objective.normalize == "dataset" else 0.0,
+        rate_factors=setup.rate_factors,
+        ema_decay=train.average_decay,
+    )
+
+
+def compile_evaluation(setup: TrainingSetup) -> Callable[[Params, Params], dict[str, Any]]:
+    """The held-out loss: (trained parameters or their average, frozen parameters) -> scores.
+
+    The scores are those of `mtsft.evaluation.held_out.evaluate`.
+    """
+    partitioner, size, layout = setup.partitioner, setup.eval_batch_size, setup.dataset.eval_layout
+    evaluate_batch = partitioner.compile_evaluation(
+        loss_by_turn(setup.model, setup.config.objective.chunk, setup.config.eval.turns, partitioner.constrain),
+        setup.param_shardings(setup.shapes.params),
+        setup.param_shardings(setup.frozen_shapes),
+    )
+    batches = BatchSource(
+        setup.dataset.eval,
+        layout,
+        size,
+        seed=0,
+        rows=partitioner.rows(size),
+        max_rows=layout.num_rows,
+        steps=-(-layout.num_rows // size),
+    )
+
+    def held_out(params: Params, frozen: Params) -> dict[str, Any]:
+        return evaluate(
+            lambda params, batch: evaluate_batch(params, frozen, batch),
+            params,
+            batches,
+            lambda batch: partitioner.put(batch, size),
+        )
+
+    return held_out

@@ -1,0 +1,52 @@
+"""What makes a run this run: it may not change between starts, and all processes agree on it."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mtsft.errors import InputError
+from mtsft.interop.peft import adapter_fingerprint
+from mtsft.model.architecture import RUNTIME
+from mtsft.runs.setup import TrainingSetup
+from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE
+
+
+def identity(setup: TrainingSetup) -> dict[str, Any]:
+    """What may not change between the starts of one run, by name."""
+    return {
+        "data.train (tokenised)": setup.dataset.train.content,
+        "data.tokenizer": setup.dataset.tokenizer.fingerprint,
+        "data.sequence_length": setup.config.data.sequence_length,
+        # How layers are compiled, what is recomputed and in which precision may change.
+        **{
+            f"model.{name}": value
+            for name, value in asdict(setup.model.arch).items()
+            if name not in RUNTIME or name == "param_dtype"
+        },
+        BASE: setup.base and setup.base.fingerprint,
+        ADAPTERS_BEFORE: adapter_fingerprint(setup.config.lora.init_from) if setup.config.lora.init_from else None,
+        "lora.rank": setup.model.lora.rank,
+        "lora.alpha": setup.model.lora.alpha,
+        "lora.targets": setup.model.lora.targets if setup.model.lora.rank else "",
+        "lora.quantize": setup.model.lora.quantize or None,  # as runs have it that know of none
+        "train.freeze": setup.config.train.freeze,
+        "train.average_decay": setup.config.train.average_decay,
+        "train.optimizer": setup.config.train.optimizer,
+        "train.batch_size": setup.config.train.batch_size,
+        "train.seed": setup.config.train.seed,
+    }
+
+
+def check_hosts_agree(setup: TrainingSetup) -> None:
+    """Raises InputError unless every process found the same data and was given the same config."""
+    text = json.dumps([identity(setup), setup.config.to_json_best_effort()], sort_keys=True, default=str)
+    mine = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    everyones = multihost_utils.process_allgather(mine).reshape(-1, len(mine))
+    if (everyones != everyones[0]).any():
+        raise InputError(
+            "the processes do not agree on the run: give all of them the same flags and the same files of dialogues"
+        )

@@ -1,0 +1,146 @@
+"""Parameters before the first step: drawn at random, or read from what a run starts from."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from mtsft.model.architecture import LoRA
+from mtsft.model.block import MATRICES
+from mtsft.model.layers import ADAPTERS
+from mtsft.model.parameters import Params, are_stacked, join, select, split, unstack_layers
+from mtsft.model.quantization import is_quantized, quantize_kernel
+from mtsft.model.transformer import Model
+from mtsft.runs.hub_model import ShardingsOf
+
+
+class BaseModel(Protocol):
+    """A model that a run starts from: a HubModel or a WorkdirModel."""
+
+    def adapters(self, path: str | Path) -> tuple[LoRA, Params]:
+        """The adapters for it in a PEFT folder, layers stacked, on the host."""
+
+    def read(self, shapes: Params, shardings_of: ShardingsOf, progress: bool = False) -> Params:
+        """Those of its parameters that `shapes` has, in these dtypes, stacked or apart."""
+
+    def read_each(self, shapes: Sequence[Params], shardings_of: ShardingsOf) -> Iterator[Params]:
+        """Those of its parameters that each of `shapes` has, layers apart."""
+
+
+def initial_params(
+    shapes: Params,
+    model: Model,
+    base: BaseModel | None,
+    seed: int,
+    shardings_of: ShardingsOf,
+    progress: bool = False,
+    adapters: str = "",
+) -> Params:
+    """Parameters before the first step, each made on the devices that hold it, and the same on any devices.
+
+    Args:
+        shapes: of the parameters wanted, all or some of the model's.
+        model: whose parameters they are.
+        base: what they are read from; None to draw them at random.
+        seed: of what is drawn.
+        shardings_of: from shapes to the shardings of their arrays.
+        progress: whether to show a progress bar.
+        adapters: a PEFT folder to read adapters from; "" to draw them.
+    """
+    quantized, plain = split(shapes, is_quantized)
+    drawn, read = (plain, {}) if base is None else split(plain, lambda name: name.endswith(ADAPTERS))
+    parts = []
+    if drawn and adapters:
+        stacked = base.adapters(adapters)[1]
+        arrays = select(stacked if are_stacked(drawn) else unstack_layers(stacked), drawn)
+        parts.append(jax.tree.map(_put, arrays, shardings_of(drawn)))
+    elif drawn:
+        parts.append(_draw(drawn, model, seed, shardings_of))
+    if quantized:
+        parts.append(_quantized(quantized, model, base, seed, shardings_of, progress))
+    if read:
+        parts.append(base.read(read, shardings_of, progress))
+    return reduce(join, parts)
+
+
+def _draw(shapes: Params, model: Model, seed: int, shardings_of: ShardingsOf) -> Params:
+    draw = jax.jit(lambda key: select(model.init(key), shapes), out_shardings=shardings_of(shapes))
+    return draw(jax.random.key(seed))
+
+
+def _quantized(
+    shapes: Params,
+    model: Model,
+    base: BaseModel | None,
+    seed: int,
+    shardings_of: ShardingsOf,
+    progress: bool = False,
+) -> Params:
+    """The layers' matrices, quantised on the devices one by one; of a folder, only one of them is there whole.
+
+    Each is quantised by a program of its own, which the programs around it cannot round otherwise: the same on any
+    devices, and at every start.
+
+    Args:
+        shapes: the quantised matrices of all layers, stacked or apart.
+        model: whose parameters they are.
+        base: what they are read from; None to draw them at random.
+        seed: of what is drawn.
+        shardings_of: from shapes to the shardings of their arrays.
+        progress: whether to show a progress bar.
+    """
+    stacked, layers, lora = are_stacked(shapes), range(model.arch.num_hidden_layers), model.lora
+    whole = Model(model.unrolled.arch, replace(lora, quantize=""))
+    layer_shapes, plain = (jax.eval_shape(each.init, jax.random.key(0))["layers"] for each in (model.unrolled, whole))
+    matrices = [name.split("/")[1:] for name in MATRICES]
+    kernels = [
+        _nest({"kernel": plain[i][part][matrix]["kernel"]}, "layers", i, part, matrix)
+        for part, matrix in matrices
+        for i in layers
+    ]
+
+    def shardings_at(shapes, *path):
+        wanted = {name: shape for name, shape in shapes.items() if is_quantized(name)}
+        return reduce(dict.get, path, shardings_of(_nest(wanted, *path)))
+
+    if base is None:
+        drawn = _draw(reduce(join, kernels), whole, seed, shardings_of)
+        one_by_one = (select(drawn, each) for each in kernels)
+    else:
+        one_by_one = base.read_each(kernels, shardings_of)
+    quantized: Params = {}
+    with tqdm(desc="quantizing weights", total=len(kernels), unit="matrix", disable=not progress) as bar:
+        for part, matrix in matrices:
+            shardings = shardings_at(layer_shapes[0][part][matrix], "layers", 0, part, matrix)
+            quantize = jax.jit(partial(quantize_kernel, kind=lora.quantize), out_shardings=shardings)
+            made = []
+            for _ in layers:
+                made.append(jax.block_until_ready(quantize(*jax.tree.leaves(next(one_by_one)))))
+                bar.update()
+            if stacked:
+                path = ("layers", part, matrix)
+                stack = jax.jit(_stack, out_shardings=shardings_at(shapes["layers"][part][matrix], *path))
+                quantized = join(quantized, _nest(stack(made), *path))
+            else:
+                apart = [_nest(each, "layers", i, part, matrix) for i, each in enumerate(made)]
+                quantized = reduce(join, apart, quantized)
+    return quantized
+
+
+def _nest(leaves: Params, *path: Any) -> Params:
+    """Those leaves alone as parameters, at this path."""
+    return reduce(lambda tree, key: {key: tree}, reversed(path), leaves)
+
+
+def _stack(layers: Sequence[Params]) -> Params:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+
+
+def _put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)

@@ -1,0 +1,61 @@
+"""A config completed by the model that it starts from."""
+
+from ml_collections import ConfigDict
+
+from mtsft.config import default
+from mtsft.errors import InputError
+from mtsft.files import expanded
+from mtsft.interop.export_configs import check_exportable
+from mtsft.runs.build_model import model_of
+from mtsft.runs.hub_model import HubModel
+from mtsft.runs.trained_model import TrainedModel, open_base
+
+# Keys of `model` that may differ from the model of model.init_from: they stretch its positions.
+_CHANGEABLE = ("rope_theta", "rope_scaling", "max_position_embeddings")
+
+
+def resolve(config: ConfigDict) -> tuple[ConfigDict, TrainedModel | None]:
+    """A config whose model is that of model.init_from, and that model.
+
+    Returns:
+        (the config with every size of the model and its adapters filled in, the model of model.init_from or None).
+
+    Raises:
+        InputError: a key of `model` or `lora` has another value than the model, or one that no export could have.
+    """
+    base = open_base(config.model.init_from)
+    if base is None:
+        if config.lora.init_from:
+            raise InputError("lora.init_from needs the model that its adapters are for: set model.init_from")
+        return config, None
+    config, defaults = config.copy_and_resolve_references(), default().model
+    for keys in (config.model, config.lora):
+        if keys.init_from and "://" not in keys.init_from:  # the run's config may be read from another folder
+            keys.init_from = str(expanded(keys.init_from).absolute())
+    for name, value in base.fields.items():
+        value = type(defaults[name])(value)
+        given = config.model[name]
+        if given in (defaults[name], value):
+            config.model[name] = value
+        elif name not in _CHANGEABLE:
+            raise InputError(
+                f"model.{name}={given!r}, and the model of model.init_from has {value!r}: leave model.{name} to it"
+            )
+    if base.published is not None:
+        name = "config.json" if isinstance(base, HubModel) else "published.json"
+        check_exportable(model_of(config, 0).arch, base.published, str(base.path / name))
+    return (_with_adapters(config, base) if config.lora.init_from else config), base
+
+
+def _with_adapters(config: ConfigDict, base: TrainedModel) -> ConfigDict:
+    """A config whose adapters are those of lora.init_from; their dropout is the config's own."""
+    lora, defaults = base.adapters(config.lora.init_from)[0], default().lora
+    values = {"rank": lora.rank, "alpha": float(lora.alpha), "targets": lora.targets}
+    for name, value in values.items():
+        if config.lora[name] not in (defaults[name], value):
+            raise InputError(
+                f"lora.{name}={config.lora[name]!r}, and the adapters of lora.init_from have {value!r}: "
+                f"leave lora.{name} to them"
+            )
+    config.lora.update(values)
+    return config

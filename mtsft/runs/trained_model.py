@@ -1,0 +1,179 @@
+"""A model that was trained, of a workdir or a Hugging Face folder: to start from, to evaluate, to talk to."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from mtsft.data.chat_format import parse_stops
+from mtsft.encoding.encoder import Encoder
+from mtsft.encoding.spec import ChatFormat, EncodingSpec
+from mtsft.errors import InputError
+from mtsft.interop.config_json import architecture_fields, config_for
+from mtsft.interop.peft import adapter_fingerprint, merge, read_adapter
+from mtsft.model.architecture import RUNTIME, Architecture, LoRA
+from mtsft.model.layers import ADAPTERS
+from mtsft.model.parameters import Params, are_stacked, join, names, select, split
+from mtsft.model.transformer import Model
+from mtsft.runs.build_model import lora_of, model_of
+from mtsft.runs.hub_model import UNBOUNDED, HubModel, ShardingsOf, is_hub_folder
+from mtsft.runs.initial_params import initial_params
+from mtsft.runs.workdir import (
+    ADAPTERS_BEFORE,
+    BASE,
+    FINGERPRINT,
+    nothing_in,
+    read_chat,
+    read_published,
+    read_run_config,
+)
+from mtsft.training.checkpoint import Checkpoints, read_identity
+from mtsft.training.freeze import trained_names
+
+
+class WorkdirModel:
+    """A model as a run left it in its workdir.
+
+    Attributes:
+        path: the workdir.
+        config: of the run.
+        fields: of its Architecture, all but those in RUNTIME.
+        published: the config.json of the Hugging Face folder that it comes from; None where it comes from none.
+        lora: its adapters, of rank 0 where it has none.
+        step: of the checkpoint.
+    """
+
+    def __init__(self, path: Path, step: int | None = None):
+        """Reads the config and looks for the checkpoint.
+
+        Args:
+            path: the workdir.
+            step: of the checkpoint; None for the best by held-out loss, or the newest where nothing was held out.
+
+        Raises:
+            InputError: there is no such model.
+        """
+        self.path, self.config, self.published = path, read_run_config(path), read_published(path)
+        self.lora = lora_of(self.config)
+        with Checkpoints(path / "checkpoints", None, keep=0) as checkpoints:
+            steps = checkpoints.steps
+            if not steps:
+                raise nothing_in(path, "no checkpoint is whole yet")
+            if step is not None and step not in steps:
+                raise InputError(f"{path} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+            self.step = checkpoints.best if step is None else step
+        arch = model_of(self.config, self.chat.open()[1].vocab_size).arch
+        self.fields = {name: value for name, value in asdict(arch).items() if name not in RUNTIME}
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the parameters do."""
+        return json.dumps([self._identity, self.step])
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return read_identity(self.path / FINGERPRINT)
+
+    def adapters(self, path: str | Path) -> tuple[LoRA, Params]:
+        """The adapters for it in a PEFT folder, layers stacked, on the host."""
+        fields = self.fields | {"max_position_embeddings": self.fields["max_position_embeddings"] or 1}
+        family = architecture_fields(self.published or config_for(fields), str(self.path))[0]
+        return read_adapter(path, family, self.fields)
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """Its tokenizer and its chat template."""
+        return read_chat(self.path)
+
+    def encoder(self) -> Encoder:
+        """Conversations as its tokens, of any length."""
+        return EncodingSpec(self.chat, UNBOUNDED, stops=parse_stops(self.config.data.stops)).encoder()
+
+    def model(self, **runtime) -> Model:
+        """The model with its adapters, computed as `runtime` says; by default unrolled, else as it was trained."""
+        as_trained = {name: self.config.model[name] for name in RUNTIME} | {"scan_layers": False}
+        return Model(Architecture(**self.fields, **as_trained | runtime), self.lora)
+
+    def restore(self, model: Model, shardings_of: ShardingsOf, progress: bool = False) -> Params:
+        """All its parameters, its adapters and what was frozen, as `model`, one of `model()`, has them."""
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        trains = trained_names(self.lora, self.config.train.freeze, names(shapes))
+        trained, frozen = split(shapes, trains)
+        field = "ema_params" if self.config.train.average_decay else "params"
+        with Checkpoints(self.path / "checkpoints", model, keep=0) as checkpoints:
+            params = checkpoints.restore_params(self.step, trained, shardings_of, field)
+        if not frozen:
+            return params
+        adapters = self._adapters_before() if any(name.endswith(ADAPTERS) for name in names(frozen)) else ""
+        seed = self.config.train.seed
+        rest = initial_params(frozen, model, self._base(), seed, shardings_of, progress, adapters)
+        return join(params, rest)
+
+    def _base(self) -> "TrainedModel | None":
+        """What the run started from. Raises InputError where that is another model by now."""
+        path = self.config.model.init_from
+        base = open_base(path)
+        if base and base.fingerprint != self._identity.get(BASE):
+            raise InputError(
+                f"{path}: is no longer the model that {self.path} was trained from, of which it keeps only what it "
+                "changed; put that model back"
+            )
+        return base
+
+    def _adapters_before(self) -> str:
+        """The folder of the adapters that the run started from. Raises InputError where those are others by now."""
+        path = self.config.lora.init_from
+        if path and adapter_fingerprint(path) != self._identity.get(ADAPTERS_BEFORE):
+            raise InputError(
+                f"{path}: no longer holds the adapters that {self.path} was trained from, some of which it froze; "
+                "put them back"
+            )
+        return path
+
+    def read(self, shapes: Params, shardings_of: ShardingsOf, progress: bool = False) -> Params:
+        """Those of its parameters that `shapes` has, adapters merged, in these dtypes, stacked or apart."""
+        model = self.model(scan_layers=are_stacked(shapes))
+        params = select(merge(self.restore(model, shardings_of, progress), self.lora), shapes)
+        return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, shapes)
+
+    def read_each(self, shapes: Sequence[Params], shardings_of: ShardingsOf) -> Iterator[Params]:
+        """Those of its parameters that each of `shapes` has, layers apart; all are held from the beginning."""
+        whole = self.read(reduce(join, shapes), shardings_of)
+        for each in shapes:
+            yield select(whole, each)
+
+
+TrainedModel = HubModel | WorkdirModel
+
+
+def open_base(path: str | Path) -> TrainedModel | None:
+    """The model that model.init_from names; None for "". Raises InputError if there is none."""
+    if not path:
+        return None
+    folder = epath.Path(path).expanduser()
+    if not folder.is_dir():
+        raise InputError(
+            f"{path}: no such folder; model.init_from is a Hugging Face folder or the workdir of a run "
+            "(hf download NAME --local-dir FOLDER fetches one from the Hub)"
+        )
+    return open_trained(folder)
+
+
+def open_trained(path: str | Path, step: int | None = None) -> TrainedModel:
+    """The model of a workdir or a Hugging Face folder. step: see WorkdirModel. Raises InputError if there is none."""
+    folder = epath.Path(path).expanduser()
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise InputError(
+            f"{path}: holds adapters alone; merge them into their base in PEFT, or train on from them with "
+            "model.init_from (the base) and lora.init_from"
+        )
+    if not is_hub_folder(folder):
+        return WorkdirModel(folder, step)
+    if step is not None:
+        raise InputError(f"{path}: is a Hugging Face folder, which holds no steps; leave --step out")
+    return HubModel(folder)
