@@ -1,10 +1,12 @@
-"""Files that are there whole or not at all."""
+"""Paths, JSON files, and atomic writes."""
 
 import errno
+import json
 import os
 from pathlib import Path
+from typing import Any
 
-from mtsft.errors import InputError
+from mtsft.errors import InputError, one_line
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what an OSError says of a disk that is full
 
@@ -15,6 +17,18 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise InputError(f"{path}: there is no such home folder; write the path without ~") from None
+
+
+def read_json_file(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of a file, and the JSON object that they hold. Raises InputError, naming the file."""
+    try:
+        text = path.read_bytes()
+        value = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({one_line(error, 100)}); fetch it anew") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no JSON object; fetch it anew")
+    return text, value
 
 
 def check_writable(path: Path) -> None:
@@ -31,9 +45,14 @@ def check_writable(path: Path) -> None:
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Writes a file aside and renames it into place; whatever goes wrong, no part of it stays behind.
+    """Writes a file atomically: to a temporary file, which is then renamed; an error leaves no part of it behind.
 
-    path: of pathlib or etils.epath; a device or a pipe, such as /dev/stdout, is written to. Raises OSError.
+    Args:
+        path: of pathlib or etils.epath; a device or a pipe, such as /dev/stdout, is written to directly.
+        data: what the file is to hold.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     if _is_device(path):
         path.write_bytes(data)
@@ -47,10 +66,10 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 def _is_device(path: Path) -> bool:
-    """Whether a path is of something that a file must not take the place of."""
+    """Whether a path is of a device or a pipe, which a file must not replace."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _part(path: Path) -> Path:
-    """Where a file is written before it is renamed into place."""
+    """The temporary file that is renamed to `path`."""
     return path.parent / f".{path.name}.{os.getpid()}.tmp"

@@ -45,12 +45,12 @@ class TokenizedDataset:
         return lay_out(self.eval.lengths_N, self.sequence_length)
 
     def accounts(self) -> dict[str, dict]:
-        """What became of every dialogue read, on each side, in plain values."""
+        """What became of every dialogue read, by "train" and "eval", in plain values."""
         sides = {"train": self.train, "eval": self.eval}
         return {name: store.stats.as_record() for name, store in sides.items() if store is not None}
 
     def check_ids_below(self, vocab_size: int) -> None:
-        """Raises InputError for a token that a model of so many embeddings does not have."""
+        """Raises InputError for a token that a model of `vocab_size` embeddings does not have."""
         if self.tokenizer.vocab_size <= vocab_size:
             return
         for store in filter(None, (self.train, self.eval)):
@@ -62,7 +62,7 @@ class TokenizedDataset:
                 )
 
     def check_lengths(self, max_positions: int) -> None:
-        """Raises InputError for a dialogue longer than a model is made for; max_positions: 0 for no such limit."""
+        """Raises InputError for a dialogue longer than `max_positions`, those of the model; 0 for no such limit."""
         longest = max(int(store.lengths_N.max(initial=0)) for store in (self.train, self.eval) if store is not None)
         if 0 < max_positions < longest:
             raise InputError(

@@ -1,1 +1,5 @@
-"""Hugging Face folders: the families of decoders that are read and written."""
+"""Models in the formats of others: Hugging Face folders and PEFT adapters, read and written.
+
+A config.json becomes the fields of an Architecture and back (config_json, by the table in families), tensors become
+sharded parameters (hf_folder reads, export writes), each by its name (weight_names).
+"""

@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, written by one process of several."""
+"""Folders that appear whole or not at all, written by one process of several."""
 
 import contextlib
 import errno
@@ -19,14 +19,22 @@ from mtsft.errors import InputError, one_line
 
 
 class AtomicFolder:
-    """A folder written aside by the first process, and renamed when it is whole.
+    """Writes a folder atomically: the first process fills a temporary folder, which is renamed when it is whole.
 
-    Another process learns at the beginning and at the end whether that went well: between them it takes part in
-    fetching, as does the first one after a failure, for whoever leaves a gathering keeps the others waiting.
+    The processes compare notes at the beginning and at the end alone. In between, all of them take part in the
+    collectives that fetch arrays, the first one after a failure too: a process that skips a collective deadlocks the
+    rest.
 
-    What a killed process left aside of the same folder is removed at the beginning of the next. It is known by a lock,
-    which the writer holds while it lives and the system drops with it: a process id says nothing in another container,
-    and is given again. Some shared filesystems show locks to their own host alone, so hosts leave each other's be.
+    What a killed process left of the same folder is removed at the beginning of the next write. A lock tells it from
+    a folder that is being written: the writer holds it, and the system drops it when the writer dies. (A process id
+    means nothing in another container, and is reused.) Some shared filesystems show locks to their own host alone,
+    so a host leaves the temporary folders of other hosts alone.
+
+    Attributes:
+        folder: the folder to write.
+        nbytes: that it will need on the disk.
+        error: what went wrong on this process; None as long as nothing did.
+        aside: the temporary folder beside it.
     """
 
     def __init__(self, folder: Path, nbytes: int):
@@ -46,7 +54,7 @@ class AtomicFolder:
         self._discard()
 
     def do(self, write: Callable[[Path], object]) -> None:
-        """Calls `write` with the folder aside, on the first process. Raises InputError where that is the only one."""
+        """Calls `write` with the temporary folder, on the first process. Raises InputError where it is the only one."""
         if jax.process_index() == 0 and self.error is None:
             try:
                 write(self.aside)
@@ -103,7 +111,7 @@ class AtomicFolder:
 
 
 def _locked(folder: Path) -> int | None:
-    """What holds the lock of a folder until it is closed; None where another has it, or none can be had here."""
+    """A descriptor that holds the lock of a folder until it is closed; None where another process holds the lock."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
 """A config.json as the fields of Architecture, and back.
 
-The families are data (family.py), and so is where their parameters are (tensors.py).
+What differs between families is data (families.py), and so are the names of their tensors (weight_names.py).
 """
 
 import json
@@ -28,10 +28,17 @@ _REFUSED = {
 
 
 def architecture_fields(config: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
-    """The family of a config.json, and every field of Architecture but the runtime's (dtypes, scan_layers, remat).
+    """What a config.json describes. Dropout is not read: training here has none.
 
-    where: the file's name. Dropout is not read: training here has none. Raises InputError, naming the file, for what
-    is not supported and would change the computation.
+    Args:
+        config: the JSON object.
+        where: the file's name, for errors.
+
+    Returns:
+        (the family, every field of Architecture but those in RUNTIME).
+
+    Raises:
+        InputError: the file has something that is not supported and would change the computation.
     """
     family = _family(config, where)
     outer = Values(config, family.defaults, where)
@@ -55,7 +62,7 @@ def architecture_fields(config: Mapping[str, Any], where: str) -> tuple[Family, 
         theta, scaling, local["rope_local_theta"] = read_rope_by_kind(values)
     if family.model_type == "phi3" and scaling:
         raise values.refusal("rope_scaling of a Phi-3 is not supported; take a model without, as Phi-3-mini-4k")
-    said = {name: _said(values, name, key) for name, key in family.said.items()}
+    read = {name: _field(values, name, key) for name, key in family.keys.items()}
     return family, {
         "vocab_size": values.size("vocab_size"),
         "hidden_size": hidden,
@@ -74,7 +81,7 @@ def architecture_fields(config: Mapping[str, Any], where: str) -> tuple[Family, 
         "tie_word_embeddings": outer.flag("tie_word_embeddings"),  # of both, the larger config says it
         "initializer_range": values.number("initializer_range"),
         **family.fixed,
-        **said,
+        **read,
         **local,
     }
 
@@ -88,8 +95,8 @@ def _family(config: Mapping[str, Any], where: str) -> Family:
     elif isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
     asked = one_line(f"architectures {architectures!r} of model_type {model_type!r}", 200)
-    known = ", ".join(family.architecture for family in FAMILIES.values())
-    raise InputError(f"{where}: {asked} cannot be read; take a model that is one of {known}")
+    supported = ", ".join(family.architecture for family in FAMILIES.values())
+    raise InputError(f"{where}: {asked} cannot be read; take a model that is one of {supported}")
 
 
 def _refuse_unsupported(values: Values, family: Family) -> None:
@@ -120,7 +127,8 @@ def _kinds(values: Values, family: Family, count: int) -> list[str]:
     return kinds
 
 
-def _said(values: Values, name: str, key: str) -> bool | float:
+def _field(values: Values, name: str, key: str) -> bool | float:
+    """The value of a field of Architecture that a config.json has under `key`."""
     return values.flag(key) if isinstance(PLAIN[name], bool) else values.number(key, 0.0)
 
 
@@ -134,10 +142,16 @@ def _activation(values: Values, key: str) -> str:
 
 
 def config_for(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json of the first family that has these customs, for transformers of any age and for vLLM.
+    """A config.json of the first family that has these conventions, for transformers of any age and for vLLM.
 
-    So it has rope_theta and rope_scaling, which transformers 5 reads as well, in place of rope_parameters. Tokens and
-    dtype are the caller's to add. Raises InputError for customs that no family has together.
+    So it has rope_theta and rope_scaling, which transformers 5 reads as well, in place of rope_parameters. The caller
+    adds tokens and dtype.
+
+    Args:
+        fields: of Architecture.
+
+    Raises:
+        InputError: no family has these conventions together.
     """
     family = next((family for family in FAMILIES.values() if _fits(family, fields)), None)
     if family is None:
@@ -159,36 +173,37 @@ def config_for(fields: Mapping[str, Any]) -> dict[str, Any]:
         **{name: fields[name] for name in same.split()},
         family.activation: fields["hidden_act"],
         "rope_scaling": None if scaling and scaling.get("rope_type", "default") == "default" else scaling,
-        **{key: _saying(fields, name) for name, key in family.said.items()},
+        **{key: _config_value(fields, name) for name, key in family.keys.items()},
         **_window(family, fields),
     }
 
 
 def _fits(family: Family, fields: Mapping[str, Any]) -> bool:
-    """Whether the customs of this family can be these."""
+    """Whether a model of this family can have these fields."""
     kinds = layer_names(fields["layer_types"], fields["num_hidden_layers"])
     may_slide = {"none": (0,), "all": (0, len(kinds))}.get(family.slides, range(len(kinds) + 1))
-    said: dict[str, set] = {}
-    for name, key in family.said.items():
-        said.setdefault(key, set()).add(fields[name])
+    values_by_key: dict[str, set] = {}
+    for name, key in family.keys.items():
+        values_by_key.setdefault(key, set()).add(fields[name])
     scaled_alike = fields["rope_scaling"] and not fields["rope_local_theta"] and "sliding_attention" in kinds
     return (
         not family.inner
-        and all(_custom(fields, name) == value for name, value in family.fixed.items())
-        and all(len(values) == 1 for values in said.values())
+        and all(_convention(fields, name) == value for name, value in family.fixed.items())
+        and all(len(values) == 1 for values in values_by_key.values())
         and kinds.count("sliding_attention") in may_slide
         and not (family.whole_heads and fields["hidden_size"] % fields["num_attention_heads"])
         and ("rope_local_theta" in family.fixed or not scaled_alike)
     )
 
 
-def _custom(fields: Mapping[str, Any], name: str) -> Any:
+def _convention(fields: Mapping[str, Any], name: str) -> Any:
     if name == "query_pre_attn_scalar" and fields[name] == fields["head_dim"]:
         return 0.0
     return fields[name]
 
 
-def _saying(fields: Mapping[str, Any], name: str) -> Any:
+def _config_value(fields: Mapping[str, Any], name: str) -> Any:
+    """What a config.json has for a field of Architecture: the reverse of `_field`."""
     if name == "query_pre_attn_scalar":
         value = fields[name] or fields["head_dim"]
         return int(value) if value == int(value) else value  # transformers has it as a whole number

@@ -12,16 +12,20 @@ _KINDS = {"full_attention": "full", "sliding_attention": "sliding"}
 
 
 class Values:
-    """A config.json whose absent keys have the values `defaults`. Every method raises InputError for a value unfit.
+    """A config.json whose absent keys have default values. Every method raises InputError for a value of a wrong kind.
 
-    A null is not an absent key: it is what the file says.
+    A null is not an absent key: it is a value that the file states.
+
+    Attributes:
+        values: of the file, over the defaults.
+        where: the file's name, for errors.
     """
 
     def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any], where: str):
         self.values, self.where = {**defaults, **config}, where
 
     def refusal(self, text: str) -> InputError:
-        """The error that this file cannot be read, and why."""
+        """An error that names this file."""
         return InputError(f"{self.where}: {text}")
 
     def get(self, key: str) -> Any:
@@ -81,7 +85,7 @@ def read_rope(values: Values) -> tuple[float, str]:
 
 
 def read_rope_by_kind(values: Values) -> tuple[float, str, float]:
-    """The same for full layers, and the theta of sliding ones (Gemma 3).
+    """(rope_theta and rope_scaling of full layers, rope_theta of sliding ones), of a Gemma 3.
 
     What transformers reads otherwise here than elsewhere, or not at all, is refused.
     """
@@ -145,14 +149,14 @@ def listed_layers(values: Values, count: int) -> list[str] | None:
 
 
 def shortest_pattern(kinds: Sequence[str]) -> str:
-    """What the layers repeat, from the first one on, as Architecture.layer_types has it."""
+    """The shortest pattern that the layers repeat, from the first one on, as Architecture.layer_types has it."""
     count = len(kinds)
     length = next(n for n in range(1, count + 1) if all(kinds[i] == kinds[i % n] for i in range(count)))
     return ",".join(kinds[:length])
 
 
 def layer_names(layer_types: str, count: int) -> list[str]:
-    """The reverse: transformers' layer_types of so many layers."""
+    """The reverse of `shortest_pattern`: transformers' layer_types of `count` layers."""
     names = {ours: theirs for theirs, ours in _KINDS.items()}
     pattern = layer_types.split(",")
     return [names[pattern[i % len(pattern)]] for i in range(count)]

@@ -41,13 +41,29 @@ def export(
     max_shard_bytes: int = 2 << 30,
     progress: bool = False,
 ) -> Path:
-    """Writes a folder with the model, its tokenizer and how to generate; returns its path.
+    """Writes a folder with the model, its tokenizer and generation_config.json, atomically.
 
-    params: without adapters, stacked or not, on any devices; every process calls this, the first one writes, and a
-    tensor at a time is fetched. config: the config.json that the model came with; None for one of its own.
-    chat_template: Jinja, to be written as chat_template.jinja. stop_ids: tokens that end a turn. dtype: "float32" or
-    "bfloat16". max_shard_bytes: of a file, unless a single tensor is larger. The folder is there whole or not at all.
-    Raises InputError if it is there already and not empty, if it cannot be written, or if no family fits the model.
+    Every process calls this; the first one writes, and a tensor at a time is fetched.
+
+    Args:
+        folder: to write.
+        params: without adapters, layers stacked or not, on any devices.
+        arch: the model's.
+        config: the config.json that the model came with; None to make one.
+        tokenizer_files: by name.
+        chat_template: Jinja text of chat_template.jinja; None for no such file.
+        stop_ids: tokens that end a turn.
+        bos_id: the token at the beginning of a text; None for none.
+        pad_id: the padding token; None for none.
+        dtype: of the tensors, "float32" or "bfloat16".
+        max_shard_bytes: of a file of weights, unless a single tensor is larger.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The path of the folder.
+
+    Raises:
+        InputError: the folder is there already and not empty, cannot be written, or no family fits the model.
     """
     folder = expanded(folder)
     if dtype not in _KINDS:
@@ -88,7 +104,7 @@ def export(
 def _shards(
     shapes: Mapping[str, tuple[int, ...]], itemsize: int, most: int
 ) -> dict[str, dict[str, tuple[tuple[int, ...], int]]]:
-    """{file: {tensor: (shape, bytes)}}."""
+    """Which tensors each file holds: {file: {tensor: (shape, bytes)}}. most: bytes of a file."""
     shards: list[dict] = [{}]
     for name, shape in shapes.items():
         nbytes = int(np.prod(shape)) * itemsize
@@ -101,11 +117,11 @@ def _shards(
 
 
 def _parts(tensor_slices: Mapping[tuple, TensorSlice]) -> dict[str, list[tuple[tuple, TensorSlice]]]:
-    """For each tensor, the parameters of ours that make it up."""
-    found: dict[str, list[tuple[tuple, TensorSlice]]] = {}
+    """For each tensor of the folder, the parameters that make it up."""
+    parts: dict[str, list[tuple[tuple, TensorSlice]]] = {}
     for path, tensor_slice in tensor_slices.items():
-        found.setdefault(tensor_slice.name, []).append((path, tensor_slice))
-    return found
+        parts.setdefault(tensor_slice.name, []).append((path, tensor_slice))
+    return parts
 
 
 def _tensor(
@@ -124,7 +140,7 @@ def _tensor(
 
 
 def fetch(params: Params, path: tuple) -> np.ndarray:
-    """The parameter at this path of the unrolled layout, on every host, wherever it lies and stacked or not."""
+    """The parameter at a path of the unrolled layout, on every host; layers may be stacked, and on any devices."""
     layer, leaf = None, params
     for part in path:
         if isinstance(part, int) and part not in leaf:
@@ -146,7 +162,7 @@ def _layer(stacked: jax.Array, index: int) -> jax.Array:
 
 
 def write_files(aside: Path, files: Mapping[str, bytes]) -> None:
-    """Writes files by their names."""
+    """Writes files, by name, into a folder."""
     for name, content in files.items():
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
         (aside / name).write_bytes(content)
@@ -157,9 +173,14 @@ def _write_header(aside: Path, file: str, shard: Mapping[str, tuple[tuple[int, .
 
 
 def header_of(shard: Mapping[str, tuple[tuple[int, ...], int]], kind: str, **metadata: str) -> bytes:
-    """What a safetensors file begins with; {tensor: (shape, bytes)} are to follow in this order, without gaps.
+    """The header of a safetensors file, whose tensors are to follow in order, without gaps.
 
     Format: https://github.com/huggingface/safetensors, whose own writer puts metadata in any order.
+
+    Args:
+        shard: {tensor: (shape, bytes)}.
+        kind: the dtype of all tensors, as safetensors names it ("F32").
+        metadata: strings to be kept beside the tensors.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0

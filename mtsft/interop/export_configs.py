@@ -1,4 +1,4 @@
-"""What stands in a Hugging Face folder beside the weights: configs of the model, its generating, its tokenizer."""
+"""The configs of a Hugging Face folder: of the model, of generation, of the tokenizer."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from mtsft.model.architecture import RUNTIME, Architecture
 _OWN = ("vocab_size", "initializer_range")
 _POSITIONS = ("rope_theta", "rope_scaling", "max_position_embeddings")
 PUBLISHED = f"the published {CONFIG}"  # what errors call it where its path is not known
-# Code that is not there, and what config.json says of where it was.
+# Keys that name code, or a folder, that an export does not have.
 _DROPPED = ("auto_map", "_name_or_path")
 
 
@@ -28,32 +28,58 @@ def model_config(
     pad_id: int | None,
     dtype: str,
 ) -> dict[str, Any]:
-    """The config.json of an export; arguments as those of `export`. Raises InputError if no family fits the model.
+    """The config.json of an export. Of a multimodal config, only the part of the text model stays.
 
-    Of a multimodal config, only the part of the text stays. Older transformers know torch_dtype, newer ones dtype.
+    Older transformers read torch_dtype, newer ones dtype.
+
+    Args:
+        arch: the model's.
+        config: the config.json that the model came with; None to make one.
+        stop_ids: tokens that end a turn.
+        bos_id: the token at the beginning of a text; None for none.
+        pad_id: the padding token; None for none.
+        dtype: of the tensors, "float32" or "bfloat16".
+
+    Raises:
+        InputError: no family fits the model.
     """
     fields = _fields(arch)
     own = {"dtype": dtype, "torch_dtype": dtype, "vocab_size": arch.vocab_size}
     if config is None:
         tokens = {"bos_token_id": bos_id, "eos_token_id": list(stop_ids) or None, "pad_token_id": pad_id}
         return config_json.config_for(fields) | tokens | own
-    return _published_for(fields, config, PUBLISHED) | own
+    return _adapted(config, fields, PUBLISHED) | own
 
 
 def check_exportable(arch: Architecture, published: Mapping[str, Any], where: str) -> None:
-    """Raises InputError unless `export` could write this model under the config.json that its base came with.
+    """Checks, before training, that `export` could write this model with the config.json that its base came with.
 
-    where: what errors call that file. Cheap, to be asked before training.
+    Args:
+        arch: the model's.
+        published: that config.json.
+        where: its name, for errors.
+
+    Raises:
+        InputError: it could not.
     """
-    _published_for(_fields(arch), published, where)
+    _adapted(published, _fields(arch), where)
 
 
 def _fields(arch: Architecture) -> dict[str, Any]:
     return {name: value for name, value in asdict(arch).items() if name not in RUNTIME}
 
 
-def _published_for(fields: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A published config.json with the positions of the model."""
+def _adapted(config: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A published config.json with the positions of the model.
+
+    Args:
+        config: the published one.
+        fields: of the model's Architecture.
+        where: the name of the published one, for errors.
+
+    Raises:
+        InputError: the model differs from it in more than its positions.
+    """
     if config_json.architecture_fields(config, where)[0].inner:
         config = _text_part(config, fields)
     config = {key: value for key, value in config.items() if key not in _DROPPED}
@@ -63,9 +89,9 @@ def _published_for(fields: Mapping[str, Any], config: Mapping[str, Any], where: 
         try:
             described = config_json.architecture_fields(config, where)[1] | {"rope_scaling": fields["rope_scaling"]}
         except InputError as error:
-            said = ", ".join(f"model.{name}={fields[name]!r}" for name in changed)
+            keys = ", ".join(f"model.{name}={fields[name]!r}" for name in changed)
             raise InputError(
-                f"{said} cannot be written in a {CONFIG} of the family {family.model_type}; "
+                f"{keys} cannot be written in a {CONFIG} of the family {family.model_type}; "
                 f"leave {'it' if len(changed) == 1 else 'them'} to the model that {where} is of"
             ) from error
     for name, value in fields.items():
@@ -89,7 +115,7 @@ def _with_positions(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dic
 
 
 def _text_part(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the decoder inside a multimodal Gemma 3, by itself."""
+    """The config of the text model inside a multimodal Gemma 3, on its own."""
     tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
     inner = {key: value for key, value in config["text_config"].items() if value is not None}
     return (
@@ -107,8 +133,8 @@ def _text_part(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str
 def generation_config(original: bytes | None, stop_ids: Sequence[int], bos_id: int | None, pad_id: int | None) -> bytes:
     """generation_config.json: the original, if it ends a turn at all of `stop_ids`; else with the others added."""
     try:
-        found = json.loads(original or b"{}")
-        ends = found.get("eos_token_id")
+        config = json.loads(original or b"{}")
+        ends = config.get("eos_token_id")
     except (ValueError, AttributeError) as error:
         raise InputError("generation_config.json holds no JSON object; correct it, or take it away") from error
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
@@ -116,12 +142,12 @@ def generation_config(original: bytes | None, stop_ids: Sequence[int], bos_id: i
         return original
     ends = list(dict.fromkeys([*ends, *stop_ids]))
     own = {"bos_token_id": bos_id, "pad_token_id": pad_id}
-    found = {name: value for name, value in own.items() if value is not None} | found
-    return as_json(found | ({"eos_token_id": ends} if ends else {}))
+    config = {name: value for name, value in own.items() if value is not None} | config
+    return as_json(config | ({"eos_token_id": ends} if ends else {}))
 
 
 def sentence_piece_config(model: bytes, stop_ids: Sequence[int]) -> dict[str, Any]:
-    """tokenizer_config.json for a SentencePiece model that has none, by which transformers encodes as is done here.
+    """tokenizer_config.json for a SentencePiece model that has none, so that transformers encodes as is done here.
 
     No space is put before a text and no token around it. Tokens of white space alone are not special: transformers
     leaves special ones out of what it decodes.

@@ -1,4 +1,4 @@
-"""The families of decoders in Hugging Face folders: what tells them apart, as data.
+"""The families of decoders in Hugging Face folders: what differs between them, as data.
 
 Defaults are those of transformers 5.23, models/*/configuration_*.py.
 """
@@ -12,18 +12,25 @@ from typing import Any
 class Family:
     """What the models of one model_type have in common.
 
-    fixed: fields of Architecture. said: fields that config.json says, by its key. defaults: of keys that it leaves out.
-    slides: which layers have a window: "none"; "all", where there is a sliding_window; "late", from max_window_layers
-    on; "alternately", the first and every other one; "pattern", by sliding_window_pattern. inner: the key of the
-    decoder's config, where it is part of a larger one. whole_heads: transformers wants hidden_size to be a multiple of
-    num_attention_heads.
+    Attributes:
+        model_type: the family's name in config.json.
+        architecture: the name of its class in transformers.
+        slides: which layers have a sliding window: "none"; "all", where there is a sliding_window; "late", from
+            max_window_layers on; "alternately", the first and every other one; "pattern", by sliding_window_pattern.
+        fixed: fields of Architecture that every model of the family has alike.
+        keys: fields of Architecture that config.json states, and under which key.
+        defaults: of keys that a config.json leaves out.
+        activation: the key of the activation function.
+        fused: whether query, key and value, and gate and up, are one tensor each.
+        inner: the key of the decoder's config, where it is part of a larger one; "" where it is the whole.
+        whole_heads: whether transformers wants hidden_size to be a multiple of num_attention_heads.
     """
 
     model_type: str
     architecture: str
     slides: str
     fixed: Mapping[str, Any]
-    said: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     activation: str = "hidden_act"
     fused: bool = False
@@ -55,7 +62,7 @@ _QWEN = _COMMON | dict(
     sliding_window=4096,
     max_window_layers=28,
 )
-_GEMMA_SAID = _BIAS | dict(query_pre_attn_scalar="query_pre_attn_scalar")
+_GEMMA_KEYS = _BIAS | dict(query_pre_attn_scalar="query_pre_attn_scalar")
 _GEMMA_CAPS = dict(final_logit_softcapping="final_logit_softcapping")
 # A multimodal Gemma 3's config leaves out every size that is as here.
 _GEMMA = _COMMON | dict(
@@ -85,21 +92,21 @@ def _without(*names: str, **others: Any) -> dict[str, Any]:
 
 
 _GEMMA_FIXED = dict(zero_centered_norms=True, post_norms=True, scale_embeddings=True)
-_GEMMA2_SAID = _GEMMA_SAID | _GEMMA_CAPS | dict(attn_logit_softcapping="attn_logit_softcapping")
+_GEMMA2_KEYS = _GEMMA_KEYS | _GEMMA_CAPS | dict(attn_logit_softcapping="attn_logit_softcapping")
 
 
-def _gemma3(**said: str) -> dict[str, Any]:
+def _gemma3(**keys: str) -> dict[str, Any]:
     return dict(
         slides="pattern",
-        fixed=_without(*said, "rope_local_theta", qk_norm=True, **_GEMMA_FIXED),
-        said=said,
+        fixed=_without(*keys, "rope_local_theta", qk_norm=True, **_GEMMA_FIXED),
+        keys=keys,
         defaults=_GEMMA3,
         activation="hidden_activation",
         whole_heads=True,
     )
 
 
-_LLAMA_SAID = _BIAS | dict(mlp_bias="mlp_bias")
+_LLAMA_KEYS = _BIAS | dict(mlp_bias="mlp_bias")
 
 # In the order in which an export looks for its own.
 FAMILIES = {
@@ -109,8 +116,8 @@ FAMILIES = {
             "llama",
             "LlamaForCausalLM",
             slides="none",
-            fixed=_without(*_LLAMA_SAID),
-            said=_LLAMA_SAID,
+            fixed=_without(*_LLAMA_KEYS),
+            keys=_LLAMA_KEYS,
             defaults=_COMMON | dict(max_position_embeddings=2048),
             whole_heads=True,
         ),
@@ -127,22 +134,22 @@ FAMILIES = {
             "Qwen3ForCausalLM",
             slides="late",
             fixed=_without(*_BIAS, qk_norm=True),
-            said=_BIAS,
+            keys=_BIAS,
             defaults=_QWEN | dict(head_dim=128),
         ),
         Family(
             "gemma2",
             "Gemma2ForCausalLM",
             slides="alternately",
-            fixed=_without(*_GEMMA2_SAID, **_GEMMA_FIXED),
-            said=_GEMMA2_SAID,
+            fixed=_without(*_GEMMA2_KEYS, **_GEMMA_FIXED),
+            keys=_GEMMA2_KEYS,
             defaults=_GEMMA2,
             activation="hidden_activation",
             whole_heads=True,
         ),
-        Family("gemma3_text", "Gemma3ForCausalLM", **_gemma3(**_GEMMA_SAID, **_GEMMA_CAPS)),
+        Family("gemma3_text", "Gemma3ForCausalLM", **_gemma3(**_GEMMA_KEYS, **_GEMMA_CAPS)),
         # transformers does not cap the logits of the multimodal one, whatever its config says.
-        Family("gemma3", "Gemma3ForConditionalGeneration", inner="text_config", **_gemma3(**_GEMMA_SAID)),
+        Family("gemma3", "Gemma3ForConditionalGeneration", inner="text_config", **_gemma3(**_GEMMA_KEYS)),
         Family(
             "phi3",
             "Phi3ForCausalLM",

@@ -1,7 +1,6 @@
-"""Reads Hugging Face folders: checked whole by their config and headers, then read by the bytes that are needed."""
+"""Reads Hugging Face folders: checked by their config and headers first; then only the bytes needed are read."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ import jax
 from jax.sharding import Sharding
 
 from mtsft.errors import InputError, one_line
-from mtsft.files import expanded
+from mtsft.files import expanded, read_json_file
 from mtsft.interop import config_json, weight_names
 from mtsft.interop.families import Family
 from mtsft.interop.safetensors_io import DTYPES, Tensor, are_equal, file_digest, progress_bar, read_header
@@ -23,7 +22,6 @@ from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
 
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
-# The fields of Architecture that no folder says.
 _NAMED = 4  # names that an error lists
 _LONGEST_NAME = 255  # of a file
 
@@ -32,8 +30,14 @@ _LONGEST_NAME = 255  # of a file
 class HubFolder:
     """A Hugging Face folder whose config and weights belong together.
 
-    fields: of Architecture, but for RUNTIME. fingerprint: of config.json and of each weights file's size, header and
-    edges; cheap, so it tells folders apart, and does not prove them equal.
+    Attributes:
+        path: the folder.
+        config: its config.json.
+        family: of the model.
+        fields: of its Architecture, all but those in RUNTIME.
+        tensors: where each is in the files, by the name that models of the family are published with.
+        fingerprint: of config.json and of each weights file's size, header and edges; cheap, so it tells folders
+            apart, and does not prove them equal.
     """
 
     path: Path
@@ -51,8 +55,8 @@ class HubFolder:
         family, fields = config_json.architecture_fields(config, str(path / CONFIG))
         files, weight_map = _files(path)
         headers = {file: read_header(file) for file in files}
-        found = _by_name(headers, weight_map)
-        tensors = {weight_names.standard_name(family, name): tensor for name, tensor in found.items()}
+        by_name = _by_name(headers, weight_map)
+        tensors = {weight_names.standard_name(family, name): tensor for name, tensor in by_name.items()}
         if fields["tie_word_embeddings"]:
             tensors = _with_embedding(tensors, *weight_names.tied_names(family))
         digest = hashlib.sha256(hashlib.sha256(text).digest())
@@ -63,12 +67,15 @@ class HubFolder:
         return folder
 
     def read(self, shapes: Any, shardings: Any, progress: bool = False) -> Params:
-        """The parameters of these shapes, of these dtypes, placed as these shardings say.
+        """Parameters, on their devices. A process reads the bytes that its devices need, in pieces of bounded size.
 
-        shapes: a tree of jax.ShapeDtypeStruct, layers stacked or apart, or some branches of one. shardings: the same
-        of jax.sharding.Sharding. A process reads the bytes that its devices need, each once, and holds a few pieces
-        of bounded size beside the arrays. Raises InputError for shapes that the folder does not hold, and where it
-        holds another model than its config says.
+        Args:
+            shapes: a tree of jax.ShapeDtypeStruct, layers stacked or apart, or some branches of one.
+            shardings: the same of jax.sharding.Sharding.
+            progress: whether to show a progress bar.
+
+        Raises:
+            InputError: the folder does not hold these shapes, or holds another model than its config describes.
         """
         if self._has_another_head:
             head = weight_names.tied_names(self.family)[1]
@@ -115,21 +122,21 @@ class HubFolder:
         return ShardedLeaf(shape, sharding, stacked, tensor_slices, tensors)
 
     def _check(self) -> None:
-        """Raises InputError unless the headers hold what the config makes."""
+        """Raises InputError unless the headers hold the tensors that the config asks for."""
         wanted = tensor_shapes(self._tensor_slices, self._leaf_shapes)
         ignored = weight_names.ignored(self.family, self.fields)
         embedding, head = weight_names.tied_names(self.family)
         shapes = wanted | {head: wanted[embedding]}  # which a tied model may have
-        there = {name: self.tensors[name] for name in shapes if name in self.tensors}
-        for name, tensor in there.items():
+        expected = {name: self.tensors[name] for name in shapes if name in self.tensors}
+        for name, tensor in expected.items():
             if tensor.kind not in DTYPES:
                 raise InputError(
                     f"{tensor.file}: the tensor {name} is of dtype {tensor.kind}, a quantised model; "
                     f"take the folder with the original weights ({', '.join(DTYPES)})"
                 )
-        wrong = [name for name, tensor in there.items() if tensor.shape != shapes[name]]
+        wrong = [name for name, tensor in expected.items() if tensor.shape != shapes[name]]
         if wrong:
-            tensor, more = there[wrong[0]], f" (and {len(wrong) - 1} more)" * (len(wrong) > 1)
+            tensor, more = expected[wrong[0]], f" (and {len(wrong) - 1} more)" * (len(wrong) > 1)
             raise InputError(
                 f"{tensor.file}: the tensor {wrong[0]} has shape {tensor.shape}, and {CONFIG} makes it "
                 f"{shapes[wrong[0]]}{more}; {CONFIG} and the weights are not of one model, take both from one place"
@@ -155,18 +162,6 @@ def read_config_json(path: Path) -> tuple[bytes, dict[str, Any]]:
         hint = "it holds an adapter, give its base model" if (path / "adapter_config.json").exists() else "not a model?"
         raise InputError(f"{path}: holds no {CONFIG} ({hint}); give a Hugging Face folder of a model")
     return read_json_file(file)
-
-
-def read_json_file(file: Path) -> tuple[bytes, dict[str, Any]]:
-    """A file, and the JSON object that it holds. Raises InputError."""
-    try:
-        text = file.read_bytes()
-        found = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: cannot be read as JSON ({one_line(error, 100)}); fetch it anew") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{file}: holds no JSON object; fetch it anew")
-    return text, found
 
 
 def _files(path: Path) -> tuple[list[Path], dict[str, Path] | None]:
@@ -198,23 +193,24 @@ def _files(path: Path) -> tuple[list[Path], dict[str, Path] | None]:
 
 
 def _by_name(headers: Mapping[Path, Mapping[str, Tensor]], weight_map: Mapping[str, Path] | None) -> dict[str, Tensor]:
-    found = {name: tensor for header in headers.values() for name, tensor in header.items()}
+    """The tensors of all files, by name. weight_map: the file of each tensor, which the index states; None for none."""
+    tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
     for name, file in (weight_map or {}).items():
         if name not in headers[file]:
             raise InputError(f"{file}: lacks the tensor {name}, which {INDEX} says is there; fetch both anew")
-        found[name] = headers[file][name]
-    return found
+        tensors[name] = headers[file][name]
+    return tensors
 
 
 def _with_embedding(tensors: dict[str, Tensor], embedding: str, head: str) -> dict[str, Tensor]:
-    """Tied tensors with the embedding under its own name: safetensors keeps a shared tensor under either of its two."""
+    """The tensors, a tied embedding under its own name: a file has a shared tensor under one of its two names."""
     if embedding in tensors or head not in tensors:
         return tensors
     return {embedding if name == head else name: tensor for name, tensor in tensors.items()}
 
 
 def leaf_shapes(fields: Mapping[str, Any]) -> dict[tuple, tuple[int, ...]]:
-    """The shape of every parameter of such a model, by its path with layers stacked, without the axis of layers."""
+    """The shape of every parameter of a model, by its path with layers stacked, without the axis of layers."""
     arch = Architecture(**fields | RUNTIME)
     shapes = jax.eval_shape(lambda: Model(arch).init(jax.random.key(0)))
     leaves = {
@@ -224,16 +220,21 @@ def leaf_shapes(fields: Mapping[str, Any]) -> dict[tuple, tuple[int, ...]]:
 
 
 def tensor_shapes(
-    tensor_slices: Mapping[tuple, TensorSlice], ours: Mapping[tuple, tuple[int, ...]]
+    tensor_slices: Mapping[tuple, TensorSlice], shapes: Mapping[tuple, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor that these slices name, by name. ours: of `leaf_shapes`."""
-    found: dict[str, tuple[int, ...]] = {}
+    """The shape of every tensor of a folder, by name.
+
+    Args:
+        tensor_slices: where each parameter is, by its path in the unrolled layout.
+        shapes: of the parameters, as `leaf_shapes` has them.
+    """
+    tensors: dict[str, tuple[int, ...]] = {}
     for path, tensor_slice in tensor_slices.items():
-        shape = ours[_as_stacked(path)]
+        shape = shapes[_as_stacked(path)]
         shape = shape[::-1] if tensor_slice.transposed else shape
-        rows = max(tensor_slice.rows[1] if tensor_slice.rows else shape[0], found.get(tensor_slice.name, (0,))[0])
-        found[tensor_slice.name] = (rows, *shape[1:])
-    return found
+        rows = max(tensor_slice.rows[1] if tensor_slice.rows else shape[0], tensors.get(tensor_slice.name, (0,))[0])
+        tensors[tensor_slice.name] = (rows, *shape[1:])
+    return tensors
 
 
 def _as_stacked(path: tuple) -> tuple:

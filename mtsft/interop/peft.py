@@ -1,4 +1,4 @@
-"""Low-rank adapters in folders of PEFT (https://github.com/huggingface/peft), and adapters merged into their model."""
+"""Low-rank adapters: in folders of PEFT (https://github.com/huggingface/peft), and merged into their model."""
 
 import hashlib
 import math
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtsft.errors import InputError, one_line
-from mtsft.files import expanded
+from mtsft.files import expanded, read_json_file
 from mtsft.interop import config_json, weight_names
 from mtsft.interop.atomic_folder import AtomicFolder
 from mtsft.interop.export import fetch, header_of, write_files
 from mtsft.interop.export_configs import PUBLISHED, as_json, model_config
 from mtsft.interop.families import Family
-from mtsft.interop.hf_folder import leaf_shapes, read_json_file, tensor_shapes
+from mtsft.interop.hf_folder import leaf_shapes, tensor_shapes
 from mtsft.interop.safetensors_io import DTYPES, Tensor, read_box, read_header, read_metadata
 from mtsft.model.architecture import Architecture, LoRA
 from mtsft.model.layers import ADAPTERS
@@ -31,23 +31,23 @@ _PICKLE = "adapter_model.bin"
 _ROOT = "base_model.model."
 # Of the weights' metadata: our names of the matrices that are adapted. PEFT has one name for those that it keeps fused.
 _MATRICES = "mtsft_matrices"
-# Options under which an adapter is something else than B A x.
+# Options under which an adapter is another function than B A x.
 _UNSUPPORTED = (
     "use_dora use_qalora use_bdlora lora_bias modules_to_save target_parameters "
     "trainable_token_indices layer_replication alora_invocation_tokens arrow_config kasa_config velora_config "
     "monteclora_config fan_in_fan_out"
 ).split()
 _MERGE = "merge the adapter into its base in PEFT"
-# Ways to begin that leave the base as it is; others change it.
-_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+# Values of init_lora_weights that leave the base model as it is; others change it.
+_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 
-_Part = tuple[tuple, tuple[int, int] | None]  # the path of a kernel of ours, and its rows where several are fused
+_Part = tuple[tuple, tuple[int, int] | None]  # the path of one of our kernels, and its rows where several are fused
 
 
 def merge(params: Params, lora: LoRA) -> Params:
-    """The parameters of a model that is the adapted one, without adapters: W + scale A B, added up in float32.
+    """Parameters with the adapters merged into their kernels: W + scale A B, added up in float32.
 
-    Layers stacked or apart; every kernel keeps its dtype, and one that is quantised becomes a plain one in float32.
+    Layers may be stacked or apart. Every kernel keeps its dtype; a quantised one becomes a plain one in float32.
     """
     if is_quantized_kernel(params):
         params = dequantize(params)
@@ -73,13 +73,25 @@ def export_adapter(
     *,
     config: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a folder that PeftModel.from_pretrained and vLLM load over the base model; returns its path.
+    """Writes a folder that PeftModel.from_pretrained and vLLM load over the base model, atomically, in float32.
 
-    adapters: parameters, of which those of adapters are written, in float32; stacked or not, on any devices, and every
-    process calls this. base_name: the folder or the Hub's name of the base model. config: its config.json; None for
-    a model of ours. Adapters of matrices that the base keeps fused become one of the ranks' sum, block by block, which
-    is the same function; PEFT knows it by rank_pattern, which vLLM does not read, and `read_adapter` takes it apart
-    again. Raises InputError as `export` does.
+    Adapters of matrices that the base keeps fused become one adapter, block by block, whose rank is the sum of theirs:
+    the same function. PEFT reads its rank from rank_pattern, which vLLM does not; `read_adapter` takes it apart again.
+
+    Args:
+        folder: to write.
+        adapters: parameters, of which those of adapters are written; layers stacked or not, on any devices. Every
+            process calls this.
+        arch: the base model's.
+        lora: the adapters'.
+        base_name: the folder of the base model, or its name on the Hub.
+        config: its config.json; None for a model of our own.
+
+    Returns:
+        The path of the folder.
+
+    Raises:
+        InputError: as `export` does.
     """
     folder = expanded(folder)
     if config is None:
@@ -129,11 +141,21 @@ def export_adapter(
 
 
 def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) -> tuple[LoRA, Params]:
-    """The adapters of a PEFT folder for the base model of this family and these fields; layers stacked, float32.
+    """The adapters of a PEFT folder.
 
-    An adapter of a fused matrix that `export_adapter` put together is taken apart; another one is shared out: each of
-    ours gets all of A and its rows of B. Raises InputError for a folder that is none, that belongs to another model,
-    or that does what ours cannot.
+    An adapter of a fused matrix that `export_adapter` put together is taken apart; of another one, each of our matrices
+    gets all of A and its rows of B.
+
+    Args:
+        folder: the PEFT folder.
+        family: of the base model.
+        fields: of the base model's Architecture.
+
+    Returns:
+        (rank, alpha, dropout and targets, the parameters: layers stacked, float32, on the host).
+
+    Raises:
+        InputError: the folder is none, belongs to another model, or has adapters of a kind that is not supported.
     """
     folder = expanded(folder)
     modules = _modules(family, fields)
@@ -142,7 +164,7 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
     stored = {weight_names.standard_name(family, name.removeprefix(_ROOT)): x for name, x in read_header(file).items()}
     own = read_metadata(file).get(_MATRICES)
     shapes = leaf_shapes(fields)
-    found: dict[tuple[str, ...], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    by_matrix: dict[tuple[str, ...], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     for module, parts in modules.items():
         if not any(f"{module}.lora_{side}.weight" in stored for side in "AB"):
             continue
@@ -158,12 +180,12 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
                 f"which is not supported; {_MERGE}"
             )
         for path, sides in apart.items():
-            found.setdefault(_matrix(path), {})[path[1]] = sides
+            by_matrix.setdefault(_matrix(path), {})[path[1]] = sides
     _check_nothing_is_left(file, stored)
-    if not found:
+    if not by_matrix:
         raise InputError(f"{file}: holds no adapters; fetch it anew")
     adapters: dict[str, Any] = {}
-    for (layers, part, matrix), by_layer in found.items():
+    for (layers, part, matrix), by_layer in by_matrix.items():
         if len(by_layer) != fields["num_hidden_layers"]:
             raise InputError(
                 f"{file}: adapts {'/'.join((layers, part, matrix))} in {len(by_layer)} of "
@@ -172,7 +194,7 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
         sides = zip(*(by_layer[i] for i in range(len(by_layer))), strict=True)
         leaves = {name: np.stack(side).astype(np.float32) for name, side in zip(ADAPTERS, sides, strict=True)}
         adapters.setdefault(layers, {}).setdefault(part, {})[matrix] = leaves
-    targets = "|".join("/".join(matrix) for matrix in found)
+    targets = "|".join("/".join(matrix) for matrix in by_matrix)
     return LoRA(rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=f"^({targets})$"), adapters
 
 
@@ -185,7 +207,7 @@ def adapter_fingerprint(folder: str | Path) -> str:
 
 
 def _read_lora(folder: Path, modules: Mapping[str, Sequence[_Part]]) -> tuple[LoRA, dict[str, int]]:
-    """What adapter_config.json says, without the targets; and the ranks of fused modules, as `_ranks` has them."""
+    """Rank, alpha and dropout of an adapter_config.json; and the ranks of fused modules, as `_ranks` has them."""
     file = folder / ADAPTER_CONFIG
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one that PEFT's save_pretrained wrote")
@@ -199,7 +221,7 @@ def _read_lora(folder: Path, modules: Mapping[str, Sequence[_Part]]) -> tuple[Lo
             raise _unsupported(file, key)
     if config.get("bias") not in (None, "none"):
         raise InputError(f"{file}: bias is {one_line(repr(config['bias']), 60)}; only 'none' is supported")
-    if config.get("init_lora_weights") not in _STARTS:
+    if config.get("init_lora_weights") not in _INITS:
         raise InputError(
             f"{file}: init_lora_weights is {one_line(repr(config['init_lora_weights']), 60)}, which changes the base "
             "model; convert the adapter to a plain one in PEFT"
@@ -217,9 +239,17 @@ def _read_lora(folder: Path, modules: Mapping[str, Sequence[_Part]]) -> tuple[Lo
 def _ranks(
     file: Path, config: Mapping[str, Any], rank: int, alpha: float, modules: Mapping[str, Sequence[_Part]]
 ) -> dict[str, int]:
-    """The ranks of fused modules that are a sum of ranks, by the modules' last names; raises InputError for others.
+    """The ranks of fused modules whose rank is a sum of ranks, by the modules' last names.
 
-    Their alphas must be such that every part is scaled as all adapters are.
+    Args:
+        file: the adapter_config.json, for errors.
+        config: its JSON.
+        rank: of all other adapters.
+        alpha: of all other adapters.
+        modules: as `_modules` has them.
+
+    Raises:
+        InputError: a rank is another one, or an alpha does not scale every part as the other adapters are.
     """
     ranks, alphas = (config.get(key) or {} for key in ("rank_pattern", "alpha_pattern"))
     if not ranks and not alphas:
@@ -252,7 +282,7 @@ def _weights(folder: Path) -> Path:
 
 
 def _taken(file: Path, stored: dict[str, Tensor], name: str, wanted: tuple[int, int]) -> np.ndarray:
-    """A tensor of this shape, which is then no longer among those stored."""
+    """A tensor of this shape, which is removed from `stored`."""
     if name not in stored:
         raise InputError(f"{file}: lacks the tensor {name}; fetch it anew")
     tensor = stored.pop(name)
@@ -269,24 +299,32 @@ def _taken(file: Path, stored: dict[str, Tensor], name: str, wanted: tuple[int, 
 def _taken_apart(
     A: np.ndarray, B: np.ndarray, parts: Sequence[_Part], rank: int, own: str | None
 ) -> dict[tuple, tuple[np.ndarray, np.ndarray]] | None:
-    """lora_a and lora_b of each kernel that a module's A and B are of, the reverse of `_combined`; None if they cannot.
+    """The adapters of the kernels that a module is made of: the reverse of `_combined`.
 
-    own: the names of all adapted matrices, where the folder says them. Else an adapter of one rank is of all parts.
+    Args:
+        A: (rank, fan_in) of the module.
+        B: (fan_out, rank) of the module.
+        parts: the kernels, with their rows of the module.
+        rank: of one adapter.
+        own: the names of all adapted matrices, where the folder has them; else an adapter of one rank is of all parts.
+
+    Returns:
+        (lora_a, lora_b) by the path of the kernel; None where A and B are not made up of adapters of this rank.
     """
     if own is None and len(A) == rank:
         return {path: (A.T, B[_slice(rows)].T) for path, rows in parts}
     if own is not None and len(parts) > 1:
         parts = [(path, rows) for path, rows in parts if _name(path) in own.split()]
-    found = {}
+    adapters = {}
     for i, (path, rows) in enumerate(parts):
         block = slice(rank * i, rank * (i + 1))
-        found[path] = A[block].T, B[_slice(rows), block].T
-    zeros_around = np.count_nonzero(B) == sum(np.count_nonzero(block) for _, block in found.values())
-    return found if len(A) == rank * len(parts) and zeros_around else None
+        adapters[path] = A[block].T, B[_slice(rows), block].T
+    zeros_around = np.count_nonzero(B) == sum(np.count_nonzero(block) for _, block in adapters.values())
+    return adapters if len(A) == rank * len(parts) and zeros_around else None
 
 
 def _check_nothing_is_left(file: Path, stored: Mapping[str, Tensor]) -> None:
-    """Raises InputError for tensors that no matrix of the layers has taken."""
+    """Raises InputError for tensors that belong to no matrix of the layers."""
     for name in stored:
         if "vision_tower." in name or "multi_modal_projector." in name:
             raise InputError(
@@ -305,12 +343,12 @@ def _check_nothing_is_left(file: Path, stored: Mapping[str, Tensor]) -> None:
 
 
 def _modules(family: Family, fields: Mapping[str, Any]) -> dict[str, list[_Part]]:
-    """For every linear module of the layers, the kernels of ours that make it up, with their rows of it."""
-    found: dict[str, list[_Part]] = {}
+    """For every linear module of the layers, our kernels that make it up, with their rows of it."""
+    modules: dict[str, list[_Part]] = {}
     for path, tensor_slice in weight_names.tensor_slices(family, fields).items():
         if path[0] == "layers" and path[-1] == "kernel":
-            found.setdefault(tensor_slice.name.removesuffix(".weight"), []).append((path, tensor_slice.rows))
-    return found
+            modules.setdefault(tensor_slice.name.removesuffix(".weight"), []).append((path, tensor_slice.rows))
+    return modules
 
 
 def _matrix(path: tuple) -> tuple[str, ...]:
@@ -319,7 +357,7 @@ def _matrix(path: tuple) -> tuple[str, ...]:
 
 
 def _name(path: tuple) -> str:
-    """The same as "layers/attention/query"."""
+    """("layers", 3, "attention", "query", "kernel") as "layers/attention/query"."""
     return "/".join(_matrix(path))
 
 
@@ -347,7 +385,7 @@ def _as_module(family: Family, module: str) -> str:
 
 
 def _targets(family: Family, modules: list[str]) -> list[str] | str:
-    """What says which modules are adapted: suffixes, or a regex where other towers have modules of the same names."""
+    """target_modules: suffixes, or a regex where other towers have modules of the same names."""
     return rf"model\.language_model\.layers\..*\.({'|'.join(modules)})" if family.inner else modules
 
 

@@ -1,7 +1,7 @@
-"""The tensors of safetensors files: where they lie, and boxes of them.
+"""Reads safetensors files: their headers, and rectangles of their tensors.
 
-Format: https://github.com/huggingface/safetensors. The safetensors library judges every header; the bytes are read
-here, for its own reads go through mapped memory, all of which counts as resident until the file is closed.
+Format: https://github.com/huggingface/safetensors. The safetensors library checks every header; the bytes are read
+here, because its own reads go through mapped memory, all of which counts as resident until the file is closed.
 """
 
 import hashlib
@@ -25,7 +25,14 @@ _COMPARED = 4 << 20  # bytes of a tensor that are compared at a time
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies: row by row in `file`, from `offset` on."""
+    """Where a tensor is: row by row in `file`, from `offset` on.
+
+    Attributes:
+        file: the safetensors file.
+        kind: its dtype, as safetensors names it ("F32").
+        shape: of one or two axes.
+        offset: bytes from the beginning of the file.
+    """
 
     file: Path
     kind: str
@@ -34,7 +41,7 @@ class Tensor(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype:
-        """Of its entries."""
+        """The dtype of its entries."""
         return np.dtype(DTYPES[self.kind])
 
     @property
@@ -54,12 +61,12 @@ def read_header(file: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What a safetensors file says beside its tensors. Raises InputError as `read_header` does."""
+    """The metadata of a safetensors file. Raises InputError as `read_header` does."""
     return _header(file)[1].get(_METADATA, {})
 
 
 def _header(file: Path) -> tuple[int, dict[str, Any]]:
-    """Its size and what it holds."""
+    """The size of a header in bytes, and its JSON."""
     try:
         with file.open("rb") as stream:  # before safetensors opens it, which has one reason for all failures
             with safe_open(file, framework="numpy"):
@@ -87,7 +94,7 @@ def file_digest(file: Path) -> bytes:
 
 
 def read_box(tensor: Tensor, rows: Range, columns: Range) -> np.ndarray:
-    """Rows by columns of a tensor, (rows, columns) of its own dtype."""
+    """A rectangle of a tensor, (rows, columns), in its own dtype."""
     box = np.empty((rows[1] - rows[0], columns[1] - columns[0]), tensor.dtype)
     whole_rows = columns == (0, tensor.width)
     runs = [box.reshape(-1)] if whole_rows else list(box)
@@ -128,16 +135,16 @@ def _fill(file: BinaryIO, offset: int, buffer: np.ndarray) -> None:
         buffer = buffer[count:]
 
 
-def copy(source: np.ndarray, target: np.ndarray, transposed: bool) -> None:
-    """target[...] = source, or its transpose, cast to the target's dtype."""
+def copy(array: np.ndarray, target: np.ndarray, transposed: bool) -> None:
+    """Copies an array, or its transpose, into `target`, cast to the target's dtype."""
     if not transposed:
-        target[...] = source
+        target[...] = array
         return
-    for i in range(0, len(source), 8):  # a few rows at a time stay in the cache: five times as fast as all at once
-        target[:, i : i + 8] = source[i : i + 8].T
+    for i in range(0, len(array), 8):  # a few rows at a time stay in the cache: five times as fast as all at once
+        target[:, i : i + 8] = array[i : i + 8].T
 
 
 def progress_bar(total: int, what: str, shown: bool) -> tqdm:
-    """A bar of bytes on standard error, that moves in a terminal, and says a line now and then in a log."""
+    """A progress bar of bytes on standard error; in a log, a line now and then."""
     seconds = 0.1 if sys.stderr.isatty() else 30
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=not shown, mininterval=seconds, miniters=1)

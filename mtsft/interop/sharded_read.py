@@ -1,4 +1,4 @@
-"""Puts stored tensors together as arrays on devices, a piece of bounded size at a time."""
+"""Reads tensors of files into sharded arrays, a piece of bounded size at a time."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,14 @@ _PIECE = 32 << 20  # bytes of files that a process holds at a time, or one row o
 
 
 class _Block(NamedTuple):
-    """What is read in one go: rows by columns of each layer's tensor, for the shards that these columns make up."""
+    """What is read in one go: a rectangle of each layer's tensor.
+
+    Attributes:
+        layers: range of layers.
+        rows: range of rows of a tensor.
+        columns: range of columns of a tensor.
+        shards: the devices that need each part of these columns.
+    """
 
     layers: Range
     rows: Range
@@ -30,7 +37,15 @@ class _Block(NamedTuple):
 
 @dataclass
 class ShardedLeaf:
-    """One array of ours, and where each layer of it comes from; of one layer where it is not stacked."""
+    """One array to read, and where each layer of it is in the files; of one layer where it is not stacked.
+
+    Attributes:
+        shape: of the array, and its dtype.
+        sharding: of the array.
+        stacked: whether its first axis is that of layers.
+        tensor_slices: of each layer.
+        tensors: that hold them.
+    """
 
     shape: jax.ShapeDtypeStruct
     sharding: Sharding
@@ -48,12 +63,12 @@ class ShardedLeaf:
         return sum(map(math.prod, spans)) * self.itemsize
 
     def _blocks(self) -> Iterator[_Block]:
-        found: dict[tuple[Range, Range], dict[Range, list[jax.Device]]] = {}
+        by_rows: dict[tuple[Range, Range], dict[Range, list[jax.Device]]] = {}
         for device, index in self.sharding.addressable_devices_indices_map(self.shape.shape).items():
             ranges = [part.indices(size)[:2] for part, size in zip(index, self.shape.shape, strict=True)]
             layers, rows, columns = self._as_stored(ranges, (0, 1))
-            found.setdefault((layers, rows), {}).setdefault(columns, []).append(device)
-        for (layers, rows), shards in found.items():
+            by_rows.setdefault((layers, rows), {}).setdefault(columns, []).append(device)
+        for (layers, rows), shards in by_rows.items():
             for columns, within in _spans(shards):
                 yield _Block(layers, rows, columns, within)
 
@@ -113,18 +128,18 @@ class ShardedLeaf:
                     copy(part if target.ndim == 2 else part[:, 0], target, tensor_slice.transposed)
             for columns, devices in block.shards.items():
                 for device in devices:
-                    place = SingleDeviceSharding(device, memory_kind=self.sharding.memory_kind)
-                    on_device[device] = jax.device_put(pieces[columns], place)
+                    sharding = SingleDeviceSharding(device, memory_kind=self.sharding.memory_kind)
+                    on_device[device] = jax.device_put(pieces[columns], sharding)
         return on_device
 
     def _as_stored(self, ours: Sequence, one: Any) -> tuple:
-        """(layers, rows, columns) of what stands for each axis of our array; `one` for an axis that it has not."""
+        """Values by axis of our array as (layers, rows, columns) of the files; `one` for an axis that it lacks."""
         layers, *inner = ours if self.stacked else (one, *ours)
         inner = inner[::-1] if self.tensor_slices[0].transposed else inner
         return (layers, *inner, one)[:3]
 
     def _as_ours(self, layers: Any, rows: Any, columns: Any) -> tuple:
-        """The reverse."""
+        """The reverse of `_as_stored`."""
         inner = (columns, rows) if self.tensor_slices[0].transposed else (rows, columns)
         ndim = len(self.shape.shape) - self.stacked
         return (layers, *inner[:ndim]) if self.stacked else inner[:ndim]
@@ -132,14 +147,14 @@ class ShardedLeaf:
 
 @partial(jax.jit, static_argnums=3, donate_argnums=0)
 def _write(whole: jax.Array, piece: jax.Array, starts: tuple[int, ...], mesh: Mesh) -> jax.Array:
-    """Puts every shard's piece into its shard, at the same place in all."""
+    """Writes every shard's piece into its shard, at the same offsets in all."""
     spec = P("shard")
     write = jax.shard_map(jax.lax.dynamic_update_slice, mesh=mesh, in_specs=(spec, spec, P()), out_specs=spec)
     return write(whole, piece, starts)
 
 
 def _spans(shards: Mapping[Range, list]) -> Iterator[tuple[Range, dict[Range, list]]]:
-    """Columns that touch, put together, so that what several shards need of a row is read at once."""
+    """Ranges of columns that touch, merged, so that the parts of a row that several shards need are read at once."""
     together: dict[Range, list] = {}
     for columns in sorted(shards):
         if together and columns[0] > max(stop for _, stop in together):

@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face folder: which is which of our parameters.
+"""The tensors of a Hugging Face folder, and the parameters that they hold.
 
 Names are those of transformers' modules, models/*/modeling_*.py.
 """
@@ -11,10 +11,12 @@ from mtsft.interop.families import Family
 
 
 class TensorSlice(NamedTuple):
-    """Where a parameter of ours is in a file.
+    """Where one of our parameters is in a file.
 
-    name: of the tensor. rows: those of axis 0 that are it, in a tensor that fuses several. transposed: whether torch
-    keeps it (out, in) and we (in, out).
+    Attributes:
+        name: of the tensor.
+        rows: the range of axis 0 that it is, in a tensor that fuses several; None for all.
+        transposed: whether the file keeps it as (out, in), where we have (in, out).
     """
 
     name: str
@@ -23,19 +25,19 @@ class TensorSlice(NamedTuple):
 
 
 def tensor_slices(family: Family, fields: Mapping[str, Any]) -> dict[tuple, TensorSlice]:
-    """Where each parameter of the decoder is, by its path in the unrolled layout.
+    """Where each parameter of the decoder is in the files, by its path in the unrolled layout.
 
     Names are those that models of the family are published with; `standard_name` turns others into them.
     """
     prefix = "language_model.model." if family.inner else "model."
     embedding, head = tied_names(family)
-    found = {("embed", "embedding"): TensorSlice(embedding), ("norm", "scale"): TensorSlice(f"{prefix}norm.weight")}
+    slices = {("embed", "embedding"): TensorSlice(embedding), ("norm", "scale"): TensorSlice(f"{prefix}norm.weight")}
     if not fields["tie_word_embeddings"]:
-        found["head", "kernel"] = TensorSlice(head, None, True)
+        slices["head", "kernel"] = TensorSlice(head, None, True)
     for index in range(fields["num_hidden_layers"]):
         for path, tensor_slice in _layer_slices(family, fields).items():
-            found["layers", index, *path] = tensor_slice._replace(name=f"{prefix}layers.{index}.{tensor_slice.name}")
-    return found
+            slices["layers", index, *path] = tensor_slice._replace(name=f"{prefix}layers.{index}.{tensor_slice.name}")
+    return slices
 
 
 def tied_names(family: Family) -> tuple[str, str]:
@@ -52,10 +54,10 @@ def _layer_slices(family: Family, fields: Mapping[str, Any]) -> dict[tuple, Tens
             "post_attention_norm": "post_attention_layernorm",
             "post_mlp_norm": "post_feedforward_layernorm",
         }
-    found = {(ours, "scale"): TensorSlice(f"{theirs}.weight") for ours, theirs in norms.items()}
+    slices = {(ours, "scale"): TensorSlice(f"{theirs}.weight") for ours, theirs in norms.items()}
     if fields["qk_norm"]:
-        found["attention", "query_norm", "scale"] = TensorSlice("self_attn.q_norm.weight")
-        found["attention", "key_norm", "scale"] = TensorSlice("self_attn.k_norm.weight")
+        slices["attention", "query_norm", "scale"] = TensorSlice("self_attn.q_norm.weight")
+        slices["attention", "key_norm", "scale"] = TensorSlice("self_attn.k_norm.weight")
     H, G, K = (fields[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     F = fields["intermediate_size"]
     matrices = {
@@ -69,12 +71,12 @@ def _layer_slices(family: Family, fields: Mapping[str, Any]) -> dict[tuple, Tens
     }
     for path, (part, name, fused, first, count, bias) in matrices.items():
         if family.fused and fused:
-            found[*path, "kernel"] = TensorSlice(f"{part}.{fused}.weight", (first, first + count), True)
+            slices[*path, "kernel"] = TensorSlice(f"{part}.{fused}.weight", (first, first + count), True)
         else:
-            found[*path, "kernel"] = TensorSlice(f"{part}.{name}.weight", None, True)
+            slices[*path, "kernel"] = TensorSlice(f"{part}.{name}.weight", None, True)
         if fields[bias]:
-            found[*path, "bias"] = TensorSlice(f"{part}.{name}.bias")
-    return found
+            slices[*path, "bias"] = TensorSlice(f"{part}.{name}.bias")
+    return slices
 
 
 def standard_name(family: Family, name: str) -> str:
@@ -86,7 +88,7 @@ def standard_name(family: Family, name: str) -> str:
 
 
 def ignored(family: Family, fields: Mapping[str, Any]) -> re.Pattern:
-    """Fits (fullmatch) the names of tensors that a folder may hold beside `tensor_slices`, to be left aside."""
+    """A pattern of the whole names of tensors that a folder may hold besides, and that are not read."""
     names = [r"(.*\.)?rotary_emb\.\w*inv_freq"]
     if fields["tie_word_embeddings"]:
         names.append(re.escape(tied_names(family)[1]))

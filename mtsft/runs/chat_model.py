@@ -1,4 +1,4 @@
-"""A trained model as it lies in a workdir, with its tokenizer and its template: to talk to."""
+"""A trained model with its tokenizer and its template: to talk to."""
 
 import codecs
 from collections.abc import Iterator, Sequence
@@ -71,13 +71,17 @@ class ChatModel:
         return Conversation(self, sampling, max_new, system)
 
     def prompt(self, messages: Sequence[Message | tuple[str, str]]) -> list[int]:
-        """The tokens that a conversation so far makes, up to where the model goes on; rendered as in training.
+        """The tokens of a conversation so far, up to where the model goes on; rendered as in training.
 
-        messages: Messages, or (role, content) pairs. Raises InputError for a role or a content that no dialogue can
-        have, a token that the model does not know, or where no position is left to reply in.
+        Args:
+            messages: Messages, or (role, content) pairs.
+
+        Raises:
+            InputError: a role or a content is one that no dialogue can have, a token is one that the model does not
+                embed, or no position is left to reply in.
         """
-        said = [(m.role, m.content) if isinstance(m, Message) else m for m in messages]
-        records = [{"role": role, "content": content} for role, content in said]
+        pairs = [(m.role, m.content) if isinstance(m, Message) else m for m in messages]
+        records = [{"role": role, "content": content} for role, content in pairs]
         prompt = self.encoder.prompt(parse_record({"messages": records}, "the conversation"))
         if max(prompt) >= self.model.arch.vocab_size:
             raise InputError(
@@ -93,9 +97,15 @@ class ChatModel:
     def reply(
         self, messages: Sequence[Message | tuple[str, str]], max_new: int = 256, sampling: Sampling = GREEDY
     ) -> str:
-        """What the model says next, up to its stop and without it; by default the most probable tokens.
+        """The model's reply, without the token that ends it.
 
-        messages: as those of `prompt`. max_new: tokens at most; fewer where the model's positions end.
+        Args:
+            messages: as those of `prompt`.
+            max_new: tokens at most; fewer where the model's positions end.
+            sampling: how tokens are chosen; by default the most probable ones.
+
+        Raises:
+            InputError: as `prompt` does.
         """
         stops, tokenizer, prompt = self.encoder.stop_ids, self.encoder.tokenizer, self.prompt(messages)
         # Few lengths, so that a conversation that grows does not compile at every turn.
@@ -107,17 +117,17 @@ class ChatModel:
     def stream(
         self, messages: Sequence[Message | tuple[str, str]], max_new: int = 256, sampling: Sampling = GREEDY
     ) -> Iterator[str]:
-        """What `reply` returns, piece by piece as it is decoded."""
+        """The text that `reply` returns, piece by piece as it is decoded."""
         stops, tokenizer, prompt = self.encoder.stop_ids, self.encoder.tokenizer, self.prompt(messages)
         arguments = (self.model, self.params, prompt, stops, max_new, sampling)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may hold part of a character
         room = self.model.arch.positions_after(len(prompt), max_new)
-        tokens, told = [], 0
+        tokens, num_yielded = [], 0  # bytes
         for token in islice(stream(*arguments, vocab_size=tokenizer.vocab_size), room):
             if token in stops:
                 break
             tokens.append(token)
-            said = tokenizer.decode_bytes(tokens)
-            yield decoder.decode(said[told:])
-            told = len(said)
+            decoded = tokenizer.decode_bytes(tokens)
+            yield decoder.decode(decoded[num_yielded:])
+            num_yielded = len(decoded)
         yield decoder.decode(b"", final=True)

@@ -1,4 +1,4 @@
-"""A conversation with a trained model: what is said, and the commands that change it."""
+"""A conversation with a trained model, and the commands that change it."""
 
 import html
 import json
@@ -53,9 +53,13 @@ class Conversation:
         self.start_over(system)
 
     def start_over(self, system: str) -> None:
-        """Forgets everything; `system` is the new system prompt, "" for none.
+        """Forgets everything but a new system prompt.
 
-        Raises InputError, and forgets nothing, where the template refuses it or it leaves the model no room.
+        Args:
+            system: the system prompt; "" for none.
+
+        Raises:
+            InputError: the template refuses it, or it leaves the model no room; nothing is forgotten then.
         """
         messages = [("system", system)] if system else []
         if system:
@@ -63,7 +67,7 @@ class Conversation:
             try:
                 self._model.prompt([*messages, ("user", "?")])
             except InputError as error:
-                # What it says helps is /reset, which would keep the system prompt.
+                # The error advises /reset, which would keep the system prompt.
                 wrong = str(error).rpartition("; ")[0] or error
                 raise InputError(f"{wrong}; give a shorter or another system prompt, or none") from error
         self.messages = messages
@@ -78,10 +82,13 @@ class Conversation:
         return "".join(self.stream(text))
 
     def stream(self, text: str) -> Iterator[str]:
-        """The model's reply to `text`, piece by piece; what was given when the caller stops is kept as the reply.
+        """The model's reply to `text`, piece by piece.
 
-        Where that is before there is any of it, `text` is forgotten. Raises InputError, and forgets `text`, where the
-        template refuses the conversation or the model has no room.
+        Where the caller stops early, the pieces so far are kept as the reply; before the first one, `text` is
+        forgotten.
+
+        Raises:
+            InputError: the template refuses the conversation, or the model has no room; `text` is forgotten then.
         """
         asked = [*self.messages, ("user", text)]
         reply, whole = "", False
@@ -96,7 +103,7 @@ class Conversation:
                 self.messages = [*asked, ("assistant", reply)]
 
     def is_broken(self) -> bool:
-        """Whether a reply shows bytes that are no text: it is not what the model said, to the byte."""
+        """Whether a reply holds bytes that are no UTF-8: what is shown of it is not what the model said."""
         return any(role == "assistant" and "\ufffd" in content for role, content in self.messages)
 
     def save(self, path: str | Path) -> None:
@@ -125,7 +132,7 @@ class Conversation:
 
 
 def converse(conversation: Conversation, lines: Iterable[str], write: Callable[[str], None]) -> None:
-    """Takes lines, said or commands, until they end or one is /quit; `write` gets all that is shown."""
+    """Answers lines, messages or commands, until they end or one is /quit; `write` gets all that is shown."""
     for line in lines:
         verb, _, rest = line.strip().partition(" ")
         try:
@@ -168,7 +175,7 @@ def _answer(conversation: Conversation, text: str, write: Callable[[str], None])
 
 
 def _check_text(text: str, name: str) -> None:
-    """Raises InputError for what Python makes of bytes that are not UTF-8."""
+    """Raises InputError for text that was read from bytes which are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

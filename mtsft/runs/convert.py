@@ -32,8 +32,13 @@ from mtsft.training.state import new_state
 def from_hugging_face(folder: str | Path, output: str | Path, dtype: str = "float32") -> None:
     """Writes a Hugging Face folder as the workdir of a run that took no step: to start from, to talk to, to evaluate.
 
-    dtype: "float32" or "bfloat16", of the parameters kept. Raises InputError where the folder is none or holds no
-    tokenizer, and where `output` is there already.
+    Args:
+        folder: the Hugging Face folder.
+        output: the workdir to write.
+        dtype: of the parameters written, "float32" or "bfloat16".
+
+    Raises:
+        InputError: the folder is none or holds no tokenizer, or `output` is there already.
     """
     base = open_trained(folder)
     if not isinstance(base, HubModel):
@@ -61,10 +66,17 @@ def to_hugging_face(
 ) -> None:
     """Writes what a run trained as a folder that transformers and vLLM load; with adapters merged, or only those.
 
-    dtype: "float32" or "bfloat16"; "" for what the run computed in. adapter: write a PEFT adapter folder, whose base
-    is what model.init_from named. step: of the checkpoint; None for the best. Template variables that the run set are
-    not in the folder: whoever serves it has to pass them. Raises InputError where there is no such model, and where
-    `output` is there already.
+    Template variables that the run set are not in the folder: what serves the model has to pass them.
+
+    Args:
+        workdir: of the run.
+        output: the folder to write.
+        dtype: of the parameters written, "float32" or "bfloat16"; "" for what the run computed in.
+        adapter: whether to write a PEFT adapter folder, whose base is what model.init_from named.
+        step: of the checkpoint; None for the best.
+
+    Raises:
+        InputError: there is no such model, or `output` is there already.
     """
     base = open_trained(workdir, step)
     if adapter:
@@ -120,14 +132,14 @@ def _write_adapter(base: TrainedModel, output: str | Path) -> None:
 
 
 def _with_positions(base: TrainedModel) -> dict:
-    """The fields of a model, with the positions that it was trained on where it does not say for how many it is."""
+    """The fields of a model; where it is made for any number of positions, with those of a row in its training."""
     if base.fields["max_position_embeddings"]:
         return base.fields
     return base.fields | {"max_position_embeddings": base.config.data.sequence_length}
 
 
 def _template(chat: ChatFormat) -> str | None:
-    """The chat template, where it is not among the tokenizer's files."""
+    """The chat template; None where it is among the tokenizer's files."""
     own = tokenizers.chat_templates(chat.tokenizer).get("default")
     return None if own == chat.templates["default"] else chat.templates["default"]
 

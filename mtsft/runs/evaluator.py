@@ -1,4 +1,4 @@
-"""A trained model on dialogues that are held out: its loss, and what it says there."""
+"""A trained model on held-out dialogues: its loss, and its replies."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,22 +23,32 @@ _BATCH = 32  # contexts that are replied to at a time, or some more to fill all 
 
 
 def evaluate(config: ConfigDict, workdir: str | Path | None) -> dict[str, Any]:
-    """The loss of a model on what `config` holds out; see Subject."""
+    """The loss of a model on what `config` holds out; arguments as those of `Evaluator.of`."""
     return Evaluator.of(config, workdir).evaluate()
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A model and the held-out dialogues it is tried on, on the devices that a config says. Build it with `of`."""
+    """A model and the held-out dialogues that it is evaluated on. Build it with `of`.
+
+    Attributes:
+        setup: of the config: dialogues, model, devices.
+        params: all parameters of the model.
+    """
 
     setup: TrainingSetup
     params: Params
 
     @classmethod
     def of(cls, config: ConfigDict, workdir: str | Path | None) -> "Evaluator":
-        """The best model of `workdir`, with its tokenizer; or, where that is None, the model of model.init_from.
+        """Reads a model and opens the dialogues.
 
-        Raises InputError where there is no model, another one than the config's, or nothing held out.
+        Args:
+            config: which dialogues are held out, and the devices.
+            workdir: of the run whose best model is evaluated, with its own tokenizer; None for model.init_from.
+
+        Raises:
+            InputError: there is no model, another one than the config's, or nothing is held out.
         """
         if workdir is None:
             if not config.model.init_from:
@@ -66,9 +76,12 @@ class Evaluator:
         return compile_evaluation(self.setup)(*split(self.params, self.setup.trains))
 
     def replies(self, sampling: Sampling, max_new: int, limit: int = 0) -> list[dict[str, Any]]:
-        """What the model says in held-out contexts; see `mtsft.evaluation.replies.replies`.
+        """The model's replies in held-out contexts; see `mtsft.evaluation.replies.replies`.
 
-        max_new: tokens at most; fewer where the model's positions end.
+        Args:
+            sampling: how tokens are chosen.
+            max_new: tokens of a reply at most; fewer where the model's positions end.
+            limit: dialogues to reply to; 0 for all.
         """
         setup, stops = self.setup, self.setup.dataset.spec.encoder().stop_ids
         batch_size = -(-_BATCH // setup.partitioner.num_shards) * setup.partitioner.num_shards
@@ -76,7 +89,7 @@ class Evaluator:
         def say(prompts: list[list[int]]) -> list[list[int]]:
             rooms = [setup.model.arch.positions_after(len(prompt), max_new) for prompt in prompts]
             with tqdm(total=len(prompts), desc="replies", disable=jax.process_index() > 0) as bar:
-                said = generate(
+                tokens = generate(
                     setup.model,
                     self.params,
                     prompts,
@@ -88,7 +101,7 @@ class Evaluator:
                     watch=bar.update,
                     vocab_size=setup.dataset.tokenizer.vocab_size,
                 )
-            return [reply[:room] for reply, room in zip(said, rooms, strict=True)]
+            return [reply[:room] for reply, room in zip(tokens, rooms, strict=True)]
 
         return replies(say, setup.dataset.eval, setup.dataset.tokenizer, stops, limit)
 

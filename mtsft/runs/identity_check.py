@@ -1,4 +1,4 @@
-"""The numeric check of an audit: the config's model on a sample of the config's dialogues."""
+"""The numeric check of an audit: a config's model on a sample of its dialogues."""
 
 from dataclasses import replace
 from functools import partial
@@ -22,9 +22,17 @@ _LAYERS = 4  # that are enough to check, with all kinds of them among them
 
 
 def check(config: ConfigDict, files: DataFiles) -> dict[str, Any]:
-    """What `mtsft.evaluation.identities.compare` finds on a few dialogues, in float32, with freshly drawn parameters.
+    """Compares ways to compute the same loss on a few dialogues, in float32, with parameters drawn at random.
 
-    Raises InputError where no dialogue fits into a row.
+    Args:
+        config: whose model is checked.
+        files: whose dialogues it is checked on.
+
+    Returns:
+        The record of `mtsft.evaluation.identities.compare`.
+
+    Raises:
+        InputError: no dialogue fits into a row.
     """
     spec = replace(files.train_spec.without_errors(), trees="tree")
     store = open_store(files.train_files, spec, files.cache / "stores", files.workers)

@@ -1,4 +1,4 @@
-"""The training loop: the one room where time passes and things are written."""
+"""The training loop: cadence, logging, checkpoints and interruptions."""
 
 import json
 import sys
@@ -27,6 +27,7 @@ from mtsft.training.metrics import Log, Meter, held_out_losses
 from mtsft.training.preemption import StopRequest
 from mtsft.training.state import TrainState
 
+# (setup, all parameters) -> (results to add to result.json, lines to print).
 Measure = Callable[[TrainingSetup, Params], tuple[dict[str, Any], list[str]]]
 
 
@@ -42,8 +43,7 @@ def train(
         config: every key of the run.
         workdir: where its checkpoints, metrics and tokenizer are kept.
         watch: called with every record that is logged, such as one that draws a curve.
-        measure: called when the run is finished, with all parameters; returns results to add to result.json, and
-            lines to print.
+        measure: called when the run is finished; None to measure nothing more than the held-out loss.
 
     Returns:
         What result.json then holds: {finished, steps, seconds, ...}.
@@ -109,9 +109,21 @@ def _take_steps(
     losses: list[float],
     watch: Callable[[dict[str, Any]], None] | None,
 ) -> TrainState:
-    """Every step from `start` on, until the last or until it is time to stop; returns the state it ends with.
+    """Takes steps until the last one, or until the run is stopped.
 
-    losses: held-out, of the evaluations so far; those made here are appended.
+    Args:
+        setup: of the run.
+        state: after `start` steps.
+        frozen: the parameters that are not trained.
+        start: steps taken before.
+        checkpoints: where states are saved.
+        workdir: where metrics are logged.
+        began: when the process began, by time.monotonic.
+        losses: held-out, of the evaluations so far; those made here are appended.
+        watch: called with every logged record; None for nothing.
+
+    Returns:
+        The state after the last step taken.
     """
     if _no_longer_improves(setup, losses):
         return state
@@ -123,11 +135,11 @@ def _take_steps(
         StopRequest() as interrupt,
         Log(workdir, start, active=_is_first()) as log,
         _progress_bar(start, steps) as bar,
-        jax.transfer_guard("disallow"),  # the device never waits for a transfer that nobody asked for
+        jax.transfer_guard("disallow"),  # an implicit transfer, which the device would wait for, is an error
     ):
 
         def report(step: int, metrics: dict[str, jax.Array]) -> bool:
-            """Writes down a step that was taken; returns whether it was a good one."""
+            """Logs a step; returns whether its loss and gradient were finite."""
             metrics = jax.device_get(metrics)
             meter.add(metrics)
             if _due(step, config.train.log_every, steps):
@@ -165,7 +177,7 @@ def _take_steps(
                     losses.append(scores["loss"])
                     stopping |= _no_longer_improves(setup, losses)
                     saving |= stopping or is_best(losses)
-                # After a skipped step a state is saved at an end alone: its parameters are the last good ones.
+                # The state after a skipped step (whose parameters are the last good ones) is saved only at an end.
                 if saving and (good or stopping or step == steps):
                     log.sync()  # what is logged is never older than the checkpoint it led to
                     checkpoints.save(step, setup.partitioner.as_global(state), scores and scores["loss"])
@@ -176,7 +188,7 @@ def _take_steps(
 
 
 def _claim(workdir: epath.Path, setup: TrainingSetup) -> None:
-    """Makes the workdir this run's, or checks that it is; keeps the config and the tokenizer there."""
+    """Makes the workdir this run's, or checks that it is; writes the config and the tokenizer there."""
     workdirs.make(workdir)
     check_same_run(workdir / workdirs.FINGERPRINT, identity(setup))
     if _is_first():
@@ -186,8 +198,13 @@ def _claim(workdir: epath.Path, setup: TrainingSetup) -> None:
 def _check_leaves_nothing_out(setup: TrainingSetup, start: int, earlier: dict[str, Any], workdir: Path) -> None:
     """Raises InputError where going on after the end of an epoch would never train some rows.
 
-    earlier: the result.json of a run that ended. Its last batch was not full where it counted epochs, and steps are
-    of whole batches.
+    A run that counts epochs may end with a batch that is not full, and further steps begin with whole batches.
+
+    Args:
+        setup: of the run.
+        start: the step to go on from.
+        earlier: the result.json of the run that ended there.
+        workdir: for the error.
     """
     size = setup.config.train.batch_size
     missing = start * size - earlier.get("rows", 0)
@@ -204,7 +221,7 @@ def _no_longer_improves(setup: TrainingSetup, losses: list[float]) -> bool:
 
 
 def _by(config: ConfigDict) -> str:
-    """How much a loss had to be better by."""
+    """By how much a loss had to improve, for a line that is printed; "" for any improvement."""
     return f" by {config.eval.min_improvement:g}" if config.eval.min_improvement else ""
 
 
@@ -213,7 +230,7 @@ def _due(step: int, every: int, last: int) -> bool:
 
 
 def _progress_bar(start: int, steps: int) -> tqdm:
-    """A bar that moves in a terminal, and says a line now and then in a log."""
+    """A progress bar; in a log, a line now and then."""
     seconds = 0.1 if sys.stderr.isatty() else 30
     return tqdm(
         total=steps,

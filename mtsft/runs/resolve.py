@@ -48,7 +48,7 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, TrainedModel | None]:
 
 
 def _with_adapters(config: ConfigDict, base: TrainedModel) -> ConfigDict:
-    """A config whose adapters are those of lora.init_from; their dropout is the config's own."""
+    """A config whose adapters are those of lora.init_from, but for their dropout, which is the config's own."""
     lora, defaults = base.adapters(config.lora.init_from)[0], default().lora
     values = {"rank": lora.rank, "alpha": float(lora.alpha), "targets": lora.targets}
     for name, value in values.items():

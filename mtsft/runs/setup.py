@@ -52,7 +52,7 @@ class TrainingSetup:
 
     @classmethod
     def of(cls, config: ConfigDict, progress: bool = True) -> "TrainingSetup":
-        """Opens the data and meets the devices. Raises InputError for whatever cannot work, before any compute."""
+        """Opens the data and finds the devices. Raises InputError for whatever cannot work, before any compute."""
         validate(config)
         if config.parallel.compilation_cache:
             folder = expanded(config.parallel.compilation_cache)
@@ -81,7 +81,7 @@ class TrainingSetup:
         check_rules(setup.whole_shapes)
         if model.lora.rank and train.optimizer == "muon":
             raise InputError("train.optimizer='muon' moves the layers' matrices, which lora.rank freezes; use 'adamw'")
-        # What cannot work is found here: a size that an axis does not divide, a dataset of which nothing is left.
+        # Each raises InputError for what cannot work: a size that an axis does not divide, an empty dataset.
         setup.state_shardings(setup.shapes)
         setup.param_shardings(setup.frozen_shapes)
         _ = setup.steps, setup.schedule, setup.rate_factors, setup.loss
@@ -109,7 +109,7 @@ class TrainingSetup:
 
     @property
     def parameter_counts(self) -> tuple[int, int]:
-        """How many numbers are trained, and how many the model has."""
+        """(numbers that are trained, numbers that the model has)."""
         plain = replace(self.model, lora=replace(self.model.lora, quantize=""))
         shapes = jax.eval_shape(plain.init, jax.random.key(0))
         trained, whole = split(shapes, self.trains)[0], shapes
@@ -117,7 +117,7 @@ class TrainingSetup:
 
     @cached_property
     def trains(self) -> Callable[[str], bool]:
-        """Whether the parameter of a name is trained."""
+        """From the name of a parameter to whether it is trained."""
         return trained_names(self.model.lora, self.config.train.freeze, names(self.whole_shapes))
 
     @cached_property

@@ -115,7 +115,7 @@ class WorkdirModel:
         return join(params, rest)
 
     def _base(self) -> "TrainedModel | None":
-        """What the run started from. Raises InputError where that is another model by now."""
+        """The model that the run started from; None for none. Raises InputError where that is another model by now."""
         path = self.config.model.init_from
         base = open_base(path)
         if base and base.fingerprint != self._identity.get(BASE):
@@ -165,7 +165,15 @@ def open_base(path: str | Path) -> TrainedModel | None:
 
 
 def open_trained(path: str | Path, step: int | None = None) -> TrainedModel:
-    """The model of a workdir or a Hugging Face folder. step: see WorkdirModel. Raises InputError if there is none."""
+    """The model of a workdir or a Hugging Face folder.
+
+    Args:
+        path: the folder.
+        step: of the checkpoint of a workdir; None for the best by held-out loss.
+
+    Raises:
+        InputError: there is no such model.
+    """
     folder = epath.Path(path).expanduser()
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise InputError(

@@ -1,4 +1,4 @@
-"""What a run keeps of itself in its workdir beside checkpoints: its config, its tokenizer, its chat template."""
+"""The files of a run in its workdir, beside checkpoints: its config, its tokenizer, its chat template."""
 
 import json
 from collections.abc import Mapping
@@ -11,9 +11,8 @@ from ml_collections import ConfigDict
 from mtsft.config import default
 from mtsft.encoding.spec import ChatFormat
 from mtsft.errors import InputError, one_line
-from mtsft.files import atomic_write
+from mtsft.files import atomic_write, read_json_file
 from mtsft.interop import config_json
-from mtsft.interop.hf_folder import read_json_file
 from mtsft.runs.template_date import CONFIG
 from mtsft.tokenizer.load import read_files
 
@@ -23,15 +22,19 @@ BASE, ADAPTERS_BEFORE = "model.init_from (parameters)", "lora.init_from (paramet
 RESULT = "result.json"  # how it ended
 CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made
 _TEMPLATE, _TOKENIZER, _PUBLISHED = "template.json", "tokenizer", "published.json"
-_OF_MODELS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
+_MODEL_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
 
 def write(
     workdir: epath.Path, config: ConfigDict, chat: ChatFormat, published: Mapping[str, Any] | None = None
 ) -> None:
-    """Keeps all that a trained model's user needs beside the checkpoints.
+    """Writes all that the user of a trained model needs beside the checkpoints.
 
-    published: the config.json of the Hugging Face folder that the model comes from, for an export to be like it.
+    Args:
+        workdir: of the run.
+        config: of the run.
+        chat: its tokenizer and its chat template.
+        published: the config.json of the Hugging Face folder that the model comes from, for exports; None for none.
     """
     for name, content in chat.tokenizer.items():
         path = workdir / _TOKENIZER / name
@@ -44,7 +47,7 @@ def write(
 
 
 def check_free(workdir: epath.Path) -> None:
-    """Raises InputError for a folder that holds something which is not a run, or that is none."""
+    """Raises InputError for a path that is no folder, or a folder that holds something else than a run."""
     if not workdir.exists():
         return
     if not workdir.is_dir():
@@ -55,7 +58,7 @@ def check_free(workdir: epath.Path) -> None:
                 f"--workdir={workdir}: holds a converted model; set model.init_from to it, and choose another --workdir"
             )
         return
-    foreign = [path.name for path in workdir.iterdir() if path.name == CONFIG or path.suffix in _OF_MODELS]
+    foreign = [path.name for path in workdir.iterdir() if path.name == CONFIG or path.suffix in _MODEL_SUFFIXES]
     if foreign:
         raise InputError(
             f"--workdir={workdir}: holds {one_line(min(foreign), 60)}, and no run of mtsft; "
@@ -86,7 +89,7 @@ def read_run_config(workdir: epath.Path) -> ConfigDict:
 
 
 def read_chat(workdir: epath.Path) -> ChatFormat:
-    """The tokenizer and the chat template of a run. Raises InputError where they are not whole."""
+    """The tokenizer and the chat template of a run. Raises InputError where something of them is missing."""
     path = workdir / _TEMPLATE
     try:
         return ChatFormat.of(read_files(workdir / _TOKENIZER), path.read_text())
@@ -102,18 +105,18 @@ def read_published(workdir: epath.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     published = read_json_file(path)[1]
-    config_json.architecture_fields(published, str(path))  # says what is wrong with it
+    config_json.architecture_fields(published, str(path))  # refuses a damaged one
     return published
 
 
 def read_result(workdir: epath.Path) -> dict[str, Any]:
-    """What the loop wrote at an earlier end of the run; {} where there was none. Raises InputError."""
+    """The result.json of an earlier end of the run; {} where there was none. Raises InputError."""
     path = workdir / RESULT
     return read_json_file(path)[1] if path.exists() else {}
 
 
 def nothing_in(workdir: Path, lack: str) -> InputError:
-    """What to say of a workdir that holds no trained model."""
+    """The error of a workdir that holds no trained model. lack: what is missing there."""
     return InputError(
         f"{workdir} holds no trained model ({lack}); "
         f"train one first with python -m mtsft.train --config=... --workdir={workdir}"

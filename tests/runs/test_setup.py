@@ -1,4 +1,4 @@
-"""What a config becomes: every key that makes numbers reaches the room that uses it."""
+"""What a config becomes: every key that changes numbers reaches the code that uses it."""
 
 import json
 import re
@@ -10,6 +10,7 @@ import pytest
 
 from mtsft.config import default
 from mtsft.errors import InputError
+from mtsft.runs import compiled as functions
 from mtsft.runs.compiled import compile_step
 from mtsft.runs.identity import identity
 from mtsft.runs.setup import TrainingSetup
