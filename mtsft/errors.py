@@ -13,5 +13,5 @@ def one_line(text: object, limit: int = 300) -> str:
     line = " ".join(str(text).split())
     line = "".join(
         c if c.isprintable() else f"\\x{ord(c):02x}" for c in line
-    )  # control characters could steer a terminal
+    )  # or it steers a terminal
     return line if len(line) <= limit else line[: limit - 3] + "..."

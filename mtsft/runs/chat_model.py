@@ -111,8 +111,8 @@ class ChatModel:
         # Few lengths, so that a conversation that grows does not compile at every turn.
         arguments = (self.model, self.params, [prompt], stops, max_new, sampling)
         (tokens,) = generate(*arguments, length_multiple=256, vocab_size=tokenizer.vocab_size)
-        room = self.model.arch.positions_after(len(prompt), max_new)
-        return tokenizer.decode([token for token in tokens[:room] if token not in stops])
+        most = self.model.arch.positions_after(len(prompt), max_new)
+        return tokenizer.decode([token for token in tokens[:most] if token not in stops])
 
     def stream(
         self, messages: Sequence[Message | tuple[str, str]], max_new: int = 256, sampling: Sampling = GREEDY
@@ -121,9 +121,9 @@ class ChatModel:
         stops, tokenizer, prompt = self.encoder.stop_ids, self.encoder.tokenizer, self.prompt(messages)
         arguments = (self.model, self.params, prompt, stops, max_new, sampling)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may hold part of a character
-        room = self.model.arch.positions_after(len(prompt), max_new)
+        most = self.model.arch.positions_after(len(prompt), max_new)
         tokens, num_yielded = [], 0  # bytes
-        for token in islice(stream(*arguments, vocab_size=tokenizer.vocab_size), room):
+        for token in islice(stream(*arguments, vocab_size=tokenizer.vocab_size), most):
             if token in stops:
                 break
             tokens.append(token)

@@ -87,21 +87,21 @@ class Evaluator:
         batch_size = -(-_BATCH // setup.partitioner.num_shards) * setup.partitioner.num_shards
 
         def say(prompts: list[list[int]]) -> list[list[int]]:
-            rooms = [setup.model.arch.positions_after(len(prompt), max_new) for prompt in prompts]
+            most = [setup.model.arch.positions_after(len(prompt), max_new) for prompt in prompts]
             with tqdm(total=len(prompts), desc="replies", disable=jax.process_index() > 0) as bar:
                 tokens = generate(
                     setup.model,
                     self.params,
                     prompts,
                     stops,
-                    max(rooms, default=0),
+                    max(most, default=0),
                     sampling,
                     batch_size=batch_size,
                     rows=setup.partitioner.batch_sharding,
                     watch=bar.update,
                     vocab_size=setup.dataset.tokenizer.vocab_size,
                 )
-            return [reply[:room] for reply, room in zip(tokens, rooms, strict=True)]
+            return [reply[:count] for reply, count in zip(tokens, most, strict=True)]
 
         return replies(say, setup.dataset.eval, setup.dataset.tokenizer, stops, limit)
 
