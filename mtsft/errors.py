@@ -11,7 +11,5 @@ class InputError(Exception):
 def one_line(text: object, limit: int = 300) -> str:
     """`text` on one line of at most `limit` characters, fit for an error message."""
     line = " ".join(str(text).split())
-    line = "".join(
-        c if c.isprintable() else f"\\x{ord(c):02x}" for c in line
-    )  # or it steers a terminal
+    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)  # or it steers a terminal
     return line if len(line) <= limit else line[: limit - 3] + "..."
