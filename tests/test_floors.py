@@ -40,6 +40,7 @@ ONLY = {
     "qwix": ("model",),
     "optax": ("training", "runs"),
     "orbax": ("training.checkpoint",),
+    "mtsft.training.losses": ("training.losses", "evaluation.held_out", "runs"),
     "mtsft.corpora": ("data.data_files", "evaluation.context_recall"),
     "mtsft.evaluation.context_recall": ("runs.final_measures",),
     "configs": (),

@@ -96,7 +96,8 @@ class WorkdirModel:
 
     def model(self, **runtime) -> Model:
         """The model with its adapters, computed as `runtime` says; by default unrolled, else as it was trained."""
-        as_trained = {name: self.config.model[name] for name in RUNTIME} | {"scan_layers": False}
+        as_trained = {name: self.config.model[name] for name in RUNTIME}
+        as_trained |= {"scan_layers": False, "attention_kernel": RUNTIME["attention_kernel"]}  # devices may be others
         return Model(Architecture(**self.fields, **as_trained | runtime), self.lora)
 
     def restore(self, model: Model, shardings_of: ShardingsOf, progress: bool = False) -> Params:
