@@ -28,6 +28,14 @@ def test_a_run_starts_from_a_folder_with_its_sizes_its_tokenizer_and_its_paramet
     assert {leaf.sharding.mesh.size for leaf in jax.tree.leaves(started)} == {8}
 
 
+def test_a_run_is_computed_as_it_was_trained_but_for_the_kernel_of_its_devices(base):
+    opened = WorkdirModel(epath.Path(base))
+    opened.config.model.attention_kernel, opened.config.model.remat = "plain", "full"
+    arch = opened.model().arch
+    assert (arch.attention_kernel, arch.remat, arch.scan_layers) == ("auto", "full", False)
+    assert opened.model(attention_kernel="plain").arch.attention_kernel == "plain"
+
+
 def test_a_run_is_evaluated_with_its_own_template(folder, base, make_config):
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }} says\n{{ m.content }}<|im_end|>\n{% endfor %}"
