@@ -89,7 +89,7 @@ def default() -> ConfigDict:
     model.param_dtype = "float32"  # that parameters are kept in; what is frozen may well be "bfloat16"
     model.scan_layers = True  # compile one layer and scan it; False unrolls (faster steps on CPU, longer compile)
     model.remat = "none"  # activations kept for the backward pass: "none" keeps all, "dots", "dots_no_batch", "full"
-    model.attention_kernel = "auto"  # what computes attention: "auto" for what fits the device, or "plain"
+    model.attention_kernel = "auto"  # of model/attention/kernels.py; "auto" takes the first that fits the devices
 
     config.lora = lora = ConfigDict()
     lora.init_from = ""  # a PEFT adapter folder to start from, which then says rank, alpha and targets; "" for fresh

@@ -1,5 +1,5 @@
 """Invariants 1, 2, 3 and 5 of ARCHITECTURE.md; 4 is in training/test_step.py, 6 in flow/test_resume.py, 7 and 8 in
-data/test_batches.py and dialogue/test_encode.py."""
+data/test_batches.py and encoding/test_encoder.py."""
 
 import jax
 import numpy as np

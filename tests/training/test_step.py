@@ -102,7 +102,7 @@ def test_gradient_is_of_the_sum_divided_once(batch):
         assert_trees_close(jax.tree.map(lambda g, d=divisor: g / d, expected), got, rtol=2e-5)
 
 
-def test_evaluation_doors_agree(batch):
+def test_evaluation_under_jit_is_that_under_pmap(batch):
     model, optimizer = small_model(), sgd()
     results = []
     for mode, mesh in (("jit", "data=2,fsdp=4"), ("pmap", "")):
