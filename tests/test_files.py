@@ -1,9 +1,9 @@
-"""Files are there whole or not at all."""
+"""Atomic writes, paths, and JSON files."""
 
 import pytest
 
 from mtsft.errors import InputError
-from mtsft.files import atomic_write, check_writable, expanded
+from mtsft.files import atomic_write, check_writable, expanded, read_json_file
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
@@ -37,3 +37,19 @@ def test_what_cannot_be_written_is_known_before(tmp_path):
 def test_a_home_that_is_not_there_is_named():
     with pytest.raises(InputError, match=r"^~nobody-here/x: there is no such home folder; write the path without ~$"):
         expanded("~nobody-here/x")
+
+
+def test_a_json_file_holds_an_object(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1}')
+    assert read_json_file(path) == (b'{"a": 1}', {"a": 1})
+    with pytest.raises(InputError, match=rf"^{tmp_path}/none: cannot be read as JSON .*; fetch it anew$"):
+        read_json_file(tmp_path / "none")
+    for text, says in (
+        ("{", "cannot be read as JSON"),
+        ("[1]", "holds no JSON object"),
+        ("[" * 99999, "cannot be read"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=rf"^{path}: {says}"):
+            read_json_file(path)

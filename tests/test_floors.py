@@ -1,4 +1,4 @@
-"""The house of ARCHITECTURE.md: a room imports only from floors below it, and from itself."""
+"""The floors of ARCHITECTURE.md: a folder imports only from floors below it, and from itself."""
 
 import ast
 import subprocess
@@ -57,45 +57,47 @@ MODULES = {
 
 def imports(module):
     """The names of all modules that a file imports, at its head or later."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{module} imports by a relative name"
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             ours = {name for name in inner if name.removeprefix("mtsft.") in MODULES}
-            found |= ours if ours else {node.module}
-    return found
+            names |= ours if ours else {node.module}
+    return names
 
 
 def of_ours(module):
     return {name.removeprefix("mtsft.") for name in imports(module) if name.startswith("mtsft.")}
 
 
-def within(name, room):
-    return name == room or name.startswith(f"{room}.") or (room == "" and "." not in name)
+def within(name, folder):
+    return name == folder or name.startswith(f"{folder}.") or (folder == "" and "." not in name)
 
 
-def place(module):
-    """(floor, room) of a module: the longest name that it stands within."""
-    found = [(len(room), floor, room) for floor, rooms in enumerate(FLOORS) for room in rooms if within(module, room)]
-    assert found, f"{module} stands on no floor; give it one in FLOORS"
-    return max(found)[1:]
+def floor_of(module):
+    """(number, folder) of the floor of a module: of the longest name in FLOORS that it is within."""
+    numbered = [(number, folder) for number, folders in enumerate(FLOORS) for folder in folders]
+    fitting = [(len(folder), number, folder) for number, folder in numbered if within(module, folder)]
+    assert fitting, f"{module} is on no floor; give it one in FLOORS"
+    return max(fitting)[1:]
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_down(module):
-    floor, room = place(module)
+    number, folder = floor_of(module)
     for name in of_ours(module):
-        assert place(name)[0] < floor or (place(name)[1] == room != ""), f"mtsft/{module} imports {name}"
+        below, same = floor_of(name)[0] < number, floor_of(name)[1] == folder != ""
+        assert below or same, f"mtsft/{module} imports {name}"
 
 
 @pytest.mark.parametrize("imported", ONLY)
 def test_only_they_import_it(imported):
     for module in MODULES:
         if any(within(name, imported) for name in imports(module)):
-            assert any(within(module, room) for room in ONLY[imported]), f"mtsft/{module} imports {imported}"
+            assert any(within(module, folder) for folder in ONLY[imported]), f"mtsft/{module} imports {imported}"
 
 
 def test_no_module_imports_itself_by_a_way_round():
@@ -119,7 +121,7 @@ def test_below_runs_a_config_is_plain_values():
             assert {alias.name for node in froms for alias in node.names} <= {"DataConfig"}, f"mtsft/{module}"
 
 
-def test_config_keys_are_what_the_rooms_take():
+def test_config_keys_are_what_the_code_takes():
     config = default()
     assert config.data.to_dict() == asdict(DataConfig())
     assert {*config.model} == {field.name for field in fields(Architecture)} | {"init_from"}
