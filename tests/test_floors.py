@@ -1,6 +1,7 @@
 """The floors of ARCHITECTURE.md: a folder imports only from floors below it, and from itself."""
 
 import ast
+import re
 import subprocess
 import sys
 from dataclasses import asdict, fields
@@ -14,21 +15,19 @@ from mtsft.config import DataConfig, default
 from mtsft.model.architecture import RUNTIME, Architecture, LoRA
 from mtsft.training.losses.table import LOSSES
 
-# Low to high. A name stands for its folder or file; "" for the files directly in mtsft/, the doors.
-FLOORS = (
-    ("errors",),
-    ("files",),
-    ("config", "config_files", "corpora", "dialogue", "tokenizer"),
-    ("template",),
-    ("encoding",),
-    ("data", "model"),
-    ("interop", "diagnose"),
-    ("training",),
-    ("evaluation",),
-    ("runs",),
-    ("cli", "presets"),
-    ("",),
-)
+PACKAGE = Path(mtsft.__file__).parent
+ROOT = PACKAGE.parent
+_FLOOR = re.compile(r"    (?:[ ]\d|\d\d)  ((?:\w+  ?)+) .*")
+
+
+def drawn_floors():
+    """The floors of ARCHITECTURE.md, low to high; a name stands for a folder or file, "" for the doors in mtsft/."""
+    lines = (ROOT / "ARCHITECTURE.md").read_text().splitlines()
+    floors = [floor[1].split() for floor in map(_FLOOR.fullmatch, lines) if floor]
+    return [tuple("" if name == "doors" else name for name in floor) for floor in reversed(floors)]
+
+
+FLOORS = drawn_floors()
 # Who alone may import these, wherever they stand.
 ONLY = {
     "mtsft.config_files": ("runs", ""),
@@ -47,7 +46,6 @@ ONLY = {
     "mtsft.configs": (),
 }
 
-PACKAGE = Path(mtsft.__file__).parent
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -85,12 +83,41 @@ def floor_of(module):
     return max(fitting)[1:]
 
 
+def upward(module, imported):
+    """Those of `imported` that a module may not import, being on its own floor or above, and not in its folder."""
+    number, folder = floor_of(module)
+    allowed = {name for name in imported if floor_of(name)[0] < number or floor_of(name)[1] == folder != ""}
+    return {*imported} - allowed
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_down(module):
-    number, folder = floor_of(module)
-    for name in of_ours(module):
-        below, same = floor_of(name)[0] < number, floor_of(name)[1] == folder != ""
-        assert below or same, f"mtsft/{module} imports {name}"
+    assert not upward(module, of_ours(module))
+
+
+def test_an_upward_import_is_found_wherever_it_is_added():
+    for module in MODULES:
+        number, folder = floor_of(module)
+        others = {name for name in MODULES if floor_of(name) != (number, folder)}
+        assert upward(module, others) == {name for name in others if floor_of(name)[0] >= number}
+        assert not number or upward(module, others) != others
+
+
+def test_every_folder_and_every_file_that_is_no_door_is_drawn():
+    drawn = [name for floor in FLOORS for name in floor]
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders <= {*drawn}
+    assert (
+        len(drawn)
+        == len({*drawn})
+        == len(folders) + len(("errors", "files", "config", "config_files", "cli", "presets", ""))
+    )
+
+
+@pytest.mark.parametrize("folder", ["mtsft", "tests", "configs", "benchmarks"])
+def test_no_file_is_longer_than_450_lines(folder):
+    lengths = {str(path): len(path.read_text().splitlines()) for path in (ROOT / folder).rglob("*.py")}
+    assert {path: length for path, length in lengths.items() if length > 450} == {}
 
 
 @pytest.mark.parametrize("imported", ONLY)

@@ -2,178 +2,30 @@
 
 import json
 import re
-from functools import cache
 
 import pytest
-import tokenizers
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import models, trainers
+from kinds import (
+    KINDS,
+    LITERALS,
+    LLAMA2,
+    NAMES,
+    QWEN,
+    START_TURN,
+    TEXTS,
+    added,
+    bpe,
+    made,
+    metaspace,
+    piecewise,
+    reference,
+    split,
+)
 
 from mtsft.errors import InputError
-from mtsft.tokenizer import ascii_bpe
 from mtsft.tokenizer import load as ours
 from mtsft.tokenizer.base import AFTER_CONTROL, CONTINUATION, START, WHITESPACE, ControlToken
-
-TEXTS = [
-    "Hello there, how are you today? I'm well, thank you.",
-    "The quick brown fox jumps over the lazy dog 0123456789.",
-    "def f(x):\n    return x + 1\n\n\n",
-    "user assistant system think tool call 中文 é ENDTURN\n",
-] * 5
-QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-LLAMA3 = QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-
-
-def split(pattern):
-    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [cut, byte_level(add_prefix_space=False, use_regex=False)]}
-
-
-def byte_level(**flags):
-    return {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True} | flags
-
-
-def metaspace(scheme, split=False):
-    return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
-
-
-def added(content, special=True, **flags):
-    return {"content": content, "special": special, "normalized": False} | flags
-
-
-REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-LLAMA2 = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, REPLACE]}
-MERGED = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
-START_TURN, STOP_TURN = added("<|im_start|>"), added("<|im_end|>")
-NAMES = [added("<unk>"), added("<s>"), added("</s>")]
-
-
-@cache
-def trained(byte_level: bool, normalizer: str, pre_tokenizer: str) -> dict:
-    """A BPE model as JSON, trained on TEXTS as the normalizer and the pre-tokenizer (JSON) make them."""
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    layout = tokenizers.Tokenizer.from_str(whole(json.loads(tokenizer.to_str())["model"], normalizer, pre_tokenizer))
-    if layout.normalizer:
-        tokenizer.normalizer = layout.normalizer
-    if layout.pre_tokenizer:
-        tokenizer.pre_tokenizer = layout.pre_tokenizer
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet() if byte_level else ["<", "|", ">", "_", "▁"]
-    tokenizer.train_from_iterator(
-        TEXTS, trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
-    )
-    return json.loads(tokenizer.to_str())["model"]
-
-
-def whole(model, normalizer, pre_tokenizer, added_tokens=(), **more):
-    parts = {"normalizer": json.loads(normalizer), "pre_tokenizer": json.loads(pre_tokenizer)}
-    return json.dumps({"version": "1.0", "added_tokens": added_tokens, "model": model, **parts, **more})
-
-
-def bpe(added_tokens, normalizer=None, pre_tokenizer=None, byte_level=True, config=None, **model):
-    """The files of a BPE tokenizer."""
-    normalizer, pre_tokenizer = json.dumps(normalizer), json.dumps(pre_tokenizer)
-    learnt = trained(byte_level, normalizer, pre_tokenizer)
-    if not byte_level:  # as a converted SentencePiece model: names and bytes first
-        pieces = [*(token["content"] for token in NAMES), *BYTES]
-        pieces += [piece for piece in learnt["vocab"] if piece not in pieces]
-        learnt = learnt | {"vocab": {piece: i for i, piece in enumerate(pieces)}}
-        model = {"byte_fallback": True, "unk_token": "<unk>", "fuse_unk": True} | model
-    for piece in model.pop("more", ()):
-        learnt = learnt | {"vocab": learnt["vocab"] | {piece: len(learnt["vocab"])}}
-    return files(learnt | model, normalizer, pre_tokenizer, added_tokens, config)
-
-
-def files(model, normalizer, pre_tokenizer, added_tokens, config=None):
-    vocab = model["vocab"]
-    ids = dict(vocab) if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
-    tokens = []
-    for token in added_tokens:
-        flags = {"single_word": False, "lstrip": False, "rstrip": False} | token
-        tokens.append({"id": ids.setdefault(token["content"], len(ids)), **flags})
-    # What adds a BOS to every text, and cuts it: no business of ours.
-    post = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]}  # fmt: skip # noqa: E501
-    post |= {"pair": post["single"], "special_tokens": {"A": {"id": "A", "ids": [0], "tokens": ["A"]}}}
-    truncation = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
-    text = whole(model, normalizer, pre_tokenizer, tokens, post_processor=post, truncation=truncation)
-    return {"tokenizer.json": text.encode(), "tokenizer_config.json": json.dumps(config or {}).encode()}
-
-
-def unigram(byte_fallback):
-    names = ["<unk>", "<s>", "</s>", *(BYTES if byte_fallback else [])]
-    pieces = ["▁", *"abcdefghijklmnopqrstuvwxyzHT<>|/_.,?\n", "▁the", "the", "▁a", "Hello", "▁Hello", "re", "in", "<|"]
-    vocab = [*((name, 0.0) for name in names), *((piece, -1.0 - i / 7) for i, piece in enumerate(pieces))]
-    model = {"type": "Unigram", "unk_id": 0, "vocab": vocab, "byte_fallback": byte_fallback}
-    return files(model, "null", json.dumps(metaspace("always")), [*NAMES, START_TURN, STOP_TURN])
-
-
-KINDS = {
-    "qwen": lambda: bpe(
-        [
-            *(added("<|endoftext|>"), START_TURN, STOP_TURN, added("<tool_call>", False), added("<|fim|>", False)),
-            *(added("<think>", False), added("<|file|>", False)),
-        ],
-        {"type": "NFC"},
-        split(QWEN),
-    ),
-    "llama3": lambda: bpe(
-        [START_TURN, STOP_TURN, added("ENDTURN")], None, split(LLAMA3), ignore_merges=True, more=["ENDTURN"]
-    ),
-    "gpt2": lambda: bpe([START_TURN, STOP_TURN], None, byte_level()),
-    "llama2": lambda: bpe([*NAMES, START_TURN, STOP_TURN], LLAMA2, byte_level=False),
-    "phi3": lambda: bpe(
-        [*NAMES, added("<|im_start|>", rstrip=True), added("<|im_end|>", rstrip=True), added("<|tool|>", lstrip=True)],
-        LLAMA2,
-        byte_level=False,
-    ),
-    "mistral": lambda: bpe([*NAMES, START_TURN, STOP_TURN], None, metaspace("first"), byte_level=False),
-    "metaspace": lambda: bpe([*NAMES, START_TURN, STOP_TURN], None, metaspace("always", split=True), byte_level=False),
-    "gemma": lambda: bpe(
-        [*NAMES, START_TURN, STOP_TURN, added("\n\n", False), added("<table>", False), added("    ", False)],
-        REPLACE,
-        MERGED,
-        byte_level=False,
-    ),
-    "unigram": lambda: unigram(True),
-    "unigram_unknown": lambda: unigram(False),
-}
-LITERALS = ["<|im_start|>", "assistant\n<think>\n\n", "\n\n<tool_call>", "    "]
-
-
-@cache
-def made(kind):
-    return ours.from_files(KINDS[kind](), LITERALS, kind)
-
-
-@cache
-def reference(kind):
-    tokenizer = tokenizers.Tokenizer.from_str(KINDS[kind]()["tokenizer.json"].decode())
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def spans(parts, controls):
-    """(text, edge) of the plain text between controls, and the controls by themselves."""
-    pieces, edge, eats = [], START, False
-    for part in re.split("(" + "|".join(map(re.escape, controls)) + ")", "".join(parts)):
-        if part in controls:
-            if pieces and isinstance(pieces[-1], tuple) and controls[part].lstrip:
-                pieces[-1] = (pieces[-1][0].rstrip(WHITESPACE), pieces[-1][1])
-            pieces.append(part)
-            edge, eats = AFTER_CONTROL, controls[part].rstrip
-        elif part:
-            pieces.append((part.lstrip(WHITESPACE) if eats else part, edge))
-    return pieces
-
-
-def piecewise(tokenizer, parts):
-    """The ids of a text, span by span."""
-    ids = []
-    for part in spans(parts, tokenizer.controls):
-        ids += [tokenizer.controls[part].id] if isinstance(part, str) else tokenizer.encode(*part)
-    return ids
-
 
 SPELLED = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<unk>", "<think>", "<tool_call>", "ENDTURN", "<|tool|>"]
 OTHERS = ["<|fim|>", "<table>", "\n\n", "    ", "<|file|>"]
@@ -274,60 +126,6 @@ def test_a_byte_is_not_taken_for_its_name_spelled():
     assert reference("unigram").encode("<0x41>", add_special_tokens=False).tokens == ["▁", "<0x41>"]
     for kind in ("unigram", "llama2", "gemma"):
         assert made(kind).decode(made(kind).encode("<0x41>A🤷", CONTINUATION)) == "<0x41>A🤷"
-
-
-@pytest.mark.parametrize("kind", ["qwen", "llama3"])
-def test_words_that_were_met_before_give_the_same_ids(kind):
-    tokenizer = ours.from_files(KINDS[kind](), LITERALS)
-    texts = [
-        *TEXTS[:4],
-        "the <|fim|> ENDTURN",
-        "x" * 100,
-        "  \n\r\n\t 12345's I'LL",
-        "a\x00\x1c\x1f\x7fb",
-        "ENDTURN é ENDTURN",
-    ]
-    slow = [tokenizer._encode_batch([text], START)[0] for text in texts]
-    for batch in (texts, texts[::-1], texts):
-        assert tokenizer.encode_batch(batch, START) == (slow if batch == texts else slow[::-1])
-    assert all(tokenizer._ascii_bpe)
-
-
-@pytest.mark.parametrize("kind", ["llama2", "mistral", "gemma", "unigram", "gpt2"])
-def test_words_are_looked_up_only_where_they_stand_alone(kind):
-    assert made(kind)._ascii_bpe[START] is None
-
-
-def test_what_words_keep_is_bounded(monkeypatch):
-    monkeypatch.setattr(ascii_bpe, "_MOST_WORDS", 3)
-    tokenizer = ours.from_files(KINDS["qwen"](), LITERALS)
-    for i in range(20):
-        assert tokenizer.decode(tokenizer.encode(f"word{'a' * i} {'b' * i * 9}")) == f"word{'a' * i} {'b' * i * 9}"
-    assert len(tokenizer._ascii_bpe[START]._cache) < 10
-
-
-@pytest.mark.parametrize(
-    ("pattern", "ascii"),
-    [
-        (r"\p{L}+", "[A-Za-z]+"),
-        (r"[^\r\n\p{L}\p{N}]?\p{Lu}", r"[^\r\nA-Za-z0-9]?[A-Z]"),
-        (r"[\p{Lt}\p{M}]*|\p{N}{1,3}|(?i:'s)|\s+(?!\S)", "[\x80\x80]*|[0-9]{1,3}|(?i:'s)|\\s+(?!\\S)"),
-        *(
-            (other, None)
-            for other in (r"\p{P}", r"\P{L}", r"\h", r"[a[b]]", r"\p{N}{1,3}+", "^a", ".", "é", r"(?<=a)b", "")
-        ),
-    ],
-)
-def test_only_patterns_that_mean_the_same_are_taken_over(pattern, ascii):
-    assert ascii_bpe.ascii_pattern(pattern) == ascii
-
-
-def test_a_tokenizer_that_cuts_otherwise_than_its_pattern_says_is_left_alone():
-    layout = {"normalizer": None, "pre_tokenizer": split(QWEN)}
-    plain = tokenizers.Tokenizer.from_str(KINDS["qwen"]()["tokenizer.json"].decode())
-    assert ascii_bpe.make_ascii_bpe(layout, plain, frozenset())
-    assert not ascii_bpe.make_ascii_bpe(layout | {"pre_tokenizer": split(LLAMA3)}, plain, frozenset())
-    assert not ascii_bpe.make_ascii_bpe(layout | {"normalizer": {"type": "Lowercase"}}, plain, frozenset())
 
 
 @pytest.mark.parametrize("flag", ["single_word", "normalized"])
@@ -493,78 +291,3 @@ def test_a_broken_file_beside_is_named(name):
         files["tokenizer_config.json"] = b"{}"
     with pytest.raises(InputError, match=rf"^t: {name} is no JSON \("):
         ours.from_files(files, [], "t")
-
-
-PARITY = {
-    "as it is": {},
-    "named": {
-        "eos_token": "<|im_end|>",
-        "unk_token": None,
-        "bos_token": {"__type": "AddedToken", "content": "<|im_start|>"},
-    },
-    "declared": {
-        "added_tokens_decoder": {
-            "1000": added("<|more|>", False, lstrip=False, rstrip=True, single_word=False),
-            "1001": added("<|im_end|>", lstrip=True, rstrip=True, single_word=False),
-        }
-    },
-    "named anew": {"eos_token": "<|over|>", "pad_token": "the"},
-    "image": {"image_token": "<|image|>"},
-}
-BESIDE = {
-    "": {},
-    "map": {
-        "special_tokens_map.json": {
-            "eos_token": {
-                "content": "<|im_start|>",
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "single_word": False,
-            },
-            "pad_token": "<|im_end|>",
-        }
-    },
-    "added": {"added_tokens.json": {"<|late|>": 2000, "<|im_end|>": 500}},
-}
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize(
-    "files",
-    [
-        ["tokenizer_config.json"],
-        ["tokenizer_config.json", "chat_template.jinja"],
-        ["tokenizer_config.json", "additional_chat_templates/rag.jinja", "chat_template.jinja"],
-    ],
-)
-def test_transformers_finds_the_same_templates(tmp_path, files):
-    transformers = pytest.importorskip("transformers")
-    config = {"chat_template": [{"name": "default", "template": "a"}, {"name": "other", "template": "b"}]}
-    (tmp_path / "additional_chat_templates").mkdir()
-    for name in files:
-        (tmp_path / name).write_text(name if name.endswith("jinja") else json.dumps(config))
-    (tmp_path / "tokenizer.json").write_bytes(KINDS["gpt2"]()["tokenizer.json"])
-    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path).chat_template
-    found = ours.chat_templates(ours.read_files(tmp_path))
-    assert found == (theirs if isinstance(theirs, dict) else {"default": theirs})
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("beside", BESIDE)
-@pytest.mark.parametrize("config", PARITY)
-@pytest.mark.parametrize("kind", ["qwen", "llama3", "llama2", "mistral", "phi3", "gemma", "unigram"])
-def test_transformers_reads_the_same_files_alike(tmp_path, kind, config, beside):
-    transformers = pytest.importorskip("transformers")
-    files = KINDS[kind]() | {"tokenizer_config.json": json.dumps(PARITY[config]).encode()}
-    files |= {name: json.dumps(content).encode() for name, content in BESIDE[beside].items()}
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
-    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    tokenizer = ours.from_files(ours.read_files(tmp_path), ["<|more|>"])
-    assert tokenizer.special_tokens == dict(theirs.special_tokens_map)
-    added_tokens = {i: token.content for i, token in theirs.added_tokens_decoder.items()}
-    assert {control.id: name for name, control in tokenizer.controls.items()}.items() <= added_tokens.items()
-    assert tokenizer.vocab_size == 1 + max(theirs.get_vocab().values())
-    text = "the fox<|im_start|>user\n Hello  <|im_end|> \n the<|more|> fox<|over|> fox<|late|> \n\n<|image|>x"
-    assert piecewise(tokenizer, [text]) == theirs(text, add_special_tokens=False)["input_ids"]
