@@ -8,6 +8,8 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import save_file
 
+from mtsft.errors import InputError
+from mtsft.interop.hf_folder import HubFolder
 from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.transformer import Model
 
