@@ -10,7 +10,7 @@ from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.token_tree import TokenTree, expand, is_one_chain, positions, response_ends
 from mtsft.template.spans import TurnPlan
 
-_EXAMPLES = 5  # places kept of each kind of problem
+_EXAMPLES = 5  # kept of each kind of problem
 
 
 @dataclass
@@ -120,9 +120,9 @@ class EncodingStats:
                 self.unfaithful[turn.unfaithful] += 1
                 self.note(f"unfaithful: {turn.unfaithful}", f"{dialogue.source}: message {turn.message + 1}")
                 self.skipped_turns += not turn.trained
-        for message, name in turn_plan.lost:
+        for i, name in turn_plan.lost:
             self.lost[name] += 1
-            suffix = f": message {message + 1}" if message >= 0 else ""
+            suffix = f": message {i + 1}" if i >= 0 else ""
             self.note(f"lost: {name}", f"{dialogue.source}{suffix}")
         for i in spelling:
             self.spelling += 1

@@ -118,11 +118,11 @@ def response_path(tree: TokenTree, end: int) -> tuple[np.ndarray, int]:
 
 def paths(tree: TokenTree) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """(turn, context tokens, response tokens) of every response, in order: what the tree is the union of."""
-    found = []
+    triples = []
     for end in response_ends(tree).tolist():
         nodes, start = response_path(tree, end)
-        found.append((int(tree.turn_ids_N[end]), tree.tokens_N[nodes[:start]], tree.tokens_N[nodes[start:]]))
-    return found
+        triples.append((int(tree.turn_ids_N[end]), tree.tokens_N[nodes[:start]], tree.tokens_N[nodes[start:]]))
+    return triples
 
 
 def expand(tree: TokenTree) -> list[TokenTree]:
