@@ -49,18 +49,18 @@ TEMPLATE = """\
 
 def write_dialogues(path: Path, source: Path, count: int, length: int = 4) -> None:
     rng = random.Random(0)
-    found = [json.loads(line)["messages"] for line in source.read_text().split("\n") if line]
-    words = sorted({word for messages in found for m in messages for word in m["content"].split()})
+    dialogues = [json.loads(line)["messages"] for line in source.read_text().split("\n") if line]
+    words = sorted({word for messages in dialogues for m in messages for word in m["content"].split()})
     with path.open("w") as file:
         for number in range(count):
-            messages = rng.choice(found)
+            messages = rng.choice(dialogues)
             start = rng.randrange(0, max(1, len(messages) - length), 2)
             cut = [dict(m) for m in messages[start : start + length]]
             for message in cut:  # other words in the place of two of them: no text is met twice
-                said = message["content"].split(" ")
+                written = message["content"].split(" ")
                 for _ in range(2):
-                    said[rng.randrange(len(said))] = rng.choice(words)
-                message["content"] = " ".join(said)
+                    written[rng.randrange(len(written))] = rng.choice(words)
+                message["content"] = " ".join(written)
             file.write(json.dumps({"id": f"d{number}", "messages": cut}) + "\n")
 
 

@@ -75,8 +75,8 @@ def measure(folder, dtype):
     opened = HubFolder.open(folder)
     arch = Architecture(**opened.fields, **RUNTIME | {"dtype": dtype, "param_dtype": dtype})
     shapes = jax.eval_shape(Model(arch).init, jax.random.key(0))
-    place = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)
-    params = jax.block_until_ready(opened.read(shapes, place))
+    shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)
+    params = jax.block_until_ready(opened.read(shapes, shardings))
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before  # Linux counts KiB
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -100,9 +100,10 @@ def main():
             command = [sys.executable, __file__, "--measure", folder, dtype]
             environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-            said = json.loads(done.stdout)
-            arrays, peak = said["arrays"] / GB, said["peak"] / GB
-            print(f"{dtype:>10} {arrays:>10.2f} {peak:>9.2f} {peak - arrays:>9.2f} {said['seconds']:>9.1f}", flush=True)
+            measured = json.loads(done.stdout)
+            arrays, peak = measured["arrays"] / GB, measured["peak"] / GB
+            seconds = measured["seconds"]
+            print(f"{dtype:>10} {arrays:>10.2f} {peak:>9.2f} {peak - arrays:>9.2f} {seconds:>9.1f}", flush=True)
 
 
 if __name__ == "__main__":

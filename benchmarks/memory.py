@@ -107,10 +107,10 @@ def measure(name, variant, overrides):
         arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         total = (arguments + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes) / GIB
     except jax.errors.JaxRuntimeError as error:
-        said = re.search(r"Used ([\d.]+)G of|temporaries \(([\d.]+)G\)", str(error))
-        if not said:
+        reported = re.search(r"Used ([\d.]+)G of|temporaries \(([\d.]+)G\)", str(error))
+        if not reported:
             raise
-        fits, total = False, float(said[1] or said[2])
+        fits, total = False, float(reported[1] or reported[2])
     return {
         "keys": VARIANTS[name][mode][machine],
         "state": round(state_bytes(run) / GIB, 2),
@@ -134,9 +134,9 @@ def table_of(name):
             if isinstance(VARIANTS[name][mode][machine], str):
                 cells.append("refused")
                 continue
-            twin = "gpu80" if machine == "h200" else machine
-            same = VARIANTS[name][mode][twin] == VARIANTS[name][mode][machine]
-            variant = f"{name}:{mode},{twin if same else machine}"
+            measured_as = "gpu80" if machine == "h200" else machine
+            same = VARIANTS[name][mode][measured_as] == VARIANTS[name][mode][machine]
+            variant = f"{name}:{mode},{measured_as if same else machine}"
             if variant not in measured:
                 sys.exit(f"{variant} is not measured yet; run this with it and --save")
             cells.append(f"{measured[variant]['state']:.1f} / {measured[variant]['all']:.1f}")

@@ -92,20 +92,20 @@ def theirs(folder: Path) -> Callable[[Prompts], Prompts]:
     def say(prompts: Prompts) -> Prompts:
         longest = max(map(len, prompts))
         padding = [longest - len(prompt) for prompt in prompts]
-        said = model.generate(
+        sequences = model.generate(
             input_ids=torch.tensor([[0] * n + prompt for n, prompt in zip(padding, prompts, strict=True)]),
             attention_mask=torch.tensor([[0] * n + [1] * (longest - n) for n in padding]),
             generation_config=settings,
         )
-        return said[:, longest:].tolist()
+        return sequences[:, longest:].tolist()
 
     return say
 
 
 def timed(say: Callable[[Prompts], Prompts], prompts: Prompts) -> tuple[float, Prompts]:
     began = time.perf_counter()
-    said = say(prompts)
-    return time.perf_counter() - began, said
+    replies = say(prompts)
+    return time.perf_counter() - began, replies
 
 
 def main() -> None:
@@ -131,14 +131,14 @@ def main() -> None:
             first = [timed(say, prompts)[0] for say in sides]
             seconds: list[list[float]] = [[], []]
             for _ in range(arguments.rounds):
-                said = []
+                both = []
                 for side, say in enumerate(sides):
                     took, replies = timed(say, prompts)
                     seconds[side].append(took)
-                    said.append(replies)
+                    both.append(replies)
             mine, other = map(statistics.median, seconds)
             ranges = [f"{statistics.median(s):7.2f} ({min(s):.2f}-{max(s):.2f})" for s in seconds]
-            same = np.mean([a == b for a, b in zip(*said, strict=True)])
+            same = np.mean([a == b for a, b in zip(*both, strict=True)])
             print(
                 f"{size:6} {batch:>5} {first[0]:>6.1f} {first[1]:>6.1f} {ranges[0]:>20} {ranges[1]:>20} "
                 f"{other / mine:>7.2f} {batch * NEW / mine:>9,.0f} {batch * NEW / other:>9,.0f} {same:>11.0%}",

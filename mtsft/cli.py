@@ -52,7 +52,16 @@ def define_workdir(required: bool = True) -> flags.FlagHolder:
 
 
 def define_folder(name: str, description: str, example: str, required: bool = True) -> flags.FlagHolder:
-    """A flag that names a folder. It is never empty: that is a variable of the shell which is not set, not a folder."""
+    """A flag that names a folder.
+
+    It is never empty: --workdir=$DIR is, where the shell knows no DIR.
+
+    Args:
+        name: of the flag.
+        description: what --help says of it.
+        example: a value, for the error where there is none.
+        required: whether it may not be left out.
+    """
     holder = flags.DEFINE_string(name, None, description)
 
     def check(value: str | None) -> bool:
@@ -67,7 +76,7 @@ def define_folder(name: str, description: str, example: str, required: bool = Tr
 
 
 def define_sampling() -> Callable[[], dict[str, Any]]:
-    """The flags of decoding; returns what reads them, as the fields of Sampling."""
+    """Defines the flags of decoding. Returns a function that reads them, once parsed, as the fields of Sampling."""
     holders = {
         "temperature": flags.DEFINE_float("temperature", 0.0, "Of what is drawn; 0 for the most probable tokens."),
         "top_k": flags.DEFINE_integer("top_k", 0, "Draw of so many most probable tokens; 0 for all."),
@@ -79,24 +88,25 @@ def define_sampling() -> Callable[[], dict[str, Any]]:
 
 
 def max_new_tokens() -> int:
-    """What --max_new says."""
+    """Tokens of a reply at most, as --max_new says."""
     return flags.FLAGS.max_new
 
 
 def check_output(flag: flags.FlagHolder) -> None:
-    """Raises InputError where the file that a flag names could not be written: before the work for it is done."""
-    with _naming(flag):
+    """Raises InputError where the file that a flag names could not be written; asked before the work for it."""
+    with _errors_naming(flag):
         check_writable(expanded(flag.value))
 
 
 def write_output(flag: flags.FlagHolder, data: bytes) -> None:
-    """Writes the file that a flag names, whole or not at all. Raises InputError where that fails."""
-    with _naming(flag):
+    """Writes the file that a flag names, by an atomic write. Raises InputError where that fails."""
+    with _errors_naming(flag):
         atomic_write(expanded(flag.value), data)
 
 
 @contextmanager
-def _naming(flag: flags.FlagHolder) -> Iterator[None]:
+def _errors_naming(flag: flags.FlagHolder) -> Iterator[None]:
+    """Raises InputError, which names the flag, in place of an OSError."""
     try:
         yield
     except OSError as error:
@@ -104,7 +114,10 @@ def _naming(flag: flags.FlagHolder) -> Iterator[None]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags, calls `main` and exits: 0 done, 2 the user's input is wrong, said in one line, 130 Ctrl-C."""
+    """Parses the flags, calls `main` and exits.
+
+    Exit status: 0 done; 2 the user's input is wrong, said in one line; 130 Ctrl-C; 1 anything else, a bug of ours.
+    """
     logging.set_verbosity(logging.ERROR)  # absl's own warnings would stand beside the one line
     if "--help" in sys.argv:
         print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
@@ -121,14 +134,14 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         _fail(error)
     except flags.Error as error:
-        _fail(_say_what_flag_is_wrong(error))
+        _fail(_flag_error_line(error))
     except KeyboardInterrupt:
         _leave(130)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FULL:
             _fail(f"{error.filename or 'the disk'}: {error.strerror}; free some space and run the same command again")
         if _from_config(error):
-            _fail(_say_what_config_lacks(error))
+            _fail(_config_error_line(error))
         traceback.print_exc()
         _leave(1)
 
@@ -142,15 +155,15 @@ def _given_config() -> str | None:
     return None
 
 
-def _say_no_config() -> str:
+def _no_config_line() -> str:
     name = _given_config().partition(":")[0]
     return f"--config={name}: is no config, a Python file with a get_config(); see configs/quickstart.py"
 
 
-def _say_what_flag_is_wrong(error: flags.Error) -> str:
+def _flag_error_line(error: flags.Error) -> str:
     # ml_collections repeats whole tracebacks; the last line says what is wrong.
-    head, found, trace = str(error).partition("Traceback (most recent call last)")
-    if not found:
+    head, is_traceback, trace = str(error).partition("Traceback (most recent call last)")
+    if not is_traceback:
         return head
     reason = trace.strip().splitlines()[-1]
     if "get_config() takes 0 positional arguments" in reason:
@@ -158,11 +171,11 @@ def _say_what_flag_is_wrong(error: flags.Error) -> str:
     return f"{head} {reason}"
 
 
-def _say_what_config_lacks(error: Exception) -> str:
+def _config_error_line(error: Exception) -> str:
     if isinstance(error, AttributeError) and error.name == "get_config":
-        return _say_no_config()
+        return _no_config_line()
     if isinstance(error, NameError | SyntaxError) and find_config(_given_config()).suffix != ".py":
-        return _say_no_config()  # data, read as Python
+        return _no_config_line()  # data, read as Python
     text = str(error.args[0] if error.args else error)
     if isinstance(error, AttributeError | KeyError):
         words = re.findall(r"[\w.?\"]+", text.replace("\\n", " "))
@@ -173,7 +186,7 @@ def _say_what_config_lacks(error: Exception) -> str:
 
 
 def _from_config(error: Exception) -> bool:
-    """Whether it was raised while ml_collections read a config file or an override of it, not in a room of ours."""
+    """Whether it was raised while ml_collections read a config file or an override of it, and not by our own code."""
     modules = {frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)}
     return any(name.startswith("ml_collections") for name in modules)
 
@@ -184,7 +197,7 @@ def _fail(error: object) -> None:
 
 
 def _leave(status: int) -> None:
-    """Exits; at once where other processes of the run would be waited for, so that whoever started them notices."""
+    """Exits; in a run of several processes without JAX's shutdown barrier, which would wait for the others."""
     jax = sys.modules.get("jax")
     if jax is None or not jax.distributed.is_initialized():
         sys.exit(status)

@@ -56,8 +56,8 @@ def write_config(folder, **changes):
     """A small config, its dialogues and caches, all in `folder`; returns the config's path. changes: by key."""
     train = write_dialogues(folder / "sums.jsonl")
     path = folder / "config.py"
-    places = dict(train=str(train), cache=str(folder / "cache"), compiled=str(folder / "compiled"))
-    path.write_text(CONFIG.format(**places, changes=changes))
+    paths = dict(train=str(train), cache=str(folder / "cache"), compiled=str(folder / "compiled"))
+    path.write_text(CONFIG.format(**paths, changes=changes))
     return path
 
 

@@ -118,14 +118,14 @@ def test_docstring_is_the_record(name):
     rows = {row[0]: row[1:] for line in doc.splitlines() if (row := line.split()) and row[0] in MACHINES}
     assert set(rows) == set(MACHINES)
     for machine, cells in rows.items():
-        said = [cell for cell in " ".join(cells).replace("refused", "refused refused").split() if cell != "/"]
-        for mode, state, total in zip(("full", "lora"), said[::2], said[1::2], strict=True):
+        figures = [cell for cell in " ".join(cells).replace("refused", "refused refused").split() if cell != "/"]
+        for mode, state, total in zip(("full", "lora"), figures[::2], figures[1::2], strict=True):
             keys = presets.VARIANTS[name][mode][machine]
-            twin = "gpu80" if machine == "h200" and presets.VARIANTS[name][mode]["gpu80"] == keys else machine
+            measured_as = "gpu80" if machine == "h200" and presets.VARIANTS[name][mode]["gpu80"] == keys else machine
             if isinstance(keys, str):
                 assert state == total == "refused"
                 continue
-            measured = MEMORY[f"{name}:{mode},{twin}"]
+            measured = MEMORY[f"{name}:{mode},{measured_as}"]
             assert measured["keys"] == keys, "measure again: python benchmarks/memory.py --save, then --tables"
             assert (state, total) == (f"{measured['state']:.1f}", f"{measured['all']:.1f}")
             assert measured["fits"]
@@ -161,11 +161,11 @@ def test_choose():
 
 
 def test_variants_name_known_keys():
-    known = default()
+    defaults = default()
     for name, mode, machine in VARIANTS:
         for key in presets.VARIANTS[name][mode][machine]:
             group, name_in_group = key.split(".")
-            assert name_in_group in known[group]
+            assert name_in_group in defaults[group]
 
 
 def test_every_config_is_a_record():

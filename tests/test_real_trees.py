@@ -18,14 +18,14 @@ from mtsft.training.losses.forward import response_nll
 
 def trees_of(encoder: Encoder, records, row: int, count: int):
     """The first few trees that branch and fit into a row; and what was counted of all up to the last of them."""
-    found, total = [], EncodingStats()
+    branching, total = [], EncodingStats()
     for number, record in enumerate(records):
         trees, stats = encoder.encode([parse_record(record, f"{number}")])
         total += stats
-        found += [tree for _, tree in trees if len(tree) <= row and not is_one_chain(tree)]
-        if len(found) == count:
+        branching += [tree for _, tree in trees if len(tree) <= row and not is_one_chain(tree)]
+        if len(branching) == count:
             break
-    return found, total
+    return branching, total
 
 
 def compare(trees, vocab_size, row):
@@ -41,8 +41,8 @@ def cut(record, characters):
     """A dialogue with its long words cut, so that a byte-level tokenizer has short work."""
     if "tree" in record:
         return {"tree": cut_node(record["tree"], characters)}
-    said = [m for m in record["messages"] if m["role"] != "tool"]
-    return {"messages": [{**m, "content": m["content"][:characters], "tool_calls": None} for m in said]}
+    kept = [m for m in record["messages"] if m["role"] != "tool"]
+    return {"messages": [{**m, "content": m["content"][:characters], "tool_calls": None} for m in kept]}
 
 
 def cut_node(node, characters):
@@ -58,8 +58,8 @@ def test_a_real_tree_trains_like_its_paths(kind, row, real_data, capsys):
     if kind == "reasoning":  # thoughts that the template drops from earlier turns, and words
         for record in records:
             for message in record["messages"]:
-                thought, found, words = message["content"].partition("</think>")
-                if found:
+                thought, is_reasoning, words = message["content"].partition("</think>")
+                if is_reasoning:
                     message |= {"content": words.strip(), "reasoning_content": thought[8:28]}
         records = [r for r in records if len(r["messages"]) > 4]
     records = [cut(record, 16) for record in records]
@@ -67,10 +67,10 @@ def test_a_real_tree_trains_like_its_paths(kind, row, real_data, capsys):
     encoder = EncodingSpec(chat, 1 << 20, refused="skip", unfaithful="skip").encoder()
     trees, stats = trees_of(encoder, records, row, 2)
     assert len(trees) == 2
-    found = compare(trees, encoder.tokenizer.vocab_size, row)
+    report = compare(trees, encoder.tokenizer.vocab_size, row)
     saved = 1 - stats.tokens / stats.response_tokens
     with capsys.disabled():
-        print(f"\n{kind}: {saved:.1%} of tokens saved against one sequence per response; {found}")
-    assert found["responses"] > 4
-    assert max(found["passes"]["loss"], found["packed"]["loss"]) < 1e-5
-    assert max(found["passes"]["gradient"], found["packed"]["gradient"]) < 1e-5
+        print(f"\n{kind}: {saved:.1%} of tokens saved against one sequence per response; {report}")
+    assert report["responses"] > 4
+    assert max(report["passes"]["loss"], report["packed"]["loss"]) < 1e-5
+    assert max(report["passes"]["gradient"], report["packed"]["gradient"]) < 1e-5

@@ -26,7 +26,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, config):
-    """A cache of its own, in which `prepare` has run; (the cache, what was said, when each file was made)."""
+    """A cache of its own, in which `prepare` has run; (the cache, what was printed, when each file was made)."""
     cache = tmp_path_factory.mktemp("prepared")
     out, _ = run("prepare", f"--config={config}", f"--config.data.cache_dir={cache}")
     return cache, out, made_in(cache)
@@ -34,7 +34,7 @@ def prepared(tmp_path_factory, config):
 
 @pytest.fixture(scope="module")
 def four_steps(tmp_path_factory, config, prepared):
-    """The run of four steps from which others go on, each in a copy; (its folder, what was said)."""
+    """The run of four steps from which others go on, each in a copy; (its folder, what was printed)."""
     workdir = tmp_path_factory.mktemp("four") / "run"
     flags = f"--config={config}", f"--config.data.cache_dir={prepared[0]}", f"--workdir={workdir}"
     out, _ = run("train", *flags, "--config.eval.every=0", "--config.train.steps=4")

@@ -68,9 +68,9 @@ def test_adapters_on_a_folder_over_a_mesh_talk_and_go_out(folder, tmp_path):
     )
     assert process.returncode == 0, process.stderr
     assert "/nonsense: no such command" in process.stdout
-    (said,) = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
-    assert [message["role"] for message in said["messages"]] == ["system", "user", "assistant"]
-    assert process.stdout.startswith(said["messages"][2]["content"])
+    (saved,) = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [message["role"] for message in saved["messages"]] == ["system", "user", "assistant"]
+    assert process.stdout.startswith(saved["messages"][2]["content"])
 
 
 def test_two_processes_read_a_folder_and_say_what_one_says(folder, tmp_path):
@@ -78,7 +78,7 @@ def test_two_processes_read_a_folder_and_say_what_one_says(folder, tmp_path):
     flags += ["--limit=4", "--max_new=5", "--temperature=1", "--seed=3"]
     alone, _ = run("evaluate", *flags, f"--generate={tmp_path / 'alone'}")
     with socket.create_server(("127.0.0.1", 0)) as server:
-        cache_key = f"127.0.0.1:{server.getsockname()[1]}"
+        coordinator = f"127.0.0.1:{server.getsockname()[1]}"
     flags += ["--config.parallel.mesh=fsdp=2,tensor=2", f"--generate={tmp_path / 'together'}"]
     processes = [
         start(
@@ -86,7 +86,7 @@ def test_two_processes_read_a_folder_and_say_what_one_says(folder, tmp_path):
             *flags,
             devices=2,
             xla=QUICKLY_COMPILED,
-            JAX_COORDINATOR_ADDRESS=cache_key,
+            JAX_COORDINATOR_ADDRESS=coordinator,
             JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID=str(i),
         )
@@ -95,8 +95,8 @@ def test_two_processes_read_a_folder_and_say_what_one_says(folder, tmp_path):
     outs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outs
     # The processes' own library says a line or two as well.
-    (said,) = [line for out, _ in outs for line in out.splitlines() if not line.startswith("[Gloo]")]
-    assert json.loads(said)["loss"] == pytest.approx(json.loads(alone)["loss"], rel=1e-6)
+    (printed,) = [line for out, _ in outs for line in out.splitlines() if not line.startswith("[Gloo]")]
+    assert json.loads(printed)["loss"] == pytest.approx(json.loads(alone)["loss"], rel=1e-6)
     assert (tmp_path / "together").read_text() == (tmp_path / "alone").read_text()
 
 

@@ -98,6 +98,6 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "work" / "checkpoints").iterdir()) == ["4"]
     assert not list((ROOT / "colab").glob("runs"))
     *replies, conversation = [cell.outputs for cell in code_of(notebook)[-6:]]
-    said = [ast.literal_eval(output.data["text/plain"]) for (output,) in replies]
-    assert [*map(type, said)] == [str] * 5
+    texts = [ast.literal_eval(output.data["text/plain"]) for (output,) in replies]
+    assert [*map(type, texts)] == [str] * 5
     assert conversation[0].data["text/html"].count("<b>assistant</b>") == 5

@@ -123,18 +123,18 @@ def test_resumed_on_other_devices_goes_on_the_same_way(tmp_path, config, preempt
 
 
 @pytest.mark.parametrize(
-    ("flag", "said"),
+    ("flag", "reason"),
     [
         ("--config.data.eval_fraction=0.5", "holds a run with another data.train"),
         ("--config.model.hidden_size=64", "holds a run with another model.hidden_size (it was 32, now 64)"),
         ("--config.train.seed=1", "holds a run with another train.seed (it was 0, now 1)"),
     ],
 )
-def test_changed_data_or_model_is_refused_in_one_line(config, whole, flag, said):
+def test_changed_data_or_model_is_refused_in_one_line(config, whole, flag, reason):
     before = sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*"))
     _, err = run("train", f"--config={config}", f"--workdir={whole}", flag, status=2)
     lines = [line for line in err.splitlines() if line.startswith("train: ")]
     assert len(lines) == 1
-    assert said in lines[0]
+    assert reason in lines[0]
     assert "choose another --workdir" in lines[0]
     assert sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*")) == before
