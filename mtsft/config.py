@@ -18,7 +18,7 @@ from mtsft.files import expanded
 class DataConfig:
     """The keys of `data`: which dialogues are read, and how they become tokens.
 
-    A new key is a field here, with its default and its meaning, and the code that uses it.
+    Attributes: each key, its default and its meaning. A new key is a field here and the code that uses it.
     """
 
     # A file of dialogues or a glob pattern; several: "a.jsonl,b/*.parquet=0.5" (=: times an epoch).

@@ -83,7 +83,13 @@ class ShownBatch(PackedBatch):
     __slots__ = ()
 
     def columns(self, start: int = 0, stop: int | None = None, row: int = 0) -> ShownText:
-        """The slots from `start` to `stop` of a row, a line for each field and a column for each slot."""
+        """Slots of a row, a line for each field and a column for each slot.
+
+        Args:
+            start: the first slot.
+            stop: the slot after the last one; None for the end of the row.
+            row: of the batch.
+        """
         return ShownText(as_columns(self._asdict(), row, start, stop))
 
     def __repr__(self) -> str:

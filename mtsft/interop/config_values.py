@@ -111,6 +111,15 @@ def read_rope_by_kind(values: Values) -> tuple[float, str, float]:
 def _read_rope(
     values: Values, key: str, parameters: Mapping[str, Any], theta: float, original: Any = None
 ) -> tuple[float, str]:
+    """(rope_theta, rope_scaling as Architecture has it) of one object of parameters.
+
+    Args:
+        values: the config.json.
+        key: where the parameters are in it, for errors.
+        parameters: rope_type, its factors, and maybe rope_theta.
+        theta: where the parameters have none.
+        original: original_max_position_embeddings where it is beside the parameters; None for none.
+    """
     for factor in (values.get("partial_rotary_factor"), parameters.get("partial_rotary_factor")):
         if factor not in (None, 1):
             raise values.refusal(f"partial_rotary_factor is {one_line(repr(factor), 60)}; only 1 is supported")

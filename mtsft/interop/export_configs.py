@@ -131,7 +131,17 @@ def _text_part(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str
 
 
 def generation_config(original: bytes | None, stop_ids: Sequence[int], bos_id: int | None, pad_id: int | None) -> bytes:
-    """generation_config.json: the original, if it ends a turn at all of `stop_ids`; else with the others added."""
+    """generation_config.json: the original where it has all of `stop_ids`, else with the missing ones added.
+
+    Args:
+        original: the file that the model came with; None where it came with none.
+        stop_ids: tokens that end a turn.
+        bos_id: the token at the beginning of a text; None for none.
+        pad_id: the padding token; None for none.
+
+    Raises:
+        InputError: the original holds no JSON object.
+    """
     try:
         config = json.loads(original or b"{}")
         ends = config.get("eos_token_id")

@@ -371,7 +371,17 @@ def _slice(rows: tuple[int, int] | None) -> slice:
 
 
 def _combined(adapters: Params, parts: Sequence[_Part], fan_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """PEFT's A (ranks, fan_in) and B (fan_out, ranks) of a module: one rank for each part, B block by block."""
+    """PEFT's A and B of a module, from the adapters of the kernels that it is made of, B block by block.
+
+    Args:
+        adapters: parameters that hold those adapters.
+        parts: the kernels, with their rows of the module.
+        fan_out: of the module.
+        rank: of one adapter.
+
+    Returns:
+        (A of shape (rank * parts, fan_in), B of shape (fan_out, rank * parts)), float32.
+    """
     A = [fetch(adapters, (*path[:-1], "lora_a")).T for path, _ in parts]
     B = np.zeros((fan_out, rank * len(parts)), np.float32)
     for i, (path, rows) in enumerate(parts):

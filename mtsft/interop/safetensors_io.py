@@ -94,7 +94,19 @@ def file_digest(file: Path) -> bytes:
 
 
 def read_box(tensor: Tensor, rows: Range, columns: Range) -> np.ndarray:
-    """A rectangle of a tensor, (rows, columns), in its own dtype."""
+    """A rectangle of a tensor, in its own dtype.
+
+    Args:
+        tensor: where it is.
+        rows: range of axis 0.
+        columns: range of axis 1; (0, 1) of a vector.
+
+    Returns:
+        (rows, columns).
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     box = np.empty((rows[1] - rows[0], columns[1] - columns[0]), tensor.dtype)
     whole_rows = columns == (0, tensor.width)
     runs = [box.reshape(-1)] if whole_rows else list(box)
@@ -145,6 +157,12 @@ def copy(array: np.ndarray, target: np.ndarray, transposed: bool) -> None:
 
 
 def progress_bar(total: int, what: str, shown: bool) -> tqdm:
-    """A progress bar of bytes on standard error; in a log, a line now and then."""
+    """A progress bar of bytes on standard error; in a log, a line now and then.
+
+    Args:
+        total: bytes in all.
+        what: the text before the bar.
+        shown: whether to show it at all.
+    """
     seconds = 0.1 if sys.stderr.isatty() else 30
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=not shown, mininterval=seconds, miniters=1)

@@ -132,7 +132,13 @@ class Conversation:
 
 
 def converse(conversation: Conversation, lines: Iterable[str], write: Callable[[str], None]) -> None:
-    """Answers lines, messages or commands, until they end or one is /quit; `write` gets all that is shown."""
+    """Answers lines until they end or one is /quit.
+
+    Args:
+        conversation: what they change.
+        lines: messages, or commands (see HELP).
+        write: is given all text that is shown.
+    """
     for line in lines:
         verb, _, rest = line.strip().partition(" ")
         try:

@@ -66,11 +66,23 @@ class HubModel:
         return Model(Architecture(**self.fields, **RUNTIME | {"scan_layers": False} | runtime))
 
     def restore(self, model: Model, shardings_of: ShardingsOf, progress: bool = False) -> Params:
-        """All its parameters as `model`, one of `model()`, has them."""
+        """All its parameters.
+
+        Args:
+            model: one of `model()`, which says their dtypes, and whether layers are stacked.
+            shardings_of: from shapes to the shardings of their arrays.
+            progress: whether to show a progress bar.
+        """
         return self.read(jax.eval_shape(model.init, jax.random.key(0)), shardings_of, progress)
 
     def read(self, shapes: Params, shardings_of: ShardingsOf, progress: bool = False) -> Params:
-        """Those of its parameters that `shapes` has, in these dtypes, stacked or apart."""
+        """Some of its parameters.
+
+        Args:
+            shapes: of those that are wanted, in any dtypes, layers stacked or apart.
+            shardings_of: from shapes to the shardings of their arrays.
+            progress: whether to show a progress bar.
+        """
         return self.folder.read(shapes, shardings_of(shapes), progress)
 
     def read_each(self, shapes: Sequence[Params], shardings_of: ShardingsOf) -> Iterator[Params]:

@@ -101,7 +101,7 @@ class WorkdirModel:
         return Model(Architecture(**self.fields, **as_trained | runtime), self.lora)
 
     def restore(self, model: Model, shardings_of: ShardingsOf, progress: bool = False) -> Params:
-        """All its parameters, its adapters and what was frozen, as `model`, one of `model()`, has them."""
+        """All its parameters, adapters and frozen ones included; arguments as those of `HubModel.restore`."""
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         trains = trained_names(self.lora, self.config.train.freeze, names(shapes))
         trained, frozen = split(shapes, trains)
@@ -137,13 +137,13 @@ class WorkdirModel:
         return path
 
     def read(self, shapes: Params, shardings_of: ShardingsOf, progress: bool = False) -> Params:
-        """Those of its parameters that `shapes` has, adapters merged, in these dtypes, stacked or apart."""
+        """Some of its parameters, adapters merged; arguments as those of `HubModel.read`."""
         model = self.model(scan_layers=are_stacked(shapes))
         params = select(merge(self.restore(model, shardings_of, progress), self.lora), shapes)
         return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, shapes)
 
     def read_each(self, shapes: Sequence[Params], shardings_of: ShardingsOf) -> Iterator[Params]:
-        """Those of its parameters that each of `shapes` has, layers apart; all are held from the beginning."""
+        """Those of its parameters that each of `shapes` has, layers apart; all are held in memory at once."""
         whole = self.read(reduce(join, shapes), shardings_of)
         for each in shapes:
             yield select(whole, each)
