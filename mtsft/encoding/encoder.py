@@ -23,7 +23,7 @@ from mtsft.encoding.response_plan import ResponsePlan, grow_tree, plan_responses
 from mtsft.encoding.spelling import SpelledControls
 from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.text_ids import TextIds, TextKey
-from mtsft.encoding.token_tree import GrownTree, TokenTree, expand, is_one_chain, positions
+from mtsft.encoding.token_tree import GrownTree, TokenTree, expand, positions
 from mtsft.errors import InputError
 from mtsft.template.chat_template import ChatTemplate
 from mtsft.template.compile import TemplateCompiler
@@ -230,7 +230,7 @@ class Encoder:
     def _fit(self, dialogue: Dialogue, grown: GrownTree, stats: EncodingStats) -> list[TokenTree]:
         """What of a tree is kept under the policy for long ones, as one or more trees; and counted."""
         stats.altered += grown.altered
-        if dialogue.parents is None and not is_one_chain(grown.tree):
+        if dialogue.parents is None and not grown.is_chain:
             stats.not_prefix_preserving += 1
             stats.note("not_prefix_preserving", dialogue.source)
         trees = [grown.tree]

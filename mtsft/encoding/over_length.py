@@ -70,7 +70,8 @@ def shorten(
 
 
 def _keep_first(dialogue: Dialogue, weights: Weights, grow: Grow, measure: Measure, max_length: int) -> list[TokenTree]:
-    tree, responses, _ = grow(dialogue, weights)
+    grown = grow(dialogue, weights)
+    tree, responses = grown.tree, grown.responses
     if measure(tree) == len(tree):
         ends = [end for _, end, _ in responses if end <= max_length]
         return [tree.head(ends[-1])] if ends else []

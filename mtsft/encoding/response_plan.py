@@ -106,7 +106,7 @@ def grow_tree(responses: Sequence[ResponsePlan], texts: TextIds, source: str, we
     tree = builder.build()
     if weigh_per != "token":
         _share_out(tree, ranges, weigh_per)
-    return GrownTree(tree, ranges, altered)
+    return GrownTree(tree, builder.is_chain, ranges, altered)
 
 
 def _share_out(tree: TokenTree, responses: Sequence[tuple[int, int, int]], per: str) -> None:

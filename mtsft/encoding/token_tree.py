@@ -59,11 +59,13 @@ class GrownTree(NamedTuple):
 
     Attributes:
         tree: of any length.
+        is_chain: whether every token follows the one before it.
         responses: (first node, node after the last, message) of each response, in order.
         altered: responses whose tokens do not decode to their text.
     """
 
     tree: TokenTree
+    is_chain: bool
     responses: list[tuple[int, int, int]]
     altered: int
 
@@ -198,12 +200,18 @@ class TreeBuilder:
         self._runs.append((count - i, weight or 0.0, turn, message, response))
         return depth + count
 
+    @property
+    def is_chain(self) -> bool:
+        """Whether every token follows the one before it."""
+        return not self._branches
+
     def build(self) -> TokenTree:
         """The tree grown so far."""
         parents = np.arange(-1, len(self.tokens) - 1, dtype=np.int32)
         for node, parent in self._branches:
             parents[node] = parent
         counts, weights, turns, messages, responses = zip(*self._runs) if self._runs else ((),) * 5
+        counts = np.array(counts, np.int64)
         return TokenTree(
             np.array(self.tokens, np.int32),
             parents,

@@ -90,6 +90,7 @@ def grow(*walks):
         assert builder.descend(depth, tokens, tokens[0] - 7, turn, 2 * turn + 1, weight or None) == depth + len(tokens)
     tree = builder.build()
     assert len(builder) == len(tree)
+    assert builder.is_chain == is_one_chain(tree)
     return tree
 
 
