@@ -87,7 +87,7 @@ def test_fresh_parameters_do_not_depend_on_the_mesh():
     model = small_model()
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     drawn = [
-        initial_params(shapes, model, None, seed=5, place=partial(param_shardings, mesh=make_mesh(mesh)))
+        initial_params(shapes, model, None, seed=5, shardings_of=partial(param_shardings, mesh=make_mesh(mesh)))
         for mesh in ("data=8", "data=2,fsdp=2,tensor=2")
     ]
     for a, b in zip(*map(jax.tree.leaves, drawn)):
