@@ -52,7 +52,8 @@ _TABLES = {
     "digests": np.uint64,
     "id_ends": np.int64,
 }
-# What `content` is a digest of. Not response_ids_N: it changes nothing that is trained, and checkpoints keep the digest.
+# What `content` is a digest of. Not response_ids_N: it changes nothing that is trained, and checkpoints keep the digest
+# of data that they were trained on.
 _CONTENT = ("tokens_N", "parents_N", "response_mask_N", "turn_ids_N", "message_ids_N", "lengths")
 # The folders of the package, and the libraries, whose code decides which tokens a file becomes.
 MAKES_TOKENS = ("corpora", "dialogue", "tokenizer", "template", "encoding")
