@@ -1,7 +1,9 @@
-"""Where bfloat16 would not do: softmaxes are in float32 though the model computes in bfloat16."""
+"""Where bfloat16 would not do: softmaxes, and the sum of what a frequent token learns, are in float32."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from support import chain, nll_and_gradient, pack, small_model
 
 from mtsft.model.attention.plain import attend
 from mtsft.model.attention.scores import Scores
@@ -41,3 +43,14 @@ def test_the_loss_of_large_logits_is_that_of_float32():
     nll = token_nll(hidden_low, projection_low, tokens, np.array([[-1, 0, 1, 2, 3]]), mask, chunk=4)
     assert nll.dtype == jnp.float32
     np.testing.assert_allclose(nll[0, 1:], expected, atol=1e-3)
+
+
+def test_the_gradient_of_a_token_that_is_said_often_is_not_lost():
+    often = chain([0, *[1] * 3000], tokens=[5] * 3001)
+    batch, gradients = pack([[often]], 3001), []
+    for dtype in ("float32", "bfloat16"):
+        model = small_model(dtype=dtype, num_hidden_layers=1)
+        gradient = nll_and_gradient(model, model.init(jax.random.key(0)), batch)[1]
+        gradients.append(np.asarray(gradient["embed"]["embedding"][5], np.float64))
+    exact, rounded = gradients
+    assert np.linalg.norm(rounded - exact) < 0.05 * np.linalg.norm(exact)

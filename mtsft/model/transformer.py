@@ -96,7 +96,8 @@ class Transformer(nnx.Module):
             Hidden states (B, L, D), what `attend` kept of every layer, and the layers' auxiliary sums by name.
         """
         arch = self.arch
-        x_BxLxD = self.embed(tokens_BxL)
+        # Looked up before it is rounded: so the gradients of a frequent token add up in the parameter dtype.
+        x_BxLxD = jnp.take(self.embed.embedding[...], tokens_BxL, axis=0).astype(DTYPES[arch.dtype])
         if arch.scale_embeddings:
             x_BxLxD *= jnp.asarray(arch.hidden_size**0.5, x_BxLxD.dtype)
         if step_rng is not None and step_rng.embedding_bounds_BxL is not None:
