@@ -19,6 +19,9 @@ from mtsft.training.step import train_step
 
 MODES = ("jit", "pmap")
 _PMAP_AXIS = "devices"
+# What XLA is told on a platform. On a GPU it would add up the gradients of rows that are looked up more than once in
+# whatever order its threads come by, and no run would repeat another to the bit.
+COMPILER_OPTIONS = {"gpu": {"xla_gpu_exclude_nondeterministic_ops": True}}
 
 
 class Partitioner:
@@ -41,6 +44,7 @@ class Partitioner:
         self.replicated = NamedSharding(mesh, P())
         self.batch_sharding = NamedSharding(mesh, BATCH)
         self.num_shards = int(np.prod([mesh.shape[axis] for axis in BATCH[0]]))
+        self.compiler_options = COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)  # those of jit alone
 
     def constrain(self, x_BxLxD: jax.Array) -> jax.Array:
         """Pins activations to the devices of their rows (under pmap they are there by construction)."""
@@ -105,6 +109,7 @@ class Partitioner:
                 in_shardings=(shardings, frozen_shardings, self.batch_sharding),
                 out_shardings=(shardings, self.replicated),
                 donate_argnums=0,
+                compiler_options=self.compiler_options,
             )
         return self._pmap(partial(step, axis_name=_PMAP_AXIS), (None, None, 0), donate_argnums=0)
 
@@ -127,6 +132,7 @@ class Partitioner:
                 evaluate,
                 in_shardings=(shardings, frozen_shardings, self.batch_sharding),
                 out_shardings=self.replicated,
+                compiler_options=self.compiler_options,
             )
         return self._pmap(lambda *inputs: jax.lax.psum(evaluate(*inputs), _PMAP_AXIS), (None, None, 0))
 

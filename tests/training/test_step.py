@@ -10,6 +10,7 @@ from support import assert_trees_close, response_loss, small_model, uneven_batch
 
 from mtsft.errors import InputError
 from mtsft.evaluation.held_out import loss_by_turn
+from mtsft.training import partitioner as partitioning
 from mtsft.training.learning_rate import learning_rate_schedule
 from mtsft.training.objective import LossSums
 from mtsft.training.optimizer import build_optimizer
@@ -121,6 +122,20 @@ def test_evaluation_under_jit_is_that_under_pmap(batch):
         np.testing.assert_array_equal(tokens, tokens_too)
         turns = np.minimum(batch.turn_ids, 2)[batch.response_mask > 0]
         np.testing.assert_array_equal(tokens, np.bincount(turns, minlength=3))
+
+
+def test_gpus_are_told_to_add_up_in_one_order(batch, monkeypatch):
+    add = jax.jit(lambda x: x + 1, compiler_options=partitioning.COMPILER_OPTIONS["gpu"])
+    assert add(1) == 2  # an option that XLA does not know is an error
+    monkeypatch.setattr(partitioning, "COMPILER_OPTIONS", {"cpu": {"xla_no_such_option": True}})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        take_one_step("jit", "", 1, batch)
+    model, partitioner = small_model(), Partitioner("jit", make_mesh(""))
+    params = model.init(jax.random.key(0))
+    measure = loss_by_turn(model, 5, 4, partitioner.constrain)
+    evaluate = partitioner.compile_evaluation(measure, partitioner.replicated, {})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        evaluate(params, {}, partitioner.put(batch, ROWS))
 
 
 def quadratic_step(value, state=None, schedule=lambda step: jnp.float32(0.5)):
