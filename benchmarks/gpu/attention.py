@@ -1,0 +1,197 @@
+"""Kernels of attention that could be used or written: what runs here, how fast, and how right.
+
+One layer, forward and backward: rows of 4,096, batch 4, 16 query heads over 8 key-value heads of 128, bfloat16. Those
+that know of packed dialogues get some twelve a row; the others one whole row. Errors are relative, to the plain
+formula in float32. The time with backward is that of the gradients of query, key and value.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.gpu import measure, product, shapes
+
+B, L, H, G, K = (2, 128, 4, 2, 64) if shapes.TINY else (4, 4096, 16, 8, 128)
+SCALE = K**-0.5
+
+
+def _inputs():
+    keys = jax.random.split(jax.random.key(0), 4)
+    heads = (H, G, G, H)
+    return [jax.random.normal(key, (B, L, n, K), jnp.bfloat16) for key, n in zip(keys, heads)]
+
+
+def _segments(packed: bool) -> list[list[int]]:
+    if not packed:
+        return [[L]] * B
+    rows = shapes.full_rows(1, B, L, 100, typical=L / 12)
+    return [[len(tree[0]) for tree in row] for row in rows]
+
+
+class Layout(NamedTuple):
+    """Where dialogues lie. ends, ids (B, L): of the one of each slot. lengths (B, M), offsets (B, M + 1): of each.
+
+    offsets: where each begins in its row; its end is not said again. -1: there is no such one.
+    """
+
+    ends: jax.Array
+    ids: jax.Array
+    lengths: jax.Array
+    offsets: jax.Array
+
+
+def _layout(segments: list[list[int]]) -> Layout:
+    most = max(map(len, segments))
+    lengths, offsets = np.full((B, most), -1, np.int32), np.full((B, most + 1), -1, np.int32)
+    for row, sizes in enumerate(segments):
+        lengths[row, : len(sizes)] = sizes
+        offsets[row, : len(sizes)] = np.cumsum([0, *sizes[:-1]])
+    ends = np.array([np.repeat(np.cumsum(row), row) for row in segments], np.int32)
+    ids = np.array([np.repeat(np.arange(len(row)), row) for row in segments], np.int32)
+    return jax.device_put(Layout(ends, ids, lengths, offsets))
+
+
+@lru_cache(maxsize=2)
+def _reference(packed: bool) -> tuple[jax.Array, ...]:
+    """What comes out, and the gradients of query, key and value: by the plain formula, in float32 throughout."""
+    query, key, value, weight = (x.astype(jnp.float32) for x in _inputs())
+    ends, places = _layout(_segments(packed)).ends, jnp.arange(L)
+
+    @jax.checkpoint
+    def row(query, key, value, ends):
+        key, value = (jnp.repeat(x, H // G, axis=1) for x in (key, value))
+        seen = (places[None] <= places[:, None]) & (places[:, None] < ends[None])
+        scores = jnp.where(seen, jnp.einsum("qhk,shk->hqs", query, key) * SCALE, -jnp.inf)
+        return jnp.einsum("hqs,shk->qhk", jax.nn.softmax(scores), value)
+
+    @jax.jit
+    def both(query, key, value):
+        def total(query, key, value):
+            out = jax.lax.map(lambda each: row(*each), (query, key, value, ends))
+            return (out * weight).sum(), out
+
+        gradients, out = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(query, key, value)
+        return out, *gradients
+
+    with jax.default_matmul_precision("highest"):
+        return both(query, key, value)
+
+
+def _errors(found, wanted) -> float:
+    """The largest of the relative errors."""
+    pairs = [(x.astype(jnp.float32), y) for x, y in zip(found, wanted)]
+    return max(float(jnp.linalg.norm(x - y) / jnp.linalg.norm(y)) for x, y in pairs)
+
+
+def _time(attend: Callable, packed: bool, backward: bool = True) -> dict[str, Any]:
+    query, key, value, _ = inputs = _inputs()
+    segments = _segments(packed)
+    layout, wanted = _layout(segments), _reference(packed)
+
+    def total(query, key, value, weight, layout):
+        return (attend(query, key, value, layout) * weight).astype(jnp.float32).sum()
+
+    forward, line = measure.compiled(jax.jit(attend).lower(query, key, value, layout))
+    line["error"] = _errors([forward(query, key, value, layout)], wanted[:1])
+    line["forward_ms"] = round(measure.seconds_each(partial(forward, query, key, value, layout), 0.2)[0] * 1e3, 3)
+    needed = 4 * K * H * sum(n * (n + 1) / 2 for row in segments for n in row)
+    line["forward_share"] = round(needed / line["forward_ms"] * 1e3 / measure.PEAK, 4)
+    if backward:
+        both, more = measure.compiled(jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*inputs, layout))
+        line["gib"], line["compile_s"] = more["gib"], round(line["compile_s"] + more["compile_s"], 1)
+        line["gradient_error"] = _errors(both(*inputs, layout), wanted[1:])
+        line["step_ms"] = round(measure.seconds_each(partial(both, *inputs, layout), 0.2)[0] * 1e3, 3)
+        line["share"] = round(3 * needed / line["step_ms"] * 1e3 / measure.PEAK, 4)
+    return line
+
+
+def _ours(query, key, value, layout):
+    return product.attention(query, key, value, layout.ends)
+
+
+def _jax(implementation: str, query, key, value, layout):
+    how = dict(scale=SCALE, implementation=implementation)
+    return jax.nn.dot_product_attention(query, key, value, is_causal=True, **how)
+
+
+def _jax_masked(implementation: str, query, key, value, layout):
+    places = jnp.arange(L)
+    mask = (places[None, None] <= places[None, :, None]) & (places[None, :, None] < layout.ends[:, None])
+    how = dict(scale=SCALE, implementation=implementation)
+    return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], **how)
+
+
+def _cudnn_packed(query, key, value, layout):
+    """cuDNN's own notion of packing, which jax.nn does not offer."""
+    from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
+
+    return dot_product_attention(
+        query,
+        key,
+        value,
+        q_seqlen=layout.lengths,
+        kv_seqlen=layout.lengths,
+        q_offsets=layout.offsets,
+        kv_offsets=layout.offsets,
+        scale=SCALE,
+        mask_type=MaskType.PADDING_CAUSAL,
+    )
+
+
+def _triton(query, key, value, layout):
+    """The flash attention in Pallas' Triton that JAX ships as an example; it knows segments and no groups."""
+    from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
+
+    blocks = BlockSizes(64, 64, 64, 64, 64, 64)
+    key, value = (jnp.repeat(x, H // G, axis=2) for x in (key, value))
+    how = dict(sm_scale=SCALE, causal=True, block_sizes=blocks, interpret=shapes.TINY)
+    return mha(query, key, value, layout.ids, **how)
+
+
+def _mosaic(query, key, value, layout):
+    """The flash attention in Pallas' Mosaic that JAX ships as an example: in float16 alone, and it scales nothing."""
+    from jax.experimental.pallas.ops.gpu.attention_mgpu import TuningConfig, attention
+
+    config = TuningConfig(block_q=64, block_kv=128, max_concurrent_steps=2, causal=True)
+    return attention((query * SCALE).astype("float16"), key.astype("float16"), value.astype("float16"), config)
+
+
+def _double(x_ref, y_ref):
+    y_ref[...] = x_ref[...] * 2
+
+
+def _pallas(kind: str) -> dict[str, Any]:
+    """Whether a kernel of one line compiles and runs."""
+    shape = jax.ShapeDtypeStruct((512, 128), jnp.float32)
+    if kind == "triton":
+        from jax.experimental import pallas as pl
+        from jax.experimental.pallas import triton
+
+        block = pl.BlockSpec((128, 128), lambda i: (i, 0))
+        how = dict(compiler_params=triton.CompilerParams(), interpret=shapes.TINY)
+        call = pl.pallas_call(_double, grid=(4,), in_specs=[block], out_specs=block, out_shape=shape, **how)
+    else:  # a pallas_call with Mosaic's parameters is not lowered in JAX 0.11
+        from jax.experimental.pallas import mosaic_gpu
+
+        call = mosaic_gpu.kernel(_double, out_type=shape)
+    x = jax.random.normal(jax.random.key(0), shape.shape)
+    program, line = measure.compiled(jax.jit(call).lower(x))
+    return {"right": bool((program(x) == 2 * x).all()), "compile_s": line["compile_s"]}
+
+
+CASES = {
+    "attention ours, packed": partial(_time, _ours, True),
+    "attention ours, whole rows": partial(_time, _ours, False),
+    "attention jax xla, whole rows": partial(_time, partial(_jax, "xla"), False),
+    "attention jax cudnn, whole rows": partial(_time, partial(_jax, "cudnn"), False),
+    "attention cudnn segments, packed": partial(_time, _cudnn_packed, True),
+    "attention jax cudnn mask, packed": partial(_time, partial(_jax_masked, "cudnn"), True),
+    "attention pallas triton example, packed": partial(_time, _triton, True),
+    "attention pallas mosaic example, whole rows": partial(_time, _mosaic, False, backward=False),
+    "pallas triton": partial(_pallas, "triton"),
+    "pallas mosaic": partial(_pallas, "mosaic"),
+}

@@ -1,0 +1,108 @@
+"""The same numbers on the GPU as on the CPU: loss and gradients of a small model, and attention against float64."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.gpu import product, shapes
+
+LENGTH, ROWS = (64, 2) if shapes.TINY else (320, 4)  # two blocks of queries, the second one short
+# How the same model is computed: the compute dtype, and the precision of products.
+HOWS = {"float32 highest": ("float32", "highest"), "float32": ("float32", None), "bfloat16": ("bfloat16", None)}
+
+
+def _compile(device, how: str, scan: bool, batch) -> Callable:
+    dtype, precision = HOWS[how]
+    run = product.run_of(shapes.keys_of(shapes.SMALL, **{"model.dtype": dtype, "model.scan_layers": scan}))
+    with jax.default_matmul_precision(precision):
+        params = jax.device_put(_params(run), device)
+        program = jax.jit(jax.value_and_grad(product.nll(run))).lower(params, jax.device_put(batch, device)).compile()
+
+    def call(batch):
+        loss, gradient = jax.device_get(program(params, jax.device_put(batch, device)))
+        return float(loss), gradient if scan else _stack(gradient)
+
+    return call
+
+
+def _params(run):
+    with jax.default_device(jax.devices("cpu")[0]):
+        return run.model.init(jax.random.key(0))
+
+
+def _stack(gradient):
+    layers = [gradient["layers"][i] for i in range(len(gradient["layers"]))]
+    return {**gradient, "layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
+
+
+def _distance(found, wanted) -> float:
+    leaves = list(zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True))
+    apart = sum(float(np.square(np.float64(a) - np.float64(b)).sum()) for a, b in leaves)
+    return float(np.sqrt(apart / sum(float(np.square(np.float64(b)).sum()) for _, b in leaves)))
+
+
+def model() -> list[dict[str, Any]]:
+    """Packed chains, and trees; each way of computing, layers scanned and apart, on both devices."""
+    gpu, cpu, vocab = jax.devices()[0], jax.devices("cpu")[0], shapes.SMALL["vocab_size"]
+    kinds = {"chains": (shapes.chain, 100.0), "trees": (shapes.branching, 100.0)}
+    batches = {
+        kind: product.pack(shapes.full_rows(2, ROWS, LENGTH, vocab, make, typical), LENGTH)
+        for kind, (make, typical) in kinds.items()
+    }
+    wanted = [(gpu, how, True) for how in HOWS] + [(gpu, "float32 highest", False), (gpu, "bfloat16", False)]
+    wanted += [(cpu, "float32 highest", True), (cpu, "bfloat16", True)]
+    with ThreadPoolExecutor(7) as threads:
+        calls = list(threads.map(lambda each: _compile(*each, batches["chains"]), wanted))
+    lines = []
+    for kind, batch in batches.items():
+        found = [call(batch) for call in calls]
+        loss, gradient = found[-2]
+        rounded = _distance(found[-1][1], gradient)
+        for (_, how, scan), (its_loss, its_gradient) in zip(wanted[:-2], found):
+            error, off = _distance(its_gradient, gradient), abs(its_loss - loss) / loss
+            allowed = {"float32 highest": 1e-5, "float32": 3e-3, "bfloat16": 2 * rounded}[how]
+            lines.append(
+                {
+                    "what": f"{kind}, {how}, {'scanned' if scan else 'apart'}",
+                    "loss_error": off,
+                    "gradient_error": error,
+                    "allowed": allowed,
+                    "right": bool(error < allowed and off < 3e-3),
+                }
+            )
+    return lines
+
+
+def attention() -> list[dict[str, Any]]:
+    """The package's attention, chains and trees, against numpy in float64."""
+    length, H, G, K = (64, 4, 2, 16) if shapes.TINY else (700, 8, 2, 64)
+    rng, lines = np.random.default_rng(0), []
+    for kind, make in (("chains", shapes.chain), ("trees", shapes.branching)):
+        batch = product.pack(shapes.full_rows(3, 2, length, 100, make, 150.0), length)
+        x = [rng.normal(size=(2, length, heads, K)).astype("bfloat16") for heads in (H, G, G)]
+        expected = _attend64(*(np.float64(each) for each in x), batch.subtree_ends)
+        for how, allowed in (("float32 highest", 1e-5), ("float32", 3e-3), ("bfloat16", 1e-2)):
+            dtype, precision = HOWS[how]
+            with jax.default_matmul_precision(precision):
+                out = jax.jit(product.attention)(*(jnp.asarray(each, dtype) for each in x), batch.subtree_ends)
+            error = float(np.linalg.norm(np.float64(out) - expected) / np.linalg.norm(expected))
+            lines.append({"what": f"{kind}, {how}", "error": error, "allowed": allowed, "right": error < allowed})
+    return lines
+
+
+def _attend64(query, key, value, ends):
+    key, value = (np.repeat(x, query.shape[2] // key.shape[2], axis=2) for x in (key, value))
+    scores = np.einsum("bqhk,bshk->bhqs", query, key) * query.shape[-1] ** -0.5
+    places = np.arange(query.shape[1])
+    seen = (places[None, None] <= places[None, :, None]) & (places[None, :, None] < ends[:, None])
+    scores = np.where(seen[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhqs,bshk->bqhk", weights / weights.sum(-1, keepdims=True), value)
+
+
+CASES = {"correct attention": attention, "correct model": partial(model)}

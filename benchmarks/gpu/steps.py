@@ -1,0 +1,190 @@
+"""Whole training steps: tokens a second, share of the card's arithmetic, memory, and what takes the time."""
+
+import gc
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.gpu import measure, product, shapes
+
+Line = dict[str, Any]
+LORA = {"lora.rank": 16, "lora.alpha": 32.0, "model.param_dtype": "bfloat16"}
+DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
+# A profile shows a CUDA graph as one kernel, so that there may be none.
+NO_GRAPHS = {"xla_gpu_enable_command_buffer": "", "xla_gpu_graph_min_graph_size": 1_000_000}
+
+
+def step(
+    name: str,
+    rows: int,
+    length: int,
+    packed: bool,
+    remat: str = "full",
+    lora: bool = False,
+    options: Line | None = None,
+    profile: bool = False,
+    **keys: Any,
+) -> Line:
+    """One training step of the project's own; halves the rows until they fit."""
+    while True:
+        try:
+            return _step(name, rows, length, packed, remat, lora, options, profile, keys)
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or rows == 1:
+                raise
+        rows //= 2
+        gc.collect()
+
+
+def _step(name, rows, length, packed, remat, lora, options, profile, keys) -> Line:
+    sizes = shapes.SIZES[name]
+    trees = shapes.full_rows(0, rows, length, sizes["vocab_size"], typical=length / 8 if packed else 0)
+    batch = product.pack(trees, length)
+    more = {"model.dtype": "bfloat16", "model.remat": remat, "train.batch_size": rows, "data.sequence_length": length}
+    all_keys = shapes.keys_of(sizes, **more, **(LORA if lora else {}), **keys)
+    run = product.run_of(all_keys, (batch.response_mask > 0).sum(1))
+    shape_of = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    lowered = product.compile_step(run).lower(run.shapes, run.frozen_shapes, shape_of)
+    program, line = measure.compiled(lowered, options)
+    state, frozen, batch = run.create(), run.frozen(), run.partitioner.put(batch, rows)
+
+    def call():
+        nonlocal state
+        state, metrics = program(state, frozen, batch)
+        return metrics["loss"]
+
+    seconds, spread = measure.seconds_each(call)
+    tokens = rows * length
+    line |= {
+        "rows": rows,
+        "remat": remat,
+        "step_ms": round(seconds * 1e3, 2),
+        "spread": round(spread, 4),
+        "tokens_s": round(tokens / seconds),
+        "share": round(shapes.flops(sizes, trees, lora) / seconds / measure.PEAK, 4),
+        "loss": float(call()),
+        "peak_gib": measure.peak_gib(),
+    }
+    if profile:
+        try:
+            line["profile"] = measure.top_kernels(call, program.as_text())
+        except Exception as error:  # the times are known without it
+            line["profile"] = {"note": f"no profile: {error!r}"[:300]}
+    return line
+
+
+def parts(name: str, rows: int) -> Line:
+    """What a step is made of, each part as a program of its own: forward, with backward, attention, head."""
+    sizes, length = shapes.SIZES[name], shapes.LONG
+    trees = shapes.full_rows(0, rows, length, sizes["vocab_size"], typical=length / 8)
+    batch = product.pack(trees, length)
+    keys = {"model.dtype": "bfloat16", "model.remat": "full", "train.batch_size": rows}
+    run = product.run_of(shapes.keys_of(sizes, **keys), (batch.response_mask > 0).sum(1))
+    params, batch = run.create().params, run.partitioner.put(batch, rows)
+    total = product.nll(run)
+    forward = measure.compiled(jax.jit(total).lower(params, batch))[0]
+    both = measure.compiled(jax.jit(jax.value_and_grad(total)).lower(params, batch))[0]
+    found = {
+        "forward_ms": measure.seconds_each(partial(forward, params, batch))[0],
+        "forward_backward_ms": measure.seconds_each(partial(both, params, batch))[0],
+    }
+    D, V, layers = sizes["hidden_size"], sizes["vocab_size"], sizes["num_hidden_layers"]
+    H, G, K = sizes["num_attention_heads"], sizes["num_key_value_heads"], sizes["head_dim"]
+    rng = np.random.default_rng(0)
+
+    def some(*shape):
+        return jax.device_put(rng.normal(size=shape).astype("bfloat16"))
+
+    query, key, value = some(rows, length, H, K), some(rows, length, G, K), some(rows, length, G, K)
+
+    def attend(query, key, value, ends):
+        return product.attention(query, key, value, ends).astype("float32").sum()
+
+    call = partial(jax.jit(jax.grad(attend, argnums=(0, 1, 2))), query, key, value, batch.subtree_ends)
+    found["attention_of_all_layers_ms"] = measure.seconds_each(call)[0] * layers
+    call = partial(jax.jit(jax.grad(_head, argnums=(0, 1)), static_argnums=3), some(rows, length, D), some(D, V), batch)
+    found["head_ms"] = measure.seconds_each(partial(call, 256))[0]
+    return {name: round(seconds * 1e3, 2) for name, seconds in found.items()} | {"rows": rows}
+
+
+def _head(hidden, projection, batch, chunk):
+    mask = batch.response_mask
+    return (product.token_nll(hidden, projection, batch.tokens, batch.parents, mask, chunk) * mask).sum()
+
+
+def head(chunk: int) -> Line:
+    """The head alone: 8,192 supervised tokens of 4,096 meet a vocabulary of 128,256, forward and backward."""
+    rows, length, D, V = (2, 64, 32, 512) if shapes.TINY else (2, 4096, 4096, 128_256)
+    row = np.random.default_rng(0).integers(0, V, length), np.arange(-1, length - 1), np.ones(length)
+    row[2][0] = 0
+    batch = jax.device_put(product.pack([[row]] * rows, length))
+    keys = jax.random.split(jax.random.key(0))
+    hidden = jax.random.normal(keys[0], (rows, length, D), "bfloat16")
+    projection = 0.02 * jax.random.normal(keys[1], (D, V), "bfloat16")
+    both = jax.jit(jax.value_and_grad(partial(_head, chunk=chunk), argnums=(0, 1)))
+    program, line = measure.compiled(both.lower(hidden, projection, batch))
+    seconds, spread = measure.seconds_each(partial(program, hidden, projection, batch))
+    needed = 6 * rows * length * D * V
+    line |= {"step_ms": round(seconds * 1e3, 2), "spread": round(spread, 4), "tokens_s": round(rows * length / seconds)}
+    return line | {"share": round(needed / seconds / measure.PEAK, 4), "peak_gib": measure.peak_gib()}
+
+
+def scatter(options: Line | None = None, by_products: bool = False) -> Line:
+    """The gradient of an embedding alone, (151,936, 896) of 32,768 tokens: their rows added up, in bfloat16.
+
+    by_products: with a matrix of ones and zeros instead, a part of the vocabulary at a time. The tokens are skewed, as
+    words are.
+    """
+    tokens, D, V, step = (256, 16, 512, 128) if shapes.TINY else (32_768, 896, 151_936, 9496)
+    ids = jax.device_put((np.random.default_rng(0).zipf(1.2, tokens) % V).astype(np.int32))
+    rows = jax.random.normal(jax.random.key(0), (tokens, D), "bfloat16")
+
+    def gradient(rows, ids):
+        if not by_products:
+            return jax.numpy.zeros((V, D), rows.dtype).at[ids].add(rows)
+
+        def part(first):
+            hits = (ids[None] == first + jax.numpy.arange(step)[:, None]).astype(rows.dtype)
+            return hits @ rows
+
+        return jax.lax.map(part, jax.numpy.arange(0, V, step)).reshape(V, D)
+
+    program, line = measure.compiled(jax.jit(gradient).lower(rows, ids), options)
+    found, wanted = np.float64(program(rows, ids)), np.zeros((V, D))
+    np.add.at(wanted, np.asarray(ids), np.float64(rows))
+    line["error"] = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+    return line | {"step_ms": round(measure.seconds_each(partial(program, rows, ids), 0.2)[0] * 1e3, 3)}
+
+
+def _case(*arguments, **keys) -> Callable[[], Line]:
+    return partial(step, *arguments, **keys)
+
+
+L, S = shapes.LONG, shapes.SHORT
+CASES = {
+    "step 0.5B packed": _case("0.5B", 8, L, True),
+    "step 0.5B packed, profile": _case("0.5B", 8, L, True, options=NO_GRAPHS, profile=True),
+    "step 8B lora packed": _case("8B", 4, L, True, lora=True),
+    "step 1.5B packed": _case("1.5B", 8, L, True),
+    "step 3B packed": _case("3B", 4, L, True),
+    "step 0.5B packed none": _case("0.5B", 8, L, True, "none"),
+    "step 0.5B packed, deterministic": _case("0.5B", 8, L, True, options=DETERMINISTIC),
+    "step 1.5B packed dots": _case("1.5B", 4, L, True, "dots"),
+    "step 1.5B packed dots_no_batch": _case("1.5B", 4, L, True, "dots_no_batch"),
+    "step 1.5B packed none": _case("1.5B", 4, L, True, "none"),
+    "step 0.5B packed dots": _case("0.5B", 8, L, True, "dots"),
+    "step 0.5B packed dots_no_batch": _case("0.5B", 8, L, True, "dots_no_batch"),
+    "step 0.5B plain": _case("0.5B", 32, S, False),
+    "step 1.5B plain": _case("1.5B", 32, S, False),
+    "step 3B plain": _case("3B", 16, S, False),
+    "parts 0.5B": partial(parts, "0.5B", 8),
+    "head 256": partial(head, 256),
+    "head 1024": partial(head, 1024),
+    "head 2048": partial(head, 2048),
+    "scatter plain": scatter,
+    "scatter no atomics": partial(scatter, {"xla_gpu_exclude_nondeterministic_ops": True}),
+    "scatter by products": partial(scatter, by_products=True),
+}
