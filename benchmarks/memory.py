@@ -45,10 +45,9 @@ from mtsft.config_files import load_config  # noqa: E402
 from mtsft.data.batches import empty_batch  # noqa: E402
 from mtsft.interop.config_json import architecture_fields  # noqa: E402
 from mtsft.presets import VARIANTS  # noqa: E402
-from mtsft.runs.build_model import model_of  # noqa: E402
+from mtsft.runs.build_model import model_of, optimizer_of  # noqa: E402
 from mtsft.runs.compiled import compile_step  # noqa: E402
 from mtsft.runs.setup import TrainingSetup  # noqa: E402
-from mtsft.training.optimizer import build_optimizer  # noqa: E402
 from mtsft.training.partitioner import Partitioner  # noqa: E402
 from mtsft.training.sharding import make_mesh  # noqa: E402
 
@@ -69,19 +68,10 @@ def run_of(name, config, devices):
     published = ROOT / "benchmarks" / "published" / f"{name}.json"
     for key, value in architecture_fields(json.loads(published.read_text()), str(published))[1].items():
         config.model[key] = value
-    train = config.train
-    train.steps = train.steps or 1000
-    optimizer = build_optimizer(
-        train.optimizer,
-        clip_norm=train.clip_norm,
-        weight_decay=train.weight_decay,
-        b1=train.b1,
-        b2=train.b2,
-        eps=train.eps,
-    )
+    config.train.steps = config.train.steps or 1000
     data = SimpleNamespace(train=SimpleNamespace(weights_N=np.ones(1)), train_layout=SimpleNamespace(num_rows=1))
     partitioner = Partitioner(config.parallel.mode, make_mesh(config.parallel.mesh, devices))
-    return TrainingSetup(config, data, model_of(config, 0), optimizer, partitioner, None)
+    return TrainingSetup(config, data, model_of(config, 0), optimizer_of(config), partitioner, None)
 
 
 def state_bytes(run):

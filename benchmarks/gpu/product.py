@@ -15,12 +15,11 @@ from mtsft.model.attention.plain import tree_attend
 from mtsft.model.attention.scores import Scores
 from mtsft.model.generate import generate
 from mtsft.model.parameters import unstack_layers
-from mtsft.runs.build_model import model_of
+from mtsft.runs.build_model import model_of, optimizer_of
 from mtsft.runs.compiled import compile_step
 from mtsft.runs.setup import TrainingSetup
 from mtsft.training.losses.forward import response_nll
 from mtsft.training.objective import token_nll
-from mtsft.training.optimizer import build_optimizer
 from mtsft.training.partitioner import Partitioner
 from mtsft.training.sharding import make_mesh
 
@@ -35,21 +34,12 @@ def run_of(keys: dict[str, Any], weights: Sequence[float] = (1.0,)) -> TrainingS
     config = default()
     config.train.steps = 1000
     config.update_from_flattened_dict(keys)
-    train = config.train
-    optimizer = build_optimizer(
-        train.optimizer,
-        clip_norm=train.clip_norm,
-        weight_decay=train.weight_decay,
-        b1=train.b1,
-        b2=train.b2,
-        eps=train.eps,
-    )
     data = SimpleNamespace(
         train=SimpleNamespace(weights_N=np.array(weights)), train_layout=SimpleNamespace(num_rows=len(weights))
     )
     partitioner = Partitioner("jit", make_mesh("", jax.devices()[:1]))
     model = model_of(config, 0).on(jax.devices()[0].platform)
-    return TrainingSetup(config, data, model, optimizer, partitioner, None)
+    return TrainingSetup(config, data, model, optimizer_of(config), partitioner, None)
 
 
 def pack(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]], length: int) -> PackedBatch:

@@ -1,9 +1,11 @@
-"""The model that a config describes."""
+"""The model and the optimizer that a config describes."""
 
+import optax
 from ml_collections import ConfigDict
 
 from mtsft.model.architecture import Architecture, LoRA
 from mtsft.model.transformer import Model
+from mtsft.training.optimizer import build_optimizer
 
 
 def model_of(config: ConfigDict, vocab_size: int) -> Model:
@@ -19,3 +21,16 @@ def lora_of(config: ConfigDict) -> LoRA:
     keys = dict(config.lora)
     del keys["init_from"]
     return LoRA(**keys)
+
+
+def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
+    """The optimizer of a config, at learning rate 1. Raises InputError as `build_optimizer` does."""
+    train = config.train
+    return build_optimizer(
+        train.optimizer,
+        clip_norm=train.clip_norm,
+        weight_decay=train.weight_decay,
+        b1=train.b1,
+        b2=train.b2,
+        eps=train.eps,
+    )

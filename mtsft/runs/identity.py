@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from mtsft.errors import InputError
 from mtsft.interop.peft import adapter_fingerprint
@@ -33,12 +34,19 @@ def identity(setup: TrainingSetup) -> dict[str, Any]:
         "lora.alpha": setup.model.lora.alpha,
         "lora.targets": setup.model.lora.targets if setup.model.lora.rank else "",
         "lora.quantize": setup.model.lora.quantize or None,  # as runs have it that know of none
+        **_loss(setup.config),
         "train.freeze": setup.config.train.freeze,
         "train.average_decay": setup.config.train.average_decay,
         "train.optimizer": setup.config.train.optimizer,
         "train.batch_size": setup.config.train.batch_size,
         "train.seed": setup.config.train.seed,
     }
+
+
+def _loss(config: ConfigDict) -> dict[str, Any]:
+    """The loss and its own setting; None where it is the usual one, as in runs that are older than the others."""
+    is_usual = config.objective.loss == "response"
+    return {f"objective.{name}": None if is_usual else config.objective[name] for name in ("loss", "context_weight")}
 
 
 def check_hosts_agree(setup: TrainingSetup) -> None:

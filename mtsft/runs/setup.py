@@ -15,7 +15,7 @@ from mtsft.errors import InputError
 from mtsft.files import expanded
 from mtsft.model.parameters import Params, names, split
 from mtsft.model.transformer import Model
-from mtsft.runs.build_model import model_of
+from mtsft.runs.build_model import model_of, optimizer_of
 from mtsft.runs.initial_params import initial_params
 from mtsft.runs.resolve import resolve
 from mtsft.runs.train_batches import count_rows, count_steps, train_batches
@@ -24,7 +24,6 @@ from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.freeze import trained_names
 from mtsft.training.learning_rate import learning_rate_factors, learning_rate_schedule
 from mtsft.training.losses.table import ModelLoss, build_loss
-from mtsft.training.optimizer import build_optimizer
 from mtsft.training.partitioner import Partitioner
 from mtsft.training.sharding import check_batch_size, check_rules, make_mesh, param_shardings
 from mtsft.training.state import TrainState, create_state, new_state, state_shardings
@@ -61,14 +60,7 @@ class TrainingSetup:
         partitioner = Partitioner(config.parallel.mode, mesh)
         train = config.train
         check_batch_size("train.batch_size", train.batch_size, partitioner.num_shards, train.microbatches)
-        optimizer = build_optimizer(
-            train.optimizer,
-            clip_norm=train.clip_norm,
-            weight_decay=train.weight_decay,
-            b1=train.b1,
-            b2=train.b2,
-            eps=train.eps,
-        )
+        optimizer = optimizer_of(config)
         config, base = resolve(config)
         dataset = open_dataset(data_config(config), progress)
         model = model_of(config, dataset.tokenizer.vocab_size).on(mesh.devices.flat[0].platform)

@@ -211,6 +211,7 @@ def test_what_is_trained_may_not_change_within_a_run(make_run):
             {"lora.targets": "mlp"},
             {"train.freeze": "mlp"},
             {"train.average_decay": 0.5},
+            {"objective.loss": "all_roles"},
         )
     )
     assert [[name for name in first if first[name] != other[name]] for other in others] == [
@@ -219,7 +220,9 @@ def test_what_is_trained_may_not_change_within_a_run(make_run):
         ["lora.targets"],
         ["train.freeze"],
         ["train.average_decay"],
+        ["objective.loss", "objective.context_weight"],
     ]
+    assert (first["objective.loss"], first["objective.context_weight"]) == (None, None)  # as before there were others
 
 
 def test_muon_is_refused_where_adapters_leave_it_nothing(make_run):
