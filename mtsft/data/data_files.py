@@ -1,7 +1,7 @@
 """The files of a run, found and not yet tokenised."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mtsft.config import DataConfig
@@ -74,18 +74,14 @@ class DataFiles:
 
 def _spec(data: DataConfig, chat: ChatFormat, split: tuple[float, float]) -> EncodingSpec:
     """How the dialogues of one part of the files become tokens. split: the part, by the hash of their content."""
-    return EncodingSpec(
-        chat,
-        data.sequence_length,
-        over_length=data.over_length,
-        loss_weights=LossWeights(data.responses, data.train_reasoning, data.train_tool_calls, data.weigh_per),
-        trees=data.trees,
-        unfaithful=data.unfaithful,
-        refused=data.refused,
-        stops=parse_stops(data.stops),
-        format=data.format,
-        split=split,
-    )
+    # Keys that a spec has under the same name, as they are, and those that it has in another form.
+    names = {key.name for key in fields(DataConfig)} & {option.name for option in fields(EncodingSpec)}
+    other = {
+        "max_length": data.sequence_length,
+        "loss_weights": LossWeights(data.responses, data.train_reasoning, data.train_tool_calls, data.weigh_per),
+        "stops": parse_stops(data.stops),
+    }
+    return EncodingSpec(chat, split=split, **{name: getattr(data, name) for name in names} | other)
 
 
 def _write_corpus(data: DataConfig, folder: Path) -> tuple[list[Path], list[Path]]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from mtsft.encoding.encoder import Encoder
@@ -105,17 +105,9 @@ class EncodingSpec:
     def encoder(self) -> Encoder:
         """A new encoder."""
         template, tokenizer = self.chat.open()
-        return Encoder(
-            template,
-            tokenizer,
-            self.max_length,
-            over_length=self.over_length,
-            loss_weights=self.loss_weights,
-            trees=self.trees,
-            unfaithful=self.unfaithful,
-            refused=self.refused,
-            stops=self.stops,
-        )
+        # Every other field of an encoder is one of a spec, under the same name.
+        options = {option.name: getattr(self, option.name) for option in fields(Encoder)[2:]}
+        return Encoder(template, tokenizer, **options)
 
     def without_errors(self) -> "EncodingSpec":
         """The same for an audit: dialogues of any length, and everything wrong counted and left out."""
