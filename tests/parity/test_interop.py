@@ -116,7 +116,7 @@ def test_bfloat16(tmp_path):
     loaded = load(tmp_path / "out")
     assert loaded.dtype == torch.bfloat16
     held = loaded.state_dict()
-    for source in pair.templates.values():
+    for source in pair.tensor_slices.values():
         assert torch.equal(held[source.name], pair.values[source.name].to(torch.bfloat16))
 
 
