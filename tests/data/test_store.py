@@ -5,6 +5,8 @@ import importlib.metadata
 import json
 import math
 import shutil
+import subprocess
+import sys
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -296,6 +298,16 @@ def test_the_digest_is_of_all_code_that_makes_tokens(copied_package, folder):
     deeper = stores.code_digest()
     next((copied_package / folder).glob("*.py")).write_text("changed")
     assert len({before, deeper, stores.code_digest()}) == 3
+
+
+def test_every_folder_that_encoding_imports_makes_tokens():
+    """What a process that encodes has loaded of the package, but for what carries values and errors."""
+    script = (
+        "import sys, mtsft.data.data_files; print(*{m.split('.')[1] for m in sys.modules if m.startswith('mtsft.')})"
+    )
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, cwd=Path(mtsft.__file__).parents[1], capture_output=True, text=True, check=True)
+    assert {*run.stdout.split()} - {"config", "data", "errors", "files"} == {*stores.MAKES_TOKENS}
 
 
 @pytest.mark.parametrize("library", ["jinja2", "tokenizers", "sentencepiece"])
