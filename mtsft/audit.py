@@ -11,7 +11,7 @@ from mtsft import cli
 from mtsft.config import data_config, validate
 from mtsft.data.data_files import DataFiles
 from mtsft.diagnose.audit import audit
-from mtsft.diagnose.audit_text import as_text
+from mtsft.diagnose.audit_text import report_as_text
 from mtsft.errors import InputError
 
 _CONFIG = cli.define_config()
@@ -29,7 +29,7 @@ def main() -> None:
         from mtsft.runs import identity_check
 
         report["numeric"] = identity_check.check(_CONFIG.value, files)
-    print(json.dumps(report) if _FORMAT.value == "json" else as_text(report))
+    print(json.dumps(report) if _FORMAT.value == "json" else report_as_text(report))
     wrong = [problem for problem in report["problems"] if problem["severity"] == "error"]
     if wrong:
         named = "; ".join(f"{problem['count']:,} {problem['what']}" for problem in wrong)

@@ -31,7 +31,9 @@ TEXTS = [
 def chat():
     """The built-in template and a small trained tokenizer, in plain values."""
     templates, name = template.find("chatml", {})
-    return ChatFormat(sentencepiece.train(TEXTS * 20, 400, markers_of(templates.values())), templates, name)
+    return ChatFormat(
+        sentencepiece.train_sentencepiece(TEXTS * 20, 400, markers_of(templates.values())), templates, name
+    )
 
 
 @pytest.fixture(scope="session")

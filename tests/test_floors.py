@@ -114,6 +114,15 @@ def test_every_folder_and_every_file_that_is_no_door_is_drawn():
     )
 
 
+def test_a_public_name_is_defined_once():
+    defined = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                defined.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in defined.items() if len(modules) > 1}.keys() == {"main"}
+
+
 @pytest.mark.parametrize("folder", ["mtsft", "tests", "configs", "benchmarks"])
 def test_no_file_is_longer_than_450_lines(folder):
     lengths = {str(path): len(path.read_text().splitlines()) for path in (ROOT / folder).rglob("*.py")}

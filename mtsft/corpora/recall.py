@@ -236,7 +236,7 @@ def dialogues(count: int, seed: int) -> Iterator[dict]:
         yield {"id": f"recall-{seed}-{number:06d}", "messages": talk.messages, "asks": talk.asks}
 
 
-def write(path: str | os.PathLike[str], count: int, seed: int) -> None:
+def write_corpus(path: str | os.PathLike[str], count: int, seed: int) -> None:
     """Writes `dialogues(count, seed)` to `path` as JSON lines, by an atomic rename."""
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

@@ -76,7 +76,7 @@ def train_tokenizer(
         if path.exists():
             return {"tokenizer.model": path.read_bytes()}
     markers = markers_of(template.literals)
-    trained = sentencepiece.train(_texts(files, format), vocab_size, markers)
+    trained = sentencepiece.train_sentencepiece(_texts(files, format), vocab_size, markers)
     with in_cache(folder):
         atomic_write(path, trained["tokenizer.model"])
     return trained

@@ -100,6 +100,6 @@ def _write_corpus(data: DataConfig, folder: Path) -> tuple[list[Path], list[Path
         with in_cache(folder):
             if not path.exists():
                 folder.mkdir(parents=True, exist_ok=True)
-                recall.write(path, count, draw)
+                recall.write_corpus(path, count, draw)
         files.append([path])
     return files[0], files[1]

@@ -10,7 +10,7 @@ _WIDEST = 200  # characters of a line
 _MARKS = {"error": "WRONG", "warning": "look", "note": "note"}
 
 
-def as_text(report: Report) -> str:
+def report_as_text(report: Report) -> str:
     """An audit as text: each side of the dataset, then what is wrong with it."""
     lines = []
     for name, title in (("train", "training"), ("eval", "held out")):

@@ -144,11 +144,11 @@ def as_fragment(tree: TokenTree, tokenizer: Tokenizer) -> str:
         for piece in span:
             kind = ("supervised" if piece.supervised else "context") + (" marker" if piece.marker else "")
             text = html.escape(piece.text).replace("\n", f"{_NEWLINE}\n")
-            parts.append(f'<span class="{kind}" title="{html.escape(describe(piece))}">{text}</span>')
+            parts.append(f'<span class="{kind}" title="{html.escape(piece_title(piece))}">{text}</span>')
     return f'<pre class="mtsft-tree">{"".join(parts)}</pre>'
 
 
-def describe(piece: TokenPiece) -> str:
+def piece_title(piece: TokenPiece) -> str:
     """All about a piece, in one line."""
     whose = f"message {piece.message}" if piece.message >= 0 else "template"
     role = f"weight {piece.weight:g}" if piece.supervised else "context, weight 0"

@@ -28,7 +28,7 @@ def measure(model: Model, params: Params, encoder: Encoder, corpus: Path) -> dic
         model: the decoder.
         params: all its parameters.
         encoder: of the dialogues that it was trained on.
-        corpus: a file that `recall.write` wrote.
+        corpus: a file that `recall.write_corpus` wrote.
 
     Returns:
         {context_accuracy, hidden_history_accuracy, by_kind: {ask: accuracy}, turns}; the first two over the asks in
@@ -63,7 +63,7 @@ def measure(model: Model, params: Params, encoder: Encoder, corpus: Path) -> dic
     }
 
 
-def converse(model: Model, params: Params, encoder: Encoder, corpus: Path, index: int = 0) -> str:
+def answered_conversation(model: Model, params: Params, encoder: Encoder, corpus: Path, index: int = 0) -> str:
     """One held-out conversation, the model answering, each turn in the true history; right and wrong marked."""
     dialogue = [dialogue for dialogue, _ in _read(corpus)][index]
     stops = encoder.stop_ids

@@ -15,7 +15,7 @@ from mtsft.errors import InputError
 from mtsft.files import expanded
 from mtsft.interop import config_json, weight_names
 from mtsft.interop.atomic_folder import AtomicFolder
-from mtsft.interop.export_configs import as_json, generation_config, model_config, sentence_piece_config
+from mtsft.interop.export_configs import generation_config, json_file, model_config, sentence_piece_config
 from mtsft.interop.hf_folder import CONFIG, INDEX, SINGLE, leaf_shapes, tensor_shapes
 from mtsft.interop.safetensors_io import copy, progress_bar
 from mtsft.interop.weight_names import TensorSlice
@@ -80,13 +80,13 @@ def export(
     if chat_template is not None:
         files["chat_template.jinja"] = chat_template.encode()
     if "tokenizer.model" in files and not {"tokenizer.json", "tokenizer_config.json"} & {*files}:
-        files["tokenizer_config.json"] = as_json(sentence_piece_config(files["tokenizer.model"], stop_ids))
+        files["tokenizer_config.json"] = json_file(sentence_piece_config(files["tokenizer.model"], stop_ids))
     files["generation_config.json"] = generation_config(files.get("generation_config.json"), stop_ids, bos_id, pad_id)
-    files[CONFIG] = as_json(config)
+    files[CONFIG] = json_file(config)
     total = sum(nbytes for shard in shards.values() for _, nbytes in shard.values())
     if len(shards) > 1:
         weight_map = {name: file for file, shard in shards.items() for name in shard}
-        files[INDEX] = as_json({"metadata": {"total_size": total}, "weight_map": weight_map})
+        files[INDEX] = json_file({"metadata": {"total_size": total}, "weight_map": weight_map})
     parts = _parts(tensor_slices)
     with ExitStack() as stack:
         writer = stack.enter_context(AtomicFolder(folder, total))

@@ -153,7 +153,7 @@ def generation_config(original: bytes | None, stop_ids: Sequence[int], bos_id: i
     ends = list(dict.fromkeys([*ends, *stop_ids]))
     own = {"bos_token_id": bos_id, "pad_token_id": pad_id}
     config = {name: value for name, value in own.items() if value is not None} | config
-    return as_json(config | ({"eos_token_id": ends} if ends else {}))
+    return json_file(config | ({"eos_token_id": ends} if ends else {}))
 
 
 def sentence_piece_config(model: bytes, stop_ids: Sequence[int]) -> dict[str, Any]:
@@ -188,6 +188,6 @@ def sentence_piece_config(model: bytes, stop_ids: Sequence[int]) -> dict[str, An
     }
 
 
-def as_json(value: Any) -> bytes:
+def json_file(value: Any) -> bytes:
     """A JSON file of this value."""
     return (json.dumps(value, indent=2) + "\n").encode()

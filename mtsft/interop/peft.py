@@ -17,7 +17,7 @@ from mtsft.files import expanded, read_json_file
 from mtsft.interop import config_json, weight_names
 from mtsft.interop.atomic_folder import AtomicFolder
 from mtsft.interop.export import fetch, header_of, write_files
-from mtsft.interop.export_configs import PUBLISHED, as_json, model_config
+from mtsft.interop.export_configs import PUBLISHED, json_file, model_config
 from mtsft.interop.families import Family
 from mtsft.interop.hf_folder import leaf_shapes, tensor_shapes
 from mtsft.interop.safetensors_io import DTYPES, Tensor, read_box, read_header, read_metadata
@@ -136,7 +136,7 @@ def export_adapter(
     content = header_of(shapes, "F32", **{_MATRICES: " ".join(matrices)})
     content += b"".join(tensor.tobytes() for tensor in tensors.values())
     with AtomicFolder(folder, len(content)) as writer:
-        writer.do(partial(write_files, files={ADAPTER_CONFIG: as_json(described), ADAPTER_WEIGHTS: content}))
+        writer.do(partial(write_files, files={ADAPTER_CONFIG: json_file(described), ADAPTER_WEIGHTS: content}))
     return folder
 
 

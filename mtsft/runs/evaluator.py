@@ -22,7 +22,7 @@ from mtsft.runs.trained_model import WorkdirModel, open_trained
 _BATCH = 32  # contexts that are replied to at a time, or some more to fill all devices
 
 
-def evaluate(config: ConfigDict, workdir: str | Path | None) -> dict[str, Any]:
+def evaluate_workdir(config: ConfigDict, workdir: str | Path | None) -> dict[str, Any]:
     """The loss of a model on what `config` holds out; arguments as those of `Evaluator.of`."""
     return Evaluator.of(config, workdir).evaluate()
 

@@ -28,7 +28,7 @@ def _context_recall(setup: TrainingSetup, params: Params) -> tuple[dict[str, Any
     return scores, [
         "",
         "A held-out conversation, every turn answered by the model in the true history:",
-        context_recall.converse(setup.model, params, encoder, corpus),
+        context_recall.answered_conversation(setup.model, params, encoder, corpus),
         "",
         f"exact answers, of {scores['turns']:,} that depend on earlier turns: {scores['context_accuracy']:.1%}",
         f"the same with the history hidden: {scores['hidden_history_accuracy']:.1%}",

@@ -192,7 +192,7 @@ def _claim(workdir: epath.Path, setup: TrainingSetup) -> None:
     workdirs.make(workdir)
     check_same_run(workdir / workdirs.FINGERPRINT, identity(setup))
     if _is_first():
-        workdirs.write(workdir, setup.config, setup.dataset.spec.chat, setup.base and setup.base.published)
+        workdirs.write_run_files(workdir, setup.config, setup.dataset.spec.chat, setup.base and setup.base.published)
 
 
 def _check_leaves_nothing_out(setup: TrainingSetup, start: int, earlier: dict[str, Any], workdir: Path) -> None:

@@ -13,7 +13,7 @@ from mtsft.runs import evaluator, loop
 from mtsft.runs.final_measures import final_measure
 
 
-class Scores(ShownRecord):
+class HeldOutScores(ShownRecord):
     """What `Run.evaluate` measured; printed as the table of `mtsft evaluate`."""
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class Run:
             if hasattr(watch, "close"):
                 watch.close()
 
-    def evaluate(self) -> Scores:
+    def evaluate(self) -> HeldOutScores:
         """The held-out loss of the best checkpoint.
 
         Returns:
@@ -61,7 +61,7 @@ class Run:
         Raises:
             InputError: nothing is trained yet, or nothing is held out.
         """
-        return Scores(evaluator.evaluate(self.config, self.workdir))
+        return HeldOutScores(evaluator.evaluate_workdir(self.config, self.workdir))
 
     def __repr__(self) -> str:
         return f"<run in {self.workdir}>"

@@ -25,7 +25,7 @@ _TEMPLATE, _TOKENIZER, _PUBLISHED = "template.json", "tokenizer", "published.jso
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
 
-def write(
+def write_run_files(
     workdir: epath.Path, config: ConfigDict, chat: ChatFormat, published: Mapping[str, Any] | None = None
 ) -> None:
     """Writes all that the user of a trained model needs beside the checkpoints.

@@ -147,7 +147,7 @@ def _added_tokens(files: Mapping[str, bytes], source: str) -> dict[str, ControlT
     return added
 
 
-def train(texts: Iterable[str], vocab_size: int, markers: Sequence[str]) -> dict[str, bytes]:
+def train_sentencepiece(texts: Iterable[str], vocab_size: int, markers: Sequence[str]) -> dict[str, bytes]:
     """Trains a SentencePiece BPE model.
 
     Lossless: no normalisation, bytes for what the vocabulary lacks. The markers and the newline are pieces of

@@ -233,7 +233,9 @@ def test_one_changed_byte_of_a_file_is_another_store(files, spec, open_quietly):
 
 HEADED = "{{ 'Today is ' ~ strftime_now('%d') }}" + CHATML
 CHATS = {
-    "tokenizer": lambda chat: replace(chat, tokenizer=sentencepiece.train(["it is what it is?"] * 9, 290, MARKERS)),
+    "tokenizer": lambda chat: replace(
+        chat, tokenizer=sentencepiece.train_sentencepiece(["it is what it is?"] * 9, 290, MARKERS)
+    ),
     "template": lambda chat: replace(chat, templates={"default": CHATML.replace("'\\n'", "'\\n '", 1)}),
     "variables": lambda chat: replace(chat, variables='{"enable_thinking": false}'),
 }

@@ -15,7 +15,7 @@ from mtsft.data.data_files import DataFiles
 from mtsft.data.packing import lay_out
 from mtsft.data.store import open_store
 from mtsft.diagnose.audit import audit
-from mtsft.diagnose.audit_text import as_text
+from mtsft.diagnose.audit_text import report_as_text
 from mtsft.dialogue import readers
 from mtsft.encoding.spec import ChatFormat, EncodingSpec
 from mtsft.encoding.token_tree import response_ends
@@ -353,12 +353,12 @@ def test_a_report_is_plain_and_finite(examine):
     assert list(report) == ["eval", "train", "shared", "tokenizer", "template", "problems"]
     # Nothing was read, and nothing is divided by it.
     empty = examine([said("x")], eval=[said("x")])
-    assert "training: 0 of 1 dialogues train" in as_text(json.loads(json.dumps(empty, allow_nan=False)))
+    assert "training: 0 of 1 dialogues train" in report_as_text(json.loads(json.dumps(empty, allow_nan=False)))
 
 
 def test_the_text_says_all_of_it(examine):
     report = examine(RECORDS, [TREE], eval=[TWO_TURNS], over_length="drop", weights=[1.0, 0.5])
-    text = as_text(report)
+    text = report_as_text(report)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     train = report["train"]
     assert lines[0].startswith("training: 7 of 10 dialogues train, 12 responses, ")
@@ -385,7 +385,7 @@ def test_the_text_says_all_of_it(examine):
 def test_late_turns_are_added_up(examine):
     report = examine([said(*("x", "Hi") * 15)], max_length=512)
     each = report["train"]["by_turn"][0]
-    lines = [line.split() for line in as_text(report).splitlines()]
+    lines = [line.split() for line in report_as_text(report).splitlines()]
     assert ["turn", "11", str(each)] in lines
     assert ["later", str(3 * each)] in lines
     assert not any(line[:2] == ["turn", "12"] for line in lines)
@@ -398,7 +398,7 @@ def test_what_people_wrote_steers_no_terminal(examine, tmp_path):
     report = examine(records, chat=hugging_face(refuses))
     shown = r"\x1b[2J\x9b\x202ex"
     assert shown in "".join(example for problem in report["problems"] for example in problem["examples"])
-    text = as_text(report)
+    text = report_as_text(report)
     assert not set(text) & set(evil) - set("[2J")
     assert shown in text
     assert max(map(len, text.splitlines())) <= 200
@@ -409,4 +409,4 @@ def test_a_sample_of_many_long_dialogues_is_scaled_up(examine, monkeypatch):
     report = examine([{**LONG, "id": str(i)} for i in range(5)], over_length="drop")
     cost = report["train"]["over_length"]["policies"]["drop"]
     assert (cost["dialogues_lost"], cost["responses_lost"], cost["estimated"]) == (5, 10, True)
-    assert f"over {ROW} (estimated)" in as_text(report)
+    assert f"over {ROW} (estimated)" in report_as_text(report)

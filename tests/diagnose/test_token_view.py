@@ -143,7 +143,7 @@ def test_html_marks_exactly_what_is_supervised(grow, small_tokenizer):
 def tags_tokenizer(chatml):
     """A tokenizer that has whole tags among its pieces."""
     markers = ["<|im_start|>", "<|im_end|>", "<b>", "&lt;", "<|x"]
-    return tokenizer.from_files(sentencepiece.train(["a b c"], 300, markers), chatml.literals)
+    return tokenizer.from_files(sentencepiece.train_sentencepiece(["a b c"], 300, markers), chatml.literals)
 
 
 @pytest.mark.parametrize("wrote", ["<b>&lt;", "<script>alert(\"&amp;\")</script></pre><b title='x'>"])

@@ -18,7 +18,7 @@ DEPENDING = sum(ask in recall.DEPENDING for ask in ASKS)
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     path = tmp_path_factory.mktemp("corpus") / "recall.jsonl"
-    recall.write(path, len(RECORDS), seed=1)
+    recall.write_corpus(path, len(RECORDS), seed=1)
     return path
 
 
@@ -108,7 +108,7 @@ def test_an_answer_is_right_only_if_every_token_is_its_stop_included(speak, turn
 def test_a_conversation_marks_what_is_wrong_and_nothing_else(speak, turns, encoder, corpus):
     prompt, reply = turns[2][-1]
     speak([(prompt, [*encoder.tokenizer.encode("I do not know."), reply[-1]])])
-    lines = context_recall.converse(None, None, encoder, corpus, index=2).splitlines()
+    lines = context_recall.answered_conversation(None, None, encoder, corpus, index=2).splitlines()
     shown = [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in lines]
     messages = [(m["role"].replace("assistant", "model"), m["content"]) for m in RECORDS[2]["messages"]]
     assert messages[-1][0] == "model"

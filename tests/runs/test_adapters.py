@@ -76,7 +76,7 @@ def test_a_base_that_changed_is_refused_on_resume(folder, adapted, exported):
     before = parameters(moved)
     assert same(before, parameters(workdir))
     file.write_bytes(content)
-    for read in (ChatModel.load, lambda path: evaluator.evaluate(adapted[1], path)):
+    for read in (ChatModel.load, lambda path: evaluator.evaluate_workdir(adapted[1], path)):
         with pytest.raises(InputError, match=rf"^{file.parent}: is no longer the model that {moved} was trained from"):
             read(moved)
     with pytest.raises(InputError, match="is no longer the model"):
@@ -99,11 +99,11 @@ def test_a_run_goes_on_from_another_with_its_adapters_merged(folder, adapted, ma
 
 def test_adapters_are_evaluated_on_their_base_and_merged_alike(folder, adapted, make_config):
     workdir, config = adapted
-    scores = evaluator.evaluate(config, workdir)
+    scores = evaluator.evaluate_workdir(config, workdir)
     (logged,) = [json.loads(line) for line in (workdir / "eval.jsonl").read_text().splitlines()]
     assert scores["loss"] == pytest.approx(logged["loss"], rel=1e-6)
     convert.to_hugging_face(workdir, folder / "merged", dtype="float32")
-    merged = evaluator.evaluate(make_config(**{"model.init_from": str(folder / "merged")}), None)
+    merged = evaluator.evaluate_workdir(make_config(**{"model.init_from": str(folder / "merged")}), None)
     assert merged["loss"] == pytest.approx(scores["loss"], rel=1e-5)
     assert merged["supervised_tokens"] == scores["supervised_tokens"]
 
@@ -137,7 +137,7 @@ def test_frozen_adapters_are_those_of_the_folder_again(folder, adapted, exported
     config = make_config(**{"model.init_from": str(exported), "lora.init_from": str(before), "train.freeze": "/mlp/"})
     loop.train(config, folder / "half frozen")
     (logged,) = [json.loads(line) for line in (folder / "half frozen" / "eval.jsonl").read_text().splitlines()]
-    assert evaluator.evaluate(config, folder / "half frozen")["loss"] == pytest.approx(logged["loss"], rel=1e-6)
+    assert evaluator.evaluate_workdir(config, folder / "half frozen")["loss"] == pytest.approx(logged["loss"], rel=1e-6)
     mlp, was = (parameters(path)["layers"][1]["mlp"] for path in (folder / "half frozen", adapted[0]))
     assert same(mlp, was)
     file = before / "adapter_model.safetensors"

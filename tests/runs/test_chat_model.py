@@ -38,7 +38,7 @@ def make_config():
 def make_workdir(folder, config, chat, vocab_size):
     """A workdir as a run leaves it, each checkpoint with parameters of its own; {step: parameters}."""
     folder.mkdir()
-    workdir.write(epath.Path(folder), config, chat)
+    workdir.write_run_files(epath.Path(folder), config, chat)
     model = model_of(config, vocab_size)
     optimizer = build_optimizer("adamw", clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
     saved = {}
@@ -230,7 +230,7 @@ def test_says_what_is_missing(copied, lack):
     with pytest.raises(InputError, match=says):
         ChatModel.load(copied)
     with pytest.raises(InputError, match=says):
-        evaluator.evaluate(default(), copied)
+        evaluator.evaluate_workdir(default(), copied)
     assert not path.exists()
 
 
@@ -274,7 +274,7 @@ def copied_and_config(copied, tmp_path, write_jsonl):
 def test_evaluation_is_of_the_best_with_its_own_tokenizer(copied_and_config, small_tokenizer):
     folder, config = copied_and_config
     config.train.optimizer = "muon"  # the optimizer does not matter any more
-    scores = evaluator.evaluate(config, folder)
+    scores = evaluator.evaluate_workdir(config, folder)
     assert config.data.tokenizer == ""
     assert [entry["supervised_tokens"] for entry in scores["by_turn"]] == [
         2 * (len(small_tokenizer.encode("I am well")) + 1),
@@ -283,7 +283,7 @@ def test_evaluation_is_of_the_best_with_its_own_tokenizer(copied_and_config, sma
     assert scores["dialogues"] == 2
     for step in (3, 4):
         shutil.rmtree(folder / "checkpoints" / str(step))
-    assert evaluator.evaluate(config, folder) == scores
+    assert evaluator.evaluate_workdir(config, folder) == scores
     assert as_table(scores).splitlines()[0] == f"held-out loss {scores['loss']:.4f} (nats per supervised token)"
     assert as_table(scores).splitlines()[-1].split()[0] == "2"
 
@@ -292,11 +292,11 @@ def test_evaluation_refuses_another_model(copied_and_config):
     folder, config = copied_and_config
     config.model.intermediate_size = 48
     with pytest.raises(InputError, match=r"holds a model with model.intermediate_size=64, and the config says 48; "):
-        evaluator.evaluate(config, folder)
+        evaluator.evaluate_workdir(config, folder)
 
 
 def test_evaluation_needs_something_held_out(copied_and_config):
     folder, config = copied_and_config
     config.data.eval = ""
     with pytest.raises(InputError, match=r"^nothing is held out .* set data.eval or data.eval_fraction$"):
-        evaluator.evaluate(config, folder)
+        evaluator.evaluate_workdir(config, folder)

@@ -49,7 +49,7 @@ def test_conversions_that_make_no_sense_are_named(folder, base, exported):
     with pytest.raises(InputError, match="is a Hugging Face folder, which holds no steps; leave --step out"):
         convert.to_hugging_face(exported, folder / "x", step=0)
     with pytest.raises(InputError, match=r"set model\.init_from to it and leave out --workdir"):
-        evaluator.evaluate(default(), exported)
+        evaluator.evaluate_workdir(default(), exported)
     assert not (folder / "x").exists()
 
 

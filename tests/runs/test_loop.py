@@ -72,7 +72,7 @@ def test_training_stops_early_and_stays_stopped(folder, exported, make_config):
     assert ChatModel.load(folder / "early").step == result["best_step"]
     (best,) = [line for line in map(json.loads, logged.splitlines()) if line["step"] == result["best_step"]]
     # The average, not the last parameters, is what was evaluated and is kept.
-    assert evaluator.evaluate(config, folder / "early")["loss"] == pytest.approx(best["loss"], rel=1e-6)
+    assert evaluator.evaluate_workdir(config, folder / "early")["loss"] == pytest.approx(best["loss"], rel=1e-6)
 
 
 def test_the_best_by_held_out_loss_is_kept_wherever_checkpoints_fall(folder, exported, make_config):

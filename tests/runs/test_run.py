@@ -60,7 +60,7 @@ def test_a_plain_function_may_watch(folder, config):
 def test_it_evaluates(folder, config, trained):
     run = trained[0]
     scores = run.evaluate()
-    assert scores == evaluator.evaluate(config, folder / "in Python")
+    assert scores == evaluator.evaluate_workdir(config, folder / "in Python")
     assert str(scores).startswith(f"held-out loss {scores['loss']:.4f} (nats per supervised token)\n")
     assert "<tr><th>turn</th><th>loss</th><th>supervised_tokens</th></tr>" in scores._repr_html_()
     with pytest.raises(InputError, match="holds no trained model"):

@@ -46,7 +46,7 @@ def test_a_run_is_evaluated_with_its_own_template(folder, base, make_config):
     config = make_config(**{"model.init_from": str(folder / "says")})
     loop.train(config, folder / "says more")
     (logged,) = [json.loads(line) for line in (folder / "says more" / "eval.jsonl").read_text().splitlines()]
-    scores = evaluator.evaluate(config, folder / "says more")
+    scores = evaluator.evaluate_workdir(config, folder / "says more")
     assert scores["loss"] == pytest.approx(logged["loss"], rel=1e-6)
     subject = evaluator.Evaluator.of(config, folder / "says more")
     assert "assistant says" in subject.replies(GREEDY, 1, limit=1)[0]["prompt"]

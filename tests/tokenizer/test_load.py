@@ -12,7 +12,7 @@ from mtsft.errors import InputError
 from mtsft.tokenizer import load as tokenizers
 from mtsft.tokenizer.base import AFTER_CONTROL, CONTINUATION, START, ControlToken
 from mtsft.tokenizer.load import from_files
-from mtsft.tokenizer.sentencepiece import train
+from mtsft.tokenizer.sentencepiece import train_sentencepiece
 
 MARKERS = ("<|im_start|>", "<|im_end|>")
 TEXTS = ["Hello there, how are you today?", "The quick brown fox jumps over the lazy dog.", "a\n\nb c\n"] * 20
@@ -44,7 +44,7 @@ def control_ids(tokenizer):
 
 @pytest.fixture(scope="module")
 def files():
-    return train(TEXTS, 400, MARKERS)
+    return train_sentencepiece(TEXTS, 400, MARKERS)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_model_that_adds_and_removes_spaces_does_so_by_itself(dummy_prefix_fil
 
 @pytest.mark.parametrize("text", [" ", "你 好", "a\u2581b c"])
 def test_spaces_that_a_tokenizer_was_never_shown_are_kept_all_the_same(text):
-    tokenizer = from_files(train(["你好世界。", "今天天气很好。"] * 20, 300, MARKERS), MARKERS)
+    tokenizer = from_files(train_sentencepiece(["你好世界。", "今天天气很好。"] * 20, 300, MARKERS), MARKERS)
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -139,9 +139,9 @@ def test_cached_encoding_is_the_encoding(small_tokenizer):
 
 
 def test_the_same_texts_train_the_same_model():
-    first, second = (train(iter(TEXTS), 330, MARKERS) for _ in range(2))
+    first, second = (train_sentencepiece(iter(TEXTS), 330, MARKERS) for _ in range(2))
     assert first == second
-    assert train(TEXTS[:-1], 330, MARKERS) != first
+    assert train_sentencepiece(TEXTS[:-1], 330, MARKERS) != first
 
 
 def test_the_fingerprint_tells_models_apart(files, dummy_prefix_files, small_tokenizer):
@@ -151,19 +151,19 @@ def test_the_fingerprint_tells_models_apart(files, dummy_prefix_files, small_tok
 
 
 def test_the_vocabulary_is_at_most_as_large_as_asked_for():
-    small, large = (from_files(train(TEXTS, size, MARKERS), MARKERS).vocab_size for size in (295, 330))
+    small, large = (from_files(train_sentencepiece(TEXTS, size, MARKERS), MARKERS).vocab_size for size in (295, 330))
     assert small <= 295 < large <= 330
 
 
 def test_a_vocabulary_too_small_for_the_characters_is_refused():
     with pytest.raises(InputError, match=r"^data\.vocab_size=100 does not suit .*; set it higher$"):
-        train(TEXTS, 100, MARKERS)
+        train_sentencepiece(TEXTS, 100, MARKERS)
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["\n\n", ""]])
 def test_nothing_to_train_on_is_refused(texts):
     with pytest.raises(InputError, match=r"^no text to train a tokenizer on; set data\.tokenizer"):
-        train(texts, 400, MARKERS)
+        train_sentencepiece(texts, 400, MARKERS)
 
 
 def test_a_marker_that_is_no_control_is_missed(files):
