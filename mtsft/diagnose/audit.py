@@ -25,13 +25,13 @@ _EXAMPLES = 5
 Report = dict[str, Any]
 
 
-def audit(sources: DataFiles, progress: bool = True) -> Report:
+def audit(data_files: DataFiles, progress: bool = True) -> Report:
     """All dialogues of a run, tokenized and checked, in plain values.
 
     Nothing in a file stops it: what is wrong is counted, with where the first few were met, and left out.
 
     Args:
-        sources: the files of the run, and how they are encoded.
+        data_files: the files of the run, and how they are encoded.
         progress: whether to show bars, where there is a terminal.
 
     Returns:
@@ -39,18 +39,21 @@ def audit(sources: DataFiles, progress: bool = True) -> Report:
         A problem is {severity: "error" | "warning" | "note", what, count, examples, remedy}; with an error a training
         run with the same config would stop, or train what it should not.
     """
-    parts = {"train": (sources.train_files, sources.train_spec), "eval": (sources.eval_files, sources.eval_spec)}
+    parts = {
+        "train": (data_files.train_files, data_files.train_spec),
+        "eval": (data_files.eval_files, data_files.eval_spec),
+    }
     report: Report = {"eval": None}
     stores: dict[str, Store] = {}
     for name, (files, spec) in parts.items():
         if files:
             lenient = replace(spec.without_errors(), trees="tree")
-            stores[name] = open_store(files, lenient, sources.cache / "stores", sources.workers, progress)
-            weights = sources.weights if name == "train" else [1.0] * len(files)
+            stores[name] = open_store(files, lenient, data_files.cache / "stores", data_files.workers, progress)
+            weights = data_files.weights if name == "train" else [1.0] * len(files)
             report[name] = _examine(stores[name], spec, weights, progress)
     shared = _shared(*stores.values()) if "eval" in stores else np.empty(0, np.int64)
     report["shared"] = len(shared)
-    report |= _describe_chat(sources.train_spec)
+    report |= _describe_chat(data_files.train_spec)
     report["problems"] = [
         *(problem for name in parts if report[name] for problem in _problems(name, report[name], parts[name][1])),
         *_problems_of_all(report, _sources(stores["train"], shared)),
@@ -74,7 +77,7 @@ def _examine(store: Store, spec: EncodingSpec, weights: Sequence[float], progres
     examples = {"over length": _sources(store, longer), "duplicate": _sources(store, again)}
     return {
         **{name: value for name, value in stats.as_record().items() if not name.startswith("over_length")},
-        "examples": stats.examples | {kind: sources for kind, sources in examples.items() if sources},
+        "examples": stats.examples | {kind: lines for kind, lines in examples.items() if lines},
         "by_source": _by_source(store, weights),
         "duplicates": len(again),
         "lengths": {f"p{q}": int(np.percentile(lengths, q)) for q in (0, 5, 25, 50, 75, 95, 99, 100)}

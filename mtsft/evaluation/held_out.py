@@ -35,13 +35,13 @@ def loss_by_turn(model: Model, chunk: int, num_turns: int, constrain: Constrain 
     return measure
 
 
-def evaluate(evaluate_batch: Callable, params: Any, source: BatchSource, put: Callable) -> dict[str, Any]:
-    """The loss on every dialogue of `source`, once.
+def evaluate(evaluate_batch: Callable, params: Any, batches: BatchSource, put: Callable) -> dict[str, Any]:
+    """The loss on every dialogue of `batches`, once.
 
     Args:
         evaluate_batch: `loss_by_turn`, compiled: (params, global batch) -> (LossSums, supervised tokens), both by turn.
         params: passed on to it.
-        source: batches that hold every dialogue once.
+        batches: every dialogue once.
         put: this process's rows of a batch -> the global batch.
 
     Returns:
@@ -49,7 +49,7 @@ def evaluate(evaluate_batch: Callable, params: Any, source: BatchSource, put: Ca
         token, turns counted from 0; the last turn told apart stands for all later ones too.
     """
     total = None
-    for batch in read_ahead(source, start=0):
+    for batch in read_ahead(batches, start=0):
         sums = evaluate_batch(params, put(batch))
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     (nll_T, weight_T), tokens_T = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(total))
@@ -57,7 +57,7 @@ def evaluate(evaluate_batch: Callable, params: Any, source: BatchSource, put: Ca
     return {
         "loss": float(LossSums(nll_T.sum(), weight_T.sum()).mean),
         "supervised_tokens": int(tokens_T.sum()),
-        "dialogues": len(source.store),
+        "dialogues": len(batches.store),
         "by_turn": [
             {"turn": turn, "loss": float(sums.mean[turn]), "supervised_tokens": int(tokens_T[turn])}
             for turn in np.flatnonzero(weight_T).tolist()
