@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from mtsft.config import DataConfig
 from mtsft.encoding.spec import ChatFormat, EncodingSpec, markers_of
 from mtsft.template import chat_template as template
 from mtsft.tokenizer import sentencepiece
@@ -48,7 +49,7 @@ def small_tokenizer(chat):
 
 @pytest.fixture
 def encoder(chat):
-    return EncodingSpec(chat, max_length=512).encoder()
+    return EncodingSpec(chat, DataConfig(sequence_length=512)).encoder()
 
 
 @pytest.fixture

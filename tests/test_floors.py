@@ -32,7 +32,7 @@ FLOORS = drawn_floors()
 ONLY = {
     "mtsft.config_files": ("runs", ""),
     "ml_collections": ("config", "config_files", "cli", "presets", "runs"),
-    "mtsft.config": ("presets", "runs", "data", ""),
+    "mtsft.config": ("presets", "runs", "data", "encoding", ""),
     "absl": ("cli", ""),
     "jax": ("model", "interop", "training", "evaluation", "runs", ""),
     "flax": ("model",),

@@ -7,6 +7,7 @@ import jax
 import pytest
 from support import small_model
 
+from mtsft.config import DataConfig
 from mtsft.dialogue.formats import parse_record
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import EncodingSpec
@@ -64,7 +65,7 @@ def test_a_real_tree_trains_like_its_paths(kind, row, real_data, capsys):
         records = [r for r in records if len(r["messages"]) > 4]
     records = [cut(record, 16) for record in records]
     chat = chats.chat_of("chatml" if kind == "replies" else "thinking")
-    encoder = EncodingSpec(chat, 1 << 20, refused="skip", unfaithful="skip").encoder()
+    encoder = EncodingSpec(chat, DataConfig(sequence_length=1 << 20, refused="skip", unfaithful="skip")).encoder()
     trees, stats = trees_of(encoder, records, row, 2)
     assert len(trees) == 2
     report = compare(trees, encoder.tokenizer.vocab_size, row)

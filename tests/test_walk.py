@@ -14,6 +14,7 @@ import pytest
 from support import small_model
 
 import mtsft
+from mtsft.config import DataConfig
 from mtsft.data.batches import BatchSource
 from mtsft.data.packing import deal, lay_out
 from mtsft.data.store import open_store
@@ -34,7 +35,7 @@ ROW_LENGTH = 96
 
 @pytest.fixture(scope="module")
 def spec():
-    return EncodingSpec(chats.chat_of("chatml"), ROW_LENGTH)
+    return EncodingSpec(chats.chat_of("chatml"), DataConfig(sequence_length=ROW_LENGTH))
 
 
 @pytest.fixture(scope="module")

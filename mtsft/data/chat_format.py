@@ -45,11 +45,6 @@ def open_chat(
     return chat
 
 
-def parse_stops(text: str) -> tuple[str, ...]:
-    """The tokens that data.stops names, which are separated by commas."""
-    return tuple(stop.strip() for stop in text.split(",") if stop.strip())
-
-
 def train_tokenizer(
     chat: ChatFormat, vocab_size: int, files: Sequence[Path], format: str, folder: Path
 ) -> Mapping[str, bytes]:

@@ -1,15 +1,14 @@
 """The files of a run, found and not yet tokenised."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from mtsft.config import DataConfig
 from mtsft.corpora import recall
-from mtsft.data.chat_format import open_chat, parse_stops, train_tokenizer
+from mtsft.data.chat_format import open_chat, train_tokenizer
 from mtsft.data.store import code_digest, in_cache
 from mtsft.dialogue import find_files
-from mtsft.encoding.loss_weights import LossWeights
 from mtsft.encoding.spec import ChatFormat, EncodingSpec
 from mtsft.errors import InputError
 from mtsft.files import expanded
@@ -65,23 +64,11 @@ class DataFiles:
             train_files=train_files,
             weights=weights,
             eval_files=eval_files or (train_files if held_out else []),
-            train_spec=_spec(data, chat, (held_out, 1.0)),
-            eval_spec=_spec(data, chat, (0.0, held_out or 1.0)),
+            train_spec=EncodingSpec(chat, data, (held_out, 1.0)),
+            eval_spec=EncodingSpec(chat, data, (0.0, held_out or 1.0)),
             cache=cache,
             workers=data.workers,
         )
-
-
-def _spec(data: DataConfig, chat: ChatFormat, split: tuple[float, float]) -> EncodingSpec:
-    """How the dialogues of one part of the files become tokens. split: the part, by the hash of their content."""
-    # Keys that a spec has under the same name, as they are, and those that it has in another form.
-    names = {key.name for key in fields(DataConfig)} & {option.name for option in fields(EncodingSpec)}
-    other = {
-        "max_length": data.sequence_length,
-        "loss_weights": LossWeights(data.responses, data.train_reasoning, data.train_tool_calls, data.weigh_per),
-        "stops": parse_stops(data.stops),
-    }
-    return EncodingSpec(chat, split=split, **{name: getattr(data, name) for name in names} | other)
 
 
 def _write_corpus(data: DataConfig, folder: Path) -> tuple[list[Path], list[Path]]:

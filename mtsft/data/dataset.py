@@ -107,7 +107,7 @@ def open_dataset(data: DataConfig, progress: bool = True) -> TokenizedDataset:
         tokenizer=files.train_spec.chat.open()[1],
         train=train_store if set(files.weights) == {1.0} else train_store.mixed(files.weights),
         eval=eval_store if eval_store is not None and len(eval_store) else None,
-        sequence_length=files.train_spec.max_length,
+        sequence_length=files.train_spec.config.sequence_length,
         weights=files.weights,
     )
 

@@ -276,7 +276,7 @@ def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
     dialogues, lines, digests = [], [], []
     first, last = _spec.split
     unreadable = count_unreadable if _spec.lenient else None
-    for number, dialogue in readers.read_dialogues(path, _spec.format, chunks=(chunk,), unreadable=unreadable):
+    for number, dialogue in readers.read_dialogues(path, _spec.config.format, chunks=(chunk,), unreadable=unreadable):
         if (first, last) == (0.0, 1.0) or first <= split_point(dialogue) < last:
             dialogues.append(dialogue)
             lines.append(number)

@@ -1,7 +1,6 @@
 """A whole dataset checked before any compute: what it holds, what would be trained, and what is wrong with it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ def audit(data_files: DataFiles, progress: bool = True) -> Report:
     stores: dict[str, Store] = {}
     for name, (files, spec) in parts.items():
         if files:
-            lenient = replace(spec.without_errors(), trees="tree")
+            lenient = spec.without_errors().with_config(trees="tree")
             stores[name] = open_store(files, lenient, data_files.cache / "stores", data_files.workers, progress)
             weights = data_files.weights if name == "train" else [1.0] * len(files)
             report[name] = _examine(stores[name], spec, weights, progress)
@@ -71,7 +70,7 @@ def _examine(store: Store, spec: EncodingSpec, weights: Sequence[float], progres
         progress: whether to show bars.
     """
     stats, lengths = store.stats, store.lengths_N
-    limit = spec.max_length
+    limit = spec.config.sequence_length
     longer = np.flatnonzero(_longest_pieces(store, spec) > limit)
     again = np.setdiff1d(np.arange(len(store)), np.unique(store.digests_N, return_index=True)[1])
     examples = {"over length": _sources(store, longer), "duplicate": _sources(store, again)}
@@ -95,14 +94,14 @@ def _examine(store: Store, spec: EncodingSpec, weights: Sequence[float], progres
 
 def _piece_lengths(store: Store, spec: EncodingSpec) -> np.ndarray:
     """Tokens of every piece that rows are filled with: a whole tree, or each of its paths."""
-    if spec.trees == "tree":
+    if spec.config.trees == "tree":
         return store.lengths_N
     return np.array([len(chain) for i in range(len(store)) for chain in expand(store[i])], np.int64)
 
 
 def _longest_pieces(store: Store, spec: EncodingSpec) -> np.ndarray:
     """Tokens of the longest piece of every dialogue: what must fit into a row."""
-    if spec.trees == "tree":
+    if spec.config.trees == "tree":
         return store.lengths_N
     return np.array([max(map(len, expand(store[i]))) for i in range(len(store))], np.int64)
 
@@ -152,7 +151,7 @@ def _try_policies(store: Store, spec: EncodingSpec, longer: np.ndarray, progress
     costs = {}
     policies = [policy for policy in POLICIES if policy != "error"]
     for policy in tqdm(policies, "over-length", leave=False, disable=None if progress else True):
-        tried = replace(spec.without_errors(), max_length=spec.max_length, over_length=policy)
+        tried = spec.without_errors().with_config(sequence_length=spec.config.sequence_length, over_length=policy)
         _, stats = tried.encoder().encode(dialogues)
         costs[policy] = {
             "dialogues_lost": round(stats.over_length_dropped * scale),
@@ -171,7 +170,7 @@ def _read_again(store: Store, indices: np.ndarray, spec: EncodingSpec) -> Iterat
         path, line = store.source(index)
         wanted.setdefault(path, set()).add(line)
     for path, lines in wanted.items():
-        for _, dialogue in readers.read_dialogues(path, spec.format, wanted=lines.__contains__):
+        for _, dialogue in readers.read_dialogues(path, spec.config.format, wanted=lines.__contains__):
             yield dialogue
 
 
@@ -214,7 +213,7 @@ def _problems(name: str, part: Report, spec: EncodingSpec) -> Iterator[Report]:
     yield from where_counted(
         [("error", "unreadable", stats.unreadable, "lines that hold no dialogue", "repair or remove them")]
     )
-    dropped = part["over_length"]["policies"].get(spec.over_length, {}).get("dialogues_lost", 0)
+    dropped = part["over_length"]["policies"].get(spec.config.over_length, {}).get("dialogues_lost", 0)
     if stats.kept <= dropped:
         severity, goal = ("error", "left to train on") if name == "train" else ("warning", "held out")
         what, remedy = f"dialogues read, and none is {goal}", f"see data.{name} and what becomes of them here"
@@ -224,9 +223,11 @@ def _problems(name: str, part: Report, spec: EncodingSpec) -> Iterator[Report]:
 
 def _checks(stats: EncodingStats, part: Report, spec: EncodingSpec) -> list[_Check]:
     """All that may be wrong with one side of a dataset."""
+    config = spec.config
     # What a policy leaves out, or trains otherwise, stops a run where the policy is "error".
     unfaithful, refused, over_length = (
-        "error" if policy == "error" else "warning" for policy in (spec.unfaithful, spec.refused, spec.over_length)
+        "error" if policy == "error" else "warning"
+        for policy in (config.unfaithful, config.refused, config.over_length)
     )
     template = "set data.unfaithful to 'skip' or 'emit', or use another template"
     kinds = stats.unfaithful

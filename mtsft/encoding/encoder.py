@@ -11,13 +11,14 @@ tokens make chains, which most are, and gives the same 2.5 to 2.9 times as fast.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
+from mtsft.config import DataConfig
 from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.chain_plan import ChainBatch, ChainPlan, Reread, as_emitted, compile_chain
-from mtsft.encoding.loss_weights import LossWeights
+from mtsft.encoding.loss_weights import check_weights, response_weights
 from mtsft.encoding.over_length import POLICIES, shorten
 from mtsft.encoding.response_plan import ResponsePlan, grow_tree, plan_responses, text_keys
 from mtsft.encoding.spelling import SpelledControls
@@ -59,47 +60,40 @@ _Plan = _PlannedDialogue | list[ResponsePlan]
 
 @dataclass
 class Encoder:
-    """Turns dialogues into trees of at most `max_length` tokens.
+    """Turns dialogues into trees of at most `sequence_length` tokens.
 
     What it meets is returned, not kept; it remembers plans of dialogues and ids of texts, which change no result.
 
     Attributes:
         template, tokenizer: as ChatFormat.open gives them.
-        max_length: tokens of a tree; of a path where trees is "paths".
-        over_length: what becomes of a longer one, see over_length.py.
-        loss_weights: which messages are responses, and what their tokens weigh.
-        trees: "tree", or "paths" to lay branches out as chains.
-        unfaithful: what becomes of a response that cannot be rendered faithfully, see TemplateCompiler.
-        refused: "error", or "skip" to leave out dialogues that the template refuses or that cannot be encoded exactly.
-        stops: control tokens that end a turn, see TemplateCompiler; () for those of the template and the tokenizer.
+        config: which messages are responses, what their tokens weigh, and what becomes of dialogues that are too long,
+            branch, or cannot be rendered faithfully. `sequence_length` bounds a tree; or a path where `trees` is
+            "paths".
     """
 
     template: ChatTemplate
     tokenizer: Tokenizer
-    max_length: int
-    over_length: str = "error"
-    loss_weights: LossWeights = field(default_factory=LossWeights)
-    trees: str = "tree"
-    unfaithful: str = "error"
-    refused: str = "error"
-    stops: Sequence[str] = ()
+    config: DataConfig
 
     def __post_init__(self):
-        for key, value, allowed in (
-            ("over_length", self.over_length, POLICIES),
-            ("trees", self.trees, TREES),
-            ("unfaithful", self.unfaithful, ("error", "skip", "emit")),
-            ("refused", self.refused, ("error", "skip")),
+        config = self.config
+        for key, allowed in (
+            ("over_length", POLICIES),
+            ("trees", TREES),
+            ("unfaithful", ("error", "skip", "emit")),
+            ("refused", ("error", "skip")),
         ):
-            if value not in allowed:
-                raise InputError(f"data.{key}={value!r}: use one of {', '.join(allowed)}")
+            if getattr(config, key) not in allowed:
+                raise InputError(f"data.{key}={getattr(config, key)!r}: use one of {', '.join(allowed)}")
+        check_weights(config)
         controls = self.tokenizer.controls
-        for stop in self.stops:
+        stops = parse_stops(config.stops)
+        for stop in stops:
             if stop not in controls:
                 raise InputError(f"data.stops: {stop!r} is no control token of {self.tokenizer.source}")
-        exactly = bool(self.stops)
-        stops = self.stops or self.tokenizer.stops
-        self._compiler = TemplateCompiler(self.template, controls, stops, exactly, self.unfaithful)
+        self._compiler = TemplateCompiler(
+            self.template, controls, stops or self.tokenizer.stops, bool(stops), config.unfaithful
+        )
         self._spelled_controls, self._texts = SpelledControls(controls), TextIds(self.tokenizer)
         self._chain_plans: WeakKeyDictionary[TurnPlan, ChainPlan | None] = WeakKeyDictionary()
 
@@ -166,7 +160,7 @@ class Encoder:
     def _plan(self, dialogue: Dialogue, stats: EncodingStats) -> _Plan | None:
         """What is to be tokenized of a dialogue; nothing, or None, where nothing of it trains."""
         stats.dialogues += 1
-        weights = self.loss_weights.weights(dialogue)
+        weights = response_weights(dialogue, self.config)
         if not weights:
             stats.without_response += 1
             stats.note("without a response", dialogue.source)
@@ -190,14 +184,14 @@ class Encoder:
 
     def _chain_plan(self, turn_plan: TurnPlan) -> ChainPlan | None:
         """The chain of all dialogues with these turns; None where they take the general path."""
-        if not self.loss_weights.reasoning or self.loss_weights.weigh_per != "token":
+        if not self.config.train_reasoning or self.config.weigh_per != "token":
             return None
         if turn_plan not in self._chain_plans:
             self._chain_plans[turn_plan] = compile_chain(turn_plan, self.tokenizer)
         return self._chain_plans[turn_plan]
 
     def _plan_responses(self, turn_plan: TurnPlan, weights: dict[int, float], bindings: Bindings) -> list[ResponsePlan]:
-        return plan_responses(turn_plan, weights, bindings, self._texts, self.loss_weights.reasoning)
+        return plan_responses(turn_plan, weights, bindings, self._texts, self.config.train_reasoning)
 
     def _tokenize(self, plans: Iterable[_Plan | None]) -> None:
         """Tokenizes all texts of `plans`."""
@@ -213,7 +207,7 @@ class Encoder:
             return False
         if not all(as_emitted(texts.ids[key], reread, ids) for key, reread in plan.rereads):
             return False
-        if chain_plan.length(ids) > self.max_length:
+        if chain_plan.length(ids) > self.config.sequence_length:
             return False
         responses = chains.add(chain_plan, ids, plan.weights)
         weights = {message: plan.weights[message] for message in chain_plan.messages}
@@ -225,7 +219,7 @@ class Encoder:
         return True
 
     def _grow(self, dialogue: Dialogue, responses: Sequence[ResponsePlan]) -> GrownTree:
-        return grow_tree(responses, self._texts, dialogue.source, self.loss_weights.weigh_per)
+        return grow_tree(responses, self._texts, dialogue.source, self.config.weigh_per)
 
     def _fit(self, dialogue: Dialogue, grown: GrownTree, stats: EncodingStats) -> list[TokenTree]:
         """What of a tree is kept under the policy for long ones, as one or more trees; and counted."""
@@ -234,26 +228,32 @@ class Encoder:
             stats.not_prefix_preserving += 1
             stats.note("not_prefix_preserving", dialogue.source)
         trees = [grown.tree]
-        if self._slots(grown.tree) > self.max_length:
-            weights = self.loss_weights.weights(dialogue)
+        if self._slots(grown.tree) > self.config.sequence_length:
+            weights = response_weights(dialogue, self.config)
             weights = {message: weights[message] for _, _, message in grown.responses}
-            trees = shorten(self.over_length, dialogue, weights, self.grow, self._slots, self.max_length)
+            policy, longest = self.config.over_length, self.config.sequence_length
+            trees = shorten(policy, dialogue, weights, self.grow, self._slots, longest)
             stats.count_over_length(grown.tree, len(grown.responses), trees)
         stats.kept += bool(trees)
         for tree in trees:
             stats.count_tree(dialogue, tree)
             stats.count_double_bos(dialogue, tree.tokens_N[:2].tolist(), self.tokenizer.bos_id)
-        return trees if self.trees == "tree" else [chain for tree in trees for chain in expand(tree)]
+        return trees if self.config.trees == "tree" else [chain for tree in trees for chain in expand(tree)]
 
     def _slots(self, tree: TokenTree) -> int:
         """The slots of a row that the longest piece of a tree takes."""
-        return len(tree) if self.trees == "tree" else int(positions(tree.parents_N).max()) + 1
+        return len(tree) if self.config.trees == "tree" else int(positions(tree.parents_N).max()) + 1
 
     def _leave_out(self, dialogue: Dialogue, error: InputError, stats: EncodingStats) -> None:
-        if self.refused == "error":
+        if self.config.refused == "error":
             raise error
         stats.refused += 1
         stats.note("refused", str(error))
+
+
+def parse_stops(text: str) -> tuple[str, ...]:
+    """The tokens that data.stops names, which are separated by commas."""
+    return tuple(stop.strip() for stop in text.split(",") if stop.strip())
 
 
 def _keys(plan: _Plan) -> Iterator[TextKey]:

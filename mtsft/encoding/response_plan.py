@@ -81,7 +81,7 @@ def grow_tree(responses: Sequence[ResponsePlan], texts: TextIds, source: str, we
         responses: of one dialogue, in order.
         texts: has the ids of all their `text_keys`.
         source: file and line of the dialogue, for errors.
-        weigh_per: see LossWeights.
+        weigh_per: see `DataConfig`.
 
     Raises:
         TemplateRefusal: for a text that the tokenizer cannot encode.

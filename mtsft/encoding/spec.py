@@ -5,17 +5,23 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from mtsft.config import DataConfig
 from mtsft.encoding.encoder import Encoder
-from mtsft.encoding.loss_weights import LossWeights
 from mtsft.errors import InputError
 from mtsft.template.chat_template import BUILT_IN, ChatTemplate
 from mtsft.tokenizer import load as tokenizers
 from mtsft.tokenizer.base import Tokenizer
 
-_UNBOUNDED = 2**31 - 1
+UNBOUNDED = 2**31 - 1  # a sequence_length for dialogues of any length
+# Keys that decide which files are read, and by which template and tokenizer. Tokens that are cached depend on every
+# other key, so that one which is new does no harm.
+KEYS_OF_OTHERS = frozenset(
+    "train eval eval_fraction corpus corpus_dialogues corpus_eval_dialogues corpus_seed tokenizer vocab_size template "
+    "template_variables template_date workers cache_dir".split()
+)
 _OPENED: dict[str, tuple[ChatTemplate, Tokenizer]] = {}
 _MOST_OPENED = 8
 # What looks like a control token among a template's literals, for a tokenizer that is trained here.
@@ -83,36 +89,29 @@ class EncodingSpec:
 
     Attributes:
         chat: the template and the tokenizer.
-        max_length, over_length, loss_weights, trees, unfaithful, refused, stops: see Encoder.
-        format: of the files, "" to tell by the keys.
+        config: how dialogues become tokens, see Encoder; and `format`, which the files are read as.
         split: (from, to) in [0, 1]: keep the dialogues whose content hashes into that part, so that equal dialogues
             stay on one side of a split.
         lenient: lines that hold no dialogue are counted and left out, rather than an error.
     """
 
     chat: ChatFormat
-    max_length: int
-    over_length: str = "error"
-    loss_weights: LossWeights = field(default_factory=LossWeights)
-    trees: str = "tree"
-    unfaithful: str = "error"
-    refused: str = "error"
-    stops: tuple[str, ...] = ()
-    format: str = ""
+    config: DataConfig
     split: tuple[float, float] = (0.0, 1.0)
     lenient: bool = False
 
     def encoder(self) -> Encoder:
-        """A new encoder."""
-        template, tokenizer = self.chat.open()
-        # Every other field of an encoder is one of a spec, under the same name.
-        options = {option.name: getattr(self, option.name) for option in fields(Encoder)[2:]}
-        return Encoder(template, tokenizer, **options)
+        """A new encoder. Raises InputError for a value that `config` must not have."""
+        return Encoder(*self.chat.open(), self.config)
+
+    def with_config(self, **values: Any) -> "EncodingSpec":
+        """The same but for these keys of `config`."""
+        return replace(self, config=replace(self.config, **values))
 
     def without_errors(self) -> "EncodingSpec":
         """The same for an audit: dialogues of any length, and everything wrong counted and left out."""
-        unfaithful = "skip" if self.unfaithful == "error" else self.unfaithful
-        return replace(self, max_length=_UNBOUNDED, unfaithful=unfaithful, refused="skip", lenient=True)
+        unfaithful = "skip" if self.config.unfaithful == "error" else self.config.unfaithful
+        return replace(self.with_config(sequence_length=UNBOUNDED, unfaithful=unfaithful, refused="skip"), lenient=True)
 
     def cache_key(self) -> dict[str, Any]:
         """What the cached tokens of a file are keyed by, beside the file and the code that made them.
@@ -121,8 +120,9 @@ class EncodingSpec:
         another name, or in another folder, find the same store. Two specs that may encode anything differently differ.
         """
         template, tokenizer = self.chat.open()
-        record = asdict(replace(self, chat=None))
-        return record | {"template": template.fingerprint, "tokenizer": tokenizer.fingerprint}
+        keys = {key: value for key, value in asdict(self.config).items() if key not in KEYS_OF_OTHERS}
+        made_by = {"template": template.fingerprint, "tokenizer": tokenizer.fingerprint}
+        return keys | made_by | {"split": self.split, "lenient": self.lenient}
 
 
 def parse_variables(text: str) -> str:

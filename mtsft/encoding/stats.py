@@ -20,7 +20,7 @@ class EncodingStats:
     Attributes:
         dialogues: read, whatever became of them.
         unreadable: lines that hold no dialogue, left out.
-        responses: of the dialogues read, as LossWeights chooses them.
+        responses: of the dialogues read, as `response_weights` chooses them.
         kept: dialogues that train.
         without_response: dialogues of which nothing trains.
         refused: dialogues that the template refuses or the tokenizer cannot encode, left out.

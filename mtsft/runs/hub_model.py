@@ -9,16 +9,16 @@ from typing import Any
 import jax
 from etils import epath
 
+from mtsft.config import DataConfig
 from mtsft.data.chat_format import open_chat
 from mtsft.encoding.encoder import Encoder
-from mtsft.encoding.spec import ChatFormat, EncodingSpec
+from mtsft.encoding.spec import UNBOUNDED, ChatFormat, EncodingSpec
 from mtsft.interop.hf_folder import HubFolder
 from mtsft.interop.peft import read_adapter
 from mtsft.model.architecture import NO_LORA, RUNTIME, Architecture, LoRA
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
 
-UNBOUNDED = 2**31 - 1  # tokens of a conversation at most: any number
 ShardingsOf = Callable[[Any], Any]  # from the shapes of arrays to their shardings
 
 
@@ -59,7 +59,7 @@ class HubModel:
 
     def encoder(self) -> Encoder:
         """Conversations as its tokens, of any length."""
-        return EncodingSpec(self.chat, UNBOUNDED).encoder()
+        return EncodingSpec(self.chat, DataConfig(sequence_length=UNBOUNDED)).encoder()
 
     def model(self, **runtime) -> Model:
         """The model, computed as `runtime` says (fields in RUNTIME); by default unrolled, in float32."""

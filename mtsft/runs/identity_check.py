@@ -34,14 +34,15 @@ def check(config: ConfigDict, files: DataFiles) -> dict[str, Any]:
     Raises:
         InputError: no dialogue fits into a row.
     """
-    spec = replace(files.train_spec.without_errors(), trees="tree")
+    spec = files.train_spec.without_errors().with_config(trees="tree")
     store = open_store(files.train_files, spec, files.cache / "stores", files.workers)
-    fitting = np.flatnonzero(store.lengths_N <= files.train_spec.max_length)
+    longest = files.train_spec.config.sequence_length
+    fitting = np.flatnonzero(store.lengths_N <= longest)
     if not len(fitting):
         raise InputError("no dialogue fits into a row, so there is nothing to check; raise data.sequence_length")
     picked = fitting[np.linspace(0, len(fitting) - 1, min(_SAMPLE, len(fitting))).astype(int)]
     trees = [store[i] for i in picked.tolist()]
-    row_length = min(files.train_spec.max_length, 2 * max(map(len, trees)))
+    row_length = min(longest, 2 * max(map(len, trees)))
     vocab_size = files.train_spec.chat.open()[1].vocab_size
     arch = model_of(resolve(config)[0], vocab_size).arch
     layers = min(arch.num_hidden_layers, max(_LAYERS, len(arch.layer_types.split(","))))

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from etils import epath
 
-from mtsft.data.chat_format import parse_stops
+from mtsft.config import DataConfig
 from mtsft.encoding.encoder import Encoder
-from mtsft.encoding.spec import ChatFormat, EncodingSpec
+from mtsft.encoding.spec import UNBOUNDED, ChatFormat, EncodingSpec
 from mtsft.errors import InputError
 from mtsft.interop.config_json import architecture_fields, config_for
 from mtsft.interop.peft import adapter_fingerprint, merge, read_adapter
@@ -21,7 +21,7 @@ from mtsft.model.layers import ADAPTERS
 from mtsft.model.parameters import Params, are_stacked, join, names, select, split
 from mtsft.model.transformer import Model
 from mtsft.runs.build_model import lora_of, model_of
-from mtsft.runs.hub_model import UNBOUNDED, HubModel, ShardingsOf, is_hub_folder
+from mtsft.runs.hub_model import HubModel, ShardingsOf, is_hub_folder
 from mtsft.runs.initial_params import initial_params
 from mtsft.runs.workdir import (
     ADAPTERS_BEFORE,
@@ -92,7 +92,7 @@ class WorkdirModel:
 
     def encoder(self) -> Encoder:
         """Conversations as its tokens, of any length."""
-        return EncodingSpec(self.chat, UNBOUNDED, stops=parse_stops(self.config.data.stops)).encoder()
+        return EncodingSpec(self.chat, DataConfig(sequence_length=UNBOUNDED, stops=self.config.data.stops)).encoder()
 
     def model(self, **runtime) -> Model:
         """The model with its adapters, computed as `runtime` says; by default unrolled, else as it was trained."""

@@ -2,13 +2,14 @@ from functools import partial
 
 import pytest
 
+from mtsft.config import DataConfig
 from mtsft.data.store import open_store
 from mtsft.encoding.spec import EncodingSpec
 
 
 @pytest.fixture
 def spec(chat):
-    return EncodingSpec(chat, 512)
+    return EncodingSpec(chat, DataConfig(sequence_length=512))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from mtsft.config import DataConfig
 from mtsft.data.batches import BatchSource, PackedBatch, empty_batch, pack_row, read_ahead
 from mtsft.data.packing import lay_out
 from mtsft.data.store import open_store
@@ -79,7 +80,7 @@ def store(tmp_path_factory, chat):
             turns = [("user", f"what is {n}?"), ("assistant", f"it is {n}, " * (1 + n % 7))] * (1 + n % 3)
             messages = [{"role": role, "content": f"{text}{i}"} for i, (role, text) in enumerate(turns)]
             file.write(json.dumps({"messages": messages}) + "\n")
-    return open_store([path], EncodingSpec(chat, 512), folder / "stores", progress=False)
+    return open_store([path], EncodingSpec(chat, DataConfig(sequence_length=512)), folder / "stores", progress=False)
 
 
 @pytest.fixture(scope="module")

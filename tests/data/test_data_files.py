@@ -21,7 +21,7 @@ def test_files_and_their_weights(data, tmp_path):
     assert files.eval_files == [tmp_path / "held_out.jsonl"]
     # Files of held-out dialogues leave those of training whole.
     assert files.train_spec.split == files.eval_spec.split == (0.0, 1.0)
-    assert files.train_spec.max_length == 64
+    assert files.train_spec.config.sequence_length == 64
     assert [path.suffix for path in (tmp_path / "cache" / "tokenizers").iterdir()] == [".model"]
 
 

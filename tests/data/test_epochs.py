@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mtsft.config import DataConfig
 from mtsft.data.batches import BatchSource
 from mtsft.data.packing import lay_out
 from mtsft.data.store import open_store
@@ -19,7 +20,7 @@ def store(tmp_path_factory, chat):
     turns = [[("user", f"{n}?"), ("assistant", "yes " * (1 + n % 5))] for n in range(30)]
     records = [{"messages": [{"role": role, "content": text} for role, text in turn]} for turn in turns]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return open_store([path], EncodingSpec(chat, LENGTH), folder / "stores", progress=False)
+    return open_store([path], EncodingSpec(chat, DataConfig(sequence_length=LENGTH)), folder / "stores", progress=False)
 
 
 def epochs(store, seed, count=3):

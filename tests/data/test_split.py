@@ -5,6 +5,7 @@ import json
 import pytest
 from records import line, tokens_of
 
+from mtsft.config import DataConfig
 from mtsft.encoding.spec import EncodingSpec
 
 
@@ -19,7 +20,10 @@ def split_files(tmp_path):
 
 
 def open_split(open_quietly, files, chat, at):
-    return [open_quietly(files, EncodingSpec(chat, 512, split=part)) for part in ((0.0, at), (at, 1.0))]
+    return [
+        open_quietly(files, EncodingSpec(chat, DataConfig(sequence_length=512), split=part))
+        for part in ((0.0, at), (at, 1.0))
+    ]
 
 
 def test_a_split_is_a_partition(split_files, chat, spec, open_quietly):

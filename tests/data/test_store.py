@@ -16,11 +16,11 @@ import pytest
 from records import line, tokens_of
 
 import mtsft
+from mtsft.config import DataConfig
 from mtsft.data import store as stores
 from mtsft.data.store import open_store
 from mtsft.dialogue import readers
-from mtsft.encoding.loss_weights import LossWeights
-from mtsft.encoding.spec import EncodingSpec
+from mtsft.encoding.spec import KEYS_OF_OTHERS, EncodingSpec
 from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.token_tree import TokenTree
 from mtsft.errors import InputError
@@ -111,7 +111,7 @@ def test_every_dialogue_read_is_accounted_for(tmp_path, chat, open_quietly, over
     ]
     records = [{"messages": [{"role": role, "content": text} for role, text in turn]} for turn in [*turns, *turns[:2]]]
     path.write_text("".join(line(n) for n in range(9)) + "\n".join(map(json.dumps, records)))
-    store = open_quietly([path], EncodingSpec(chat, 200, over_length))
+    store = open_quietly([path], EncodingSpec(chat, DataConfig(sequence_length=200, over_length=over_length)))
     c = store.stats
     kept, dropped = {"drop": (9, 3), "keep_first": (10, 2)}[over_length]
     assert (c.dialogues, c.kept, c.without_response, c.over_length_dropped) == (14, kept, 2, dropped)
@@ -173,7 +173,7 @@ def test_equal_words_have_equal_digests_and_no_others(tmp_path, spec, open_quiet
     first.write_text(line(1) + line(2) + line(1, id="x"))
     said = [{"role": "user", "content": "what is 1?"}, call]
     second.write_text(line(2, id="y") + json.dumps(weighted) + "\n" + line(3) + json.dumps({"messages": said}))
-    lenient = replace(spec, unfaithful="emit")
+    lenient = spec.with_config(unfaithful="emit")
     store = open_quietly([first, second], lenient)
     one, two, again, two_too, weighty, three, other = store.digests_N.tolist()
     assert (one, two) == (again, two_too)
@@ -233,35 +233,30 @@ def test_one_changed_byte_of_a_file_is_another_store(files, spec, open_quietly):
 
 HEADED = "{{ 'Today is ' ~ strftime_now('%d') }}" + CHATML
 CHATS = {
-    "tokenizer": lambda chat: replace(
+    "other tokenizer": lambda chat: replace(
         chat, tokenizer=sentencepiece.train_sentencepiece(["it is what it is?"] * 9, 290, MARKERS)
     ),
-    "template": lambda chat: replace(chat, templates={"default": CHATML.replace("'\\n'", "'\\n '", 1)}),
-    "variables": lambda chat: replace(chat, variables='{"enable_thinking": false}'),
+    "other template": lambda chat: replace(chat, templates={"default": CHATML.replace("'\\n'", "'\\n '", 1)}),
+    "other variables": lambda chat: replace(chat, variables='{"enable_thinking": false}'),
 }
-OPTIONS = {
-    "max_length": 511,
-    "over_length": "drop",
-    "split": (0.0, 0.5),
-    "loss_weights": LossWeights("last"),
-    "trees": "paths",
-    "unfaithful": "skip",
-    "refused": "skip",
-    "stops": ("<|im_start|>",),
-    "lenient": True,
-}
+OPTIONS = {"split": (0.0, 0.5), "lenient": True}
+KEYS = [key.name for key in fields(DataConfig)]
 
 
-@pytest.mark.parametrize("change", [*CHATS, *OPTIONS, "order of files"])
-def test_another_recipe_is_another_store(files, chat, spec, change):
+def test_every_option_of_a_spec_is_tried():
+    assert {*OPTIONS} == {field.name for field in fields(EncodingSpec)} - {"chat", "config"}
+    assert {*KEYS} > KEYS_OF_OTHERS
+
+
+@pytest.mark.parametrize("change", [*CHATS, *OPTIONS, *KEYS, "order of files"])
+def test_another_spec_is_another_store(files, chat, spec, change):
     other = replace(spec, chat=CHATS[change](chat)) if change in CHATS else spec
     other = replace(other, **{change: OPTIONS[change]}) if change in OPTIONS else other
+    other = other.with_config(**{change: "another value"}) if change in KEYS else other
     wanted = files[::-1] if change == "order of files" else files
-    assert stores._cache_key(wanted, other) != stores._cache_key(files, spec) == stores._cache_key([*files], spec)
-
-
-def test_every_option_of_a_recipe_was_tried():
-    assert {*OPTIONS} == {field.name for field in fields(EncodingSpec)} - {"chat", "format"}
+    same = stores._cache_key(wanted, other) == stores._cache_key(files, spec)
+    assert same == (change in KEYS_OF_OTHERS)
+    assert stores._cache_key([*files], spec) == stores._cache_key(files, spec)
 
 
 def test_the_date_matters_to_templates_that_read_the_clock_and_to_no_other(files, chat, spec):

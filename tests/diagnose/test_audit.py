@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
+from mtsft.config import DataConfig
 from mtsft.data import store as stores
 from mtsft.data.data_files import DataFiles
 from mtsft.data.packing import lay_out
@@ -60,7 +61,7 @@ def templates(tmp_path, chat):
             return path
 
         train = [write(f"train-{i}.jsonl", records) for i, records in enumerate(files)]
-        spec = EncodingSpec(chat, **{"max_length": ROW} | spec)
+        spec = EncodingSpec(chat, DataConfig(**{"sequence_length": ROW} | spec))
         held_out = [write("eval.jsonl", eval)] if eval else []
         return DataFiles(train, weights or [1.0] * len(train), held_out, spec, spec, tmp_path / cache, 1)
 
@@ -206,8 +207,8 @@ def test_what_a_policy_costs_is_what_a_run_under_it_counts(examine, templates, t
 
 def test_a_tree_that_fits_as_paths_is_not_too_long(examine, encoder):
     limit = len(encoder(dialogue(TREE))) - 1
-    assert examine([TREE], max_length=limit)["train"]["over_length"]["dialogues"] == 1
-    as_paths = examine([TREE], max_length=limit, trees="paths")
+    assert examine([TREE], sequence_length=limit)["train"]["over_length"]["dialogues"] == 1
+    as_paths = examine([TREE], sequence_length=limit, trees="paths")
     assert problems(as_paths) == {}
     assert as_paths["train"]["fill"][0]["rows"] == 2
 
@@ -300,7 +301,7 @@ ALWAYS = {"dialogues that begin with two BOS tokens": "error", LOST_CALLS: "warn
 @pytest.mark.parametrize("policy", ["error", "skip"])
 def test_what_a_template_does_wrong(examine, case, policy):
     template, records, wrong, left_out = TEMPLATES[case]
-    report = examine(records, chat=hugging_face(template), max_length=512, unfaithful=policy, refused=policy)
+    report = examine(records, chat=hugging_face(template), sequence_length=512, unfaithful=policy, refused=policy)
     severity = {"error": "error", "skip": "warning"}[policy]
     expected = {(ALWAYS.get(what, severity), what): count for what, count in wrong.items()}
     expected |= {LEFT_OUT: left_out} if left_out else {}
@@ -344,7 +345,7 @@ def test_a_second_audit_is_served_from_the_store(templates, monkeypatch):
     monkeypatch.setattr(stores, "_build", None)
     assert audit(made, progress=False) == first
     with pytest.raises(TypeError):
-        audit(replace(made, train_spec=replace(made.train_spec, trees="tree", stops=("<|im_end|>",))), False)
+        audit(replace(made, train_spec=made.train_spec.with_config(trees="tree", stops="<|im_end|>")), False)
 
 
 def test_a_report_is_plain_and_finite(examine):
@@ -383,7 +384,7 @@ def test_the_text_says_all_of_it(examine):
 
 
 def test_late_turns_are_added_up(examine):
-    report = examine([said(*("x", "Hi") * 15)], max_length=512)
+    report = examine([said(*("x", "Hi") * 15)], sequence_length=512)
     each = report["train"]["by_turn"][0]
     lines = [line.split() for line in report_as_text(report).splitlines()]
     assert ["turn", "11", str(each)] in lines

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from mtsft.config import DataConfig
 from mtsft.data.store import open_store, split_point
 from mtsft.diagnose import page
 from mtsft.encoding.spec import EncodingSpec
@@ -44,7 +45,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def spec(chat):
-    return EncodingSpec(chat, max_length=96, over_length="windows")
+    return EncodingSpec(chat, DataConfig(sequence_length=96, over_length="windows"))
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_text_names_each_dialogue_and_its_parts(drawn, files):
 
 def test_each_side_of_a_split_shows_its_own(files, spec):
     def ids(first, last):
-        split = EncodingSpec(spec.chat, 96, over_length="drop", split=(first, last))
+        split = EncodingSpec(spec.chat, DataConfig(sequence_length=96, over_length="drop"), (first, last))
         return {one.dialogue.id for one in page.viewed(files, split)}
 
     points = {one.dialogue.id: split_point(one.dialogue) for one in page.viewed(files, spec) if not one.part}
@@ -200,4 +201,4 @@ def test_many_dialogues_come_in_chunks_and_none_is_lost(tmp_path, spec):
 
 def test_it_refuses_what_training_refuses(files, chat):
     with pytest.raises(InputError, match=r"d.jsonl:5: .*data.over_length"):
-        list(page.viewed(files, EncodingSpec(chat, max_length=96)))
+        list(page.viewed(files, EncodingSpec(chat, DataConfig(sequence_length=96))))

@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from mtsft.config import DataConfig
 from mtsft.diagnose import token_view
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.encoding.encoder import Encoder
@@ -148,7 +149,9 @@ def tags_tokenizer(chatml):
 
 @pytest.mark.parametrize("wrote", ["<b>&lt;", "<script>alert(\"&amp;\")</script></pre><b title='x'>"])
 def test_what_people_wrote_is_data_to_a_page(wrote, chatml, tags_tokenizer):
-    tree = Encoder(chatml, tags_tokenizer, 512)(Dialogue("d", (Message("user", wrote), Message("assistant", wrote))))
+    tree = Encoder(chatml, tags_tokenizer, DataConfig())(
+        Dialogue("d", (Message("user", wrote), Message("assistant", wrote)))
+    )
     assert {"<b>", "&lt;"} <= {tags_tokenizer.piece(i) for i in range(tags_tokenizer.vocab_size)}
     page = Page(token_view.as_html(tree, tags_tokenizer))
     assert set(page.tags) == {"style", "pre", "span"}
@@ -157,7 +160,7 @@ def test_what_people_wrote_is_data_to_a_page(wrote, chatml, tags_tokenizer):
 
 def test_only_control_tokens_are_markers(chatml, tags_tokenizer):
     wrote = Dialogue("d", (Message("user", "<|x|> <|im_end|>"), Message("assistant", "<|x|>")))
-    token_pieces = list(token_view.token_pieces(Encoder(chatml, tags_tokenizer, 512)(wrote), tags_tokenizer))
+    token_pieces = list(token_view.token_pieces(Encoder(chatml, tags_tokenizer, DataConfig())(wrote), tags_tokenizer))
     assert [piece.marker for piece in token_pieces if piece.text == "<|x"] == [False, False]
     assert [piece.text for piece in token_pieces if piece.marker] == [*["<|im_start|>", "<|im_end|>"] * 2]
 

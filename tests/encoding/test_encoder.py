@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
+from mtsft.config import DataConfig
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.stats import EncodingStats
@@ -12,6 +13,7 @@ from mtsft.encoding.token_tree import paths
 from mtsft.errors import InputError
 from mtsft.tokenizer.load import from_files
 
+ANY_LENGTH = DataConfig(sequence_length=100_000)
 START, STOP = MARKERS = ("<|im_start|>", "<|im_end|>")
 WORDS = "\u2581 system user assistant tool hi \u2581you be \u2581brief more ? no yes".split()
 
@@ -43,12 +45,14 @@ def merging():
 
 @pytest.fixture
 def plain_encoder(chatml, plain):
-    return Encoder(chatml, plain, max_length=1000)
+    return Encoder(chatml, plain, ANY_LENGTH)
 
 
 @pytest.fixture
 def make_encoder(chatml, plain):
-    return lambda max_length, over_length: Encoder(chatml, plain, max_length, over_length)
+    return lambda max_length, over_length: Encoder(
+        chatml, plain, DataConfig(sequence_length=max_length, over_length=over_length)
+    )
 
 
 def dialogue(*messages):
@@ -267,7 +271,7 @@ def test_supervised_tokens_are_the_models_words_and_its_stop_and_nothing_else(
     chatml, plain, small_tokenizer, merging, kind, messages
 ):
     tokenizer = {"plain": plain, "trained": small_tokenizer, "merging": merging}[kind]
-    trees, stats = Encoder(chatml, tokenizer, max_length=100_000).encode([Dialogue("d", tuple(messages))])
+    trees, stats = Encoder(chatml, tokenizer, ANY_LENGTH).encode([Dialogue("d", tuple(messages))])
     tree = trees[0][1] if trees else None
     responses = [m for m in messages if m.role == "assistant" and m.weight]
     assert (tree is None) == (not responses)
@@ -294,7 +298,7 @@ def test_supervised_tokens_are_the_models_words_and_its_stop_and_nothing_else(
 @settings(max_examples=100, deadline=None)
 def test_the_words_of_each_message_are_marked_with_its_index(chatml, plain, small_tokenizer, kind, messages):
     tokenizer = {"plain": plain, "trained": small_tokenizer}[kind]
-    tree = Encoder(chatml, tokenizer, max_length=100_000)(Dialogue("d", tuple(messages)))
+    tree = Encoder(chatml, tokenizer, ANY_LENGTH)(Dialogue("d", tuple(messages)))
     stored = max((i for i, m in enumerate(messages) if is_response(m)), default=-1) + 1
     for index, message in enumerate(messages):
         ids = [] if tree is None else tree.tokens_N[tree.message_ids_N == index]
@@ -310,7 +314,7 @@ def test_the_words_of_each_message_are_marked_with_its_index(chatml, plain, smal
 @settings(max_examples=100, deadline=None)
 def test_the_chain_is_every_context_and_response_encoded_separately(chatml, plain, small_tokenizer, kind, messages):
     tokenizer = {"plain": plain, "trained": small_tokenizer}[kind]
-    encoder = Encoder(chatml, tokenizer, max_length=100_000)
+    encoder = Encoder(chatml, tokenizer, ANY_LENGTH)
     trees, stats = encoder.encode([Dialogue("d", tuple(messages))])
     tree = trees[0][1] if trees else None
     separately = []
@@ -330,7 +334,7 @@ def test_the_chain_is_every_context_and_response_encoded_separately(chatml, plai
 
 def test_where_the_newline_merges_the_tree_branches_after_the_header(chatml, merging):
     assert merging.encode("assistant\nyes") != merging.encode("assistant\n") + merging.encode("yes")
-    encoder = Encoder(chatml, merging, max_length=1000)
+    encoder = Encoder(chatml, merging, ANY_LENGTH)
     messages = ("user", "hi"), ("assistant", "yes"), ("user", "no"), ("assistant", "no")
     [(_, tree)], stats = encoder.encode([dialogue(*messages)])
     pieces = [row[:3] for row in rows(tree, merging)]
@@ -367,15 +371,16 @@ def test_where_the_newline_merges_the_tree_branches_after_the_header(chatml, mer
 @given(messages=hostile_messages)
 @settings(max_examples=150, deadline=None)
 def test_the_paths_of_a_branching_tree_are_the_contexts_and_responses_as_defined(chatml, merging, messages):
-    tree = Encoder(chatml, merging, max_length=100_000)(Dialogue("d", tuple(messages)))
+    tree = Encoder(chatml, merging, ANY_LENGTH)(Dialogue("d", tuple(messages)))
     assert ([] if tree is None else listed(paths(tree))) == defined_paths(merging, messages)
 
 
 def test_a_branching_tree_is_cut_to_the_tree_of_its_first_turns(chatml, merging):
     messages = [("user", "hi"), ("assistant", "yes"), ("user", "no"), ("assistant", "hi"), ("assistant", "?")]
-    whole = Encoder(chatml, merging, 1000)(dialogue(*messages))
-    cut = Encoder(chatml, merging, len(whole) - 1, "keep_first")(dialogue(*messages))
-    alone = Encoder(chatml, merging, 1000)(dialogue(*messages[:4]))
+    whole = Encoder(chatml, merging, ANY_LENGTH)(dialogue(*messages))
+    shorter = DataConfig(sequence_length=len(whole) - 1, over_length="keep_first")
+    cut = Encoder(chatml, merging, shorter)(dialogue(*messages))
+    alone = Encoder(chatml, merging, ANY_LENGTH)(dialogue(*messages[:4]))
     for name in cut.__slots__:
         assert getattr(cut, name).tolist() == getattr(alone, name).tolist()
 
@@ -399,7 +404,7 @@ def test_a_response_that_the_tokenizer_alters_is_counted(chatml):
     kept = [p for p in model.pieces if p.type != p.BYTE]
     del model.pieces[:]
     model.pieces.extend(kept)
-    encoder = Encoder(chatml, from_files({"tokenizer.model": model.SerializeToString()}, MARKERS), 1000)
+    encoder = Encoder(chatml, from_files({"tokenizer.model": model.SerializeToString()}, MARKERS), ANY_LENGTH)
     for words, altered in ((("§", "hi"), 0), (("hi", "§"), 1)):
         _, stats = encoder.encode([dialogue(*zip(("user", "assistant"), words))])
         assert stats.altered == altered

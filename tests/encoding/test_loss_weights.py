@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from chats import chat_of, dialogue
 
+from mtsft.config import DataConfig
 from mtsft.encoding.encoder import Encoder
-from mtsft.encoding.loss_weights import LossWeights
+from mtsft.encoding.loss_weights import check_weights, response_weights
 from mtsft.errors import InputError
 
 CALL = {"type": "function", "id": "c", "function": {"name": "f", "arguments": {"k": 1}}}
@@ -34,28 +35,28 @@ BRANCHES = dialogue(
     ],
 )
 def test_which_messages_are_responses(given, responses, weights):
-    assert LossWeights(responses).weights(given) == weights
+    assert response_weights(given, DataConfig(responses=responses)) == weights
 
 
 def test_responses_that_call_tools_can_be_left_out():
     given = dialogue(("user", "a"), ("assistant", None, 1.0, {"tool_calls": [CALL]}), ("tool", "c"), ("assistant", "d"))
-    assert LossWeights().weights(given) == {1: 1.0, 3: 1.0}
-    assert LossWeights(tool_calls=False).weights(given) == {3: 1.0}
-    assert LossWeights("first", tool_calls=False).weights(given) == {3: 1.0}
+    assert response_weights(given, DataConfig()) == {1: 1.0, 3: 1.0}
+    assert response_weights(given, DataConfig(train_tool_calls=False)) == {3: 1.0}
+    assert response_weights(given, DataConfig(responses="first", train_tool_calls=False)) == {3: 1.0}
 
 
 @pytest.mark.parametrize("wrong", [{"responses": "some"}, {"responses": "assistant,robot"}, {"weigh_per": "word"}])
 def test_other_values_are_refused(wrong):
     [(key, value)] = wrong.items()
     with pytest.raises(InputError, match=rf"^data\.{key}='{value}': use "):
-        LossWeights(**wrong)
+        check_weights(DataConfig(**wrong))
 
 
 @pytest.fixture
 def encode():
-    def encode(name, given, **loss_weights):
+    def encode(name, given, **keys):
         template, tokenizer = chat_of(name).open()
-        made = Encoder(template, tokenizer, 1000, loss_weights=LossWeights(**loss_weights))
+        made = Encoder(template, tokenizer, DataConfig(sequence_length=1000, **keys))
         tree = made(given)
         words = [made.tokenizer.decode([i]) for i in tree.tokens_N[tree.response_mask_N > 0]]
         return tree, "".join(words)
@@ -72,7 +73,7 @@ def test_the_words_of_other_roles_are_trained_without_their_header(encode):
 def test_reasoning_can_be_context(encode):
     given = dialogue(("user", "a"), ("assistant", "b", 3.0, {"reasoning_content": "hm"}))
     assert encode("thinking", given)[1] == "<think>\nhm\n</think>\n\nb<|im_end|>"
-    tree, words = encode("thinking", given, reasoning=False)
+    tree, words = encode("thinking", given, train_reasoning=False)
     assert words == "\n\nb<|im_end|>"
     assert tree.tokens_N.tolist() == encode("thinking", given)[0].tokens_N.tolist()
     assert tree.response_mask_N[-3:].tolist() == [3, 3, 3]

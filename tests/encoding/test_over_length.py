@@ -8,6 +8,7 @@ from chats import chat_of, dialogue
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtsft.config import DataConfig
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.over_length import POLICIES
 from mtsft.encoding.token_tree import expand, is_one_chain, paths, positions, response_ends
@@ -19,7 +20,7 @@ def opened(name):
 
 
 def encoder(name, max_length=100_000, over_length="error", **options):
-    return Encoder(*opened(name), max_length, over_length, **options)
+    return Encoder(*opened(name), DataConfig(sequence_length=max_length, over_length=over_length, **options))
 
 
 words = st.integers(0, 40).map(lambda n: "w" * n)

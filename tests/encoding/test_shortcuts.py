@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtsft.config import DataConfig
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.template import render_turns
 from mtsft.tokenizer.load import from_files
 
+LEAVING_OUT = DataConfig(sequence_length=1 << 20, unfaithful="skip", refused="skip")
 WORDS = st.sampled_from(["yes", "no", "", " ", "\n", "\nyes", "é", "a b", "<think>x</think>y", "<|im_end|>", "yes\n\n"])
 TURNS = st.lists(st.tuples(WORDS, WORDS, st.sampled_from([1.0, 1.0, 0.0, 0.5])), min_size=1, max_size=4)
 # Templates that read front to back, each in its own way.
@@ -64,7 +66,7 @@ def encoded(encoder, dialogues):
 
 def ways(source, dialogues, monkeypatch):
     """(both short ways, chains one by one, prefix by prefix), each with what was counted."""
-    spec = EncodingSpec(chat_with(source), 1 << 20, unfaithful="skip", refused="skip")
+    spec = EncodingSpec(chat_with(source), LEAVING_OUT)
     both = encoded(spec.encoder(), dialogues)
     with monkeypatch.context() as patched:
         patched.setattr("mtsft.encoding.encoder.compile_chain", lambda *args: None)
@@ -93,14 +95,17 @@ def test_one_rendering_is_enough_exactly_where_it_shows_every_prefix(name, monke
     calls = []
     one_pass = render_turns.in_one_pass
     monkeypatch.setattr(render_turns, "in_one_pass", lambda *args: calls.append(one_pass(*args)) or calls[-1])
-    spec = EncodingSpec(chat_with((FRONT_TO_BACK | OTHERS)[name]), 1 << 20, unfaithful="skip", refused="skip")
+    spec = EncodingSpec(
+        chat_with((FRONT_TO_BACK | OTHERS)[name]),
+        LEAVING_OUT,
+    )
     spec.encoder().encode(dialogues_of([[("yes", "no", 1.0), ("yes", "no", 1.0)]]))
     assert (calls[0] is not None) == (name in FRONT_TO_BACK)
 
 
 def test_time_is_linear_in_the_dialogue():
     """Counted in renderings, which are all of the whole dialogue or of its first message."""
-    spec = EncodingSpec(chat_with(chats.CHATML), 1 << 30)
+    spec = EncodingSpec(chat_with(chats.CHATML), DataConfig(sequence_length=1 << 30))
     encoder, lengths = spec.encoder(), []
     run = encoder.template.run
 
@@ -142,7 +147,7 @@ SILENT_CALLS = """\
 
 @pytest.mark.parametrize("order", [("", "words"), ("words", "")])
 def test_a_script_is_not_shared_by_what_the_template_is_given_otherwise(order):
-    spec = EncodingSpec(chat_with(SILENT_CALLS), 1 << 20, unfaithful="skip")
+    spec = EncodingSpec(chat_with(SILENT_CALLS), DataConfig(sequence_length=1 << 20, unfaithful="skip"))
     calls = [{"type": "function", "id": "1", "function": {"name": "f", "arguments": {"key": "value"}}}]
     dialogues = [
         chats.dialogue(

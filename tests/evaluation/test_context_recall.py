@@ -4,6 +4,7 @@ import jax
 import pytest
 from support import small_model
 
+from mtsft.config import DataConfig
 from mtsft.corpora import recall
 from mtsft.dialogue.formats import parse_record
 from mtsft.encoding.encoder import Encoder
@@ -24,7 +25,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(chatml, small_tokenizer):
-    return Encoder(chatml, small_tokenizer, max_length=sys.maxsize)
+    return Encoder(chatml, small_tokenizer, DataConfig(sequence_length=sys.maxsize))
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,11 @@ import transformers
 from families import Family
 from transformers.utils import chat_template_utils
 
+from mtsft.config import DataConfig
 from mtsft.dialogue.readers import parse, read_chunks
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.encoding.encoder import Encoder
-from mtsft.encoding.loss_weights import LossWeights
+from mtsft.encoding.loss_weights import response_weights
 from mtsft.encoding.spec import ChatFormat, EncodingSpec
 from mtsft.errors import InputError
 from mtsft.template.jinja import Refused
@@ -69,7 +70,7 @@ class Pair:
         self.theirs = transformers.AutoTokenizer.from_pretrained(folder)
         files = tokenizers.read_files(folder)
         chat = ChatFormat(files, tokenizers.chat_templates(files), family.name, json.dumps(family.variables), DATE)
-        self.spec = EncodingSpec(chat, 2**31 - 1, unfaithful="skip", refused="skip")
+        self.spec = EncodingSpec(chat, DataConfig(sequence_length=2**31 - 1, unfaithful="skip", refused="skip"))
         self.encoder: Encoder = self.spec.encoder()
         self.template, self.ours = self.encoder.template, self.encoder.tokenizer
         self._added = list(self.theirs.added_tokens_decoder.values())
@@ -199,7 +200,7 @@ class Comparison:
     def tokens(self) -> None:
         """Compares the ids of every response and its context."""
         pair, dialogue, stats = self.pair, self.dialogue, self.stats
-        wanted = LossWeights().weights(dialogue)
+        wanted = response_weights(dialogue, DataConfig())
         turns = [self._turn(message) for message in wanted]
         stats["turns"] += len(turns)
         if any(turn and not turn.context for turn in turns):

@@ -16,6 +16,7 @@ import pytest
 from families import FAMILIES
 
 from mtsft.dialogue.formats import parse_record
+from mtsft.encoding.loss_weights import response_weights
 from mtsft.encoding.token_tree import is_one_chain
 from mtsft.errors import InputError
 
@@ -93,8 +94,8 @@ def dialogue(messages, **more):
 
 def replies(pair, dialogue, **changes):
     """(context, response) of every reply that trains, as text."""
-    encoder = replace(pair.spec, **changes).encoder()
-    grown = encoder.grow(dialogue, encoder.loss_weights.weights(dialogue))
+    encoder = pair.spec.with_config(**changes).encoder()
+    grown = encoder.grow(dialogue, response_weights(dialogue, encoder.config))
     found = [oracle.path_ids(grown.tree, first, end) for first, end, _ in grown.responses]
     return [tuple(map(pair.ours.decode, ids)) for ids in found]
 
@@ -172,7 +173,7 @@ def test_trl_marks_the_same_tokens(name, pairs, real):
 
 def _faithful(pair, asked):
     """The tree of a dialogue all of whose replies train."""
-    wanted = pair.encoder.loss_weights.weights(asked)
+    wanted = response_weights(asked, pair.encoder.config)
     try:
         grown = pair.encoder.grow(asked, wanted)
     except InputError:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtsft.template
+from mtsft.config import DataConfig
 from mtsft.dialogue.schema import Message
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import EncodingSpec
@@ -28,7 +29,7 @@ def opened(name):
 
 def encoder(name, **options):
     _, template, tokenizer, _ = opened(name)
-    return Encoder(template, tokenizer, 100_000, **options)
+    return Encoder(template, tokenizer, DataConfig(sequence_length=100_000, **options))
 
 
 def spelled(encoder, tree):
@@ -90,7 +91,7 @@ def test_unfaithful_turns_can_be_skipped_and_are_counted():
 
 
 def test_the_stop_that_is_said_is_the_stop():
-    made = encoder("chatml", stops=["<|im_start|>"])
+    made = encoder("chatml", stops="<|im_start|>")
     said = spelled(made, made(TWO)).split("⟦")
     assert [part.split("⟧")[0] for part in said[1:]] == ["b<|im_end|>⏎<|im_start|>", "d<|im_end|>⏎<|im_start|>"]
     assert [encoder(name).stop_ids for name in ("chatml", "returning", "headed")] == [
@@ -102,13 +103,13 @@ def test_the_stop_that_is_said_is_the_stop():
         )
     ]
     with pytest.raises(InputError, match=r"^data\.stops: '<\|eos\|>' is no control token of "):
-        encoder("chatml", stops=["<|eos|>"])
+        encoder("chatml", stops="<|eos|>")
 
 
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip"])
 def test_a_control_that_eats_white_space_eats_it(flag):
     chat = chat_of("chatml", **{"<|im_start|>": {flag: True}, "<|im_end|>": {flag: True}})
-    made = EncodingSpec(chat, 1000).encoder()
+    made = EncodingSpec(chat, DataConfig(sequence_length=1000)).encoder()
     given = dialogue(("user", " a\n "), ("assistant", " b "), ("user", "\n"), ("assistant", "d"))
     template, whole = chat.open()[0], reference(chat)
     tree = made(given)
