@@ -38,6 +38,8 @@ class DataConfig:
     stops: str = ""  # tokens that end a turn, separated by commas; "" takes them from the tokenizer and the template
     responses: str = "all"  # of the assistant's: "all", "first", "last"; or all of roles named: "assistant,tool"
     train_reasoning: bool = True  # whether the reasoning inside a response is supervised
+    reasoning_marks: str = ""  # "OPENING,CLOSING" around a thought in a reply; "" finds them out, else <think>
+    added_tokens_in_replies: bool = True  # a reply that writes <tool_call> emits the token, where that is not special
     train_tool_calls: bool = True  # whether responses that call tools are supervised
     weigh_per: str = "token"  # what shares a message's weight: every "token" has it, or those of a "turn", a "dialogue"
     unfaithful: str = "error"  # turns that the template cannot render as emitted: "error", "skip", "emit" (own words)

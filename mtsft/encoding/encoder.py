@@ -20,6 +20,7 @@ from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.chain_plan import ChainBatch, ChainPlan, Reread, as_emitted, compile_chain
 from mtsft.encoding.loss_weights import check_weights, response_weights
 from mtsft.encoding.over_length import POLICIES, shorten
+from mtsft.encoding.reply_tokens import ReplyTokens
 from mtsft.encoding.response_plan import ResponsePlan, grow_tree, plan_responses, text_keys
 from mtsft.encoding.spelling import SpelledControls
 from mtsft.encoding.stats import EncodingStats
@@ -92,9 +93,17 @@ class Encoder:
             if stop not in controls:
                 raise InputError(f"data.stops: {stop!r} is no control token of {self.tokenizer.source}")
         self._compiler = TemplateCompiler(
-            self.template, controls, stops or self.tokenizer.stops, bool(stops), config.unfaithful
+            self.template,
+            controls,
+            stops or self.tokenizer.stops,
+            bool(stops),
+            config.unfaithful,
+            config.refused,
+            config.reasoning_marks,
         )
-        self._spelled_controls, self._texts = SpelledControls(controls), TextIds(self.tokenizer)
+        ends = {*self._compiler.controls.stops, *self.tokenizer.stops, *self.tokenizer.special_tokens.values()}
+        replies = ReplyTokens(controls, ends, self._compiler.marks, config.added_tokens_in_replies)
+        self._spelled_controls, self._texts = SpelledControls(controls, replies), TextIds(self.tokenizer, replies)
         self._chain_plans: WeakKeyDictionary[TurnPlan, ChainPlan | None] = WeakKeyDictionary()
 
     @property
@@ -169,8 +178,9 @@ class Encoder:
         try:
             bindings = self.template.bind(dialogue)
             turn_plan = self._compiler.compile(dialogue, tuple(weights), bindings)
-            stats.count_turns(dialogue, turn_plan, self._spelled_controls.messages(dialogue))
-            chain_plan = self._chain_plan(turn_plan)
+            spelled = list(self._spelled_controls.messages(dialogue))
+            stats.count_turns(dialogue, turn_plan, spelled)
+            chain_plan = None if any(is_token for _, is_token in spelled) else self._chain_plan(turn_plan)
             if chain_plan is not None:
                 words = chain_plan.words(dialogue)
                 rereads = chain_plan.rereads(words, self.tokenizer)
@@ -191,7 +201,8 @@ class Encoder:
         return self._chain_plans[turn_plan]
 
     def _plan_responses(self, turn_plan: TurnPlan, weights: dict[int, float], bindings: Bindings) -> list[ResponsePlan]:
-        return plan_responses(turn_plan, weights, bindings, self._texts, self.config.train_reasoning)
+        untrained = None if self.config.train_reasoning else self._compiler.marks
+        return plan_responses(turn_plan, weights, bindings, self._texts, untrained)
 
     def _tokenize(self, plans: Iterable[_Plan | None]) -> None:
         """Tokenizes all texts of `plans`."""

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from mtsft.encoding.text_ids import Piece, TextIds, TextKey, TextPiece
+from mtsft.encoding.thoughts import with_thoughts
 from mtsft.encoding.token_tree import GrownTree, TokenTree, TreeBuilder
 from mtsft.template.placeholders import Bindings
+from mtsft.template.reasoning import ReasoningMarks
 from mtsft.template.spans import Turn, TurnPlan
 
 
@@ -26,7 +28,7 @@ class ResponsePlan(NamedTuple):
         shared: how many segments of its context the trained response before it has walked already.
         context: pieces of each segment after those.
         response: pieces of what the model must emit.
-        reasoning: how many of them, from the first on, are reasoning that is not trained.
+        thought_weight: of each token of its reasoning.
     """
 
     turn: Turn
@@ -34,7 +36,7 @@ class ResponsePlan(NamedTuple):
     shared: int
     context: list[list[Piece]]
     response: list[Piece]
-    reasoning: int
+    thought_weight: float
 
 
 def plan_responses(
@@ -42,7 +44,7 @@ def plan_responses(
     weights: Mapping[int, float],
     bindings: Bindings,
     texts: TextIds,
-    train_reasoning: bool = True,
+    untrained: ReasoningMarks | None = None,
 ) -> list[ResponsePlan]:
     """The trained responses of a dialogue, its words in place of the placeholders.
 
@@ -51,7 +53,7 @@ def plan_responses(
         weights: of the responses, by message.
         bindings: values of the placeholders in the dialogue.
         texts: makes pieces of segments.
-        train_reasoning: False where the reasoning in a response is context.
+        untrained: the marks around reasoning, where that is context; None where it is trained.
     """
     responses, walked, segments = [], 0, ()
     for turn in turn_plan.turns:
@@ -59,10 +61,11 @@ def plan_responses(
         walked = min(walked, turn.keep)
         if turn.trained:
             context = [texts.pieces((segment,), bindings) for segment in segments[walked:]]
-            untrained = () if train_reasoning else turn.response[: turn.reasoning]
-            reasoning = len(texts.pieces(untrained, bindings))
-            response = texts.pieces(turn.response, bindings)
-            responses.append(ResponsePlan(turn, weights[turn.message], walked, context, response, reasoning))
+            response, weight = texts.pieces(turn.response, bindings), weights[turn.message]
+            if untrained is not None:
+                response = with_thoughts(response, untrained, turn.opened)
+            of_thought = weight if untrained is None else 0.0
+            responses.append(ResponsePlan(turn, weight, walked, context, response, of_thought))
             walked = len(segments)
     return responses
 
@@ -93,14 +96,13 @@ def grow_tree(responses: Sequence[ResponsePlan], texts: TextIds, source: str, we
         del depths[plan.shared + 1 :]
         for pieces in plan.context:
             depth = depths[-1]
-            for message, ids in texts.owned(pieces, source):
-                depth = builder.descend(depth, ids, message, turn.number, turn.message)
+            for part, ids in texts.owned(pieces, source):
+                depth = builder.descend(depth, ids, part.message, turn.number, turn.message)
             depths.append(depth)
         depth, first = depths[-1], len(builder)
-        for i, piece in enumerate(plan.response):
-            weight = plan.weight if i >= plan.reasoning else 0.0
-            for message, ids in texts.owned((piece,), source):
-                depth = builder.descend(depth, ids, message, turn.number, turn.message, weight)
+        for part, ids in texts.owned(plan.response, source):
+            weight = plan.thought_weight if part.thought else plan.weight
+            depth = builder.descend(depth, ids, part.message, turn.number, turn.message, weight)
         ranges.append((first, len(builder), turn.message))
         altered += not all(texts.is_exact(piece.key) for piece in plan.response if type(piece) is TextPiece)
     tree = builder.build()

@@ -12,6 +12,7 @@ from mtsft.config import DataConfig
 from mtsft.encoding.encoder import Encoder
 from mtsft.errors import InputError
 from mtsft.template.chat_template import BUILT_IN, ChatTemplate
+from mtsft.template.reasoning import KNOWN
 from mtsft.tokenizer import load as tokenizers
 from mtsft.tokenizer.base import Tokenizer
 
@@ -63,7 +64,9 @@ class ChatFormat:
 
     def _open(self, source: str) -> tuple[ChatTemplate, Tokenizer]:
         literals = ChatTemplate(self.templates, self.name).literals
-        tokenizer = tokenizers.from_files(self.tokenizer, literals, source)
+        # A model's reasoning marks are its tokens, whether the template spells them or a reply does.
+        marks = [mark for pair in KNOWN for mark in pair]
+        tokenizer = tokenizers.from_files(self.tokenizer, [*literals, *marks], source)
         if self.name in BUILT_IN:  # whose markers must be tokens, or no turn would end
             tokenizer.require(markers_of(literals))
         now = datetime.datetime.fromisoformat(self.date) if self.date else None

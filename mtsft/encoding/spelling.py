@@ -2,27 +2,38 @@
 
 import re
 from collections.abc import Collection, Iterator
+from itertools import chain
 
 from mtsft.dialogue.schema import Dialogue
-
-_REASONING = re.compile(r"\A<think>.*?</think>", re.DOTALL)
+from mtsft.encoding.reply_tokens import SAID, ReplyTokens
 
 
 class SpelledControls:
-    """Finds the texts of control tokens in what people wrote."""
+    """Finds the texts of control tokens in what people, and models, wrote.
 
-    def __init__(self, controls: Collection[str]):
+    Args:
+        controls: their texts.
+        replies: which of them are tokens in a model's words.
+    """
+
+    def __init__(self, controls: Collection[str], replies: ReplyTokens):
         self._spelled = re.compile("|".join(map(re.escape, controls)) or "(?!)")
         self._firsts = {text[0] for text in controls}
-        self._reasons = "</think>" in controls  # as the marks around a reply's reasoning, which are no words of it
+        self._replies = replies
 
-    def messages(self, dialogue: Dialogue) -> Iterator[int]:
-        """The indices of the messages that spell one."""
+    def messages(self, dialogue: Dialogue) -> Iterator[tuple[int, bool]]:
+        """(index, whether it becomes a token) of the messages that spell one; a reply may be met twice, as both."""
         texts = [m.content or "" if not m.fields else f"{m.content}{m.fields}" for m in dialogue.messages]
         joined = "\n".join(texts)
         # Most dialogues hold not even a first character, which is found faster than a pattern.
         if any(first in joined for first in self._firsts) and self._spelled.search(joined):
             for i, (message, text) in enumerate(zip(dialogue.messages, texts)):
-                words = _REASONING.sub("", text) if self._reasons and message.role == "assistant" else text
-                if self._spelled.search(words):
-                    yield i
+                if message.role == "assistant":
+                    fields = message.fields or {}
+                    said = [self._replies.cut(words) for words in (message.content, fields.get(SAID[1])) if words]
+                    if any(len(words) > 1 for words in said):
+                        yield i, True
+                    rest = {key: value for key, value in fields.items() if key != SAID[1]}
+                    text = "\n".join([*chain.from_iterable(words[::2] for words in said), str(rest)])
+                if self._spelled.search(text):
+                    yield i, False

@@ -29,6 +29,7 @@ class EncodingStats:
         not_prefix_preserving: dialogues in which an earlier turn does not read in the history as it was emitted.
         altered: responses whose tokens do not decode to their text (a tokenizer that normalizes).
         spelling: messages that spell a control token, encoded as plain text.
+        reply_tokens: replies whose words hold added tokens, encoded as such.
         malformed: tool calls whose arguments are no JSON object.
         double_bos: dialogues whose first two tokens are BOS.
         over_length: dialogues longer than a row; of these,
@@ -60,6 +61,7 @@ class EncodingStats:
     not_prefix_preserving: int = 0
     altered: int = 0
     spelling: int = 0
+    reply_tokens: int = 0
     malformed: int = 0
     double_bos: int = 0
     over_length: int = 0
@@ -110,10 +112,10 @@ class EncodingStats:
         kept = self.examples.setdefault(kind, [])
         kept += examples[: max(0, _EXAMPLES - len(kept))]
 
-    def count_turns(self, dialogue: Dialogue, turn_plan: TurnPlan, spelling: Iterable[int]) -> None:
+    def count_turns(self, dialogue: Dialogue, turn_plan: TurnPlan, spelling: Iterable[tuple[int, bool]]) -> None:
         """Counts what a template did with a dialogue, and what the dialogue holds that it should not.
 
-        spelling: the messages whose text spells a control token.
+        spelling: (message, whether it becomes that token) of those whose text spells a control token.
         """
         for turn in turn_plan.turns:
             if turn.unfaithful:
@@ -124,9 +126,11 @@ class EncodingStats:
             self.lost[name] += 1
             suffix = f": message {i + 1}" if i >= 0 else ""
             self.note(f"lost: {name}", f"{dialogue.source}{suffix}")
-        for i in spelling:
-            self.spelling += 1
-            self.note("spells a control token", f"{dialogue.source}: message {i + 1}")
+        for i, is_token in spelling:
+            self.reply_tokens += is_token
+            self.spelling += not is_token
+            kind = "added tokens" if is_token else "spells a control token"
+            self.note(kind, f"{dialogue.source}: message {i + 1}")
         for i, message in enumerate(dialogue.messages):
             for call in (message.fields or {}).get("tool_calls") or ():
                 if isinstance(call.get("function", {}).get("arguments"), str):

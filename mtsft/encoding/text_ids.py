@@ -4,35 +4,69 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import NamedTuple
 
+from mtsft.encoding.reply_tokens import SAID, ReplyTokens
 from mtsft.errors import InputError
-from mtsft.template.placeholders import Bindings
+from mtsft.template.placeholders import Bindings, Placeholder
 from mtsft.template.spans import Segment
 from mtsft.template.tracked_dialogue import TemplateRefusal
-from mtsft.tokenizer.base import CONTINUATION, WHITESPACE, Tokenizer
+from mtsft.tokenizer.base import AFTER_CONTROL, CONTINUATION, WHITESPACE, Tokenizer
 
 TextKey = tuple[str, int]  # (text, edge: where it stands, see tokenizer/base.py)
 _MOST_HEADS = 20_000  # of which ids are kept
 
 
+class TextPart(NamedTuple):
+    """A stretch of text by one author.
+
+    Attributes:
+        text: its own.
+        message: whose words they are, -1 for the template's.
+        thought: whether it is reasoning.
+    """
+
+    text: str
+    message: int
+    thought: bool = False
+
+
 class TextPiece(NamedTuple):
-    """Text between two control tokens. parts: (text, message or -1 for the template's) of all that it is made of."""
+    """Text between two control tokens, and all that it is made of."""
 
     key: TextKey
-    parts: tuple[tuple[str, int], ...]
+    parts: tuple[TextPart, ...]
 
 
-Piece = int | TextPiece  # a control token's id, or text
+class ControlPiece(NamedTuple):
+    """A control token: of the template, or of a reply's own words.
+
+    Attributes:
+        id: of the token.
+        text, message, thought: as of TextPart.
+    """
+
+    id: int
+    text: str
+    message: int = -1
+    thought: bool = False
+
+
+Piece = ControlPiece | TextPiece
 
 
 class TextIds:
     """What a tokenizer makes of texts, remembered while a batch of dialogues is encoded.
 
+    Args:
+        tokenizer: the tokenizer.
+        replies: the control tokens that a reply's words may hold.
+
     Attributes:
         ids: of each text encoded since `forget`, or the error that it raised.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, replies: ReplyTokens):
+        self.tokenizer, self._replies = tokenizer, replies
+        self._controls = {text: ControlPiece(control.id, text) for text, control in tokenizer.controls.items()}
         self.ids: dict[TextKey, list[int] | InputError] = {}
         self._exact: dict[TextKey, bool] = {}
         self._heads: dict[TextKey, list[int]] = {}  # of texts that lead to others, mostly a template's; kept longer
@@ -44,18 +78,39 @@ class TextIds:
 
     def pieces(self, segments: Iterable[Segment], bindings: Bindings) -> list[Piece]:
         """Segments with the words of a dialogue in place of placeholders; empty spans fall away."""
-        pieces = []
+        pieces: list[Piece] = []
         for segment in segments:
             if type(segment) is str:
-                pieces.append(self.tokenizer.controls[segment].id)
+                pieces.append(self._controls[segment])
                 continue
-            parts = [(p, -1) if type(p) is str else (p.value(bindings), p.owner) for p in segment.parts]
-            if segment.lstrip or segment.rstrip:
-                parts = _strip(parts, segment.lstrip, segment.rstrip)
-            text = parts[0][0] if len(parts) == 1 else "".join(text for text, _ in parts)
-            if text:
-                pieces.append(TextPiece((text, segment.edge), tuple(part for part in parts if part[0])))
+            run: list[TextPart] = []
+            edge, lstrip = segment.edge, segment.lstrip
+            for part in segment.parts:
+                if type(part) is str:
+                    run.append(TextPart(part, -1))
+                    continue
+                words, thought = part.value(bindings), part.field == "reasoning_content"
+                cut = self._reply_cut(words, part, bindings)
+                for i, text in enumerate(cut):
+                    if i % 2:
+                        control = self.tokenizer.controls[text]
+                        _close(pieces, run, edge, lstrip, control.lstrip)
+                        pieces.append(ControlPiece(control.id, text, part.owner, thought))
+                        run, edge, lstrip = [], AFTER_CONTROL, control.rstrip
+                    elif text:
+                        run.append(TextPart(text, part.owner, thought))
+            _close(pieces, run, edge, lstrip, segment.rstrip)
         return pieces
+
+    def _reply_cut(self, words: str, placeholder: Placeholder, bindings: Bindings) -> list[str]:
+        """Words cut at the control tokens that they hold, see ReplyTokens; others' hold none."""
+        owner = placeholder.owner
+        is_said = owner >= 0 and placeholder.field in SAID
+        if not is_said or bindings.records["messages"][owner]["role"] != "assistant":
+            return [words]
+        # What a prompt opens is taken off the words that go on from there, see prefix_diff.py.
+        opened = placeholder.args[0] if placeholder.method == "removeprefix" else ""
+        return self._replies.cut(words, opened if type(opened) is str else "")
 
     def encode(self, keys: Iterable[TextKey]) -> None:
         """Encodes those of these texts whose ids are not there yet."""
@@ -79,8 +134,8 @@ class TextIds:
         except InputError as error:
             return error
 
-    def owned(self, pieces: Iterable[Piece], source: str) -> Iterator[tuple[int, list[int]]]:
-        """(message or -1, ids) of each part of pieces, in order; a token across a border goes with the later part.
+    def owned(self, pieces: Iterable[Piece], source: str) -> Iterator[tuple[TextPart | ControlPiece, list[int]]]:
+        """Each part of pieces with its ids, in order; a token across a border goes with the later part.
 
         Args:
             pieces: of one dialogue.
@@ -90,23 +145,23 @@ class TextIds:
             TemplateRefusal: for a text that the tokenizer cannot encode.
         """
         for piece in pieces:
-            if type(piece) is int:
-                yield -1, [piece]
+            if type(piece) is ControlPiece:
+                yield piece, [piece.id]
                 continue
             whole, edge = self.ids[piece.key], piece.key[1]
             if type(whole) is not list:
                 raise TemplateRefusal(f"{source}: {whole}")
             start = 0
-            for part, owner in piece.parts[:-1]:
-                own = self._head((part, edge))
+            for part in piece.parts[:-1]:
+                own = self._head((part.text, edge))
                 end = start + len(own)
                 if whole[start:end] != own:
                     end = start + next((i for i, (a, b) in enumerate(zip(own, whole[start:])) if a != b), 0)
                 if end > start:
-                    yield owner, whole[start:end]
+                    yield part, whole[start:end]
                     start = end
             if start < len(whole):
-                yield piece.parts[-1][1], whole[start:] if start else whole
+                yield piece.parts[-1], whole[start:] if start else whole
 
     def _head(self, key: TextKey) -> list[int]:
         """The ids of a text that leads to another."""
@@ -133,23 +188,19 @@ class TextIds:
         """The ids of a prompt's pieces. Raises InputError for a text that the tokenizer cannot encode."""
         ids = []
         for piece in pieces:
-            ids += [piece] if type(piece) is int else self.tokenizer.encode_batch([piece.key[0]], piece.key[1])[0]
+            is_control = type(piece) is ControlPiece
+            ids += [piece.id] if is_control else self.tokenizer.encode_batch([piece.key[0]], piece.key[1])[0]
         return ids
 
 
-def _strip(parts: list[tuple[str, int]], left: bool, right: bool) -> list[tuple[str, int]]:
-    """Parts without the white space at their ends that a control token eats."""
-    parts = list(parts)
-    while left and parts:
-        text, owner = parts[0]
-        parts[0] = (text.lstrip(WHITESPACE), owner)
-        if parts[0][0]:
-            break
-        del parts[0]
-    while right and parts:
-        text, owner = parts[-1]
-        parts[-1] = (text.rstrip(WHITESPACE), owner)
-        if parts[-1][0]:
-            break
-        del parts[-1]
-    return parts or [("", -1)]
+def _close(pieces: list[Piece], run: list[TextPart], edge: int, left: bool, right: bool) -> None:
+    """Adds a run of parts as one text, without the white space at its ends that a control token eats."""
+    for end, strip, eaten in ((0, str.lstrip, left), (-1, str.rstrip, right)):
+        while eaten and run:
+            run[end] = run[end]._replace(text=strip(run[end].text, WHITESPACE))
+            if run[end].text:
+                break
+            del run[end]
+    text = run[0].text if len(run) == 1 else "".join(part.text for part in run)
+    if text:
+        pieces.append(TextPiece((text, edge), tuple(run)))

@@ -15,7 +15,8 @@ from typing import Any
 from mtsft.dialogue.schema import Dialogue
 from mtsft.template.chat_template import ChatTemplate
 from mtsft.template.placeholders import Bindings, structure
-from mtsft.template.render_turns import render_prompt, render_turns
+from mtsft.template.reasoning import ReasoningMarks
+from mtsft.template.render_turns import Rules, render_prompt, render_turns
 from mtsft.template.spans import ControlTokens, Segment, TurnPlan
 from mtsft.template.stops import shown_stops
 from mtsft.tokenizer.base import ControlToken
@@ -33,6 +34,9 @@ class TemplateCompiler:
         exactly: whether `stops` are all that end a turn.
         unfaithful: what becomes of a turn that cannot be rendered faithfully: "error" raises InputError, "skip" leaves
             it out of training, "emit" trains the message's own words.
+        refused: what becomes of a turn whose context the template refuses while it renders others of the dialogue:
+            "error" raises TemplateRefusal, "skip" leaves it out.
+        reasoning_marks: what opens a thought and what closes it, "OPENING,CLOSING"; "" finds it out from the template.
     """
 
     def __init__(
@@ -42,10 +46,13 @@ class TemplateCompiler:
         stops: Sequence[str],
         exactly: bool = False,
         unfaithful: str = "error",
+        refused: str = "error",
+        reasoning_marks: str = "",
     ):
         shown = () if exactly else shown_stops(template, ControlTokens(controls, stops))
-        self.template, self.unfaithful = template, unfaithful
-        self.controls = ControlTokens(controls, (*shown, *stops))
+        self.template, self.controls = template, ControlTokens(controls, (*shown, *stops))
+        self.marks = ReasoningMarks.of(template, reasoning_marks)
+        self._rules = Rules(self.controls, self.marks, unfaithful, refused)
         self._cache: dict[Any, list[TurnPlan]] = {}
         self._count = 0
 
@@ -68,7 +75,7 @@ class TemplateCompiler:
                     break
             else:
                 return turn_plan
-        turn_plan = render_turns(self.template, self.controls, self.unfaithful, dialogue, wanted)
+        turn_plan = render_turns(self.template, self._rules, dialogue, wanted)
         if self._count >= _IN_ALL:
             self._cache, self._count = {}, 0
         turn_plans = self._cache.setdefault(key, [])

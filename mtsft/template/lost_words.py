@@ -1,9 +1,10 @@
 """Words of a dialogue that its template does not write, so that nothing the model reads or says holds them."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from mtsft.template.placeholders import Parts, Placeholder
-from mtsft.template.spans import owned
+from mtsft.template.reasoning import ReasoningMarks
+from mtsft.template.spans import owned, paths_of
 from mtsft.template.tracked_dialogue import TrackedDialogue
 
 
@@ -12,12 +13,14 @@ class LostWords:
 
     Args:
         tracked: the dialogue.
+        marks: around reasoning, which are nobody's words.
 
     Attributes:
         lost: (message index or -1 for the tools, field) of words that were not there.
     """
 
-    def __init__(self, tracked: TrackedDialogue):
+    def __init__(self, tracked: TrackedDialogue, marks: ReasoningMarks):
+        self._marks = tuple(mark for pair in marks.pairs for mark in pair)
         self._tracked, self._tracker, self._dialogue = tracked, tracked.tracker, tracked.dialogue
         self.lost: list[tuple[int, str]] = []
         self._seen: set[int] = set()
@@ -40,18 +43,26 @@ class LostWords:
         """
         if not self._seen and self._dialogue.tools:
             new = [-1, *(i for i in new if i >= 0)]
-        shown: dict[int, set[tuple]] = {}
-        for part in parts:
-            if type(part) is Placeholder:
-                shown.setdefault(part.owner, set()).update(paths_of(part))
+        shown = _shown(parts)
         for i in [*new, *responses]:
             self._seen.add(i)
-            for path, field in self._expected(i, i in responses):
-                is_shown = any(p[: len(path)] == path or path[: len(p)] == p for p in shown.get(i, ()))
-                if is_shown and field == "content" and i in responses:
-                    is_shown = self._covers(i, path, parts)
-                if not is_shown and (i, field) not in self.lost and (field != "content" or self._has_content(i)):
-                    self.lost.append((i, field))
+            fields = self._missing(i, parts, shown, i in responses)
+            self.lost += [(i, field) for field in fields if (i, field) not in self.lost]
+
+    def missing(self, message: int, parts: Parts) -> list[str]:
+        """The fields of a response of which not all words are in a rendering."""
+        return self._missing(message, parts, _shown(parts), True)
+
+    def _missing(self, message: int, parts: Parts, shown: Mapping[int, set[tuple]], is_response: bool) -> list[str]:
+        """The fields of a message, -1 for the tools, that are missing: of a response in part, of any other wholly."""
+        fields = []
+        for path, field in self._expected(message, is_response):
+            is_shown = any(p[: len(path)] == path or path[: len(p)] == p for p in shown.get(message, ()))
+            if is_shown and field == "content" and is_response:
+                is_shown = self._covers(message, path, parts)
+            if not is_shown and field not in fields and (field != "content" or self._has_content(message)):
+                fields.append(field)
+        return fields
 
     def _expected(self, message: int, is_response: bool) -> Iterator[tuple[tuple, str]]:
         """(path, field) of what a rendering should show of a message, -1 for the tools."""
@@ -80,7 +91,7 @@ class LostWords:
         if any(_is_unaltered(placeholder) for placeholder in own):
             return True
         content = self._tracker.placeholder(message, "content", path)
-        return self._tracker.observe((content,), "covered", tuple(own))
+        return self._tracker.observe((content,), "covered", (self._marks, *own))
 
     def _has_content(self, message: int) -> bool:
         """Whether there is more than white space in a message's content: a guard, so only asked where it matters."""
@@ -90,13 +101,13 @@ class LostWords:
         return self._tracker.observe((content,), "bool strip", (None,))
 
 
-def paths_of(placeholder: Placeholder) -> Iterator[tuple]:
-    """The paths of all values of the dialogue that a placeholder was made of."""
-    if placeholder.path is not None:
-        yield placeholder.path
-    for part in (*placeholder.parts, *placeholder.args):
+def _shown(parts: Parts) -> dict[int, set[tuple]]:
+    """The paths of all values that a rendering shows, by the owner of the placeholder that shows them."""
+    shown: dict[int, set[tuple]] = {}
+    for part in parts:
         if type(part) is Placeholder:
-            yield from paths_of(part)
+            shown.setdefault(part.owner, set()).update(paths_of(part))
+    return shown
 
 
 def _is_unaltered(placeholder: Placeholder) -> bool:

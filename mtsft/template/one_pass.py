@@ -7,8 +7,7 @@ comes then, so that one rendering shows every prefix (read_order.py says how tha
 from collections.abc import Iterator, Sequence
 
 from mtsft.template.lost_words import LostWords
-from mtsft.template.reasoning import mark_reasoning, opened_by
-from mtsft.template.spans import ControlTokens, RenderedTurn, edge_after
+from mtsft.template.spans import ControlTokens, RenderedTurn
 from mtsft.template.stops import up_to_stop
 from mtsft.template.tracked_dialogue import PrefixMarks, TrackedDialogue
 from mtsft.tokenizer.base import AFTER_CONTROL, START
@@ -47,18 +46,17 @@ def _turns(
     """
     buffer, marks, prompt = prefixes.buffer, prefixes.marks, prefixes.prompt
     messages = tracked.dialogue.messages
-    opened = opened_by((prompt,))
     previous, number = 0, 0  # the response before, and how many replies there were up to it
     closed, open_at, control = 0, 0, ""  # how many segments, where in the buffer they end, the control token there
 
     def cut(start: int, end: int) -> list:
-        parts = mark_reasoning(tracked, controls, tracked.parts(buffer[start:end]))
-        return controls.cut(parts, AFTER_CONTROL if control else START, control)
+        return controls.cut(tracked.parts(buffer[start:end]), AFTER_CONTROL if control else START, control)
 
     for message in wanted:
         begin, end = marks[message] + len(prompt), marks[message + 1]
         rest = tracked.parts(buffer[begin:end] + prefixes.tail)
-        response = up_to_stop(tracked, controls, message, range(message + 1), rest)
+        path = range(message + 1)
+        response = up_to_stop(tracked, controls, message, path, rest)
         new = tracked.parts(buffer[marks[previous] if previous else 0 : end])
         lost.look_for([message], range(previous, message), new)
         last, name = controls.end_of_last(buffer, open_at, begin)
@@ -67,7 +65,5 @@ def _turns(
         open_at, control = last, name or control
         context += cut(open_at, begin)
         number += sum(m.role == "assistant" for m in messages[previous:message])
-        unfaithful = "" if response else "stop"
-        edge = edge_after(context)
-        yield RenderedTurn(message, number, keep, context, edge, rest, response, unfaithful, opened)
+        yield RenderedTurn(path, number, keep, context, (prompt,), rest, response)
         previous = message

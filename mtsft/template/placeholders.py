@@ -127,11 +127,13 @@ PREDICATES += " islower isupper istitle isascii isidentifier isprintable __conta
 PREDICATES += " __eq__ __ne__ __lt__ __le__ __gt__ __ge__"
 
 
-def _covered(text: str, *shown: str) -> bool:
-    """Whether nothing but white space and reasoning marks is left of a text when the words shown are taken out."""
+def _covered(text: str, marks: tuple[str, ...], *shown: str) -> bool:
+    """Whether nothing but white space and marks is left of a text when the words shown are taken out."""
     for words in shown:
         text = text.replace(words, "", 1) if words else text
-    return not text.replace("<think>", "").replace("</think>", "").strip()
+    for mark in marks:
+        text = text.replace(mark, "")
+    return not text.strip()
 
 
 def _then(outer: Callable, name: str) -> Callable:

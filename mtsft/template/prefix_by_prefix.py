@@ -4,11 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from mtsft.template.lost_words import LostWords
 from mtsft.template.placeholders import Parts
-from mtsft.template.prefix_diff import added_to, after_header
-from mtsft.template.reasoning import mark_reasoning, opened_by, own_words
-from mtsft.template.spans import ControlTokens, RenderedTurn, Segment, edge_after, owned
+from mtsft.template.prefix_diff import added_to
+from mtsft.template.spans import ControlTokens, RenderedTurn, Segment, owned
 from mtsft.template.stops import up_to_stop
-from mtsft.template.tracked_dialogue import TrackedDialogue
+from mtsft.template.tracked_dialogue import TemplateRefusal, TrackedDialogue
 from mtsft.tokenizer.base import START
 
 
@@ -23,26 +22,28 @@ def prefix_by_prefix(
         wanted: indices of the messages that are responses, ascending.
         lost: notes the words that the renderings lack, up to each response when that is yielded.
 
-    Raises:
-        TemplateRefusal: the template refuses a rendering that is needed.
     """
     previous: list[Segment] = []
     for message in wanted:
         path = tracked.dialogue.path(message)
-        context, rest, response, unfaithful, opened = _render(tracked, controls, path, lost)
-        segments = controls.cut(mark_reasoning(tracked, controls, context), START)
+        number = sum(tracked.dialogue.messages[i].role == "assistant" for i in path[:-1])
+        try:
+            context, rest, response = _render(tracked, controls, path, lost)
+        except TemplateRefusal as error:
+            previous = []
+            yield RenderedTurn(path, number, 0, (), (), None, None, error)
+            continue
+        segments = controls.cut(context, START)
         differing = (i for i, (a, b) in enumerate(zip(segments, previous)) if a != b)
         keep = next(differing, min(len(segments), len(previous)))
         previous = segments
-        number = sum(tracked.dialogue.messages[i].role == "assistant" for i in path[:-1])
-        edge = edge_after(segments)
-        yield RenderedTurn(message, number, keep, segments[keep:], edge, rest, response, unfaithful, opened)
+        yield RenderedTurn(path, number, keep, segments[keep:], context[-1:], rest, response)
 
 
 def _render(
     tracked: TrackedDialogue, controls: ControlTokens, path: list[int], lost: LostWords
-) -> tuple[Parts, Parts, Parts | None, str, str]:
-    """(context, rest, response, unfaithful, opened) of the last message of a path, see RenderedTurn."""
+) -> tuple[Parts, Parts | None, Parts | None]:
+    """(context, rest, response) of the last message of a path, see RenderedTurn."""
     message = path[-1]
     prompt = tracked.render_context(path)
     whole = tracked.parts(tracked.render_needed(path, False))
@@ -54,15 +55,9 @@ def _render(
         context = tracked.parts(prompt)
         rest = added_to(tracked.tracker, context, whole)
     new = lost.unseen(path[:-1])
-    if rest is not None:
-        lost.look_for([message], new, (*context, *rest))
-        response = up_to_stop(tracked, controls, message, path, rest)
-        return context, rest, response, "" if response else "stop", opened_by(context)
-    # What is rendered of the message is not what a model would be asked to emit: something else is trained.
-    lost.look_for([], new, (*context, *whole))
-    after = after_header(tracked, path, prompt, whole)
-    response = None if after is None else up_to_stop(tracked, controls, message, path, after)
-    if response is not None:
-        return context, (), response, "prompt", ""
-    opened = opened_by(context)
-    return context, (), own_words(tracked, controls, message, opened), "prompt", opened
+    if rest is None:
+        # What is rendered of the message is not what a model would be asked to emit.
+        lost.look_for([], new, (*context, *whole))
+        return context, None, None
+    lost.look_for([message], new, (*context, *rest))
+    return context, rest, up_to_stop(tracked, controls, message, path, rest)

@@ -1,11 +1,13 @@
 """What a rendering adds to the context that a server would send before it: the text that a response is cut from."""
 
-from collections.abc import Sequence
-
 from mtsft.template.placeholders import Parts, Placeholder
 from mtsft.template.provenance import Tracker
-from mtsft.template.spans import buffer_of, owned
-from mtsft.template.tracked_dialogue import TrackedDialogue
+from mtsft.template.spans import buffer_of
+
+
+def shared_length(text: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(text, other)) if a != b), min(len(text), len(other)))
 
 
 def added_to(tracker: Tracker, context: Parts, whole: Parts) -> Parts | None:
@@ -40,26 +42,3 @@ def added_to(tracker: Tracker, context: Parts, whole: Parts) -> Parts | None:
         else:
             return None
     return tracker.parts(buffer_of(given))
-
-
-def after_header(tracked: TrackedDialogue, path: Sequence[int], prompt: str, whole: Parts) -> Parts | None:
-    """What follows the header of the generation prompt where the whole rendering has it before the message.
-
-    For renderings that do not begin with the prompt, as the template rewrites what comes before.
-
-    Args:
-        tracked: the dialogue.
-        path: the messages from the first one to the response.
-        prompt: the buffer of the context.
-        whole: the rendering of all messages on the path.
-
-    Returns:
-        None where there is no such header, or it is not found.
-    """
-    own = owned(whole, path[-1])
-    without = tracked.render_needed(path[:-1], False)
-    header = prompt[next((i for i, (a, b) in enumerate(zip(prompt, without)) if a != b), len(without)) :]
-    before = buffer_of(whole[: own[0]]) if own else ""
-    if not header or header not in before:
-        return None
-    return tracked.parts(buffer_of(whole)[before.rindex(header) + len(header) :])

@@ -1,46 +1,73 @@
-"""One dialogue rendered: the plan of its contexts and responses, under a policy for turns that are not faithful."""
+"""One dialogue rendered: the plan of its contexts and responses, under the policies for turns that are not faithful."""
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 from mtsft.dialogue.schema import Dialogue
 from mtsft.errors import InputError
 from mtsft.template.chat_template import ChatTemplate
 from mtsft.template.lost_words import LostWords
 from mtsft.template.one_pass import in_one_pass
+from mtsft.template.own_words import own_words
 from mtsft.template.prefix_by_prefix import prefix_by_prefix
-from mtsft.template.reasoning import mark_reasoning, reasoning_end
-from mtsft.template.spans import ControlTokens, RenderedTurn, Segment, Turn, TurnPlan
-from mtsft.template.tracked_dialogue import TrackedDialogue
+from mtsft.template.reasoning import ReasoningMarks
+from mtsft.template.spans import ControlTokens, RenderedTurn, Segment, Turn, TurnPlan, authors, edge_after
+from mtsft.template.tracked_dialogue import TemplateRefusal, TrackedDialogue
 from mtsft.tokenizer.base import START
 
+# How a turn may be unfaithful, in the order in which it is found out.
 UNFAITHFUL = {
+    "refused": "the template refuses the messages before it",
     "prompt": "what the template renders of it does not begin with what a server would send before it",
-    "lost": "the template does not write all of its words",
     "stop": "nothing the template writes after it ends a turn",
+    "others": "what the template renders of it holds words of other messages",
+    "lost": "the template does not write all of its words",
 }
 
 
-def render_turns(
-    template: ChatTemplate, controls: ControlTokens, unfaithful: str, dialogue: Dialogue, wanted: Collection[int]
-) -> TurnPlan:
+class Rules(NamedTuple):
+    """What turns are rendered by, beside the template.
+
+    Attributes:
+        controls: of the tokenizer, with the stops.
+        marks: around reasoning.
+        unfaithful: the policy for turns that are not faithful, "error", "skip" or "emit"; see TemplateCompiler.
+        refused: the policy for turns whose context the template refuses, "error" or "skip".
+    """
+
+    controls: ControlTokens
+    marks: ReasoningMarks
+    unfaithful: str = "error"
+    refused: str = "error"
+
+
+def render_turns(template: ChatTemplate, rules: Rules, dialogue: Dialogue, wanted: Collection[int]) -> TurnPlan:
     """The plan of a dialogue, by rendering it.
 
     Args:
         template: the chat template.
-        controls: of the tokenizer, with its stops.
-        unfaithful: the policy, "error", "skip" or "emit"; see TemplateCompiler.
+        rules: what turns are rendered by.
         dialogue: the dialogue.
         wanted: indices of the messages that are responses.
 
     Raises:
         InputError: a turn is not faithful, under "error"; or the template does what cannot be tracked.
-        TemplateRefusal: the template refuses the dialogue.
+        TemplateRefusal: the template refuses the dialogue, or a part of it under refused="error".
     """
-    tracked, wanted = TrackedDialogue(template, dialogue), sorted(wanted)
-    lost = LostWords(tracked)
+    tracked, wanted, controls = TrackedDialogue(template, dialogue), sorted(wanted), rules.controls
+    lost = LostWords(tracked, rules.marks)
     rendered = in_one_pass(tracked, controls, wanted, lost) or prefix_by_prefix(tracked, controls, wanted, lost)
-    turns = tuple([_turn(tracked, controls, unfaithful, lost, turn) for turn in rendered])
-    return TurnPlan(turns, tuple(lost.lost), tuple(tracked.tracker.guards.values()))
+    turns = [(_turn(tracked, rules, lost, turn), turn.refused) for turn in rendered]
+    refusals = [(turn, error) for turn, error in turns if error]
+    if refusals and len(refusals) == len(turns):
+        raise refusals[-1][1]
+    if refusals and rules.refused == "error":
+        turn, error = refusals[0]
+        raise TemplateRefusal(
+            f"{error}; or, to train the other replies, give message {turn.message + 1} the weight 0, or choose them by "
+            "data.responses"
+        )
+    return TurnPlan(tuple(turn for turn, _ in turns), tuple(lost.lost), tuple(tracked.tracker.guards.values()))
 
 
 def render_prompt(template: ChatTemplate, controls: ControlTokens, dialogue: Dialogue) -> list[Segment]:
@@ -50,33 +77,40 @@ def render_prompt(template: ChatTemplate, controls: ControlTokens, dialogue: Dia
         TemplateRefusal: the template refuses.
     """
     tracked = TrackedDialogue(template, dialogue)
-    parts = tracked.parts(tracked.render_needed(range(len(dialogue.messages)), True))
-    return controls.cut(mark_reasoning(tracked, controls, parts), START)
+    return controls.cut(tracked.parts(tracked.render_needed(range(len(dialogue.messages)), True)), START)
 
 
-def _turn(
-    tracked: TrackedDialogue, controls: ControlTokens, policy: str, lost: LostWords, rendered: RenderedTurn
-) -> Turn:
+def _turn(tracked: TrackedDialogue, rules: Rules, lost: LostWords, rendered: RenderedTurn) -> Turn:
     """A turn under the policy for unfaithful ones."""
-    message, unfaithful, response = rendered.message, rendered.unfaithful, rendered.response
+    message, response = rendered.path[-1], rendered.response
     lost_fields = lost.of_message(message)
-    if not unfaithful and lost_fields:
-        unfaithful = "lost"
-    if unfaithful == "stop":
-        response = rendered.rest
-    if unfaithful and policy == "error":
+    if rendered.refused:
+        unfaithful = "refused"
+    elif rendered.rest is None:
+        unfaithful = "prompt"
+    elif response is None:
+        unfaithful = "stop"
+    elif not authors(response) <= {message}:
+        unfaithful = "others"
+    else:
+        unfaithful = "lost" if lost_fields else ""
+    if unfaithful and unfaithful != "refused" and rules.unfaithful == "error":
         raise _unfaithful_error(tracked, message, unfaithful, lost_fields)
-    trained = not unfaithful or (policy == "emit" and response is not None)
-    emitted = controls.cut(mark_reasoning(tracked, controls, response or (), rendered.opened), rendered.edge)
+    if unfaithful:
+        response = None
+        if unfaithful != "refused" and rules.unfaithful == "emit":
+            response = own_words(
+                tracked, rules.controls, rules.marks, lost, rendered.path, rendered.tail, rendered.rest
+            )
     return Turn(
-        message,
-        rendered.number,
-        rendered.keep,
-        tuple(rendered.context),
-        tuple(emitted),
-        reasoning_end(emitted),
-        unfaithful,
-        trained,
+        message=message,
+        number=rendered.number,
+        keep=rendered.keep,
+        context=tuple(rendered.context),
+        response=tuple(rules.controls.cut(response or (), edge_after(rendered.context))),
+        opened=rules.marks.opened_by(rendered.tail),
+        unfaithful=unfaithful,
+        trained=response is not None,
     )
 
 

@@ -1,10 +1,11 @@
 """Rendered text cut at the control tokens that its template wrote: what contexts and responses are made of."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mtsft.errors import InputError
 from mtsft.template.placeholders import Guard, Parts, Placeholder
 from mtsft.tokenizer.base import AFTER_CONTROL, CONTINUATION, WHITESPACE, ControlToken
 
@@ -25,6 +26,8 @@ class TextSpan(NamedTuple):
     rstrip: bool = False
 
 
+OTHERS = -2  # the owner of words that stand in no message of the dialogue, see stops.py
+
 Segment = str | TextSpan  # a control token by its text, or what is between two
 
 
@@ -37,7 +40,7 @@ class Turn(NamedTuple):
         keep: how many segments of the previous turn's context this one's context begins with.
         context: the rest of its context's segments.
         response: what the model must emit, its stop included.
-        reasoning: how many of the response's first segments are reasoning.
+        opened: the reasoning mark that the context ends with, and what follows it; "" if none.
         unfaithful: how it is not faithful, a key of UNFAITHFUL (render_turns.py); "" where it is.
         trained: False for one that a policy leaves out.
     """
@@ -47,7 +50,7 @@ class Turn(NamedTuple):
     keep: int
     context: tuple[Segment, ...]
     response: tuple[Segment, ...]
-    reasoning: int = 0
+    opened: str = ""
     unfaithful: str = ""
     trained: bool = True
 
@@ -56,30 +59,30 @@ class RenderedTurn(NamedTuple):
     """One response as it was rendered; render_turns.py makes a Turn of it.
 
     Attributes:
-        message, number, keep, context: as of Turn.
-        edge: of text that follows the context.
-        rest: all that is rendered after the context; () where that does not begin with the context.
+        path: the messages from the first one to the response.
+        number, keep, context: as of Turn.
+        tail: the end of the context, as parts.
+        rest: all that is rendered after the context; None where the rendering does not begin with the context.
         response: what the model must emit, up to its stop; None where there is none.
-        unfaithful: as of Turn, but for lost words.
-        opened: the reasoning mark that the context ends with, and what follows it; "" if none.
+        refused: why the template refuses the context; None where it does not.
     """
 
-    message: int
+    path: Sequence[int]
     number: int
     keep: int
     context: Sequence[Segment]
-    edge: int
-    rest: Parts
+    tail: Parts
+    rest: Parts | None
     response: Parts | None
-    unfaithful: str
-    opened: str
+    refused: InputError | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class TurnPlan:
     """All responses of a dialogue in their contexts, with placeholders for words.
 
-    It is the plan of every dialogue of the same structure that passes the guards.
+    It is the plan of every dialogue of the same structure that passes the guards. Whatever policy made it, a response
+    that is trained holds template text and the words of its own message: a plan that holds others' cannot be made.
 
     Attributes:
         turns: in the order of their messages.
@@ -90,6 +93,12 @@ class TurnPlan:
     turns: tuple[Turn, ...]
     lost: tuple[tuple[int, str], ...]
     guards: tuple[Guard, ...]
+
+    def __post_init__(self):
+        for turn in self.turns:
+            for segment in turn.response if turn.trained else ():
+                if type(segment) is TextSpan and not authors(segment.parts) <= {turn.message}:
+                    raise AssertionError(f"the response of message {turn.message + 1} holds words of others: {segment}")
 
 
 class ControlTokens:
@@ -116,6 +125,11 @@ class ControlTokens:
         for match in self._pattern.finditer(text, start, end):
             last = match.end(), match.group()
         return last
+
+    def at(self, text: str, start: int) -> tuple[int, str]:
+        """(where the control token that stands at text[start] ends, its text); (start, "") if none does."""
+        match = self._pattern.match(text, start)
+        return (match.end(), match.group()) if match and match.group() else (start, "")
 
     def cut(self, parts: Parts, edge: int, after: str = "") -> list[Segment]:
         """Parts cut at the control tokens that the template wrote.
@@ -169,6 +183,28 @@ def edge_after(context: Sequence[Segment]) -> int:
         if not (segment.lstrip and blank):  # white space that the control token before it eats is no text
             return CONTINUATION
     return CONTINUATION
+
+
+def paths_of(placeholder: Placeholder) -> Iterator[tuple]:
+    """The paths of all values of the dialogue that a placeholder was made of."""
+    if placeholder.path is not None:
+        yield placeholder.path
+    for part in (*placeholder.parts, *placeholder.args):
+        if type(part) is Placeholder:
+            yield from paths_of(part)
+
+
+def authors(parts: Parts) -> set[int]:
+    """Whose words parts hold: indices of messages, -1 for the tools, OTHERS for a message that is not in the dialogue.
+
+    All of them: a template may make one string of the words of several messages.
+    """
+    found = set()
+    for part in parts:
+        if type(part) is Placeholder:
+            inner = authors((*part.parts, *part.args))
+            found |= {part.owner} if part.path is not None or not inner else inner
+    return found
 
 
 def owned(parts: Parts, owner: int) -> list[int]:

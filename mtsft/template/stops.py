@@ -1,15 +1,17 @@
 """Where a response ends: the control tokens that end a turn, and a response cut right after its own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError
 from mtsft.template.chat_template import SAMPLE_CALL, ChatTemplate
 from mtsft.template.jinja import Refused
 from mtsft.template.placeholders import Parts
-from mtsft.template.prefix_diff import added_to
-from mtsft.template.spans import ControlTokens, owned
+from mtsft.template.prefix_diff import added_to, shared_length
+from mtsft.template.provenance import TrackedStr
+from mtsft.template.spans import OTHERS, ControlTokens, owned
 from mtsft.template.tracked_dialogue import TrackedDialogue
+from mtsft.tokenizer.base import WHITESPACE
 
 
 def up_to_stop(
@@ -18,6 +20,7 @@ def up_to_stop(
     """The response in what is rendered after its context: up to and with the token that ends the turn.
 
     That may be the header of the message that follows; where none does, one is made up to see what the template writes.
+    Of the other message nothing is taken but that one token, which must come first.
 
     Args:
         tracked: the dialogue.
@@ -30,31 +33,53 @@ def up_to_stop(
         None where no stop follows.
     """
     own = owned(rest, message)
-    response = controls.up_to_stop(rest, own[-1] if own else -1)
+    after = own[-1] + 1 if own else 0
+    response = controls.up_to_stop(rest, after - 1)
     if response is not None:
         return response
-    messages, parents = tracked.dialogue.messages, tracked.dialogue.parents
-    following = [i for i in range(message + 1, len(messages)) if (i - 1 if parents is None else parents[i]) == message]
-    calls = (messages[message].fields or {}).get("tool_calls")
-    probes = [{"role": "tool", "content": "x"}] if calls else []
-    attempts: list[tuple[Sequence[int], tuple]] = [([*path, following[0]], ())] if following else []
-    attempts += [(path, (probe,)) for probe in [*probes, {"role": "user", "content": "x"}]]
-    for indices, probe in attempts:
+    written = rest[after:]  # what the message itself ends with
+    if len(written) > 1 or any(type(part) is not str for part in written):
+        return None
+    written = "".join(written)
+    for indices, probe in _followed(tracked, message, path):
         try:
             whole = tracked.parts(tracked.render(indices, False, probe))
         except Refused:
             continue
         if own:
             ends = owned(whole, message)
-            longer = controls.up_to_stop(whole, ends[-1]) if ends else None
-            if longer:
-                return (*rest[: own[-1] + 1], *longer[ends[-1] + 1 :])
+            whole = whole[ends[-1] + 1 :] if ends else ()
         else:
-            after = added_to(tracked.tracker, tracked.parts(tracked.render_context(path)), whole)
-            longer = controls.up_to_stop(after, -1) if after else None
-            if longer:
-                return longer
+            whole = added_to(tracked.tracker, tracked.parts(tracked.render_context(path)), whole) or ()
+        followed = whole[0] if whole and type(whole[0]) is str else ""
+        own_end = written[: shared_length(written, followed)]
+        header = followed[len(own_end) :]
+        start = len(header) - len(header.lstrip(WHITESPACE))
+        end, stop = controls.at(header, start)
+        if stop in controls.stops:
+            return (*rest[:after], own_end + header[:end])
     return None
+
+
+def _followed(
+    tracked: TrackedDialogue, message: int, path: Sequence[int]
+) -> Iterator[tuple[Sequence[int], tuple[dict, ...]]]:
+    """(indices, records of others) of renderings in which something follows a message: the dialogue's own, then others.
+
+    Words that are made up belong to none of its messages, and so can never be part of a response.
+    """
+    dialogue, parents = tracked.dialogue, tracked.dialogue.parents
+    for i in range(message + 1, len(dialogue.messages)):
+        if (i - 1 if parents is None else parents[i]) == message:
+            yield [*path, i], ()
+            break
+    words = TrackedStr(tracked.tracker, tracked.tracker.placeholder(OTHERS, "content", parts=("x",)).character)
+    calls = tracked.record(message).get("tool_calls")
+    if calls:
+        answer = {"role": "tool", "content": words, "name": calls[0]["function"]["name"]}
+        yield path, (answer | {"tool_call_id": calls[0]["id"]} if "id" in calls[0] else answer,)
+        yield path, ({"role": "tool", "content": words},)
+    yield path, ({"role": "user", "content": words},)
 
 
 def shown_stops(template: ChatTemplate, controls: ControlTokens) -> tuple[str, ...]:
@@ -70,8 +95,9 @@ def shown_stops(template: ChatTemplate, controls: ControlTokens) -> tuple[str, .
     """
     question, answer = Message("user", "x"), Message("assistant", "y")
     call = Message("assistant", "", fields={"tool_calls": [SAMPLE_CALL]})
+    result = Message("tool", "z", fields={"tool_call_id": SAMPLE_CALL["id"], "name": SAMPLE_CALL["function"]["name"]})
     stops: dict[str, None] = {}
-    for reply, following in ((answer, Message("user", "z")), (call, Message("tool", "z"))):
+    for reply, following in ((answer, Message("user", "z")), (call, result)):
         last = _controls_after_words(template, controls, (question, reply))
         between = _controls_after_words(template, controls, (question, reply, following))
         # After a tool call its own closing tag comes first, which is no special token, nor looks like one.

@@ -124,6 +124,10 @@ class TrackedDialogue:
         end = messages.marks[-1]
         return PrefixMarks(buffer[:end], messages.marks, buffer[end:], prompted[first.marks[-1] :])
 
+    def record(self, message: int) -> dict[str, Any]:
+        """A message as the template is given it."""
+        return self._messages[message]
+
     def parts(self, buffer: str) -> Parts:
         """A buffer read back into template text and placeholders."""
         return self.tracker.parts(buffer)

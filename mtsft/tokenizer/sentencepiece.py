@@ -129,15 +129,20 @@ def _controls(model, named: set[str], literals: str) -> dict[str, ControlToken]:
     for i, piece in enumerate(model.pieces):
         is_named = piece.piece in named or is_spelled(piece.piece, literals)
         if piece.type == _Piece.CONTROL or (piece.type == _Piece.USER_DEFINED and is_named):
-            controls[piece.piece] = ControlToken(i, special=piece.type == _Piece.CONTROL)
+            controls[piece.piece] = ControlToken(i, special=piece.type == _Piece.CONTROL or _looks_special(piece.piece))
     return controls
+
+
+def _looks_special(text: str) -> bool:
+    """Whether a token of which no file says so is special by its look: a marker of turns, as <|im_start|>."""
+    return text.startswith("<|")
 
 
 def _added_tokens(files: Mapping[str, bytes], source: str) -> dict[str, ControlToken]:
     """The tokens that JSON files add to the model; all are control tokens, as SentencePiece has none of them."""
     added = {}
     for text, index in json_from(files, "added_tokens.json", source).items():
-        added[text] = ControlToken(index, special=False)
+        added[text] = ControlToken(index, special=_looks_special(text))
     declared = json_from(files, "tokenizer_config.json", source).get("added_tokens_decoder") or {}
     for index, token in declared.items():
         text = token_text(token)

@@ -1,8 +1,10 @@
 """Contexts and responses under templates of every habit, against the definition: plain renderings, tokenised whole."""
 
+import re
 import textwrap
 from functools import cache
 
+import numpy as np
 import pytest
 from chats import STOPS, TEMPLATES, chat_of, controls_of, dialogue, reference
 from hypothesis import given, settings
@@ -142,6 +144,7 @@ def test_replies_to_one_message_are_branches():
 
 # Whatever the texts
 
+TAG = re.compile(r"(</?(?:think|tool_call)>)")  # which are tokens in a reply's words
 SPELLINGS = ["<|im_start|>", "<|im_end|>", "<|return|>", "<|end|>", "<|eos|>", "<|user|>", "<think>", "<tool_call>"]
 harmless = st.lists(st.sampled_from(["hi", "yes", " ", "\n", "é", "中", "no\n\n"]), max_size=4).map("".join)
 hostile = st.lists(
@@ -197,8 +200,13 @@ def test_paths_are_the_plain_renderings_tokenised_whole(name, turns):
 
 
 def disarmed(turns):
-    """The same with words that spell no control, and as many characters."""
-    return [(role, content.replace("<", "\u1438").replace("[", "⟦")) for role, content in turns]
+    """The same with words that spell no control but the tags in replies, and as many characters."""
+    calm = []
+    for role, content in turns:
+        pieces = TAG.split(content) if role == "assistant" else [content]
+        pieces[::2] = [piece.replace("<", "\u1438").replace("[", "⟦") for piece in pieces[::2]]
+        calm.append((role, "".join(pieces)))
+    return calm
 
 
 @pytest.mark.parametrize("name", FAITHFUL)
@@ -209,6 +217,7 @@ def test_words_never_become_control_tokens(name, turns):
     made = encoder(name)
     tree = made(given)
     ids = {control.id for control in made.tokenizer.controls.values()}
+    tags = {control.id for control in made.tokenizer.controls.values() if not control.special}
     found = [] if tree is None else [(c.tolist(), r.tolist()) for _, c, r in paths(tree)]
     for (context, response), (prompt, said), (calm, calm_said) in zip(
         found,
@@ -223,7 +232,9 @@ def test_words_never_become_control_tokens(name, turns):
     if tree is not None:
         owners = {given.messages[i].role for i in tree.message_ids_N[tree.response_mask_N > 0] if i >= 0}
         assert owners <= {"assistant"}
-        assert not (set(tree.tokens_N[tree.message_ids_N >= 0].tolist()) & ids)
+        by_replies = np.isin(tree.message_ids_N, [i for i, m in enumerate(given.messages) if m.role == "assistant"])
+        assert set(tree.tokens_N[by_replies].tolist()) & ids <= tags
+        assert not set(tree.tokens_N[(tree.message_ids_N >= 0) & ~by_replies].tolist()) & ids
 
 
 @given(turns=conversations(hostile))
@@ -241,6 +252,7 @@ def test_a_header_that_ends_a_turn_is_never_what_somebody_spelled(turns):
     assert stop
 
 
+untagged = hostile.filter(lambda text: not TAG.search(text))
 call_words = st.one_of(hostile, st.sampled_from([*SPELLINGS, "</tool_call>", "f"]))
 values = st.recursive(
     st.one_of(call_words, st.integers(), st.none(), st.booleans()),
@@ -250,8 +262,8 @@ values = st.recursive(
 
 
 @given(
-    name=call_words, arguments=st.dictionaries(call_words, values, max_size=3), expected=hostile, reasoning=hostile,
-    description=hostile, content=st.one_of(st.none(), hostile),
+    name=call_words, arguments=st.dictionaries(call_words, values, max_size=3), expected=hostile, reasoning=untagged,
+    description=hostile, content=st.one_of(st.none(), untagged),
 )  # fmt: skip
 @settings(max_examples=50, deadline=None)
 def test_calls_and_tools_spell_nothing_either(name, arguments, expected, reasoning, description, content):

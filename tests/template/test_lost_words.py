@@ -5,6 +5,7 @@ from chats import CHATML, chat_of, dialogue
 
 from mtsft.template.chat_template import ChatTemplate
 from mtsft.template.lost_words import LostWords
+from mtsft.template.reasoning import KNOWN, ReasoningMarks
 from mtsft.template.tracked_dialogue import TrackedDialogue
 
 CALL = {"type": "function", "id": "c", "function": {"name": "f", "arguments": {"k": "v"}}}
@@ -31,7 +32,7 @@ CASES = [
 @pytest.mark.parametrize(("source", "messages", "lost"), CASES)
 def test_what_is_lost(source, messages, lost):
     tracked = TrackedDialogue(ChatTemplate({"default": source}, "t"), dialogue(*messages))
-    words = LostWords(tracked)
+    words = LostWords(tracked, ReasoningMarks(KNOWN))
     words.look_for([1], [0], tracked.parts(tracked.render([0, 1], False)))
     assert words.lost == lost
     assert words.of_message(1) == [field for message, field in lost if message == 1]
@@ -43,7 +44,7 @@ def test_tools_are_looked_for_once(name, lost):
     template, _ = chat_of(name).open()
     given = dialogue(("user", "q"), ("assistant", "yes"), tools=[CALL])
     tracked = TrackedDialogue(template, given)
-    words = LostWords(tracked)
+    words = LostWords(tracked, ReasoningMarks(KNOWN))
     words.look_for([1], [0], tracked.parts(tracked.render([0, 1], False)))
     words.look_for([], [], ())
     assert words.lost == lost

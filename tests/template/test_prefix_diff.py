@@ -1,12 +1,10 @@
 """What a rendering adds to a context, compared as text where placeholders differ."""
 
 import pytest
-from chats import chat_of, dialogue
 
 from mtsft.template.placeholders import Bindings, text_of
-from mtsft.template.prefix_diff import added_to, after_header
+from mtsft.template.prefix_diff import added_to
 from mtsft.template.provenance import Tracker
-from mtsft.template.tracked_dialogue import TrackedDialogue
 
 
 def diff(context, whole, **words):
@@ -38,14 +36,3 @@ def diff(context, whole, **words):
 )  # fmt: skip
 def test_what_is_added(context, whole, words, added, guards):
     assert diff(context, whole, **words) == (added, guards)
-
-
-def test_what_follows_the_header_of_a_prompt_that_the_template_rewrites():
-    chat = chat_of("opening")
-    template, _ = chat.open()
-    tracked = TrackedDialogue(template, dialogue(("user", "q"), ("assistant", "yes")))
-    prompt, whole = tracked.render_context([0, 1]), tracked.parts(tracked.render([0, 1], False))
-    assert prompt.endswith("<think>\n")
-    assert after_header(tracked, [0, 1], prompt, whole) is None  # the header with <think> is nowhere in the history
-    after = after_header(tracked, [0, 1], prompt.removesuffix("<think>\n"), whole)
-    assert text_of(after, tracked.tracker.bindings) == "yes<|eos|>"

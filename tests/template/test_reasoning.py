@@ -1,90 +1,95 @@
-"""Reasoning inside a reply's content, its marks taken for template text where they are control tokens."""
+"""The marks around a reply's reasoning: those of a template, and where thoughts are in a text."""
 
+import chats
 import pytest
-from chats import dialogue
+from chats import chat_of
 
+from mtsft.errors import InputError
 from mtsft.template.chat_template import ChatTemplate
-from mtsft.template.placeholders import Placeholder
-from mtsft.template.reasoning import mark_reasoning, opened_by, own_words, reasoning_end
-from mtsft.template.spans import ControlTokens
-from mtsft.template.tracked_dialogue import TrackedDialogue
-from mtsft.tokenizer.base import CONTINUATION, ControlToken
+from mtsft.template.reasoning import KNOWN, ReasoningMarks, merged, written_by
 
-MARKS = {"<think>": ControlToken(0), "</think>": ControlToken(1), "<|end|>": ControlToken(2)}
-
-
-def tracked_of(content, **fields):
-    template = ChatTemplate({"default": "{% for m in messages %}{{ m.content }}{% endfor %}"}, "t")
-    return TrackedDialogue(template, dialogue(("user", "<think>q</think>"), ("assistant", content, 1.0, fields)))
-
-
-def shown(tracked, parts):
-    """Template text as it is, words in brackets with R for reasoning."""
-    pieces = []
-    for part in parts:
-        words = isinstance(part, Placeholder)
-        is_reasoning = words and part.field == "reasoning_content"
-        pieces.append(f"[{'R:' * is_reasoning}{part.value(tracked.tracker.bindings)}]" if words else part)
-    return "".join(pieces)
+CHANNELS = """\
+{%- for m in messages %}{{ '<|start|>' + m.role }}
+    {%- if m.role == 'assistant' and m.reasoning_content %}
+        {{- '<|channel|>analysis<|message|>' + m.reasoning_content + '<|end|><|start|>assistant' }}
+    {%- endif %}
+    {{- ('<|channel|>final' if m.role == 'assistant' else '') + '<|message|>' + m.content + '<|end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
+SEED = """\
+{%- for m in messages %}{{ '[' + m.role + ']\\n' }}
+    {%- if m.reasoning_content %}{{ '<seed:think>\\n' + m.reasoning_content + '\\n</seed:think>' }}{% endif %}
+    {{- m.content }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '[assistant]\\n<seed:think>\\n' }}{% endif %}"""
+PROSE = CHANNELS.replace("<|channel|>analysis<|message|>", "Thought: ").replace("<|end|><|start|>assistant", "\\n")
 
 
 @pytest.mark.parametrize(
-    ("content", "opened", "marked"),
+    ("source", "marks"),
     [
-        ("yes", "", "[yes]"),
-        ("<think>hm</think>yes", "", "<think>[R:hm]</think>[yes]"),
-        ("<think>hm</think>a</think>b", "", "<think>[R:hm]</think>[a</think>b]"),
-        ("so <think>hm</think>yes", "", "[so <think>hm</think>yes]"),  # not at the head
-        ("<think>hm", "", "[<think>hm]"),  # not closed
-        ("hm</think>yes", "", "[hm</think>yes]"),
-        ("hm</think>yes", "<think>", "[R:hm]</think>[yes]"),  # the prompt has opened it
+        (chats.THINKING, ("<think>", "</think>")),
+        (CHANNELS, ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>")),
+        (SEED, ("<seed:think>", "</seed:think>")),  # which the prompt opens
+        (PROSE, None),  # words, which anybody may say
+        (chats.CHATML, None),
+        ("{{ raise_exception('no') }}", None),
     ],
 )
-def test_marks_at_the_head_of_a_reply(content, opened, marked):
-    tracked, controls = tracked_of(content), ControlTokens(MARKS)
-    response = tracked.parts(tracked.render([1], False))
-    assert shown(tracked, mark_reasoning(tracked, controls, response, opened)) == marked
-    assert mark_reasoning(tracked, ControlTokens({}), response, opened) == response
-    asked = tracked.parts(tracked.render([0], False))
-    assert mark_reasoning(tracked, controls, asked) == asked  # a user's
+def test_the_marks_that_a_template_writes(source, marks):
+    template = ChatTemplate({"default": source}, "t")
+    assert written_by(template) == marks
+    pairs = ReasoningMarks.of(template).pairs
+    assert pairs[0] == (marks or ("<think>", "</think>"))
+    assert {*pairs} == {*KNOWN, *([marks] if marks else [])}
+    assert ReasoningMarks.of(template, " <a>,</a> ").pairs[0] == ("<a>", "</a>")
+
+
+@pytest.mark.parametrize("named", ["<a>", "<a>,", "a,b,c"])
+def test_marks_are_named_in_pairs(named):
+    with pytest.raises(InputError, match=r"^data\.reasoning_marks='.*': write what opens a thought and what closes it"):
+        ReasoningMarks.of(chat_of("chatml").open()[0], named)
 
 
 @pytest.mark.parametrize(
     ("context", "opened"),
     [
         (("a<think>\n",), "<think>\n"), (("a<think>b</think>",), ""), (("a",), ""), ((), ""),
-        (("</think>", "<think>"), "<think>"),
+        (("</think>", "<think>"), "<think>"), (("a<seed:think>",), "<seed:think>"),
     ],
 )  # fmt: skip
 def test_what_a_context_opens(context, opened):
-    assert opened_by(context) == opened
+    assert ReasoningMarks(KNOWN).opened_by(context) == opened
 
 
+# Thoughts in brackets.
 @pytest.mark.parametrize(
-    ("content", "fields", "opened", "words"),
+    ("text", "opened"),
     [
-        ("yes", {}, "", "[yes]<|end|>"),
-        ("", {}, "", "<|end|>"),
-        ("yes", {"reasoning_content": "hm"}, "", "<think>\n[R:hm]\n</think>\n\n[yes]<|end|>"),
-        ("yes", {"reasoning_content": ""}, "", "[yes]<|end|>"),
-        ("yes", {"reasoning_content": "hm"}, "<think>\n", "[R:hm]\n</think>\n\n[yes]<|end|>"),
-        ("<think>\nhm</think>yes", {}, "<think>\n", "[hm</think>yes]<|end|>"),
-        ("yes", {"tool_calls": []}, "", None),
+        ("yes", ""),
+        ("[<think>hm</think>]yes", ""),
+        ("[ \n<think>\n\n</think>]\n\nyes", ""),
+        ("[<think>a</think>]b</think>", ""),
+        ("so <think>hm</think>yes", ""),  # words about marks
+        ("[<think>hm]", ""),  # not closed
+        ("[hm</think>]yes", ""),  # not opened
+        ("[hm</think>]yes", "<think>\n"),
+        ("yes", "<think>\n"),
+        ("[<think>a</think>]b\n[<think>c</think>]d", ""),
+        ("[[THINK]a[/THINK]]b", ""),
     ],
 )
-def test_a_replys_own_words(content, fields, opened, words):
-    tracked = tracked_of(content, **fields)
-    parts = own_words(tracked, ControlTokens(MARKS, ["<|end|>"]), 1, opened)
-    assert (None if parts is None else shown(tracked, parts)) == words
-    assert own_words(tracked, ControlTokens(MARKS), 1, opened) is None  # no stop is known
+def test_where_thoughts_are(text, opened):
+    pieces = text.replace("[<", "\0<").replace("[ \n", "\0 \n").replace("[hm", "\0hm").replace("[[T", "\0[T")
+    pieces = pieces.replace(">]", ">\1").replace("hm]", "hm\1").replace("]]", "]\1")
+    plain = pieces.replace("\0", "").replace("\1", "")
+    spans = merged(ReasoningMarks(KNOWN).thoughts(plain, opened))
+    for start, end in reversed(spans):
+        plain = f"{plain[:start]}\0{plain[start:end]}\1{plain[end:]}"
+    assert plain == pieces
 
 
-@pytest.mark.parametrize(
-    ("content", "end"), [("yes", 0), ("<think>hm</think>yes", 3), ("<think>hm</think>", 3), ("<think></think>a", 3)]
-)
-def test_reasoning_is_the_first_segments_with_their_marks(content, end):
-    tracked, controls = tracked_of(content), ControlTokens(MARKS)
-    parts = mark_reasoning(tracked, controls, tracked.parts(tracked.render([1], False)))
-    segments = controls.cut((*parts, "<|end|>"), CONTINUATION)
-    assert reasoning_end(segments) == end
-    assert segments[-1] == "<|end|>"
+def test_the_marks_around_a_thought_belong_to_it():
+    text = "a <think>\nb\n</think>\n\nc"
+    assert ReasoningMarks(KNOWN).around(text, 10, 11) == (2, 20)
+    assert ReasoningMarks(KNOWN).around("a b c", 2, 3) == (2, 3)

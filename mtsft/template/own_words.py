@@ -1,0 +1,154 @@
+"""What a turn trains under `emit`, where the template does not render it faithfully: the message's own words.
+
+The context stays the true one, what a server would send. After it the model must say all of the message's words and its
+stop, as far as possible in the template's own form; where that cannot be had (a call that the template does not write
+has no form), the turn is left out.
+"""
+
+import re
+from collections.abc import Sequence
+
+from mtsft.template.lost_words import LostWords
+from mtsft.template.placeholders import Parts, Placeholder
+from mtsft.template.prefix_diff import shared_length
+from mtsft.template.reasoning import ReasoningMarks
+from mtsft.template.spans import ControlTokens, authors, buffer_of, owned
+from mtsft.template.stops import up_to_stop
+from mtsft.template.tracked_dialogue import TrackedDialogue
+
+
+def own_words(
+    tracked: TrackedDialogue,
+    controls: ControlTokens,
+    marks: ReasoningMarks,
+    lost: LostWords,
+    path: Sequence[int],
+    tail: Parts,
+    rest: Parts | None,
+) -> Parts | None:
+    """The words of the last message of a path and its stop, to follow its context.
+
+    Args:
+        tracked: the dialogue.
+        controls: of the tokenizer, with its stops.
+        marks: around reasoning.
+        lost: finds out what a rendering lacks.
+        path: the messages from the first one to the response.
+        tail: the end of its context.
+        rest: what is rendered after the context; None where that does not begin with the context.
+
+    Returns:
+        None where they cannot be had.
+    """
+    message = path[-1]
+    rendered = rest if rest is not None else after_prompt(tracked, controls, marks, path)
+    response = None if rendered is None else _with_stop(tracked, controls, path, rendered)
+    if response is not None and not authors(response) <= {message}:
+        response = None
+    missing = ["content"] if response is None else lost.missing(message, response)
+    if not missing:
+        return response
+    fields = tracked.dialogue.messages[message].fields or {}
+    if missing != ["reasoning_content"]:
+        if fields.get("tool_calls") or controls.usual_stop is None:
+            return None
+        response = (*_content(tracked, message), controls.usual_stop)
+    return _with_reasoning(tracked, marks, message, marks.opened_by(tail), response)
+
+
+def after_prompt(
+    tracked: TrackedDialogue, controls: ControlTokens, marks: ReasoningMarks, path: Sequence[int]
+) -> Parts | None:
+    """What is rendered of a message after the common beginning of its rendering and the generation prompt.
+
+    For renderings that do not begin with the prompt: the template rewrites what comes before (then the header of the
+    prompt is looked for right before the message's words), or the prompt opens what the rendering does not have (an
+    empty thought, say; then as much of the prompt as both have is taken away, in whole control tokens and marks).
+
+    Args:
+        tracked: the dialogue.
+        controls: of the tokenizer.
+        marks: around reasoning.
+        path: the messages from the first one to the response.
+
+    Returns:
+        None where that is not found, or other messages' words are in it.
+    """
+    whole, prompt = tracked.render_needed(path, False), tracked.render_context(path)
+    before = tracked.render_needed(path[:-1], False)
+    prompted = prompt.startswith(before)
+    header = prompt[len(before) if prompted else shared_length(prompt, before) :]
+    tokens_and_marks = _tokens_and_marks(controls, marks)
+    pieces = [piece for piece in tokens_and_marks.split(header) if piece]
+    if prompted and whole.startswith(before):
+        start = len(before)
+        shared = 0
+        for piece in pieces:
+            if not whole.startswith(piece, start):
+                break
+            start, shared = start + len(piece), shared + 1
+        found = tracked.parts(whole[start:])
+    else:
+        own = owned(tracked.parts(whole), path[-1])
+        end = len(buffer_of(tracked.parts(whole)[: own[0]])) if own else 0
+        for shared in range(len(pieces), 0, -1):
+            text = "".join(pieces[:shared])
+            start = whole.rfind(text, 0, end)
+            between = tracked.parts(whole[start + len(text) : end])
+            if start >= 0 and all(type(part) is str for part in between) and not _holds_stop(controls, between):
+                break
+        else:
+            return None
+        found = tracked.parts(whole[start + len(text) :])
+    # What the prompt has more must begin with a control token or a mark: else another header was met half-way.
+    if shared < len(pieces) and not tokens_and_marks.fullmatch(pieces[shared]):
+        return None
+    return found
+
+
+def _tokens_and_marks(controls: ControlTokens, marks: ReasoningMarks) -> re.Pattern:
+    """Finds control tokens and reasoning marks."""
+    texts = sorted({*controls.by_text, *(mark for pair in marks.pairs for mark in pair)}, key=len)
+    return re.compile(f"({'|'.join(map(re.escape, reversed(texts)))})")
+
+
+def _holds_stop(controls: ControlTokens, parts: Parts) -> bool:
+    return any(token in controls.stops for part in parts if type(part) is str for token in controls.in_text(part))
+
+
+def _with_stop(tracked: TrackedDialogue, controls: ControlTokens, path: Sequence[int], rendered: Parts) -> Parts | None:
+    """What is rendered of a message, up to its stop; the usual one where the template writes none."""
+    response = up_to_stop(tracked, controls, path[-1], path, rendered)
+    if response is not None or controls.usual_stop is None:
+        return response
+    own = owned(rendered, path[-1])
+    return (*rendered[: own[-1] + 1], controls.usual_stop) if own else None
+
+
+def _content(tracked: TrackedDialogue, message: int) -> Parts:
+    record = ("messages", message, "content")
+    content = tracked.tracker.placeholder(message, "content", record)
+    has_content = tracked.dialogue.messages[message].content is not None
+    return (content,) if has_content and tracked.tracker.observe((content,), "bool") else ()
+
+
+def _with_reasoning(
+    tracked: TrackedDialogue, marks: ReasoningMarks, message: int, opened: str, response: Parts
+) -> Parts:
+    """A response behind the message's reasoning between marks, of which the context may have written the first.
+
+    Marks of an empty thought that the template put in fall away.
+    """
+    tracker, fields = tracked.tracker, tracked.dialogue.messages[message].fields or {}
+    reasoning = tracker.placeholder(message, "reasoning_content", ("messages", message, "reasoning_content"))
+    first = response[0] if response else ""
+    if not fields.get("reasoning_content") or not tracker.observe((reasoning,), "bool"):
+        if opened and type(first) is Placeholder and first.path is not None:  # words that open what is open already
+            first = tracker.placeholder(message, first.field, first.path, "removeprefix", (opened,))
+            response = (first, *response[1:])
+        return response
+    opening, closing = marks.pairs[0]
+    if type(first) is str and closing in first:
+        response = (first[first.rindex(closing) + len(closing) :].lstrip(), *response[1:])
+    lead = ("" if opened else f"{opening}\n", reasoning, f"\n{closing}\n\n")
+    return tuple(part for part in (*lead, *response) if part)
