@@ -211,6 +211,8 @@ class TreeBuilder:
         for node, parent in self._branches:
             parents[node] = parent
         counts, weights, turns, messages, responses = zip(*self._runs) if self._runs else ((),) * 5
+        if any(weight and message not in (-1, response) for _, weight, _, message, response in self._runs):
+            raise AssertionError("a response is to be trained that holds words of another message")
         counts = np.array(counts, np.int64)
         return TokenTree(
             np.array(self.tokens, np.int32),

@@ -30,6 +30,8 @@ def added_to(tracker: Tracker, context: Parts, whole: Parts) -> Parts | None:
             del wanted[0]
         elif type(b) is Placeholder and not tracker.observe((b,), "bool"):
             del given[0]
+        elif type(a) is Placeholder and type(b) is Placeholder and tracker.observe((a,), "__eq__", (b,)):
+            del wanted[0], given[0]  # the same words, of which the template made more in one of the renderings
         elif type(a) is str and type(b) is str:
             shared = min(len(a), len(b))
             if a[:shared] != b[:shared]:

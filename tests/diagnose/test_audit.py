@@ -320,6 +320,19 @@ def test_the_words_of_an_unfaithful_turn_can_be_trained_all_the_same(examine):
     assert (report["train"]["kept"], report["train"]["skipped_turns"]) == (2, 0)
 
 
+def test_words_of_others_that_would_be_trained_are_an_error(examine, tmp_path):
+    """Encoding cannot make them; the audit looks at the tokens themselves."""
+    assert examine([GOOD, TWO_TURNS])["train"]["strangers_words"] == 0
+    (column,) = (tmp_path / "cache" / "stores").glob("*/message_ids_N")
+    messages = np.fromfile(column, np.int32)
+    messages[messages == 3] = 1  # the second reply's words
+    column.chmod(0o600)
+    messages.tofile(column)
+    report = examine([GOOD, TWO_TURNS])
+    what = "dialogues that train a message to say words of another one"
+    assert problems(report) == {("error", what): (1, ["2"])}
+
+
 def test_a_template_that_rewrites_history(examine):
     reasoned = said("x", "<think>so</think>y", "z", "w")
     report = examine([GOOD, reasoned], chat=hugging_face(REWRITES))

@@ -83,11 +83,13 @@ def test_positions_and_subtree_ends_say_who_descends_from_whom(parents):
 def grow(*walks):
     """The tree of walks (depth, tokens, turn, weight), 0.0 for context.
 
-    Each first token less 7 is its message id; its response id is twice the turn, and one.
+    The response id is twice the turn, and one; the message id that, or of context the first token less 7.
     """
     builder = TreeBuilder()
     for depth, tokens, turn, weight in walks:
-        assert builder.descend(depth, tokens, tokens[0] - 7, turn, 2 * turn + 1, weight or None) == depth + len(tokens)
+        response = 2 * turn + 1
+        message = response if weight else tokens[0] - 7
+        assert builder.descend(depth, tokens, message, turn, response, weight or None) == depth + len(tokens)
     tree = builder.build()
     assert len(builder) == len(tree)
     assert builder.is_chain == is_one_chain(tree)
@@ -110,7 +112,7 @@ def test_walks_that_go_straight_on_make_a_chain():
         parents        -1    0    1    2    3    4
         response_mask   0    0  0.5    0    2    2
         turn_ids        0    0    0    1    1    1
-        message_ids     3    3    5    5    7    7
+        message_ids     3    3    1    5    3    3
         response_ids    1    1    1    3    3    3
         """,
     )
@@ -147,7 +149,7 @@ def test_a_response_is_grown_anew_beside_context_of_the_same_tokens():
         parents        -1   0   1   0   3   4
         response_mask   0   0   0   1   1   0
         turn_ids        0   0   0   1   1   2
-        message_ids     3   3   3   4   4   4
+        message_ids     3   3   3   3   3   4
         response_ids    1   1   1   3   3   5
         """,
     )
@@ -157,6 +159,14 @@ def test_the_columns_have_the_types_that_are_promised():
     tree = grow((0, [10, 11], 0, 1.0))
     dtypes = [getattr(tree, name).dtype for name in tree.__slots__]
     assert dtypes == [np.int32, np.int32, np.float32, *[np.int32] * 3]
+
+
+def test_nobody_elses_words_are_supervised():
+    builder = TreeBuilder()
+    builder.descend(0, [10], 0, 0, 1)
+    builder.descend(1, [11], 2, 0, 1, 1.0)  # of message 2, in the response of message 1
+    with pytest.raises(AssertionError, match="holds words of another message"):
+        builder.build()
 
 
 @given(st.data())

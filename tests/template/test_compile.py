@@ -20,6 +20,7 @@ from mtsft.errors import InputError
 from mtsft.template.chat_template import CHATML, ChatTemplate
 from mtsft.template.compile import TemplateCompiler
 from mtsft.template.placeholders import Placeholder, text_of
+from mtsft.template.spans import TurnPlan
 from mtsft.template.tracked_dialogue import TrackedDialogue
 
 
@@ -328,6 +329,16 @@ def test_an_empty_reply_of_the_same_structure_teaches_nothing_about_others(field
 def test_controls_are_those_that_the_templates_write():
     assert controls_of("returning") == ["<|start|>", "<|message|>", "<|return|>", "<|end|>"]
     assert Message("user", "x").as_record() == {"role": "user", "content": "x"}
+
+
+def test_a_plan_that_would_train_the_words_of_others_cannot_be_made():
+    made = encoder("chatml")
+    plan = made._compiler.compile(TWO, (1, 3), made.template.bind(TWO))
+    first, second = plan.turns
+    with pytest.raises(AssertionError, match="the response of message 4 holds words of others"):
+        TurnPlan((first, second._replace(response=first.response)), (), ())
+    left_out = second._replace(response=first.response, trained=False)
+    assert TurnPlan((first, left_out), (), ()).turns[1] == left_out
 
 
 # The cache of plans, as the docstring of mtsft.template has it

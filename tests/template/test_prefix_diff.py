@@ -16,7 +16,10 @@ def diff(context, whole, **words):
         return tuple(tracker.placeholder(0, "content", ("messages", p)) if p in words else p for p in pieces)
 
     added = added_to(tracker, parts(context), parts(whole))
-    guards = [(guard.method, guard.args, guard.expected) for guard in tracker.guards.values()]
+    guards = [
+        (guard.method, guard.expected) if guard.method == "__eq__" else (guard.method, guard.args, guard.expected)
+        for guard in tracker.guards.values()
+    ]
     return None if added is None else text_of(added, bindings), guards
 
 
@@ -26,7 +29,8 @@ def diff(context, whole, **words):
         (["a: ", "X", "\nb: "], ["a: ", "X", "\nb: ", "Y", "."], {"X": "x", "Y": "y"}, "y.", []),
         (["a: "], ["b: ", "X"], {"X": "x"}, None, []),
         (["a: ", "X"], ["a: "], {"X": "x"}, None, []),
-        (["a: ", "X"], ["a: ", "Y"], {"X": "x", "Y": "y"}, None, [("bool", (), True)] * 2),
+        (["a: ", "X"], ["a: ", "Y"], {"X": "x", "Y": "y"}, None, [*[("bool", (), True)] * 2, ("__eq__", False)]),
+        (["a: ", "X"], ["a: ", "Y", "b"], {"X": "x", "Y": "x"}, "b", [*[("bool", (), True)] * 2, ("__eq__", True)]),
         (["a: ", "X", "b"], ["a: b", "Y"], {"X": "", "Y": "y"}, "y", [("bool", (), False)]),
         (["a: b"], ["a: ", "X", "b", "Y"], {"X": "", "Y": "y"}, "y", [("bool", (), False)]),
         (["a: <think>"], ["a: ", "X"], {"X": "<think>so"}, "so",
