@@ -7,7 +7,7 @@ comes then, so that one rendering shows every prefix (read_order.py says how tha
 from collections.abc import Iterator, Sequence
 
 from mtsft.template.lost_words import LostWords
-from mtsft.template.spans import ControlTokens, RenderedTurn
+from mtsft.template.spans import ControlTokens, RenderedTurn, edge_after
 from mtsft.template.stops import up_to_stop
 from mtsft.template.tracked_dialogue import PrefixMarks, TrackedDialogue
 from mtsft.tokenizer.base import AFTER_CONTROL, START
@@ -65,5 +65,5 @@ def _turns(
         open_at, control = last, name or control
         context += cut(open_at, begin)
         number += sum(m.role == "assistant" for m in messages[previous:message])
-        yield RenderedTurn(path, number, keep, context, (prompt,), rest, response)
+        yield RenderedTurn(path, number, keep, context, edge_after(context), (prompt,), rest, response)
         previous = message

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from mtsft.template.lost_words import LostWords
 from mtsft.template.placeholders import Parts
 from mtsft.template.prefix_diff import added_to
-from mtsft.template.spans import ControlTokens, RenderedTurn, Segment, owned
+from mtsft.template.spans import ControlTokens, RenderedTurn, Segment, edge_after, owned
 from mtsft.template.stops import up_to_stop
 from mtsft.template.tracked_dialogue import TemplateRefusal, TrackedDialogue
 from mtsft.tokenizer.base import START
@@ -31,13 +31,13 @@ def prefix_by_prefix(
             context, rest, response = _render(tracked, controls, path, lost)
         except TemplateRefusal as error:
             previous = []
-            yield RenderedTurn(path, number, 0, (), (), None, None, error)
+            yield RenderedTurn(path, number, 0, (), START, (), None, None, error)
             continue
         segments = controls.cut(context, START)
         differing = (i for i, (a, b) in enumerate(zip(segments, previous)) if a != b)
         keep = next(differing, min(len(segments), len(previous)))
         previous = segments
-        yield RenderedTurn(path, number, keep, segments[keep:], context[-1:], rest, response)
+        yield RenderedTurn(path, number, keep, segments[keep:], edge_after(segments), context[-1:], rest, response)
 
 
 def _render(

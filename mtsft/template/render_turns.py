@@ -11,7 +11,7 @@ from mtsft.template.one_pass import in_one_pass
 from mtsft.template.own_words import own_words
 from mtsft.template.prefix_by_prefix import prefix_by_prefix
 from mtsft.template.reasoning import ReasoningMarks
-from mtsft.template.spans import ControlTokens, RenderedTurn, Segment, Turn, TurnPlan, authors, edge_after
+from mtsft.template.spans import ControlTokens, RenderedTurn, Segment, Turn, TurnPlan, authors
 from mtsft.template.tracked_dialogue import TemplateRefusal, TrackedDialogue
 from mtsft.tokenizer.base import START
 
@@ -107,7 +107,7 @@ def _turn(tracked: TrackedDialogue, rules: Rules, lost: LostWords, rendered: Ren
         number=rendered.number,
         keep=rendered.keep,
         context=tuple(rendered.context),
-        response=tuple(rules.controls.cut(response or (), edge_after(rendered.context))),
+        response=tuple(rules.controls.cut(response or (), rendered.edge)),
         opened=rules.marks.opened_by(rendered.tail),
         unfaithful=unfaithful,
         trained=response is not None,

@@ -61,6 +61,7 @@ class RenderedTurn(NamedTuple):
     Attributes:
         path: the messages from the first one to the response.
         number, keep, context: as of Turn.
+        edge: of text that follows the context.
         tail: the end of the context, as parts.
         rest: all that is rendered after the context; None where the rendering does not begin with the context.
         response: what the model must emit, up to its stop; None where there is none.
@@ -71,6 +72,7 @@ class RenderedTurn(NamedTuple):
     number: int
     keep: int
     context: Sequence[Segment]
+    edge: int
     tail: Parts
     rest: Parts | None
     response: Parts | None

@@ -213,11 +213,13 @@ class Comparison:
             if None not in turns:
                 self.note(f"refused by mtsft alone: {error}")
             return
-        if None in turns:
-            self.note("refused by transformers alone")
-            return
         found = {message: (first, end) for first, end, message in grown.responses}
-        for turn in turns:
+        for message, turn in zip(wanted, turns):
+            if turn is None:
+                stats["turns: refused"] += 1
+                if message in found:
+                    self.note(f"message {message}: refused by transformers alone")
+                continue
             if turn.unfaithful:
                 stats[f"turns: unfaithful ({turn.unfaithful})"] += 1
             if bool(turn.unfaithful) == (turn.message in found):
@@ -252,7 +254,9 @@ class Comparison:
         for index in thought:
             if kept[index] > theirs[index]:
                 self.note(f"message {message}: more of {controls[index]!r} than in transformers")
-        armless = Comparison(pair, _disarmed(self.dialogue, spelled), Findings(Counter(), self.different))
+        said = [text for text, control in pair.ours.controls.items() if not control.special]
+        calm = _disarmed(self.dialogue, spelled, said)
+        armless = Comparison(pair, calm, Findings(Counter(), self.different))
         turn = armless._turn(message)
         if turn is None or turn.unfaithful:
             self.note(f"message {message}: refused or unfaithful where nothing is spelled")
@@ -295,17 +299,23 @@ class Comparison:
         return [control for control in self.pair.ours.controls if any(control in text for text in texts)]
 
 
-def _disarmed(dialogue: Dialogue, spelled: Sequence[str]) -> Dialogue:
-    """A dialogue that spells these controls no more, but for the marks of reasoning."""
+def _disarmed(dialogue: Dialogue, spelled: Sequence[str], said: Sequence[str]) -> Dialogue:
+    """A dialogue that spells these controls no more, but for the marks of reasoning, and those that replies may say."""
 
-    def disarm(value: Any) -> Any:
+    def disarm(value: Any, kept: Sequence[str] = ()) -> Any:
         text = json.dumps(value, ensure_ascii=False)
         for control in spelled:
-            if control not in _THOUGHT:
+            if control not in _THOUGHT and control not in kept:
                 text = text.replace(control, f"{control[0]}\u2060{control[1:]}")
         return json.loads(text)
 
-    messages = [m._replace(content=disarm(m.content), fields=disarm(m.fields)) for m in dialogue.messages]
+    messages = []
+    for m in dialogue.messages:
+        fields = disarm(m.fields)
+        if m.role == "assistant" and fields and "reasoning_content" in fields:
+            fields["reasoning_content"] = disarm(m.fields["reasoning_content"], said)
+        content = disarm(m.content, said if m.role == "assistant" else ())
+        messages.append(m._replace(content=content, fields=fields))
     return replace(dialogue, messages=tuple(messages), tools=disarm(dialogue.tools))
 
 
