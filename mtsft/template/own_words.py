@@ -76,34 +76,52 @@ def after_prompt(
     """
     whole, prompt = tracked.render_needed(path, False), tracked.render_context(path)
     before = tracked.render_needed(path[:-1], False)
-    prompted = prompt.startswith(before)
-    header = prompt[len(before) if prompted else shared_length(prompt, before) :]
+    is_added = prompt.startswith(before)
     tokens_and_marks = _tokens_and_marks(controls, marks)
+    header = prompt[len(before) if is_added else shared_length(prompt, before) :]
     pieces = [piece for piece in tokens_and_marks.split(header) if piece]
-    if prompted and whole.startswith(before):
-        start = len(before)
-        shared = 0
-        for piece in pieces:
-            if not whole.startswith(piece, start):
-                break
-            start, shared = start + len(piece), shared + 1
-        found = tracked.parts(whole[start:])
+    if is_added and whole.startswith(before):
+        start, shared = _common_end(whole, len(before), pieces)
+        if _is_text("".join(pieces[shared:]), tokens_and_marks):  # met inside a thought: both have one, each its own
+            opening = {mark for mark, _ in marks.pairs}
+            back = next((i for i in range(shared - 1, -1, -1) if pieces[i] in opening), shared)
+            start, shared = start - len("".join(pieces[back:shared])), back
     else:
-        own = owned(tracked.parts(whole), path[-1])
-        end = len(buffer_of(tracked.parts(whole)[: own[0]])) if own else 0
-        for shared in range(len(pieces), 0, -1):
-            text = "".join(pieces[:shared])
-            start = whole.rfind(text, 0, end)
-            between = tracked.parts(whole[start + len(text) : end])
-            if start >= 0 and all(type(part) is str for part in between) and not _holds_stop(controls, between):
-                break
-        else:
-            return None
-        found = tracked.parts(whole[start + len(text) :])
+        start, shared = _header_end(tracked, controls, path[-1], whole, pieces)
     # What the prompt has more must begin with a control token or a mark: else another header was met half-way.
-    if shared < len(pieces) and not tokens_and_marks.fullmatch(pieces[shared]):
+    if shared is None or _is_text("".join(pieces[shared:]), tokens_and_marks):
         return None
-    return found
+    return tracked.parts(whole[start:])
+
+
+def _common_end(whole: str, start: int, pieces: Sequence[str]) -> tuple[int, int]:
+    """(where pieces of a header that stand at whole[start] end, how many do)."""
+    for shared, piece in enumerate(pieces):
+        if not whole.startswith(piece, start):
+            return start, shared
+        start += len(piece)
+    return start, len(pieces)
+
+
+def _header_end(
+    tracked: TrackedDialogue, controls: ControlTokens, message: int, whole: str, pieces: Sequence[str]
+) -> tuple[int, int | None]:
+    """(where the header before a message's words ends, how many pieces of it there are); None where there is none."""
+    parts = tracked.parts(whole)
+    own = owned(parts, message)
+    end = len(buffer_of(parts[: own[0]])) if own else 0
+    for shared in range(len(pieces), 0, -1):
+        text = "".join(pieces[:shared])
+        start = whole.rfind(text, 0, end)
+        between = tracked.parts(whole[start + len(text) : end])
+        if start >= 0 and all(type(part) is str for part in between) and not _holds_stop(controls, between):
+            return start + len(text), shared
+    return 0, None
+
+
+def _is_text(rest: str, tokens_and_marks: re.Pattern) -> bool:
+    """Whether what is left of a header begins with more than white space, and no control token or mark."""
+    return bool(rest.strip()) and not tokens_and_marks.match(rest)
 
 
 def _tokens_and_marks(controls: ControlTokens, marks: ReasoningMarks) -> re.Pattern:

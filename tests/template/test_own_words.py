@@ -19,6 +19,13 @@ LOSING = CHATML.replace("m.content", "m.content[:1]")
 OPENING = CHATML.replace("assistant\\n'", "assistant\\n<think>\\n\\n</think>\\n\\n'")
 CALLING = OPENING.replace("+ m.content +", "~ (m.content or '') ~ (m.tool_calls[0].function.name if m.tool_calls) ~")
 
+BARE_CALL = {"type": "function", "id": "c", "function": {"name": "f", "arguments": {}}}
+# A prompt that opens a thought, which the rendering closes at once.
+CLOSING = CALLING.replace("\\n\\n</think>\\n\\n'", "\\n'").replace("m.role + '\\n'", "m.role ~ '\\n<think></think>'")
+# A prompt with an empty thought, and a rendering with the thought that there is.
+THOUGHT = "('<think>' ~ m.reasoning_content ~ '</think>' if m.reasoning_content)"
+THOUGHTFUL = CALLING.replace("m.role + '\\n'", f"m.role ~ '\\n' ~ {THOUGHT}")
+
 
 def shown(tracked, parts):
     """Template text as it is, words in brackets with R for reasoning."""
@@ -51,6 +58,10 @@ def emitted(source, content, stops=("<|im_end|>",), tail=(), **fields):
         (OPENING, "yes", {}, "[yes]<|im_end|>"),
         (OPENING.replace("'<|im_end|>'", "''"), "yes", {}, "[yes]<|im_end|>"),  # nothing ends it: the usual stop
         (CALLING, "yes", {}, "[yes]<|im_end|>"),
+        (CALLING, "", {"tool_calls": [BARE_CALL]}, "[f]<|im_end|>"),
+        (CALLING, "", {"tool_calls": [CALL]}, None),  # whose arguments it leaves out
+        (CLOSING, "yes", {}, "</think>[yes]<|im_end|>"),
+        (THOUGHTFUL, "yes", {"reasoning_content": "hm"}, "<think>[R:hm]</think>[yes]<|im_end|>"),
     ],
 )  # fmt: skip
 def test_a_replys_own_words(source, content, fields, words):
