@@ -7,6 +7,7 @@ its row: how many renderings and turns, and how many of them are identical or di
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 
@@ -131,6 +132,37 @@ def test_all_real_dialogues(name, pairs, real, real_data):
         show(f"{name} {file}", found.stats)
         different += found.different
     assert not different
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_emit_trains_all_words_of_a_turn_in_the_context_of_a_server_or_leaves_it_out(name, pairs):
+    pair = pairs(name)
+    encoder = pair.spec.with_config(unfaithful="emit").encoder()
+    stats = Counter()
+    for asked in DIALOGUES:
+        try:
+            grown = encoder.grow(asked, response_weights(asked, encoder.config))
+        except InputError:
+            continue
+        records = [pair.template.record(message) for message in asked.messages]
+        for first, end, message in grown.responses:
+            context, response = oracle.path_ids(grown.tree, first, end)
+            path, said = oracle.path_to(asked, message), asked.messages[message]
+            prompt = pair.render([records[i] for i in path[:-1]], asked, True) if path[:-1] else None
+            stats["turns"] += 1
+            stats["other prompts"] += prompt is not None and not pair.same_text(context, prompt)
+            text = pair.ours.decode(response)
+            lost = [word for word in oracle.missing_words(said, text) if _bare(word) not in _bare(text)]
+            stats["words lost"] += bool(lost)
+            stats["no stop"] += response[-1] not in encoder.stop_ids
+    show(name, stats)
+    assert stats["turns"] > 30
+    assert not stats["other prompts"] + stats["words lost"] + stats["no stop"]
+
+
+def _bare(text):
+    """Without what tokenizers change: white space, and how accents are written."""
+    return re.sub(r"\s", "", unicodedata.normalize("NFC", text))
 
 
 # What trl's templates with generation marks supervise beside what we do, by family: a header that the prompt has
