@@ -92,6 +92,8 @@ LLAMA31 = (*LLAMA, "<|eom_id|>", "<|python_tag|>")
 LLAMA_NAMED = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|end_of_text|>"}
 GEMMA_NAMED = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
 GEMMA = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+GEMMA4 = tuple(f"<|{name}>" for name in "turn channel tool tool_call tool_response".split())
+GEMMA4 = ("<pad>", "<eos>", "<bos>", "<unk>", *GEMMA4, *(f"<{text[2:-1]}|>" for text in GEMMA4), '<|"|>', "<|think|>")
 BLANKS = ("\n\n", "\n\n\n", "  ", "   ", "<table>")  # Gemma has them as tokens
 PHI = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>", "<|placeholder1|>")
 PHI_NAMED = {"bos_token": "<s>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<unk>"}
@@ -205,6 +207,9 @@ FAMILIES = {
                  ("<|eot_id|>", "")) for name, template in (("Llama 3.1", "llama3_1"), ("Llama 3.2", "llama3_2"))),
         *(Family(name, template, "gemma", GEMMA, BLANKS, GEMMA_NAMED, ("<eos>", "<end_of_turn>"),
                  ("<end_of_turn>", "\n")) for name, template in (("Gemma 2", "gemma"), ("Gemma 3", "gemma3"))),
+        *(Family(name, "gemma4_v5", "gemma", GEMMA4, BLANKS, GEMMA_NAMED, ("<eos>", "<turn|>", "<|tool_response>"),
+                 ("<turn|>", "\n"), ("<|tool_response>", ""), variables=variables)
+          for name, variables in (("Gemma 4", {}), ("Gemma 4 thinking", {"enable_thinking": True}))),
         _phi("Phi-3", "phi3"),
         _phi("Phi-3.5", "phi3_5"),
         _deepseek("DeepSeek-V3.1", "deepseekv3"),
@@ -212,6 +217,10 @@ FAMILIES = {
         Family("GLM-4.5", "glm4moe", "llama3", GLM, GLM_ADDED,
                {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
                ("<|endoftext|>", "<|user|>", "<|observation|>"), ("<|user|>", None), ("<|observation|>", None)),
+        Family("GLM-4.5 no thinking", "glm4moe", "llama3", GLM, GLM_ADDED,
+               {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+               ("<|endoftext|>", "<|user|>", "<|observation|>"), ("<|user|>", None), ("<|observation|>", None),
+               variables={"enable_thinking": False}),
         Family("gpt-oss", "gptoss", "gpt4o", GPT, (), {"bos_token": "<|startoftext|>", "eos_token": "<|return|>",
                "pad_token": "<|endoftext|>"}, ("<|return|>", "<|endoftext|>", "<|call|>"), ("<|return|>", ""),
                ("<|call|>", "")),
@@ -225,6 +234,10 @@ FAMILIES = {
                ("<|END_OF_TURN_TOKEN|>",), ("<|END_OF_TURN_TOKEN|>", "")),
         Family("Nemotron 3 Nano", "nemotron_3_nano", "gpt4o", ("<unk>", "<s>", "</s>", *CHATML[1:]), QWEN3,
                {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"}, ("</s>", "<|im_end|>")),
+        Family("Nemotron 3 Super", "nemotron_3_super", "gpt4o", ("<unk>", "<s>", "</s>", *CHATML[1:]), QWEN3,
+               {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"}, ("</s>", "<|im_end|>"),
+               variables={"enable_thinking": False}),
+        _qwen("Qwen3.8 no thinking", "qwen3_8", variables={"enable_thinking": False}),
         Family("Muse Glimmer", "muse_glimmer", "gpt4o", MUSE, (), {"bos_token": "<|begin_of_text|>",
                "eos_token": "<|eot|>"}, ("<|eot|>",), ("<|eot|>", "")),
         Family("Mistral v0.3", MISTRAL_TEMPLATE, "mistral", MISTRAL, (), MISTRAL_NAMED, ("</s>",), ("</s>", "")),

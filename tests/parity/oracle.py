@@ -329,8 +329,9 @@ def missing_words(said: Message, text: str) -> Iterator[str]:
     if reasoning and reasoning not in text:
         yield reasoning
     pieces = [piece.strip() for piece in re.split("<think>|</think>", said.content or "") if piece.strip()]
-    if pieces and pieces[-1] in text:  # the calls stand after the words, which may speak of them
-        text = text[text.rindex(pieces[-1]) + len(pieces[-1]) :]
+    if pieces and pieces[-1] in text:  # the calls stand after the words, or before them; the words may speak of them
+        at = text.rindex(pieces[-1])
+        text = text[:at] + text[at + len(pieces[-1]) :]
     names = Counter(call["function"]["name"] for call in fields.get("tool_calls") or ())
     for name, count in names.items():
         if len(re.findall(rf"(?<!\w){re.escape(name)}(?!\w)", text)) < count:

@@ -36,7 +36,7 @@ FILES = [
 ]  # fmt: skip
 DEFAULT = {
     "Qwen2.5", "Qwen3", "Llama 3.2", "Gemma 3", "Phi-3", "DeepSeek-R1-Distill", "DeepSeek-V3.1", "GLM-4.5",
-    "Mistral v0.3", "Mistral, Llama-2 tokenizer", "Llama 2", "gpt-oss", "LFM2",
+    "Mistral v0.3", "Mistral, Llama-2 tokenizer", "Llama 2", "gpt-oss", "LFM2", "Gemma 4",
 }  # fmt: skip
 ALL = [pytest.param(name, marks=[] if name in DEFAULT else [pytest.mark.slow]) for name in FAMILIES]
 DIALOGUES = [parse_record(record, record["id"]) for record in handmade.records()]
@@ -176,6 +176,7 @@ BESIDE = {
     "Qwen3.5": {"<think>"},
     "Qwen3.6": {"<think>"},
     "Muse Glimmer": {"<|start|>", "assistant"},
+    **dict.fromkeys(("GLM-4.5 no thinking", "Nemotron 3 Super", "Qwen3.8 no thinking"), {"<think>", "</think>"}),
 }
 # Their prompts open a thought that replies without reasoning do not close: none of these is faithful.
 OPENS_A_THOUGHT = {"DeepSeek-V3.1", "DeepSeek-R1-Distill", "Nemotron 3 Nano"}
