@@ -3,6 +3,7 @@
 spec.py is all the options as plain values, and makes an Encoder. Encoder.encode takes dialogues and returns TokenTrees
 (token_tree.py) and EncodingStats (stats.py), what became of every dialogue. In between: loss_weights.py chooses the
 responses; text_ids.py tokenizes each text once; response_plan.py grows the tree of any dialogue, and chain_plan.py, the
-fast path, lays out many that are chains; over_length.py cuts what is longer than a row; spelling.py finds users who
-write control tokens.
+fast path, lays out many that are chains; over_length.py cuts what is longer than a row; thoughts.py finds the
+reasoning in a response; reply_tokens.py says which control tokens a reply's words may hold, and spelling.py finds
+everybody who spells one.
 """
