@@ -153,7 +153,10 @@ class TextIds:
                 raise TemplateRefusal(f"{source}: {whole}")
             start = 0
             for part in piece.parts[:-1]:
-                own = self._head((part.text, edge))
+                try:
+                    own = self._head((part.text, edge))
+                except InputError as error:
+                    raise TemplateRefusal(f"{source}: {error}") from error
                 end = start + len(own)
                 if whole[start:end] != own:
                     end = start + next((i for i, (a, b) in enumerate(zip(own, whole[start:])) if a != b), 0)

@@ -1,10 +1,12 @@
 """Chat templates in Jinja: compiled, looked into, and rendered to the byte as transformers renders them."""
 
 import datetime
+import re
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 
 from mtsft.errors import InputError, one_line
 from mtsft.template.provenance import PLACEHOLDERS, Tracker, Untrackable
@@ -83,16 +85,36 @@ class JinjaTemplate:
             AttributeError,
             RecursionError,
         ) as error:
-            reason = one_line(_words(str(error), tracker), 160)
-            kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
-            raise Refused(f"{kind}{reason}") from error
+            raise Refused(_reason(error, tracker)) from error
         finally:
             self._environment.tracker = None
 
 
-def _words(text: str, tracker: Tracker | None) -> str:
-    """The text of an error with words in place of placeholders."""
-    return tracker.text(text) if tracker is not None and PLACEHOLDERS.search(text) else text
+# What a value is called in Python's errors and Jinja's, and in plain words.
+_KINDS = {"str": "text", "NoneType": "null", "int": "a number", "float": "a number", "bool": "true or false"}
+_KINDS |= {"dict": "an object", "list": "a list", "tuple": "a list", "Undefined": "nothing"}
+_OURS = re.compile(r"mtsft[\w.]*\.(?:\w*Str\b|\w*(?=Dict\b)|\w*(?=List\b))")
+_LACKS = re.compile(r"'(\w+) object' has no attribute '(\w+)'")
+_QUOTED = re.compile(rf"['\"]({'|'.join(_KINDS)})['\"]")
+
+
+def _reason(error: Exception, tracker: Tracker | None) -> str:
+    """Why a template failed, in plain words: the text of its error without names of Python's classes, or of ours."""
+    text = str(error)
+    if tracker is not None and PLACEHOLDERS.search(text):
+        text = tracker.text(text)
+    if isinstance(error, jinja2.TemplateError) and not isinstance(error, jinja2.UndefinedError | SecurityError):
+        return one_line(text, 160)  # the template's own words
+    text = _OURS.sub(lambda match: "str" if match.group().endswith("Str") else "", text)
+    text = text.replace("TrackedStr", "str").replace("MarkedStr", "str").replace("Dict", "dict").replace("List", "list")
+    text = _LACKS.sub(lambda match: f"{_KINDS.get(match[1], match[1])} has no {match[2]!r}", text)
+    text = _QUOTED.sub(lambda match: _KINDS[match[1]], text)
+    text = text.replace("can only concatenate str (not ", "text cannot be joined with ").replace(") to str", "")
+    if isinstance(error, RecursionError):
+        text = "it calls itself without end"
+    if isinstance(error, KeyError):
+        text = f"there is no {text}"
+    return one_line(text, 160)
 
 
 def _has_plain_tail(tree: nodes.Template) -> bool:

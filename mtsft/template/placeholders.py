@@ -9,6 +9,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jinja2
+from jinja2 import filters
+from markupsafe import escape
+
 Parts = tuple["str | Placeholder", ...]  # template text and placeholders, in order
 
 
@@ -142,6 +146,7 @@ def _then(outer: Callable, name: str) -> Callable:
     return lambda text, *args: outer(inner(text, *args))
 
 
+_PLAIN = jinja2.Environment()
 # What placeholders may be made by: (value, *args) -> a value.
 OPERATIONS: dict[str, Callable] = {
     **{name: getattr(str, name) for name in f"{TEXT_METHODS} {LIST_METHODS}".split()},
@@ -151,6 +156,14 @@ OPERATIONS: dict[str, Callable] = {
     "str": str,
     "repr": repr,
     "key": lambda value, index: list(value)[index],
+    "percent": lambda text, form: form % text,
+    "format": format,
+    # Filters of Jinja, by its own functions; autoescape is off in chat templates.
+    "title words": filters.do_title,
+    "strip tags": filters.do_striptags,
+    "url": filters.do_urlencode,
+    "wrap": lambda text, *options: filters.do_wordwrap(_PLAIN, text, *options),
+    "escape": lambda text: str(escape(text)),
 }
 # What guards may ask: (value, *args) -> an answer that can be compared.
 OBSERVATIONS: dict[str, Callable] = {
@@ -159,6 +172,7 @@ OBSERVATIONS: dict[str, Callable] = {
     "text": str,
     "structure": structure,
     "covered": _covered,
+    "count words": filters.do_wordcount,
     **{f"len {name}": _then(len, name) for name in LIST_METHODS.split()},
     **{f"bool {name}": _then(bool, name) for name in ("strip", "lstrip", "rstrip")},
 }

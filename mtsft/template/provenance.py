@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from mtsft.template.placeholders import (
     LIST_METHODS,
     OBSERVATIONS,
@@ -189,6 +191,8 @@ class TrackedStr(str):
         return hash(self._tracker.observe(self._parts, "text"))
 
     def __add__(self, other):
+        if isinstance(other, Markup):
+            raise Untrackable("it is joined with text that is marked as safe, which escapes it")
         return TrackedStr(self._tracker, str.__add__(self, other)) if isinstance(other, str) else NotImplemented
 
     def __radd__(self, other):
@@ -197,10 +201,14 @@ class TrackedStr(str):
     def __mod__(self, values):
         raise Untrackable("it is used as a format")
 
+    def __rmod__(self, form):
+        raise Untrackable("it is formatted")  # sandbox.py formats by parts
+
     def __format__(self, spec):
-        if spec:
-            raise Untrackable(f"it is formatted by {spec!r}")
-        return str.__str__(self)
+        return str.__str__(self._derive("format", (spec,)) if spec else self)
+
+    def __html__(self):
+        raise Untrackable("it is joined with text that is marked as safe, which escapes it")
 
     def join(self, texts):
         pieces = list(texts)
@@ -210,6 +218,74 @@ class TrackedStr(str):
         raise Untrackable("it is used as a format")
 
     format_map = encode = translate = maketrans = format
+
+
+class MarkedStr(TrackedStr):
+    """A tracked string that a template marked as safe HTML, or escaped.
+
+    It may be written as it is. Jinja's own (Markup) escapes whatever plain text it is joined with; this one refuses to
+    be joined, or to be made into anything else.
+    """
+
+    def _derive(self, method: str, args: tuple = (), item: int | None = None) -> TrackedStr:
+        raise Untrackable("it is marked as safe, and then changed")
+
+    def _refuse(self, *_args, **_kwargs):
+        raise Untrackable("it is marked as safe, and then changed, or joined with text, which that escapes")
+
+    __add__ = __radd__ = join = strip = lstrip = rstrip = _refuse
+
+
+def percent(tracker: Tracker, form: str, values: Any) -> TrackedStr | str:
+    """`form % values`, some of which may be tracked, conversion by conversion.
+
+    Raises:
+        TypeError, ValueError: as the operator itself, for values that do not fit the form.
+        Untrackable: a width is one of the values.
+    """
+    named = values if isinstance(values, dict) else None
+    given = list(values) if isinstance(values, tuple) else [values]
+    pieces, at, used = [], 0, 0
+    for match in _CONVERSION.finditer(form):
+        pieces.append(form[at : match.start()])
+        at = match.end()
+        name, flags, kind = match["name"], match["flags"], match["kind"]
+        if "*" in flags:
+            raise Untrackable(f"it is formatted by {form!r}")
+        if kind == "%":
+            pieces.append("%")
+            continue
+        if name is not None:
+            if named is None:
+                raise TypeError("format requires a mapping")
+            value = named[name]
+        elif named is not None and used == 0 and len(given) == 1:
+            value, used = named, 1
+        elif used < len(given):
+            value, used = given[used], used + 1
+        else:
+            raise TypeError("not enough arguments for format string")
+        if not isinstance(value, TrackedStr):
+            pieces.append(f"%{flags}{kind}" % (value,))
+        elif kind == "c":
+            raise Untrackable(f"it is formatted by {form!r}")
+        elif kind not in "sra":
+            raise TypeError(f"%{kind} format: a number is required, not str")
+        elif kind == "s" and not flags:
+            pieces.append(str.__str__(value))
+        else:
+            pieces.append(str.__str__(value._derive("percent", (f"%{flags}{kind}",))))
+    pieces.append(form[at:])
+    if "%" in form[at:]:
+        raise ValueError("incomplete format")
+    if named is None and used < len(given):
+        raise TypeError("not all arguments converted during string formatting")
+    return tracker.retrack("".join(pieces))
+
+
+_CONVERSION = re.compile(
+    r"%(?:\((?P<name>[^)]*)\))?(?P<flags>[-#0 +]*(?:\*|\d*)(?:\.(?:\*|\d*))?)(?P<kind>.)", re.DOTALL
+)
 
 
 def _plain(value: Any) -> Any:
@@ -248,7 +324,8 @@ def _list_method(name: str) -> Callable:
     def method(self, *args, **kwargs):
         args = _positional(name, args, kwargs)
         count = self._tracker.observe(self._parts, f"len {name}", args)
-        return [self._derive(name, args, item) for item in range(count)]
+        items = [self._derive(name, args, item) for item in range(count)]
+        return tuple(items) if name.endswith("partition") else items
 
     return method
 

@@ -7,17 +7,20 @@ provenance, or is refused.
 """
 
 import datetime
+import inspect
 import json
-import re
 from typing import Any
 
 import jinja2
+import markupsafe
+from jinja2 import filters as jinja_filters
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from mtsft.template.provenance import TrackedStr, Tracker, Untrackable
+from mtsft.template.placeholders import Placeholder
+from mtsft.template.provenance import MarkedStr, TrackedStr, Tracker, Untrackable, percent
 from mtsft.template.tracked_containers import Opaque, tojson
 
 _OF_DICTS = frozenset(dir(dict))
@@ -25,10 +28,11 @@ _UNTRACKABLE = ("format", "format_map", "encode", "translate", "maketrans")
 # Filters that work through the methods of what they are given; others would look at the buffer of a tracked string.
 _TRACKABLE_FILTERS = frozenset(
     "trim tojson string length count upper lower capitalize replace join default d first last list map select reject "
-    "selectattr rejectattr items dictsort int float abs round sort unique reverse batch slice sum min max groupby safe "
-    "indent attr pprint truncate center _contains _concat _mod".split()
+    "selectattr rejectattr dictsort int float abs round sort unique reverse batch slice sum min max groupby safe "
+    "indent attr pprint truncate center items".split()
 )
-_WIDTH = re.compile(r"%(?![sd%])")  # a format that depends on the length or the type of what it is given
+# Filters whose result is a function of the text alone: one placeholder, by the operation of that name.
+_DERIVED_FILTERS = {"title": "title words", "striptags": "strip tags", "urlencode": "url", "wordwrap": "wrap"}
 
 
 class _Generation(Extension):
@@ -56,6 +60,8 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def getattr(self, obj, attribute):
         """`obj.attribute` of a template: the attribute, else the item of that name."""
+        if attribute in _UNTRACKABLE and isinstance(obj, TrackedStr):
+            raise Untrackable(f"its method {attribute} is used")
         if type(obj) is dict and attribute not in _OF_DICTS:
             # The same as the general method below, in a tenth of its time.
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
@@ -66,8 +72,6 @@ class Environment(ImmutableSandboxedEnvironment):
         if self.tracker is None:
             return super().call(context, obj, *args, **kwargs)
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
-        if isinstance(owner, TrackedStr) and name in _UNTRACKABLE:
-            raise Untrackable(f"its method {name} is used")
         if type(owner) is str and name not in _UNTRACKABLE and any(isinstance(arg, TrackedStr) for arg in args):
             obj = getattr(TrackedStr(self.tracker, owner), name)  # str's own would look at the buffer
         return self.tracker.retrack(super().call(context, obj, *args, **kwargs))
@@ -99,29 +103,29 @@ def make_environment(now: datetime.datetime | None) -> Environment:
     def strftime_now(form: str) -> str:
         return (now or datetime.datetime.now()).strftime(form)
 
-    @jinja2.pass_context  # so that it is not evaluated at compile time, before there is a tracker
-    def contains(context: Any, container: Any) -> Any:
+    def within(container: Any) -> Any:
         """The right side of `in`: a plain str would look at the buffer of a tracked one on the left."""
-        if environment.tracker is not None and type(container) is str:
+        if environment.tracker is not None and isinstance(container, str) and not isinstance(container, TrackedStr):
             return TrackedStr(environment.tracker, container)
         return container
+
+    @jinja2.pass_context  # so that it is not evaluated at compile time, before there is a tracker
+    def contains(context: Any, container: Any) -> Any:
+        return within(container)
 
     @jinja2.pass_context
     def mod(context: Any, left: Any, right: Any) -> Any:
         """The operator %: of a plain str it would format the buffers of tracked ones."""
         if environment.tracker is not None and type(left) is str:
-            values = right if isinstance(right, tuple) else (right,)
-            if any(isinstance(value, TrackedStr) for value in values) and _WIDTH.search(left):
-                raise Untrackable(f"it is formatted by {left!r}")
-            if isinstance(right, TrackedStr):
-                right = (right,)
-        return retrack(left % right)
+            return percent(environment.tracker, left, right)
+        return left % right
 
     def retracked(name: str, function: Any) -> Any:
         """A filter whose result is tracked again; refused where it would use the buffer of a tracked string."""
 
         def filtered(*args, **kwargs):
-            tracked = environment.tracker is not None and any(isinstance(arg, TrackedStr | Opaque) for arg in args)
+            given = [*args, *kwargs.values()]
+            tracked = environment.tracker is not None and any(isinstance(arg, TrackedStr | Opaque) for arg in given)
             if tracked and name not in _TRACKABLE_FILTERS:
                 raise Untrackable(f"the filter {name} is used")
             return retrack(function(*args, **kwargs))
@@ -131,15 +135,73 @@ def make_environment(now: datetime.datetime | None) -> Environment:
                 setattr(filtered, mark, getattr(function, mark))
         return filtered
 
+    def formatted(value: Any, *args: Any, **kwargs: Any) -> Any:
+        """The filter `format`, which is the operator %."""
+        if environment.tracker is None or isinstance(value, TrackedStr) or not (args or kwargs):
+            if isinstance(value, TrackedStr):
+                raise Untrackable("it is used as a format")
+            return jinja_filters.do_format(value, *args, **kwargs)
+        if args and kwargs:
+            raise jinja2.exceptions.FilterArgumentError(
+                "can't handle positional and keyword arguments at the same time"
+            )
+        return percent(environment.tracker, str(value), kwargs or args)
+
+    def marked(value: Any) -> Any:
+        """The filter `safe`: what is marked may be written as it is."""
+        if isinstance(value, TrackedStr):
+            return MarkedStr(value._tracker, str.__str__(value))
+        return jinja_filters.do_mark_safe(value)
+
+    def escaped(value: Any) -> Any:
+        """The filter `escape`, part by part: a template's own text is escaped as it is."""
+        if isinstance(value, MarkedStr) or not isinstance(value, TrackedStr):
+            return value if isinstance(value, MarkedStr) else markupsafe.escape(value)
+        pieces = [
+            str(markupsafe.escape(part)) if type(part) is str else str.__str__(derive(part, "escape"))
+            for part in value._parts
+        ]
+        return MarkedStr(value._tracker, "".join(pieces))
+
+    def derive(part: Placeholder, method: str) -> TrackedStr:
+        return TrackedStr(environment.tracker, part.character)._derive(method)
+
+    def derived(name: str, method: str) -> Any:
+        """A filter that makes one text of another."""
+        plain = environment.filters[name]
+        takes_environment = hasattr(plain, "jinja_pass_arg")
+
+        @jinja2.pass_environment
+        def filtered(environment: Environment, value: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(value, TrackedStr):
+                bound = inspect.signature(plain).bind(
+                    *([environment] if takes_environment else []), value, *args, **kwargs
+                )
+                bound.apply_defaults()
+                return value._derive(method, tuple(bound.args[1 + takes_environment :]))
+            return plain(*([environment] if takes_environment else []), value, *args, **kwargs)
+
+        return filtered
+
+    def count_words(text: Any) -> int:
+        if isinstance(text, TrackedStr):
+            return text._tracker.observe(text._parts, "count words")
+        return jinja_filters.do_wordcount(text)
+
     environment.concat = lambda pieces: retrack("".join(pieces))
+    followed = {name: derived(name, method) for name, method in _DERIVED_FILTERS.items()}
+    followed |= {"format": formatted, "safe": marked, "wordcount": count_words, "tojson": to_json}
+    followed |= dict.fromkeys(("escape", "e"), escaped)
     environment.filters = {name: retracked(name, function) for name, function in environment.filters.items()}
-    environment.filters |= {"tojson": to_json, "_contains": contains, "_mod": mod}
+    environment.filters |= followed | {"_contains": contains, "_mod": mod}
     environment.filters["_concat"] = lambda pieces: retrack("".join(map(str, pieces)))
     for name in ("int", "float"):
         number = environment.filters[name]
         environment.filters[name] = lambda value, *args, _number=number, **kwargs: _number(
             value._tracker.observe(value._parts, "text") if isinstance(value, TrackedStr) else value, *args, **kwargs
         )
+    environment.tests["in"] = lambda value, container: value in within(container)
+    environment.tests["escaped"] = lambda value: isinstance(value, MarkedStr | markupsafe.Markup)
     environment.tests["sequence"] = lambda value: isinstance(value, str | dict | list | tuple) or _is_sequence(value)
     environment.globals |= {"raise_exception": _raise, "strftime_now": strftime_now}
     environment.globals |= {"namespace": _Namespace, "dict": _make_dict}

@@ -44,13 +44,13 @@ class TrackedDialogue:
         dialogue: the dialogue.
 
     Raises:
-        InputError: the dialogue's variables hold characters that stand for placeholders.
+        TemplateRefusal: the dialogue's variables hold characters that stand for placeholders.
     """
 
     def __init__(self, template: ChatTemplate, dialogue: Dialogue):
         self.template, self.dialogue = template, dialogue
         if dialogue.variables and PLACEHOLDERS.search(json.dumps(dialogue.variables, ensure_ascii=False)):
-            raise InputError(
+            raise TemplateRefusal(
                 f"{dialogue.source}: the variables of its template hold characters of Unicode's private planes 15 and "
                 "16, which mtsft needs itself; remove them"
             )
@@ -72,15 +72,16 @@ class TrackedDialogue:
 
         Raises:
             Refused: the template refuses.
-            InputError: the template does what cannot be tracked.
+            TemplateRefusal: the template does what cannot be tracked.
         """
         messages = [self._messages[i] for i in indices] + list(probes)
         try:
             return self.template.run(messages, self._tools, prompt, self.dialogue, self.tracker)
         except Untrackable as error:
-            raise InputError(
+            raise TemplateRefusal(
                 f"{self.dialogue.source}: the chat template {self.template.name} does with a message what cannot be "
-                f"followed ({error}), so that its words could be taken for control tokens"
+                f"followed ({error}), so that its words could be taken for control tokens; use another data.template, "
+                "or set data.refused='skip' to leave such dialogues out"
             ) from None
 
     def render_needed(self, indices: Sequence[int], prompt: bool) -> str:

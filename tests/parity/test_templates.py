@@ -176,7 +176,7 @@ BESIDE = {
     "Qwen3.5": {"<think>"},
     "Qwen3.6": {"<think>"},
     "Muse Glimmer": {"<|start|>", "assistant"},
-    **dict.fromkeys(("GLM-4.5 no thinking", "Nemotron 3 Super", "Qwen3.8 no thinking"), {"<think>", "</think>"}),
+    **{name: {"<think>", "</think>"} for name in ("GLM-4.5 no thinking", "Nemotron 3 Super", "Qwen3.8 no thinking")},
 }
 # Their prompts open a thought that replies without reasoning do not close: none of these is faithful.
 OPENS_A_THOUGHT = {"DeepSeek-V3.1", "DeepSeek-R1-Distill", "Nemotron 3 Nano"}
