@@ -7,6 +7,7 @@ from pathlib import Path
 from mtsft.data.store import code_digest, digest_files, in_cache
 from mtsft.dialogue import readers
 from mtsft.encoding.spec import ChatFormat, markers_of, parse_date, parse_variables
+from mtsft.errors import InputError
 from mtsft.files import atomic_write
 from mtsft.template import chat_template as templates
 from mtsft.tokenizer import load as tokenizers
@@ -78,12 +79,19 @@ def train_tokenizer(
 
 
 def _texts(files: Sequence[Path], format: str) -> Iterator[str]:
-    """What a tokenizer is trained on: the words of dialogues evenly over the files, with the names of their roles."""
+    """What a tokenizer is trained on: the words of dialogues evenly over the files, with the names of their roles.
+
+    Raises InputError where no line holds a dialogue, as its first one would.
+    """
     stride = -(-sum(path.stat().st_size for path in files) // _TOKENIZER_BYTES)
+    errors: list[InputError] = []  # of a line among others they are reported where dialogues are tokenised
+    is_empty = True
     for path in files:
-        # What is wrong with a line is reported where dialogues are tokenised.
-        wanted, ignore = (lambda number: number % stride == 0), (lambda error: None)
-        for _, dialogue in readers.read_dialogues(path, format, wanted=wanted, unreadable=ignore):
+        wanted = (lambda number: number % stride == 0) if stride > 1 else None
+        for _, dialogue in readers.read_dialogues(path, format, wanted=wanted, unreadable=errors.append):
+            is_empty = False
             for message in dialogue.messages:
                 yield message.role
                 yield message.content or ""
+    if is_empty and errors:
+        raise errors[0]

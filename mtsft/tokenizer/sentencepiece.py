@@ -5,6 +5,7 @@ Kudo and Richardson 2018, arXiv:1808.06226.
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import sentencepiece
@@ -22,6 +23,9 @@ from mtsft.tokenizer.base import (
     token_text,
 )
 
+# What SentencePiece says of a size that does not suit the texts.
+_NEEDS = re.compile(r"smaller than required_chars\. \d+ vs (\d+)")
+_AT_MOST = re.compile(r"set it to a value <= (\d+)")
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
@@ -202,5 +206,14 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, markers: Sequence
             )
             return {"tokenizer.model": model.getvalue()}
         except RuntimeError as error:
-            reason = one_line(error, 160)
-    raise InputError(f"data.vocab_size={vocab_size} does not suit these texts ({reason}); set it higher")
+            reason = str(error)
+    if number := _NEEDS.search(reason):
+        raise InputError(
+            f"data.vocab_size={vocab_size}: these texts have so many different characters that at least {number[1]} "
+            "would do; set it higher"
+        )
+    if number := _AT_MOST.search(reason):
+        raise InputError(
+            f"data.vocab_size={vocab_size}: these texts hold too little for it; at most {number[1]} would do"
+        )
+    raise InputError(f"data.vocab_size={vocab_size} does not suit these texts ({one_line(reason, 160)})")

@@ -45,3 +45,10 @@ def test_the_built_in_corpus_is_written_once(data, tmp_path):
     assert train.stat().st_mtime_ns == written
     with pytest.raises(InputError, match=r"^data.corpus='other': use 'recall'"):
         DataFiles.find(DataConfig(**vars(data) | corpus | {"corpus": "other"}))
+
+
+def test_a_file_without_one_dialogue_is_refused_by_its_first_line_though_no_tokenizer_is_named(data, tmp_path):
+    path = tmp_path / "other.jsonl"
+    path.write_text('{"text": "hi"}\n{"text": "you"}\n')
+    with pytest.raises(InputError, match=rf"^{path}:1: no 'messages', nor the keys of another format"):
+        DataFiles.find(DataConfig(**vars(data) | {"train": str(path), "eval": ""}))

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -156,8 +157,12 @@ def test_the_vocabulary_is_at_most_as_large_as_asked_for():
 
 
 def test_a_vocabulary_too_small_for_the_characters_is_refused():
-    with pytest.raises(InputError, match=r"^data\.vocab_size=100 does not suit .*; set it higher$"):
+    with pytest.raises(
+        InputError, match=r"^data\.vocab_size=100: .* at least (\d+) would do; set it higher$"
+    ) as caught:
         train_sentencepiece(TEXTS, 100, MARKERS)
+    least = int(re.search(r"at least (\d+)", str(caught.value))[1])
+    assert from_files(train_sentencepiece(TEXTS, least, MARKERS), MARKERS).vocab_size == least
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["\n\n", ""]])
