@@ -260,6 +260,9 @@ def _checks(stats: EncodingStats, part: Report, spec: EncodingSpec) -> list[_Che
          f"dialogues longer than a row of {part['row_length']:,}",
          "raise data.sequence_length, or set data.over_length; its policies and their cost are listed"),
         *lost,
+        *(("note", f"unread: {key}", count, f"dialogues with the key {key!r}, which nothing reads",
+           "see whether it says something that the model, or the training, should know")
+          for key, count in sorted(stats.unread.items())),
         ("warning", "altered", stats.altered, "responses that the tokenizer cannot spell to the byte (it normalises)",
          "none is needed if the model was trained with it"),
         ("note", "spells a control token", stats.spelling, "messages that spell a control token",

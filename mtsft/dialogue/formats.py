@@ -7,8 +7,9 @@
     tree                {"tree": {"role", "content", "replies": [...]}}, or OASST's {"prompt": {..., "replies": [...]}}
     parents             {"messages": [{"id", "parent_id", "role", "content"}, ...]}, in any order
 
-Every one may carry `id`, `system` (the text of a leading system message), `tools` (schemas of functions, a list or
-JSON of one) and `chat_template_kwargs`; normalize.py says what a message may hold. Other keys are not read.
+Every one may carry `id`, `system` or `system_prompt` (the text of a leading system message), `tools` (schemas of
+functions, a list or JSON of one) and `chat_template_kwargs`; normalize.py says what a message may hold. Other keys are
+kept, for a template that reads them.
 """
 
 import json
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from mtsft.dialogue.normalize import CONTENT, MEDIA, TEXT, VALUE, WEIGHTS, Normalizer, kind, refuse_media
+from mtsft.dialogue.normalize import CONTENT, TEXT, VALUE, WEIGHTS, Normalizer, kind, refuse_masks, refuse_media
 from mtsft.dialogue.schema import ROLES, Dialogue, Message
 from mtsft.errors import InputError, one_line
 
@@ -26,8 +27,10 @@ _Messages = tuple[list[Message], list[int] | None]  # with their parents, as Dia
 
 _PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
 _VARIABLES = ("chat_template_kwargs", "template_kwargs")
-# Keys beside `messages` whose values matter.
-_MEANINGFUL = frozenset(("system", "tools", "functions", *_VARIABLES, *MEDIA, *_PREFERENCES))
+_SYSTEM = ("system", "system_prompt", "system_message")
+_NAMES = ("id", "message_tree_id")
+# Keys beside the messages that are read in every format.
+_READ = frozenset((*_SYSTEM, "tools", "functions", *_VARIABLES, *_NAMES))
 
 
 def parse_record(record: object, where: str, default_id: str = "", format: str = "", *, check: bool = True) -> Dialogue:
@@ -52,10 +55,13 @@ def parse_record(record: object, where: str, default_id: str = "", format: str =
     reader = Normalizer(where, check)
     _refuse_preferences(record, where)
     refuse_media(record, f"{where}: the dialogue")
-    messages, parents = FORMATS[format or _recognise(record, where)](record, reader)
-    if (system := record.get("system")) is not None and system != "":
-        messages, parents = _after_system(reader.message({"role": "system", "content": system}, "'system'"),
-                                          messages, parents, where)  # fmt: skip
+    refuse_masks(record, f"{where}: the dialogue")
+    format = format or _recognise(record, where)
+    messages, parents = FORMATS[format](record, reader)
+    for key in _SYSTEM:
+        if (system := record.get(key)) is not None and system != "":
+            message = reader.message({"role": "system", "content": system}, repr(key))
+            messages, parents = _after_system(message, messages, parents, where, key)
     tools, functions = record.get("tools"), record.get("functions")
     return Dialogue(
         id=_name(record, default_id, reader),
@@ -64,12 +70,13 @@ def parse_record(record: object, where: str, default_id: str = "", format: str =
         parents=None if parents is None or parents == [*range(-1, len(parents) - 1)] else tuple(parents),
         tools=reader.tools(tools or functions),
         variables=_variables(record, reader),
+        others=_others(record, _KEYS[format]),
     )
 
 
 def _plain(record: Any, where: str, default_id: str, format: str, check: bool) -> Dialogue | None:
     """The fast path for most dialogues: nothing but roles and contents in order. None for any other."""
-    if format not in ("", "messages") or record.__class__ is not dict or not _MEANINGFUL.isdisjoint(record):
+    if format not in ("", "messages") or record.__class__ is not dict or not _PLAIN.issuperset(record):
         return None
     name, records = record.get("id", default_id), record.get("messages")
     if name.__class__ is not str or records.__class__ is not list or not records:
@@ -81,7 +88,7 @@ def _plain(record: Any, where: str, default_id: str, format: str, check: bool) -
         role, content = item.get("role"), item.get("content")
         if role not in ROLES or content.__class__ is not str:
             return None
-        messages.append(_NEW(Message, (role, content, 1.0, None)))
+        messages.append(_NEW(Message, (role, content, 1.0, None, None, None)))
     if check:
         try:
             name.encode()
@@ -92,6 +99,7 @@ def _plain(record: Any, where: str, default_id: str, format: str, check: bool) -
     return Dialogue(name, tuple(messages), where)
 
 
+_PLAIN = frozenset(("id", "messages"))
 _NEW = tuple.__new__  # does what the constructor of a named tuple does, in half its time
 
 
@@ -122,20 +130,23 @@ def _names_parents(messages: object) -> bool:
 
 
 def _messages(record: dict, reader: Normalizer) -> _Messages:
-    return [reader.message(item, n) for n, item in enumerate(_listed(record, "messages", reader), 1)], None
+    items = _listed(record, "messages", reader)
+    return reader.joined([reader.message(item, n) for n, item in enumerate(items, 1)], items), None
 
 
 def _sharegpt(record: dict, reader: Normalizer) -> _Messages:
     key = "conversations" if record.get("conversations") is not None else "conversation"
-    items, messages = _listed(record, key, reader), []
+    items, messages, origins = _listed(record, key, reader), [], []
     for number, item in enumerate(items, 1):
         if isinstance(item, dict) and item.keys() <= {"human", "assistant"} and item:  # a pair, as ms-swift has them
             pair = [(role, item[role]) for role in ("human", "assistant") if role in item]
             messages += [reader.message({"role": role, "content": text}, number) for role, text in pair]
+            origins += [item] * len(pair)
         else:
             named = isinstance(item, dict) and "role" in item and "from" not in item
             messages.append(reader.message(item, number, CONTENT if named else VALUE))
-    return messages, None
+            origins.append(item)
+    return reader.joined(messages, origins), None
 
 
 def _alpaca(record: dict, reader: Normalizer) -> _Messages:
@@ -233,6 +244,17 @@ FORMATS: dict[str, Callable[[dict, Normalizer], _Messages]] = {
 }
 
 
+# What each format reads of a record, beside the keys of all.
+_KEYS = {
+    "messages": frozenset(("messages",)),
+    "sharegpt": frozenset(("conversations", "conversation")),
+    "alpaca": frozenset(("instruction", "input", "context", "output", "response", "history", *WEIGHTS)),
+    "prompt_completion": frozenset(("prompt", "query", "completion", "response", "history", "label", *WEIGHTS)),
+    "tree": frozenset(("tree", "prompt")),
+    "parents": frozenset(("messages",)),
+}
+
+
 def _listed(record: dict, key: str, reader: Normalizer) -> list:
     """The list of messages under `key`."""
     items = record.get(key)
@@ -287,20 +309,32 @@ def _refuse_preferences(record: dict, where: str) -> None:
             )
 
 
-def _after_system(system: Message, messages: list[Message], parents: list[int] | None, where: str) -> _Messages:
+def _after_system(
+    system: Message, messages: list[Message], parents: list[int] | None, where: str, key: str
+) -> _Messages:
     """Messages and parents with a system message, which was given beside them, put first."""
     if messages[0].role == "system":
         if messages[0].content == system.content:
             return messages, parents
-        raise InputError(f"{where}: 'system' and the first message are two different system messages; keep one")
+        raise InputError(f"{where}: {key!r} and the first message are two different system messages; keep one")
     return [system, *messages], parents and [-1, *(parent + 1 for parent in parents)]
 
 
 def _name(record: dict, default: str, reader: Normalizer) -> str:
-    name = next((record[key] for key in ("id", "message_tree_id") if record.get(key) is not None), default)
+    name = next((record[key] for key in _NAMES if record.get(key) is not None), default)
     if reader.check:
         reader.refuse_half_pairs(name, f"{reader.where}: 'id' holds")
     return name if isinstance(name, str) else json.dumps(name, default=str)
+
+
+def _others(record: dict, keys: frozenset[str]) -> dict | None:
+    """What a record has beside what is read of it; nulls and empty lists say nothing. keys: of its format."""
+    others = {
+        key: value
+        for key, value in record.items()
+        if key not in _READ and key not in keys and value is not None and value != []
+    }
+    return others or None
 
 
 def _variables(record: dict, reader: Normalizer) -> dict | None:

@@ -4,7 +4,7 @@ In every function `subject` is what an error begins with: the file, the line and
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +23,18 @@ MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 # The keys of a message that the text of a plain one stands under, in each family of formats.
 CONTENT, VALUE, TEXT = ("role", "content"), ("from", "value"), ("role", "text")
 
-WEIGHTS = frozenset(("weight", "loss_weight", "train", "loss"))  # the keys that say what a message counts
+WEIGHTS = frozenset(("weight", "loss_weight", "train", "training", "loss"))  # the keys that say what a message counts
+# Keys that say what is trained in ways that are not read here: to pass over one would train something else.
+MASKS = ("train_detail", "mask", "loss_mask", "train_on_input", "train_on_inputs", "train_on_prompt")
 _RARE_WEIGHTS = WEIGHTS - {"weight"}
 _RANGE = (1e-6, 1e6)  # of a weight: least and greatest, 0 apart: sums of them stay exact enough in float32
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-_NOT_OF_MESSAGES = frozenset(("tools", "functions", *MEDIA))
+_NOT_OF_MESSAGES = frozenset(("tools", "functions", *MEDIA, *MASKS))
 _STRINGS = ("name", "tool_call_id", *_REASONING)
 # What makes a message more than text with a weight.
 _MORE = _NOT_OF_MESSAGES.union(("tool_calls", "function_call", *_STRINGS))
+# All that is read of a message beside its role and content, or says how it stands among others.
+_READ = _MORE.union(WEIGHTS, ("id", "parent_id", "parent", "replies"))
 # The types of parts, ranked as templates render them: parts in another order would be rendered out of order.
 _PARTS = {
     **dict.fromkeys(("reasoning", "thinking"), (0, "reasoning")),
@@ -73,6 +77,16 @@ def refuse_media(record: Mapping, subject: str) -> None:
             raise InputError(f"{subject} has '{key}', and only text is trained on; remove the dialogue")
 
 
+def refuse_masks(record: Mapping, subject: str) -> None:
+    """Raises InputError for keys of other trainers that choose what is trained, where they are set."""
+    for key in MASKS:
+        if record.get(key) not in (None, False, [], ""):
+            raise InputError(
+                f"{subject} has {key!r}, which says what is trained in a way that is not read here; give messages a "
+                "'weight' (0 for context) in its place, or use data.responses"
+            )
+
+
 @dataclass(slots=True)
 class Normalizer:
     """Brings the messages and tools of one record into the one form.
@@ -106,8 +120,38 @@ class Normalizer:
             role, calling = self._role(given, number, role_key)
         subject = f"{self.where}: message {number} ({role})"
         if _MORE.isdisjoint(record) and record.get(content_key).__class__ is str and not (calling or self.check):
-            return Message(role, record[content_key], self._weight(record, subject))
-        return self._structured(record, role, calling, content_key, subject)
+            weight = self._weight(record, subject)
+            others = None if len(record) == 2 else self._others(record, keys)
+            return Message(role, record[content_key], weight, None, None, others)
+        return self._structured(record, role, calling, keys, subject)
+
+    def joined(self, messages: list[Message], records: Sequence[object]) -> list[Message]:
+        """Messages in order, of which neighbours that are one turn are one: calls given as entries of their own.
+
+        As ms-swift has them: a call follows the words that lead to it, or another call of the same turn.
+
+        Args:
+            messages: in order.
+            records: what each was read from.
+        """
+        calling = [_is_call(record) for record in records]
+        if True not in calling:
+            return messages
+        turns: list[Message] = []
+        for i, message in enumerate(messages):
+            before = turns[-1] if turns else None
+            if before is None or not calling[i] or before.role != "assistant":
+                turns.append(message)
+                continue
+            if before.weight != message.weight:
+                raise InputError(
+                    f"{self.where}: messages {i} and {i + 1} are one turn of the assistant and have two weights; "
+                    "give them one"
+                )
+            fields, more = dict(before.fields or {}), message.fields or {}
+            fields["tool_calls"] = [*fields.get("tool_calls", ()), *more["tool_calls"]]
+            turns[-1] = before._replace(fields=fields, others=(before.others or {}) | (message.others or {}) or None)
+        return turns
 
     def tools(self, tools: object) -> list[dict] | None:
         """Schemas of functions, given as a list or as JSON of one; None if there are none."""
@@ -140,18 +184,26 @@ class Normalizer:
         shown = missing if given is None else f"the unknown role {one_line(json.dumps(given, default=str), 40)}"
         raise InputError(f"{self.where}: message {number} has {shown}; use one of {', '.join(ROLES)}")
 
-    def _structured(self, record: dict, role: str, calling: bool, content_key: str, subject: str) -> Message:
+    def _others(self, record: dict, keys: tuple[str, str]) -> dict | None:
+        """What a message has beside all that is read of it; nulls say nothing."""
+        return {k: v for k, v in record.items() if k not in _READ and k not in keys and v is not None} or None
+
+    def _structured(self, record: dict, role: str, calling: bool, keys: tuple[str, str], subject: str) -> Message:
         """A message that holds more than text, or may hold half a surrogate pair."""
+        content_key = keys[1]
         if not _NOT_OF_MESSAGES.isdisjoint(record):
             refuse_media(record, subject)
+            refuse_masks(record, subject)
             if key := next((key for key in ("tools", "functions") if record.get(key)), None):
                 raise InputError(
                     f"{subject} has '{key}', which a dialogue has as a whole; move them beside its messages"
                 )
-        content, reasoning, calls = record.get(content_key), None, []
+        content, reasoning, calls, parts = record.get(content_key), None, [], None
         if calling:
             content, calls = None, self._calls_in(content, subject)
         elif content.__class__ is not str:
+            parts = _readable(content)
+            record = self._with_weight_of_parts(record, content, subject)
             content, reasoning, calls = self._content(content, role, subject)
         if "tool_calls" in record or "function_call" in record:
             calls = [*calls, *self._calls(record, subject)]
@@ -174,7 +226,32 @@ class Normalizer:
             self.refuse_half_pairs(content, f"{subject} holds")
             for key, value in fields.items():
                 self.refuse_half_pairs(value, f"{subject} has a '{key}' that holds")
-        return Message(role, content, self._weight(record, subject), fields or None)
+        others = self._others(record, keys)
+        return Message(role, content, self._weight(record, subject), fields or None, parts, others)
+
+    def _with_weight_of_parts(self, record: dict, content: object, subject: str) -> dict:
+        """A message whose typed parts say what they count, with that as what the message counts: they must agree."""
+        parts = content if isinstance(content, list) else []
+        stated = {
+            self._weight(part, f"{subject} part {number}") if not WEIGHTS.isdisjoint(part) else None
+            for number, part in enumerate(parts, 1)
+            if isinstance(part, dict)
+        }
+        for part in parts:
+            if isinstance(part, dict):
+                refuse_masks(part, f"{subject}: a part")
+        if stated <= {None}:
+            return record
+        if len(stated) > 1:
+            key = next(key for part in parts for key in part if key in WEIGHTS)
+            raise InputError(
+                f"{subject} has parts that differ in {key!r}, and a message is trained as a whole; give all its parts "
+                "the same, or make it two messages"
+            )
+        weight = stated.pop()
+        if not WEIGHTS.isdisjoint(record) and self._weight(record, subject) != weight:
+            raise InputError(f"{subject} contradicts its parts, which weigh {weight:g}; keep one of them")
+        return {key: value for key, value in record.items() if key not in WEIGHTS} | {"weight": weight}
 
     def _string(self, record: dict, key: str, subject: str) -> str:
         if not isinstance(value := record[key], str):
@@ -259,7 +336,7 @@ class Normalizer:
                              '{"name": ..., "arguments": {...}}}')  # fmt: skip
         arguments = function.get("arguments", function.get("parameters"))
         if isinstance(arguments, str):
-            arguments = _object_or_text(arguments)
+            arguments = _object_or_text(arguments) if arguments.strip() else {}
         elif arguments is None:
             arguments = {}
         elif not isinstance(arguments, dict):
@@ -285,13 +362,18 @@ class Normalizer:
             if (weight := record.get(key)) is None:
                 continue
             is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-            if not is_number or not (weight == 0 or _RANGE[0] <= weight <= _RANGE[1]):
+            if not is_number:
+                raise InputError(
+                    f"{subject} has a {key} that is {kind(weight)} ({one_line(json.dumps(weight, default=str), 40)}); "
+                    "write a number, or leave it out"
+                )
+            if not (weight == 0 or _RANGE[0] <= weight <= _RANGE[1]):
                 raise InputError(
                     f"{subject} has {key} {one_line(weight, 40)}; use 0, a number from {_RANGE[0]:g} to "
                     f"{_RANGE[1]:g}, or leave it out"
                 )
             stated[key] = float(weight)
-        trained = {key: record[key] for key in ("train", "loss") if record.get(key) is not None}
+        trained = {key: record[key] for key in ("train", "training", "loss") if record.get(key) is not None}
         for key, value in trained.items():
             if not isinstance(value, bool):
                 raise InputError(f"{subject} has '{key}' that is {kind(value)}; use true or false, or leave it out")
@@ -306,6 +388,29 @@ class Normalizer:
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", "nested too deeply")
             raise InputError(f"{subject} is not JSON ({reason}): {one_line(text, 60)}; repair or remove it") from None
+
+
+def _is_call(record: object) -> bool:
+    """Whether a record is nothing but calls of the turn that it is in."""
+    role = (record.get("role") or record.get("from")) if isinstance(record, dict) else None
+    return isinstance(role, str) and role.lower() in CALLING_ROLES
+
+
+def _readable(content: object) -> list[dict[str, str]] | None:
+    """Typed parts as templates read them; None where the content is something else, or a part is no text or thought."""
+    if not isinstance(content, list) or not content:
+        return None
+    parts = []
+    for part in content:
+        rank, kind_of = _PARTS.get(part.get("type"), (2, "")) if isinstance(part, dict) else (2, "")
+        if rank == 2:
+            return None
+        name = "text" if kind_of == "text" else "thinking"
+        words = next(
+            (part[key] for key in (part["type"], "text", "value", "content") if part.get(key) is not None), None
+        )
+        parts.append({"type": name, name: words})
+    return parts
 
 
 def _is_media(name: str) -> bool:

@@ -17,12 +17,17 @@ class Message(NamedTuple):  # not a frozen dataclass: it is made four times as f
         fields: what else a chat template may read of it, under the names that templates use: `reasoning_content`
             (str), `tool_calls` ([{"type": "function", "id": ..., "function": {"name": str, "arguments": dict or
             str}}]), `tool_call_id`, `name`.
+        parts: the typed parts that its content and reasoning were given as, [{"type": "text", "text": ...},
+            {"type": "thinking", "thinking": ...}], for templates that read them; None for a plain text.
+        others: whatever else the file has of it, of which a template may read some.
     """
 
     role: str
     content: str | None
     weight: float = 1.0
     fields: Mapping[str, Any] | None = None
+    parts: Sequence[Mapping[str, str]] | None = None
+    others: Mapping[str, Any] | None = None
 
     def as_record(self) -> dict[str, Any]:
         """The message as chat templates know it."""
@@ -43,6 +48,7 @@ class Dialogue:
             first).
         tools: schemas of the functions that may be called.
         variables: what else the chat template is given (`enable_thinking`, say).
+        others: whatever else the file has beside the messages, of which a template may read some (`documents`, say).
     """
 
     id: str
@@ -51,6 +57,7 @@ class Dialogue:
     parents: tuple[int, ...] | None = None
     tools: Sequence[Any] | None = None
     variables: Mapping[str, Any] | None = None
+    others: Mapping[str, Any] | None = None
 
     def path(self, message: int) -> list[int]:
         """The messages from the first one to `message`, both included; in a tree, those that lead to it."""

@@ -27,11 +27,10 @@ from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.text_ids import TextIds, TextKey
 from mtsft.encoding.token_tree import GrownTree, TokenTree, expand, positions
 from mtsft.errors import InputError
-from mtsft.template.chat_template import ChatTemplate
+from mtsft.template.chat_template import ChatTemplate, TemplateRefusal
 from mtsft.template.compile import TemplateCompiler
 from mtsft.template.placeholders import Bindings
 from mtsft.template.spans import TurnPlan
-from mtsft.template.tracked_dialogue import TemplateRefusal
 from mtsft.tokenizer.base import Tokenizer
 
 TREES = ("tree", "paths")
@@ -169,6 +168,8 @@ class Encoder:
     def _plan(self, dialogue: Dialogue, stats: EncodingStats) -> _Plan | None:
         """What is to be tokenized of a dialogue; nothing, or None, where nothing of it trains."""
         stats.dialogues += 1
+        if dialogue.others or any(m.others for m in dialogue.messages):
+            stats.count_unread(dialogue, self.template.unread(dialogue))
         weights = response_weights(dialogue, self.config)
         if not weights:
             stats.without_response += 1

@@ -45,6 +45,7 @@ class EncodingStats:
         supervised_weight: the sum of their weights.
         unfaithful: responses by kind (a key of render_turns.UNFAITHFUL), whatever became of them.
         lost: messages (or tools) whose words no rendering shows, by field.
+        unread: dialogues with keys of a file that nothing reads, by key.
         by_role: supervised tokens by the role of the message.
         by_turn: supervised tokens by turn index.
         examples: where the first few problems of every kind were met.
@@ -77,6 +78,7 @@ class EncodingStats:
     supervised_weight: float = 0.0
     unfaithful: Counter = field(default_factory=Counter)
     lost: Counter = field(default_factory=Counter)
+    unread: Counter = field(default_factory=Counter)
     by_role: Counter = field(default_factory=Counter)
     by_turn: Counter = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -103,7 +105,7 @@ class EncodingStats:
     @classmethod
     def of(cls, record: dict) -> "EncodingStats":
         """From what `as_record` gave, by way of JSON."""
-        counters = {"unfaithful": str, "lost": str, "by_role": str, "by_turn": int}
+        counters = {"unfaithful": str, "lost": str, "unread": str, "by_role": str, "by_turn": int}
         made = {name: Counter({key(k): n for k, n in record[name].items()}) for name, key in counters.items()}
         return cls(**{**record, **made})
 
@@ -136,6 +138,12 @@ class EncodingStats:
                 if isinstance(call.get("function", {}).get("arguments"), str):
                     self.malformed += 1
                     self.note("malformed arguments", f"{dialogue.source}: message {i + 1}")
+
+    def count_unread(self, dialogue: Dialogue, keys: Sequence[str]) -> None:
+        """Counts the keys of a dialogue that nothing reads."""
+        for key in keys:
+            self.unread[key] += 1
+            self.note(f"unread: {key}", dialogue.source)
 
     def count_chain(
         self,

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from mtsft.encoding.reply_tokens import SAID, ReplyTokens
 from mtsft.errors import InputError
+from mtsft.template.chat_template import TemplateRefusal
 from mtsft.template.placeholders import Bindings, Placeholder
 from mtsft.template.spans import Segment
-from mtsft.template.tracked_dialogue import TemplateRefusal
 from mtsft.tokenizer.base import AFTER_CONTROL, CONTINUATION, WHITESPACE, Tokenizer
 
 TextKey = tuple[str, int]  # (text, edge: where it stands, see tokenizer/base.py)

@@ -8,11 +8,10 @@ For response k at message i, with the template R,
 both found by rendering exactly that with tracked strings (render_turns.py). The package's docstring has an example.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from mtsft.dialogue.schema import Dialogue
+from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.template.chat_template import ChatTemplate
 from mtsft.template.placeholders import Bindings, structure
 from mtsft.template.reasoning import ReasoningMarks
@@ -97,14 +96,20 @@ def _cache_key(dialogue: Dialogue, wanted: Collection[int], records: Mapping[str
     records: its messages as the template is given them, where a content may be null that was empty.
     """
     messages = tuple(
-        [
-            m.role if not m.fields and m.content is not None else (m.role, _key_of(records["messages"][i]))
-            for i, m in enumerate(dialogue.messages)
-        ]
+        [m.role if _is_plain(m) else (m.role, _key_of(records["messages"][i])) for i, m in enumerate(dialogue.messages)]
     )
     tools = dialogue.tools and tuple(type(tool).__name__ for tool in dialogue.tools)
-    variables = dialogue.variables and json.dumps(dialogue.variables, sort_keys=True)
-    return messages, tuple(wanted), dialogue.parents, tools, variables
+    # Of variables, texts and containers are guarded where they are read.
+    variables = records["variables"] and tuple(
+        (key, type(value).__name__ if isinstance(value, str | dict | list | tuple) else structure(value))
+        for key, value in sorted(records["variables"].items())
+    )
+    return messages, tuple(wanted), dialogue.parents, tools, variables or None
+
+
+def _is_plain(message: Message) -> bool:
+    """Whether a message is no more than a role and a text."""
+    return not (message.fields or message.others or message.parts) and message.content is not None
 
 
 def _key_of(value: Any) -> Any:

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 
 from mtsft.errors import InputError, one_line
@@ -29,6 +29,7 @@ class JinjaTemplate:
     Attributes:
         literals: every constant string of the template.
         names: every name that it uses, of variables, attributes and constant keys.
+        variables: those that it reads and does not set, nor has from everywhere: what it may be given.
         has_plain_tail: whether what follows its last loop over messages depends on its other variables alone.
 
     Raises:
@@ -50,6 +51,7 @@ class JinjaTemplate:
                 for node in tree.find_all((nodes.Getattr, nodes.Getitem))
                 if isinstance(node, nodes.Getattr) or isinstance(node.arg, nodes.Const)
             }
+            self.variables = frozenset(meta.find_undeclared_variables(tree) - self._environment.globals.keys())
             self.has_plain_tail = _has_plain_tail(tree)
             code = self._environment.compile(trackable(tree), name)
             self._template = jinja2.Template.from_code(self._environment, code, self._environment.make_globals(None))

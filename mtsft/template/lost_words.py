@@ -70,20 +70,21 @@ class LostWords:
             yield ("tools",), "tools"
             return
         record = ("messages", message)
-        yield (*record, "content"), "content"
+        if not is_response:
+            yield (*record, "content"), "content"
+        for path, field in self._tracked.words_of(message) if is_response else ():
+            if field == "content" or self._is_filled(message, path, field):
+                yield path, field
         fields = self._dialogue.messages[message].fields or {}
         for i, call in enumerate(fields.get("tool_calls") or ()):
             yield (*record, "tool_calls", i), "tool_calls"
             function = call.get("function") if isinstance(call, dict) else None
             path = (*record, "tool_calls", i, "function", "arguments")
-            if isinstance(function, dict) and "arguments" in function and self._is_filled(message, path):
+            if isinstance(function, dict) and "arguments" in function and self._is_filled(message, path, "tool_calls"):
                 yield path, "tool_calls"
-        path = (*record, "reasoning_content")
-        if is_response and "reasoning_content" in fields and self._is_filled(message, path):
-            yield path, "reasoning_content"
 
-    def _is_filled(self, message: int, path: tuple) -> bool:
-        return self._tracker.observe((self._tracker.placeholder(message, path[2], path),), "bool")
+    def _is_filled(self, message: int, path: tuple, field: str) -> bool:
+        return self._tracker.observe((self._tracker.placeholder(message, field, path),), "bool")
 
     def _covers(self, message: int, path: tuple, parts: Parts) -> bool:
         """Whether all words of a response's content are in the parts, but for white space and reasoning marks."""
@@ -95,10 +96,11 @@ class LostWords:
 
     def _has_content(self, message: int) -> bool:
         """Whether there is more than white space in a message's content: a guard, so only asked where it matters."""
-        if self._tracker.bindings.records["messages"][message].get("content") is None:
-            return False
-        content = self._tracker.placeholder(message, "content", ("messages", message, "content"))
-        return self._tracker.observe((content,), "bool strip", (None,))
+        texts = [path for path, field in self._tracked.words_of(message) if field == "content"]
+        return any(
+            self._tracker.observe((self._tracker.placeholder(message, "content", path),), "bool strip", (None,))
+            for path in texts
+        )
 
 
 def _shown(parts: Parts) -> dict[int, set[tuple]]:

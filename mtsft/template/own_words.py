@@ -52,7 +52,7 @@ def own_words(
     if missing != ["reasoning_content"]:
         if fields.get("tool_calls") or controls.usual_stop is None:
             return None
-        response = (*_content(tracked, message), controls.usual_stop)
+        response = (*_said(tracked, message, "content"), controls.usual_stop)
     return _with_reasoning(tracked, marks, message, marks.opened_by(tail), response)
 
 
@@ -143,11 +143,10 @@ def _with_stop(tracked: TrackedDialogue, controls: ControlTokens, path: Sequence
     return (*rendered[: own[-1] + 1], controls.usual_stop) if own else None
 
 
-def _content(tracked: TrackedDialogue, message: int) -> Parts:
-    record = ("messages", message, "content")
-    content = tracked.tracker.placeholder(message, "content", record)
-    has_content = tracked.dialogue.messages[message].content is not None
-    return (content,) if has_content and tracked.tracker.observe((content,), "bool") else ()
+def _said(tracked: TrackedDialogue, message: int, field: str) -> Parts:
+    """The texts of a message's content, or of its reasoning, that are not empty."""
+    texts = [tracked.tracker.placeholder(message, field, path) for path, of in tracked.words_of(message) if of == field]
+    return tuple(text for text in texts if tracked.tracker.observe((text,), "bool"))
 
 
 def _with_reasoning(
@@ -157,10 +156,9 @@ def _with_reasoning(
 
     Marks of an empty thought that the template put in fall away.
     """
-    tracker, fields = tracked.tracker, tracked.dialogue.messages[message].fields or {}
-    reasoning = tracker.placeholder(message, "reasoning_content", ("messages", message, "reasoning_content"))
+    tracker, reasoning = tracked.tracker, _said(tracked, message, "reasoning_content")
     first = response[0] if response else ""
-    if not fields.get("reasoning_content") or not tracker.observe((reasoning,), "bool"):
+    if not reasoning:
         if opened and type(first) is Placeholder and first.path is not None:  # words that open what is open already
             first = tracker.placeholder(message, first.field, first.path, "removeprefix", (opened,))
             response = (first, *response[1:])
@@ -168,5 +166,5 @@ def _with_reasoning(
     opening, closing = marks.pairs[0]
     if type(first) is str and closing in first:
         response = (first[first.rindex(closing) + len(closing) :].lstrip(), *response[1:])
-    lead = ("" if opened else f"{opening}\n", reasoning, f"\n{closing}\n\n")
+    lead = ("" if opened else f"{opening}\n", *reasoning, f"\n{closing}\n\n")
     return tuple(part for part in (*lead, *response) if part)

@@ -20,8 +20,8 @@ class Bindings:
     """The values that placeholders take in one dialogue.
 
     Attributes:
-        records: {"messages": [message as the template is given it, ...], "tools": [...] or None}; `ChatTemplate.bind`
-            makes one whose messages are made when first asked for.
+        records: {"messages": [message as the template is given it, ...], "tools": [...] or None, "variables": {...}};
+            `ChatTemplate.bind` makes one whose messages are made when first asked for.
         values: the value of each placeholder that was asked for so far.
     """
 

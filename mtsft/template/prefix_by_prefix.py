@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+from mtsft.template.chat_template import TemplateRefusal
 from mtsft.template.lost_words import LostWords
 from mtsft.template.placeholders import Parts
 from mtsft.template.prefix_diff import added_to
 from mtsft.template.spans import ControlTokens, RenderedTurn, Segment, edge_after, owned
 from mtsft.template.stops import up_to_stop
-from mtsft.template.tracked_dialogue import TemplateRefusal, TrackedDialogue
+from mtsft.template.tracked_dialogue import TrackedDialogue
 from mtsft.tokenizer.base import START
 
 

@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 from mtsft.dialogue.schema import Dialogue
 from mtsft.errors import InputError
-from mtsft.template.chat_template import ChatTemplate
+from mtsft.template.chat_template import ChatTemplate, TemplateRefusal
 from mtsft.template.lost_words import LostWords
 from mtsft.template.one_pass import in_one_pass
 from mtsft.template.own_words import own_words
 from mtsft.template.prefix_by_prefix import prefix_by_prefix
 from mtsft.template.reasoning import ReasoningMarks
 from mtsft.template.spans import ControlTokens, RenderedTurn, Segment, Turn, TurnPlan, authors
-from mtsft.template.tracked_dialogue import TemplateRefusal, TrackedDialogue
+from mtsft.template.tracked_dialogue import TrackedDialogue
 from mtsft.tokenizer.base import START
 
 # How a turn may be unfaithful, in the order in which it is found out.

@@ -1,21 +1,17 @@
 """One dialogue under a chat template, its messages given to the template as tracked strings."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mtsft.dialogue.schema import Dialogue
-from mtsft.errors import InputError
-from mtsft.template.chat_template import REASONING_NAMES, ChatTemplate
+from mtsft.template.chat_template import REASONING_NAMES, ChatTemplate, TemplateRefusal
 from mtsft.template.jinja import Refused
 from mtsft.template.placeholders import Parts
-from mtsft.template.provenance import PLACEHOLDERS, Tracker, Untrackable
+from mtsft.template.provenance import Tracker, Untrackable
 from mtsft.template.read_order import WatchedMessages
 from mtsft.template.tracked_containers import wrap
 
-
-class TemplateRefusal(InputError):
-    """A dialogue that its template refuses, or its tokenizer."""
+_FIELDS = {"text": "content", "thinking": "reasoning_content"}  # of typed parts
 
 
 class PrefixMarks(NamedTuple):
@@ -43,17 +39,10 @@ class TrackedDialogue:
         template: the chat template.
         dialogue: the dialogue.
 
-    Raises:
-        TemplateRefusal: the dialogue's variables hold characters that stand for placeholders.
     """
 
     def __init__(self, template: ChatTemplate, dialogue: Dialogue):
         self.template, self.dialogue = template, dialogue
-        if dialogue.variables and PLACEHOLDERS.search(json.dumps(dialogue.variables, ensure_ascii=False)):
-            raise TemplateRefusal(
-                f"{dialogue.source}: the variables of its template hold characters of Unicode's private planes 15 and "
-                "16, which mtsft needs itself; remove them"
-            )
         self.tracker = Tracker(template.bind(dialogue))
         records = self.tracker.bindings.records
         self._messages = [self._wrap(record, i) for i, record in enumerate(records["messages"])]
@@ -61,6 +50,10 @@ class TrackedDialogue:
         self._tools = tools and [
             wrap(self.tracker, tool, ("tools", i), -1, "tools", opaque=True) for i, tool in enumerate(tools)
         ]
+        self._variables = {
+            key: wrap(self.tracker, value, ("variables", key), -1, "variables", opaque=True)
+            for key, value in records["variables"].items()
+        }
 
     def render(self, indices: Sequence[int], prompt: bool, probes: Sequence[dict] = ()) -> str:
         """The buffer of some of the messages.
@@ -76,7 +69,7 @@ class TrackedDialogue:
         """
         messages = [self._messages[i] for i in indices] + list(probes)
         try:
-            return self.template.run(messages, self._tools, prompt, self.dialogue, self.tracker)
+            return self._run(messages, prompt)
         except Untrackable as error:
             raise TemplateRefusal(
                 f"{self.dialogue.source}: the chat template {self.template.name} does with a message what cannot be "
@@ -113,17 +106,31 @@ class TrackedDialogue:
             return None
         try:
             messages = WatchedMessages(self._messages[:count])
-            buffer = template.run(messages, self._tools, False, self.dialogue, self.tracker)
+            buffer = self._run(messages, False)
             if not messages.in_order or len(messages.marks) != count + 1:
                 return None
             first = WatchedMessages(self._messages[:1])
-            prompted = template.run(first, self._tools, True, self.dialogue, self.tracker)
+            prompted = self._run(first, True)
         except (Refused, Untrackable):
             return None
         if not first.in_order or len(first.marks) != 2:
             return None
         end = messages.marks[-1]
         return PrefixMarks(buffer[:end], messages.marks, buffer[end:], prompted[first.marks[-1] :])
+
+    def _run(self, messages: list, prompt: bool) -> str:
+        return self.template.run(messages, self._tools, prompt, self.dialogue, self.tracker, self._variables)
+
+    def words_of(self, message: int) -> list[tuple[tuple, str]]:
+        """(path, field) of the texts that are a message's content and its reasoning, in order."""
+        record, path = self.tracker.bindings.records["messages"][message], ("messages", message)
+        words = [((*path, "reasoning_content"), "reasoning_content")] if "reasoning_content" in record else []
+        content = record.get("content")
+        if isinstance(content, list):
+            return words + [
+                ((*path, "content", i, part["type"]), _FIELDS[part["type"]]) for i, part in enumerate(content)
+            ]
+        return words + ([((*path, "content"), "content")] if content is not None else [])
 
     def record(self, message: int) -> dict[str, Any]:
         """A message as the template is given it."""
@@ -138,7 +145,15 @@ class TrackedDialogue:
         path = ("messages", index)
         wrapped = {"role": record["role"]}
         for key, value in record.items():
-            if key != "role":
+            if key == "content" and isinstance(value, list):
+                wrapped[key] = [self._part(part, (*path, key, i), index) for i, part in enumerate(value)]
+            elif key != "role":
                 name = "reasoning_content" if key in REASONING_NAMES else key  # one value under several names
                 wrapped[key] = wrap(self.tracker, value, (*path, name), index, name)
         return wrapped
+
+    def _part(self, part: dict[str, str], path: tuple, index: int) -> dict[str, Any]:
+        """One typed part; a thought among them is reasoning, as one in a field of its own."""
+        return {
+            key: wrap(self.tracker, value, (*path, key), index, _FIELDS.get(key, key)) for key, value in part.items()
+        }

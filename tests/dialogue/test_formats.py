@@ -53,9 +53,33 @@ def test_every_format_says_the_same_dialogue(name):
     format = name.partition(",")[0]
     for given_format in ("", format):
         dialogue = read(SAME[name], given_format)
-        assert dialogue.messages == tuple(CHAIN)
+        assert [m._replace(others=None) for m in dialogue.messages] == CHAIN
         assert (dialogue.id, dialogue.source, dialogue.parents) == ("d.jsonl:7", "d.jsonl:7", None)
         assert (dialogue.tools, dialogue.variables) == (None, None)
+
+
+def test_what_is_not_read_is_kept():
+    dialogue = read(SAME["messages, other keys"])
+    assert dialogue.others == {"source": "x", "prompt": "u"}
+    assert [m.others for m in dialogue.messages] == [{"rank": 3}] * len(CHAIN)
+    assert read({"messages": [USER], "source": None, "documents": [], "system": "", "id": 3}).others is None
+    assert read({"instruction": "a", "output": "b", "context": "", "lang": "en"}).others == {"lang": "en"}
+
+
+@pytest.mark.parametrize("key", ["system", "system_prompt", "system_message"])
+def test_a_system_prompt_beside_the_messages_has_several_names(key):
+    assert said({key: "s", "messages": [USER]}) == [Message("system", "s"), Message("user", "u")]
+    problem = refusal({key: "s", "messages": [{"role": "system", "content": "t"}, USER]})
+    assert problem == f"{key!r} and the first message are two different system messages; keep one"
+
+
+@pytest.mark.parametrize("key", ["train_on_input", "mask", "loss_mask", "train_detail"])
+def test_keys_that_choose_what_is_trained_in_other_ways_are_refused(key):
+    for record in ({"messages": [USER], key: [1]}, {"messages": [{**USER, key: True}]}):
+        assert f"has {key!r}, which says what is trained in a way that is not read here" in refusal(record)
+        for said_nothing in (None, False, []):
+            cleared = json.loads(json.dumps(record).replace("[1]", "null").replace("true", json.dumps(said_nothing)))
+            assert said(cleared)[0].content == "u"
 
 
 def test_no_tools_and_no_variables_are_none():
@@ -72,7 +96,7 @@ def test_every_format_may_carry_a_name_tools_and_variables(name):
     schema = {"name": "f", "parameters": {}}
     also = {"id": "mine", "tools": json.dumps([schema]), "chat_template_kwargs": {"enable_thinking": False}}
     dialogue = read(SAME[name] | also)
-    assert dialogue.messages == tuple(CHAIN)
+    assert [m._replace(others=None) for m in dialogue.messages] == CHAIN
     assert dialogue.id == "mine"
     assert dialogue.tools == [{"type": "function", "function": schema}]
     assert dialogue.variables == {"enable_thinking": False}

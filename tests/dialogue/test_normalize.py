@@ -57,8 +57,8 @@ def test_calls_may_stand_beside_words():
 
 @pytest.mark.parametrize(
     ("arguments", "read_as"),
-    [('{"a": "é"}', {"a": "é"}), ("{}", {}), (None, {}), ("", ""), ("{'a': 1}", "{'a': 1}"), ("[1]", "[1]"),
-     (' {"a": 1', ' {"a": 1'), ('{"a": NaN}', '{"a": NaN}'), ("[" * 100_000, "[" * 100_000)],
+    [('{"a": "é"}', {"a": "é"}), ("{}", {}), (None, {}), ("", {}), (" \n", {}), ("{'a': 1}", "{'a': 1}"),
+     ("[1]", "[1]"), (' {"a": 1', ' {"a": 1'), ('{"a": NaN}', '{"a": NaN}'), ("[" * 100_000, "[" * 100_000)],
     ids=lambda value: str(value)[:9],
 )  # fmt: skip
 def test_arguments_are_an_object_where_they_say_one_and_else_the_text_they_are(arguments, read_as):
@@ -66,7 +66,7 @@ def test_arguments_are_an_object_where_they_say_one_and_else_the_text_they_are(a
     assert call == {"type": "function", "function": {"name": "f", "arguments": read_as}}
 
 
-def test_calls_and_results_of_sharegpt_become_messages_of_their_own():
+def test_neighbouring_calls_of_sharegpt_are_one_turn():
     record = {
         "conversations": [
             {"from": "human", "value": "u"},
@@ -83,11 +83,42 @@ def test_calls_and_results_of_sharegpt_become_messages_of_their_own():
     ]
     assert said(record) == [
         U,
-        Message("assistant", None, fields={"tool_calls": calls[:1]}),
-        Message("assistant", None, fields={"tool_calls": calls[1:]}),
+        Message("assistant", None, fields={"tool_calls": calls}),
         Message("tool", '{"y": 2}'),
         A,
     ]
+
+
+def test_a_call_after_words_is_the_end_of_their_turn():
+    call = {"role": "tool_call", "content": '{"name": "f", "arguments": {}}'}
+    words = {"role": "assistant", "content": "I look."}
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    assert said({"messages": [words, call]}) == [Message("assistant", "I look.", fields={"tool_calls": calls})]
+    # What is said after a call, or by others in between, is another message.
+    assert [m.content for m in said({"messages": [call, words]})] == [None, "I look."]
+    assert len(said({"messages": [call, {"role": "tool_response", "content": "r"}, call]})) == 3
+    problem = refusal({"messages": [words, {**call, "weight": 0}]})
+    assert problem == "messages 1 and 2 are one turn of the assistant and have two weights; give them one"
+
+
+def test_parts_may_say_together_what_a_message_counts():
+    parts = [{"type": "text", "text": "a", "train": False}, {"type": "text", "text": "b", "weight": 0}]
+    assert said_once(content=parts) == Message("assistant", "ab", 0.0, parts=TEXTS)
+    assert said_once(content=[{**part, "train": True} for part in TEXTS]).weight == 1
+    message = {"role": "assistant", "content": [parts[0], {"type": "text", "text": "b"}]}
+    assert refusal({"messages": [message]}).startswith("message 1 (assistant) has parts that differ in 'train', and a ")
+    problem = refusal({"messages": [{**message, "content": parts, "weight": 1}]})
+    assert problem == "message 1 (assistant) contradicts its parts, which weigh 0; keep one of them"
+
+
+TEXTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+
+
+def test_parts_that_templates_may_read_are_kept():
+    assert said_once(content=TEXTS).parts == TEXTS
+    thought = [{"type": "reasoning", "value": "hm"}, {"type": "output_text", "text": "a", "annotations": []}]
+    kept = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]
+    assert said_once(content=thought) == Message("assistant", "a", fields={"reasoning_content": "hm"}, parts=kept)
 
 
 def test_typed_content_is_its_parts():
@@ -96,7 +127,8 @@ def test_typed_content_is_its_parts():
              {"type": "tool_call", "value": json.dumps(CALL)}]  # fmt: skip
     fields = {"reasoning_content": "r1 r2", "tool_calls": [CALL]}
     assert said_once(content=parts) == Message("assistant", " ab ", fields=fields)
-    assert said_once(content=parts[:1]) == Message("assistant", None, fields={"reasoning_content": "r1 "})
+    only = Message("assistant", None, fields={"reasoning_content": "r1 "})
+    assert said_once(content=parts[:1])._replace(parts=None) == only
     assert said_once(content=parts[-1:]) == Message("assistant", None, fields={"tool_calls": [CALL]})
 
 
@@ -116,7 +148,9 @@ def test_reasoning_has_one_name(key):
 )  # fmt: skip
 def test_what_a_tool_gives_back_is_text(content, text):
     tool = {"role": "tool", "content": content, "tool_call_id": "c1", "name": "f"}
-    assert said({"messages": [tool]}) == [Message("tool", text, fields={"tool_call_id": "c1", "name": "f"})]
+    assert [m._replace(parts=None) for m in said({"messages": [tool]})] == [
+        Message("tool", text, fields={"tool_call_id": "c1", "name": "f"})
+    ]
 
 
 def test_a_tool_may_give_back_nothing_at_all():
@@ -141,7 +175,10 @@ def test_a_weight_may_be_stated_in_many_ways(stated, weight):
      ({"train": True, "loss": False}, "contradicts itself (train true, loss false)"),
      ({"train": 1}, "has 'train' that is a number; use true or false"),
      ({"loss_weight": -1}, "has loss_weight -1; use 0, a number from 1e-06 to 1e+06"),
-     ({"loss_weight": True}, "has loss_weight True; use 0")],
+     ({"loss_weight": True}, "has a loss_weight that is a boolean (true); write a number"),
+     ({"weight": "0"}, 'has a weight that is a string ("0"); write a number'),
+     ({"weight": [1]}, "has a weight that is a list ([1]); write a number"),
+     ({"training": True, "weight": 0}, "contradicts itself (weight 0.0, training true)")],
 )  # fmt: skip
 def test_weights_that_contradict_or_are_none_are_refused(stated, problem):
     assert refusal({"messages": [{**REPLY, **stated}]}).startswith(f"message 1 (assistant) {problem}")

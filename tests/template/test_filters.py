@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from jinja2.filters import FILTERS
 from jinja2.tests import TESTS
 
-from mtsft.template.chat_template import ChatTemplate
+from mtsft.template.chat_template import ChatTemplate, TemplateRefusal
 from mtsft.template.jinja import Refused
-from mtsft.template.tracked_dialogue import TemplateRefusal, TrackedDialogue
+from mtsft.template.tracked_dialogue import TrackedDialogue
 
 WORDS = st.lists(
     st.sampled_from([
