@@ -162,6 +162,7 @@ OPERATIONS: dict[str, Callable] = {
     "title words": filters.do_title,
     "strip tags": filters.do_striptags,
     "url": filters.do_urlencode,
+    "pretty": filters.do_pprint,
     "wrap": lambda text, *options: filters.do_wordwrap(_PLAIN, text, *options),
     "escape": lambda text: str(escape(text)),
 }

@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from mtsft.template.placeholders import Placeholder
-from mtsft.template.provenance import MarkedStr, TrackedStr, Tracker, Untrackable, percent
+from mtsft.template.provenance import PLACEHOLDERS, MarkedStr, TrackedStr, Tracker, Untrackable, percent
 from mtsft.template.tracked_containers import Opaque, tojson
 
 _OF_DICTS = frozenset(dir(dict))
@@ -29,10 +29,16 @@ _UNTRACKABLE = ("format", "format_map", "encode", "translate", "maketrans")
 _TRACKABLE_FILTERS = frozenset(
     "trim tojson string length count upper lower capitalize replace join default d first last list map select reject "
     "selectattr rejectattr dictsort int float abs round sort unique reverse batch slice sum min max groupby safe "
-    "indent attr pprint truncate center items".split()
+    "indent attr truncate center items".split()
 )
 # Filters whose result is a function of the text alone: one placeholder, by the operation of that name.
-_DERIVED_FILTERS = {"title": "title words", "striptags": "strip tags", "urlencode": "url", "wordwrap": "wrap"}
+_DERIVED_FILTERS = {
+    "title": "title words",
+    "striptags": "strip tags",
+    "urlencode": "url",
+    "wordwrap": "wrap",
+    "pprint": "pretty",
+}
 
 
 class _Generation(Extension):
@@ -179,6 +185,8 @@ def make_environment(now: datetime.datetime | None) -> Environment:
                 )
                 bound.apply_defaults()
                 return value._derive(method, tuple(bound.args[1 + takes_environment :]))
+            if environment.tracker is not None and PLACEHOLDERS.search(str.__str__(str(value))):
+                raise Untrackable(f"the filter {name} is used")  # of a list of words, say, whose lengths it asks for
             return plain(*([environment] if takes_environment else []), value, *args, **kwargs)
 
         return filtered

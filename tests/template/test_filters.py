@@ -73,6 +73,7 @@ USES = {
     "upper of both": "('<a>' ~ m.content)|upper",
     "words in a list": "[m.content, 'a']|join(', ')",
     "a list as text": "[m.content, 'a']|string",
+    "a list printed": "[m.content, 'a' * 70]|pprint",
     "in": "'y' if m.content in '<b>a b' else 'n'",
     "in safe": "'y' if m.content in ('<b>a b'|safe) else 'n'",
     "not in": "'y' if 'a' not in m.content else 'n'",
