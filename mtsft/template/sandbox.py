@@ -32,8 +32,7 @@ _TRACKABLE_FILTERS = frozenset(
     "indent attr truncate center items".split()
 )
 # Filters whose result is a function of the text alone: one placeholder, by the operation of that name.
-_DERIVED_FILTERS = {"title": "title words", "striptags": "strip tags", "urlencode": "url", "wordwrap": "wrap"}
-_DERIVED_FILTERS |= {"pprint": "pretty"}
+_DERIVED_FILTERS = {
     "title": "title words",
     "striptags": "strip tags",
     "urlencode": "url",
