@@ -13,22 +13,23 @@ kept, for a template that reads them.
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from mtsft.dialogue.normalize import CONTENT, TEXT, VALUE, WEIGHTS, Normalizer, kind, refuse_masks, refuse_media
+from mtsft.dialogue.kinds import kind
+from mtsft.dialogue.normalize import CONTENT, VALUE, Normalizer, refuse_media
+from mtsft.dialogue.records import EXAMPLE, Messages, listed
+from mtsft.dialogue.reply_trees import linked, tree
 from mtsft.dialogue.schema import ROLES, Dialogue, Message
+from mtsft.dialogue.vendors import rewritten
+from mtsft.dialogue.weights import WEIGHTS, refuse_masks
 from mtsft.errors import InputError, one_line
-
-EXAMPLE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
-
-_Messages = tuple[list[Message], list[int] | None]  # with their parents, as Dialogue has them
 
 _PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
 _VARIABLES = ("chat_template_kwargs", "template_kwargs")
 _SYSTEM = ("system", "system_prompt", "system_message")
 _NAMES = ("id", "message_tree_id")
+_LISTS = ("conversations", "conversation", "data", "dialog", "dialogue")  # of ShareGPT's, and of texts by turns
 # Keys beside the messages that are read in every format.
 _READ = frozenset((*_SYSTEM, "tools", "functions", *_VARIABLES, *_NAMES))
 
@@ -50,9 +51,11 @@ def parse_record(record: object, where: str, default_id: str = "", format: str =
         return plain
     if format and format not in FORMATS:
         raise InputError(f"data.format={format!r}: no such format; use one of {', '.join(FORMATS)}, or '' for any")
+    if isinstance(record, list) and record and isinstance(record[0], str | dict):  # the messages by themselves
+        record = {"messages": record}
     if not isinstance(record, dict):
         raise InputError(f"{where}: {kind(record)}, not an object; every line must be such as {EXAMPLE}")
-    reader = Normalizer(where, check)
+    reader, record = Normalizer(where, check), rewritten(record, where)
     _refuse_preferences(record, where)
     refuse_media(record, f"{where}: the dialogue")
     refuse_masks(record, f"{where}: the dialogue")
@@ -108,7 +111,7 @@ def _recognise(record: dict, where: str) -> str:
     has = {key for key, value in record.items() if value is not None}
     if "messages" in has:
         return "parents" if _names_parents(record["messages"]) else "messages"
-    if has & {"conversations", "conversation"}:
+    if has & {"conversations", "conversation"} or any(_is_turns(record.get(key)) for key in _LISTS[2:]):
         return "sharegpt"
     if "tree" in has or (isinstance(record.get("prompt"), dict) and not has & {"completion", "response"}):
         return "tree"
@@ -123,25 +126,29 @@ def _recognise(record: dict, where: str) -> str:
     )
 
 
+def _is_turns(value: object) -> bool:
+    """Whether a value is a list of texts, one a turn, as UltraChat and DailyDialog have them."""
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value)
+
+
 def _names_parents(messages: object) -> bool:
     return isinstance(messages, list) and any(
         isinstance(m, dict) and (m.get("parent_id") is not None or m.get("parent") is not None) for m in messages
     )
 
 
-def _messages(record: dict, reader: Normalizer) -> _Messages:
-    items = _listed(record, "messages", reader)
+def _messages(record: dict, reader: Normalizer) -> Messages:
+    items = listed(record, "messages", reader)
     return reader.joined([reader.message(item, n) for n, item in enumerate(items, 1)], items), None
 
 
-def _sharegpt(record: dict, reader: Normalizer) -> _Messages:
-    key = "conversations" if record.get("conversations") is not None else "conversation"
-    items, messages, origins = _listed(record, key, reader), [], []
+def _sharegpt(record: dict, reader: Normalizer) -> Messages:
+    key = next((key for key in _LISTS if record.get(key) is not None), _LISTS[0])
+    items, messages, origins = listed(record, key, reader), [], []
     for number, item in enumerate(items, 1):
-        if isinstance(item, dict) and item.keys() <= {"human", "assistant"} and item:  # a pair, as ms-swift has them
-            pair = [(role, item[role]) for role in ("human", "assistant") if role in item]
-            messages += [reader.message({"role": role, "content": text}, number) for role, text in pair]
-            origins += [item] * len(pair)
+        if pair := _pair(item):
+            messages += [reader.message(message, number) for message in pair]
+            origins += pair
         else:
             named = isinstance(item, dict) and "role" in item and "from" not in item
             messages.append(reader.message(item, number, CONTENT if named else VALUE))
@@ -149,7 +156,21 @@ def _sharegpt(record: dict, reader: Normalizer) -> _Messages:
     return reader.joined(messages, origins), None
 
 
-def _alpaca(record: dict, reader: Normalizer) -> _Messages:
+def _pair(item: object) -> list[dict]:
+    """The messages of an exchange that is one entry: as ms-swift, XTuner and Capybara have them; [] for any other."""
+    if not isinstance(item, dict):
+        return []
+    for asked, answered in (("human", "assistant"), ("input", "output"), ("user", "assistant")):
+        if item.keys() & {asked, answered} and item.keys() <= {asked, answered, "system", "output_with_loss"}:
+            pair = [("system", item.get("system")), ("user", item.get(asked)), ("assistant", item.get(answered))]
+            made = [{"role": role, "content": text} for role, text in pair if text or (role != "system" and text == "")]
+            if item.get("output_with_loss") is not None and made[-1]["role"] == "assistant":
+                made[-1]["train"] = item["output_with_loss"]
+            return made
+    return []
+
+
+def _alpaca(record: dict, reader: Normalizer) -> Messages:
     # As trainers that read Alpaca do: the instruction, and on the next line its input.
     lines = [_text(record, "instruction", reader), _text(record, "input", reader, "context", default="")]
     key = "output" if record.get("output") is not None else "response"
@@ -159,7 +180,7 @@ def _alpaca(record: dict, reader: Normalizer) -> _Messages:
     return [*_history(record, reader), user, _reply(record, key, reader)], None
 
 
-def _prompt_completion(record: dict, reader: Normalizer) -> _Messages:
+def _prompt_completion(record: dict, reader: Normalizer) -> Messages:
     key = "prompt" if record.get("prompt") is not None else "query"
     if isinstance(record.get("label"), bool):
         raise InputError(f"{reader.where}: 'label' tells good replies from bad ones, which is not learnt from here; "
@@ -167,7 +188,7 @@ def _prompt_completion(record: dict, reader: Normalizer) -> _Messages:
     messages = _history(record, reader)
     if isinstance(record.get(key), list):
         # A prompt is what the completion answers, not what is learnt; a weight in it says otherwise.
-        for number, item in enumerate(_listed(record, key, reader), 1):
+        for number, item in enumerate(listed(record, key, reader), 1):
             message = reader.message(item, f"{number} of '{key}'")
             is_weighted = any(item.get(name) is not None for name in WEIGHTS)
             messages.append(message if is_weighted else message._replace(weight=0.0))
@@ -175,96 +196,30 @@ def _prompt_completion(record: dict, reader: Normalizer) -> _Messages:
         messages.append(reader.message({"role": "user", "content": _text(record, key, reader)}, f"'{key}'"))
     key = "completion" if record.get("completion") is not None else "response"
     if isinstance(record.get(key), list):
-        items = _listed(record, key, reader)
+        items = listed(record, key, reader)
         return messages + [reader.message(item, f"{n} of '{key}'") for n, item in enumerate(items, 1)], None
     return [*messages, _reply(record, key, reader)], None
 
 
-def _tree(record: dict, reader: Normalizer) -> _Messages:
-    key = "tree" if record.get("tree") is not None else "prompt"
-    messages, parents, pending = [], [], [(record.get(key), -1)]
-    while pending:
-        node, parent = pending.pop()
-        keys = TEXT if isinstance(node, dict) and "content" not in node and "text" in node else CONTENT
-        messages.append(reader.message(node, f"{len(messages) + 1} of '{key}', depth first,", keys))
-        parents.append(parent)
-        replies = node.get("replies") or []
-        if not isinstance(replies, list):
-            raise InputError(f"{reader.where}: message {len(messages)} of '{key}', depth first, has 'replies' that "
-                             f"are {kind(replies)}; they must be a list")  # fmt: skip
-        pending += [(reply, len(messages) - 1) for reply in reversed(replies)]
-    return messages, parents
-
-
-def _parents(record: dict, reader: Normalizer) -> _Messages:
-    items = _listed(record, "messages", reader)
-    read = [reader.message(item, number) for number, item in enumerate(items, 1)]
-    names = [_identity(item, ("id",)) for item in items]
-    for name, count in Counter(names).items():
-        if name is None:
-            raise InputError(f"{reader.where}: message {names.index(None) + 1} has no 'id', which the others are the "
-                             "replies to; give every message one")  # fmt: skip
-        if count > 1:
-            raise InputError(
-                f"{reader.where}: {count} messages have the id {one_line(name, 60)}; give every message its own"
-            )
-    replies = {name: [] for name in [None, *names]}
-    for index, item in enumerate(items):
-        parent = _identity(item, ("parent_id", "parent"))
-        if parent not in replies:
-            raise InputError(f"{reader.where}: message {index + 1} answers {one_line(parent, 60)}, which no message "
-                             "has as its id; repair 'parent_id'")  # fmt: skip
-        replies[parent].append(index)
-    roots = replies[None]
-    if len(roots) > 1:
-        raise InputError(f"{reader.where}: messages {roots[0] + 1} and {roots[1] + 1} both have no parent; a dialogue "
-                         "begins once, so write one dialogue for each")  # fmt: skip
-    messages, parents, position = [], [], {}  # position: in `messages`, by index in the file
-    pending = [(index, -1) for index in roots]
-    while pending:
-        index, parent = pending.pop()
-        position[index] = len(messages)
-        messages.append(read[index])
-        parents.append(parent)
-        pending += [(reply, position[index]) for reply in reversed(replies[names[index]])]
-    if len(messages) < len(items):
-        lost = next(index for index in range(len(items)) if index not in position)
-        raise InputError(f"{reader.where}: message {lost + 1} ({one_line(names[lost], 60)}) answers itself by way of "
-                         "its parents; repair 'parent_id'")  # fmt: skip
-    return messages, parents
-
-
-FORMATS: dict[str, Callable[[dict, Normalizer], _Messages]] = {
+FORMATS: dict[str, Callable[[dict, Normalizer], Messages]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,
     "prompt_completion": _prompt_completion,
-    "tree": _tree,
-    "parents": _parents,
+    "tree": tree,
+    "parents": linked,
 }
 
 
 # What each format reads of a record, beside the keys of all.
 _KEYS = {
     "messages": frozenset(("messages",)),
-    "sharegpt": frozenset(("conversations", "conversation")),
+    "sharegpt": frozenset(_LISTS),
     "alpaca": frozenset(("instruction", "input", "context", "output", "response", "history", *WEIGHTS)),
     "prompt_completion": frozenset(("prompt", "query", "completion", "response", "history", "label", *WEIGHTS)),
     "tree": frozenset(("tree", "prompt")),
     "parents": frozenset(("messages",)),
 }
-
-
-def _listed(record: dict, key: str, reader: Normalizer) -> list:
-    """The list of messages under `key`."""
-    items = record.get(key)
-    if isinstance(items, list) and items:
-        return items
-    problem = f"no '{key}'" if items is None else f"'{key}' is {kind(items)}"
-    example = EXAMPLE if key == "messages" else EXAMPLE.replace("messages", key)
-    if key in ("conversations", "conversation"):
-        example = example.replace("role", "from").replace("content", "value")
-    raise InputError(f"{reader.where}: {problem}; every dialogue needs a list of messages, such as {example}")
 
 
 def _text(record: dict, key: str, reader: Normalizer, other: str = "", default: str | None = None) -> str:
@@ -295,11 +250,6 @@ def _history(record: dict, reader: Normalizer) -> list[Message]:
     return messages
 
 
-def _identity(item: dict, keys: tuple[str, ...]) -> str | None:
-    """The id under the first of `keys` that is there, as text in which 1 and "1" differ."""
-    return next((repr(item[key]) for key in keys if item.get(key) is not None), None)
-
-
 def _refuse_preferences(record: dict, where: str) -> None:
     for key in _PREFERENCES:
         if record.get(key) is not None:
@@ -311,7 +261,7 @@ def _refuse_preferences(record: dict, where: str) -> None:
 
 def _after_system(
     system: Message, messages: list[Message], parents: list[int] | None, where: str, key: str
-) -> _Messages:
+) -> Messages:
     """Messages and parents with a system message, which was given beside them, put first."""
     if messages[0].role == "system":
         if messages[0].content == system.content:

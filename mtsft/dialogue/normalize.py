@@ -4,11 +4,14 @@ In every function `subject` is what an error begins with: the file, the line and
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mtsft.dialogue.kinds import kind
 from mtsft.dialogue.schema import ROLES, Message
+from mtsft.dialogue.weights import MASKS, WEIGHTS, refuse_masks, weight_of, with_weight_of_parts
 from mtsft.errors import InputError, one_line
 
 # Every name of a role, in lower case.
@@ -23,11 +26,6 @@ MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 # The keys of a message that the text of a plain one stands under, in each family of formats.
 CONTENT, VALUE, TEXT = ("role", "content"), ("from", "value"), ("role", "text")
 
-WEIGHTS = frozenset(("weight", "loss_weight", "train", "training", "loss"))  # the keys that say what a message counts
-# Keys that say what is trained in ways that are not read here: to pass over one would train something else.
-MASKS = ("train_detail", "mask", "loss_mask", "train_on_input", "train_on_inputs", "train_on_prompt")
-_RARE_WEIGHTS = WEIGHTS - {"weight"}
-_RANGE = (1e-6, 1e6)  # of a weight: least and greatest, 0 apart: sums of them stay exact enough in float32
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _NOT_OF_MESSAGES = frozenset(("tools", "functions", *MEDIA, *MASKS))
 _STRINGS = ("name", "tool_call_id", *_REASONING)
@@ -41,16 +39,7 @@ _PARTS = {
     **dict.fromkeys(("text", "input_text", "output_text"), (1, "text")),
     **dict.fromkeys(("tool_call", "function_call"), (2, "tool call")),
 }
-_NAMES = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
-
-
-def kind(value: object) -> str:
-    """What a JSON value is, in words for an error."""
-    if value is None:
-        return "null"
-    if isinstance(value, list) and not value:
-        return "an empty list"
-    return _NAMES.get(type(value), f"of the type {type(value).__name__}")
+_JSON_BEGINS = re.compile(r"(?<=[\n>])[\[{]")  # after a line, or after a tag
 
 
 def first_half_pair(value: object) -> tuple[str, int] | None:
@@ -75,16 +64,6 @@ def refuse_media(record: Mapping, subject: str) -> None:
     for key in MEDIA:
         if record.get(key):
             raise InputError(f"{subject} has '{key}', and only text is trained on; remove the dialogue")
-
-
-def refuse_masks(record: Mapping, subject: str) -> None:
-    """Raises InputError for keys of other trainers that choose what is trained, where they are set."""
-    for key in MASKS:
-        if record.get(key) not in (None, False, [], ""):
-            raise InputError(
-                f"{subject} has {key!r}, which says what is trained in a way that is not read here; give messages a "
-                "'weight' (0 for context) in its place, or use data.responses"
-            )
 
 
 @dataclass(slots=True)
@@ -120,7 +99,7 @@ class Normalizer:
             role, calling = self._role(given, number, role_key)
         subject = f"{self.where}: message {number} ({role})"
         if _MORE.isdisjoint(record) and record.get(content_key).__class__ is str and not (calling or self.check):
-            weight = self._weight(record, subject)
+            weight = weight_of(record, subject)
             others = None if len(record) == 2 else self._others(record, keys)
             return Message(role, record[content_key], weight, None, None, others)
         return self._structured(record, role, calling, keys, subject)
@@ -200,10 +179,10 @@ class Normalizer:
                 )
         content, reasoning, calls, parts = record.get(content_key), None, [], None
         if calling:
-            content, calls = None, self._calls_in(content, subject)
+            content, calls = self._words_and_calls(content, subject)
         elif content.__class__ is not str:
             parts = _readable(content)
-            record = self._with_weight_of_parts(record, content, subject)
+            record = with_weight_of_parts(record, content, subject)
             content, reasoning, calls = self._content(content, role, subject)
         if "tool_calls" in record or "function_call" in record:
             calls = [*calls, *self._calls(record, subject)]
@@ -227,31 +206,7 @@ class Normalizer:
             for key, value in fields.items():
                 self.refuse_half_pairs(value, f"{subject} has a '{key}' that holds")
         others = self._others(record, keys)
-        return Message(role, content, self._weight(record, subject), fields or None, parts, others)
-
-    def _with_weight_of_parts(self, record: dict, content: object, subject: str) -> dict:
-        """A message whose typed parts say what they count, with that as what the message counts: they must agree."""
-        parts = content if isinstance(content, list) else []
-        stated = {
-            self._weight(part, f"{subject} part {number}") if not WEIGHTS.isdisjoint(part) else None
-            for number, part in enumerate(parts, 1)
-            if isinstance(part, dict)
-        }
-        for part in parts:
-            if isinstance(part, dict):
-                refuse_masks(part, f"{subject}: a part")
-        if stated <= {None}:
-            return record
-        if len(stated) > 1:
-            key = next(key for part in parts for key in part if key in WEIGHTS)
-            raise InputError(
-                f"{subject} has parts that differ in {key!r}, and a message is trained as a whole; give all its parts "
-                "the same, or make it two messages"
-            )
-        weight = stated.pop()
-        if not WEIGHTS.isdisjoint(record) and self._weight(record, subject) != weight:
-            raise InputError(f"{subject} contradicts its parts, which weigh {weight:g}; keep one of them")
-        return {key: value for key, value in record.items() if key not in WEIGHTS} | {"weight": weight}
+        return Message(role, content, weight_of(record, subject), fields or None, parts, others)
 
     def _string(self, record: dict, key: str, subject: str) -> str:
         if not isinstance(value := record[key], str):
@@ -318,6 +273,17 @@ class Normalizer:
             raise InputError(f"{subject} has 'tool_calls' that are {kind(calls)}; they must be a list")
         return [self._call(call, number, subject) for number, call in enumerate(calls, 1)]
 
+    def _words_and_calls(self, content: object, subject: str) -> tuple[str | None, list[dict]]:
+        """The calls in a content, and the words that lead to them: a thought, say, on the lines before the JSON."""
+        if isinstance(content, str) and not content.lstrip().startswith(("{", "[")):
+            for match in _JSON_BEGINS.finditer(content):
+                try:
+                    calls = json.loads(content[match.start() :])
+                except (ValueError, RecursionError):
+                    continue
+                return content[: match.start()].rstrip(), self._calls_in(calls, subject)
+        return None, self._calls_in(content, subject)
+
     def _calls_in(self, content: object, subject: str) -> list[dict]:
         """The calls in a content that is nothing but calls in JSON: one, or a list of them."""
         calls = self._decode(content, f"{subject}: the call") if isinstance(content, str) else content
@@ -350,37 +316,6 @@ class Normalizer:
                 raise InputError(f"{subject}: call {number} has an 'id' that is {kind(called)}; it must be a string")
             result["id"] = called
         return {**result, "function": {"name": name, "arguments": arguments}}
-
-    def _weight(self, record: dict, subject: str) -> float:
-        """The one weight that a message states, under any of its names; 1 if it states none."""
-        if WEIGHTS.isdisjoint(record):
-            return 1.0
-        if _RARE_WEIGHTS.isdisjoint(record) and (weight := record["weight"]).__class__ in (int, float) and weight == 1:
-            return 1.0
-        stated = {}
-        for key in ("weight", "loss_weight"):
-            if (weight := record.get(key)) is None:
-                continue
-            is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-            if not is_number:
-                raise InputError(
-                    f"{subject} has a {key} that is {kind(weight)} ({one_line(json.dumps(weight, default=str), 40)}); "
-                    "write a number, or leave it out"
-                )
-            if not (weight == 0 or _RANGE[0] <= weight <= _RANGE[1]):
-                raise InputError(
-                    f"{subject} has {key} {one_line(weight, 40)}; use 0, a number from {_RANGE[0]:g} to "
-                    f"{_RANGE[1]:g}, or leave it out"
-                )
-            stated[key] = float(weight)
-        trained = {key: record[key] for key in ("train", "training", "loss") if record.get(key) is not None}
-        for key, value in trained.items():
-            if not isinstance(value, bool):
-                raise InputError(f"{subject} has '{key}' that is {kind(value)}; use true or false, or leave it out")
-        if len({*stated.values()}) > 1 or len({*trained.values(), *(weight > 0 for weight in stated.values())}) > 1:
-            given = ", ".join(f"{key} {json.dumps(value)}" for key, value in (stated | trained).items())
-            raise InputError(f"{subject} contradicts itself ({given}); keep one of them")
-        return next(iter(stated.values())) if stated else float(next(iter(trained.values()), 1.0))
 
     def _decode(self, text: str, subject: str) -> Any:
         try:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from mtsft.dialogue.find_files import unreadable_file
-from mtsft.dialogue.formats import EXAMPLE, parse_record
+from mtsft.dialogue.formats import parse_record
+from mtsft.dialogue.records import EXAMPLE
 from mtsft.dialogue.schema import Dialogue
 from mtsft.errors import InputError, one_line
 
