@@ -1,24 +1,25 @@
 """The dialogues in a file, and every error with its file and line.
 
-A file is JSON Lines, one JSON array, JSON objects spread over lines, or Parquet; the first three may be compressed
-with gzip or Zstandard. Its first bytes tell which, its name does not matter. formats.py says what a record may be.
+A file is JSON Lines, one JSON array, JSON objects spread over lines, Parquet, Arrow, or a table of comma- or
+tab-separated values; the first three may be compressed with gzip or Zstandard. Its first bytes tell which; its name
+matters for .csv and .tsv alone. formats.py says what a record may be.
 """
 
 import gzip
-import importlib
 import io
 import json
-import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
+from mtsft.dialogue.conversations import whole_conversations
 from mtsft.dialogue.find_files import unreadable_file
 from mtsft.dialogue.formats import parse_record
 from mtsft.dialogue.records import EXAMPLE
 from mtsft.dialogue.schema import Dialogue
+from mtsft.dialogue.tables import ARROW_FILE, ARROW_STREAM, TABLES, Chunk, imported, read_table
 from mtsft.errors import InputError, one_line
 
 _BOM = b"\xef\xbb\xbf"
@@ -27,20 +28,6 @@ _OTHERS = {b"PK\x03\x04": "a zip archive", b"BZh": "compressed with bzip2", b"\x
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-class Chunk(NamedTuple):
-    """A piece of a file.
-
-    Attributes:
-        numbers: line (or row) of each record, from 1 on.
-        records: JSON as bytes, or rows of Parquet.
-        size: bytes of the file that the piece stands for.
-    """
-
-    numbers: Sequence[int]
-    records: list[bytes] | list[dict]
-    size: int
 
 
 def read_chunks(path: Path, size: int = 1 << 18) -> Iterator[Chunk]:
@@ -55,15 +42,16 @@ def read_chunks(path: Path, size: int = 1 << 18) -> Iterator[Chunk]:
             for start, what in _OTHERS.items():
                 if magic.startswith(start):
                     raise InputError(f"{path}: is {what}; unpack it, or compress it with gzip or zstd instead")
-            if magic.startswith(_PARQUET):
-                yield from _read_parquet(file, path, size)
+            if magic.startswith((_PARQUET, ARROW_FILE, ARROW_STREAM)) or path.suffix.lower() in TABLES:
+                yield from whole_conversations(read_table(file, path, size), path)
                 return
             if magic.startswith(_GZIP):
-                yield from _read_json(io.BufferedReader(gzip.GzipFile(fileobj=file)), file, path, size)
+                chunks = _read_json(io.BufferedReader(gzip.GzipFile(fileobj=file)), file, path, size)
             elif magic.startswith(_ZSTD):
-                yield from _read_json(io.BufferedReader(_Zstandard(file, path)), file, path, size)
+                chunks = _read_json(io.BufferedReader(_Zstandard(file, path)), file, path, size)
             else:
-                yield from _read_json(file, file, path, size)
+                chunks = _read_json(file, file, path, size)
+            yield from whole_conversations(chunks, path)
     except OSError as error:
         raise unreadable_file(path, error) from error
 
@@ -140,7 +128,7 @@ class _Zstandard(io.RawIOBase):
     """The content of a Zstandard file, decompressed as it is read. Raises EOFError where the file is cut short."""
 
     def __init__(self, file: BinaryIO, path: Path):
-        self._file, self._zstandard, self._frame = file, _import("zstandard", path), None
+        self._file, self._zstandard, self._frame = file, imported("zstandard", path), None
         self._input, self._output = b"", memoryview(b"")
 
     def readable(self) -> bool:
@@ -192,8 +180,10 @@ def _read_json(stream: BinaryIO, file: BinaryIO, path: Path, size: int) -> Itera
 def _is_document(lines: list[bytes]) -> bool:
     """Whether a file that begins so is an array, or an object spread over lines, rather than an object a line."""
     first = [line for line in (raw.removeprefix(_BOM).strip() for raw in lines[:100]) if line][:2]
-    if not first or first[0].startswith(b"["):
-        return bool(first)
+    if not first:
+        return False
+    if first[0].startswith(b"["):
+        return not _is_messages(first[0])
     try:
         json.loads(first[0])
     except json.JSONDecodeError as error:
@@ -202,6 +192,17 @@ def _is_document(lines: list[bytes]) -> bool:
     except (ValueError, RecursionError):
         pass  # an error when it is parsed
     return False
+
+
+def _is_messages(line: bytes) -> bool:
+    """Whether a line is one dialogue: a whole list of messages, or of their texts, rather than of dialogues."""
+    try:
+        items = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    if not items or not isinstance(items[0], dict):
+        return bool(items) and all(isinstance(item, str) for item in items)
+    return "role" in items[0] or "from" in items[0]
 
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -247,39 +248,6 @@ def _read_document(raw: bytes, path: Path, size: int, total: int) -> Iterator[Ch
         raise _not_json(f"{path}:{error.lineno}", error, error.colno, "write one list, or one object a line")
     if records:
         yield Chunk(numbers, records, total - done)
-
-
-def _read_parquet(file: BinaryIO, path: Path, size: int) -> Iterator[Chunk]:
-    pyarrow, parquet = _import("pyarrow", path), _import("pyarrow.parquet", path)
-    number, done, total = 1, 0, os.fstat(file.fileno()).st_size
-    try:
-        table = parquet.ParquetFile(file)
-        rows = table.metadata.num_rows
-        for batch in table.iter_batches(max(1, rows * size // total)):
-            records = [_without_nulls(row) for row in batch.to_pylist()]
-            end = total * (number - 1 + len(records)) // rows
-            yield Chunk(range(number, number + len(records)), records, end - done)
-            number, done = number + len(records), end
-    except (pyarrow.ArrowException, ValueError, OSError) as error:
-        raise InputError(
-            f"{path}:{number}: Parquet that cannot be read ({one_line(error, 120)}); write the file anew"
-        ) from None
-
-
-def _without_nulls(value: Any) -> Any:
-    """A row without the nulls that stand for keys it does not have: a column of objects holds the keys of all."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
-
-
-def _import(name: str, path: Path) -> Any:
-    """A package that only some formats need, imported when one of them is met."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        package = name.partition(".")[0]
-        raise InputError(f"{path}: reading it needs {package}, which is not installed: pip install {package}") from None
 
 
 def _not_utf8(where: str, raw: bytes, at: int) -> InputError:

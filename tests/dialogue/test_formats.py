@@ -318,3 +318,40 @@ def test_anything_is_a_dialogue_or_refused_in_one_line(record, format):
         assert all(isinstance(m, Message) for m in dialogue.messages)
         assert json.loads(json.dumps([m.as_record() for m in dialogue.messages]))
         assert dialogue.parents is None or len(dialogue.parents) == len(dialogue.messages)
+
+
+# Other ways to write a list of messages
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}],
+        ["u", "a"],
+        {"messages": json.dumps([{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}])},
+        {"messages": [json.dumps({"role": "user", "content": "u"}), json.dumps({"role": "assistant", "content": "a"})]},
+        {"data": ["u", "a"]},
+        {"dialog": ["u", "a"]},
+        {"conversation": [{"input": "u", "output": "a"}]},
+        {"conversations": [{"user": "u", "assistant": "a"}]},
+    ],
+)
+def test_a_list_of_messages_may_be_written_in_many_ways(record):
+    assert said(record) == [Message("user", "u"), Message("assistant", "a")]
+
+
+def test_turns_of_input_and_output_may_have_a_system_message_and_say_what_trains():
+    first = {"system": "s", "input": "u", "output": "a", "output_with_loss": False}
+    assert said({"conversation": [first, {"input": "v", "output": "b"}]}) == [
+        Message("system", "s"), Message("user", "u"), Message("assistant", "a", 0.0), Message("user", "v"),
+        Message("assistant", "b"),
+    ]  # fmt: skip
+
+
+def test_a_thought_may_stand_before_a_call():
+    value = '<think>\nI look.\n</think>\n{"name": "f", "arguments": {"x": 1}}'
+    record = {"conversations": [{"from": "human", "value": "u"}, {"from": "function_call", "value": value}]}
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    assert said(record)[1] == Message("assistant", "<think>\nI look.\n</think>", fields={"tool_calls": [call]})
+    record["conversations"][1]["value"] = "I look at {this}."
+    assert refusal(record).startswith("message 2 (assistant): the call is not JSON")

@@ -1,0 +1,116 @@
+"""Tables with one message a row: the rows of a conversation, which stand together, as one record.
+
+    {"conversation_id": "a", "role": "user", "content": "Hi"}
+    {"conversation_id": "a", "role": "assistant", "content": "Hello."}
+
+A piece of a file that is encoded by itself (`Chunk`) holds conversations whole.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from mtsft.dialogue.tables import Chunk
+from mtsft.errors import InputError, one_line
+
+_IDS = ("conversation_id", "conversation_hash", "conv_id", "dialogue_id", "dialog_id", "session_id", "thread_id")
+_ORDERS = ("turn_index", "turn_id", "turn", "message_index", "utterance_idx", "position", "index", "order")
+_WORDS = (("role", "content"), ("role", "text"), ("from", "value"))
+
+
+def whole_conversations(chunks: Iterable[Chunk], path: Path) -> Iterator[Chunk]:
+    """Chunks of records; of a table with a message a row each row's messages are joined to records of conversations.
+
+    Raises:
+        InputError: the rows of a conversation do not stand together.
+    """
+    iterator = iter(chunks)
+    first = next((chunk for chunk in iterator if chunk.records), None)
+    if first is None:
+        return
+    key = _id_key(_decoded(first.records[0]))
+    if key is None:
+        yield first
+        yield from iterator
+        return
+    yield from _joined(first, iterator, key, path)
+
+
+def _joined(first: Chunk, others: Iterator[Chunk], key: str, path: Path) -> Iterator[Chunk]:
+    seen: set[str] = set()
+    numbers: list[int] = []
+    records: list[dict] = []
+    for chunk in chain([first], others):
+        done: list[dict | bytes] = []
+        done_numbers: list[int] = []
+        for number, raw in zip(chunk.numbers, chunk.records):
+            row = _decoded(raw)
+            if row is None:  # an empty line, or an error where it is parsed
+                done.append(raw)
+                done_numbers.append(number)
+                continue
+            if not isinstance(row, Mapping) or row.get(key) is None:
+                raise InputError(f"{path}:{number}: has no {key!r}, which the rows before it have; give it one")
+            name = str(row[key])
+            if records and records[-1]["id"] == name:
+                records[-1]["messages"].append(_message(row, key))
+                continue
+            if name in seen:
+                raise InputError(
+                    f"{path}:{number}: is part of the conversation {one_line(name, 40)}, whose rows end before; sort "
+                    f"the rows by {key!r}"
+                )
+            seen.add(name)
+            done, done_numbers = done + records, done_numbers + numbers
+            records, numbers = [{"id": name, "messages": [_message(row, key)]}], [number]
+        if done:
+            yield Chunk(done_numbers, [_in_order(record) for record in done], chunk.size)
+        else:
+            yield Chunk([], [], chunk.size)
+    if records:
+        yield Chunk(numbers, [_in_order(record) for record in records], 0)
+
+
+def _decoded(record: bytes | Mapping) -> Any:
+    """A row as an object; None for an empty line, or one that is no JSON, which is an error where it is parsed."""
+    if isinstance(record, Mapping):
+        return record
+    try:
+        return json.loads(record.decode("utf-8-sig")) if record.strip() else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _id_key(row: Any) -> str | None:
+    """The key of the conversation's id, in a row that is one message and holds none; None in any other record."""
+    if not isinstance(row, Mapping) or not any(row.keys() >= {*words} for words in _WORDS):
+        return None
+    return next((key for key in _IDS if row.get(key) is not None), None)
+
+
+def _message(row: Mapping, key: str) -> dict:
+    role, content = next((words for words in _WORDS if row.keys() >= {*words}), _WORDS[0])
+    rest = {name: value for name, value in row.items() if name not in (key, role, content)}
+    return {"role": row.get(role), "content": row.get(content), **rest}
+
+
+def _in_order(record: dict | bytes) -> dict | bytes:
+    """A conversation sorted by the number of its messages, where each has one; any other line as it is."""
+    if not isinstance(record, dict):
+        return record
+    messages = record["messages"]
+    for key in _ORDERS:
+        order = [_number(message.get(key)) for message in messages]
+        if None not in order and len({*order}) == len(order):
+            messages = [message for _, message in sorted(zip(order, messages), key=lambda pair: pair[0])]
+            break
+    return {"id": record["id"], "messages": [{k: v for k, v in m.items() if k not in _ORDERS} for m in messages]}
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,139 @@
+"""Rows of tables as records: Parquet, Arrow, and comma- or tab-separated values."""
+
+import csv
+import importlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from mtsft.errors import InputError, one_line
+
+PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"  # what files begin with
+TABLES = {".csv": ",", ".tsv": "\t"}  # what separates the values of a table, by its name
+
+
+class Chunk(NamedTuple):
+    """A piece of a file.
+
+    Attributes:
+        numbers: line (or row) of each record, from 1 on.
+        records: JSON as bytes, or rows of Parquet.
+        size: bytes of the file that the piece stands for.
+    """
+
+    numbers: Sequence[int]
+    records: list[bytes] | list[dict]
+    size: int
+
+
+def read_table(file: BinaryIO, path: Path, size: int) -> Iterator[Chunk]:
+    """The rows of a table in pieces of about `size` bytes of the file; Parquet and Arrow are known by their content.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    magic = file.peek(6)[:6]
+    if magic.startswith(PARQUET):
+        return _read_parquet(file, path, size)
+    if magic.startswith((ARROW_FILE, ARROW_STREAM)):
+        return _read_arrow(file, path, magic.startswith(ARROW_STREAM))
+    return _read_values(file, path, size)
+
+
+def _read_parquet(file: BinaryIO, path: Path, size: int) -> Iterator[Chunk]:
+    pyarrow, parquet = imported("pyarrow", path), imported("pyarrow.parquet", path)
+    number, done, total = 1, 0, os.fstat(file.fileno()).st_size
+    try:
+        table = parquet.ParquetFile(file)
+        rows = table.metadata.num_rows
+        for batch in table.iter_batches(max(1, rows * size // total)):
+            records = [_without_nulls(row) for row in batch.to_pylist()]
+            end = total * (number - 1 + len(records)) // rows
+            yield Chunk(range(number, number + len(records)), records, end - done)
+            number, done = number + len(records), end
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        raise InputError(
+            f"{path}:{number}: Parquet that cannot be read ({one_line(error, 120)}); write the file anew"
+        ) from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """A row without the nulls that stand for keys it does not have: a column of objects holds the keys of all."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _read_arrow(file: BinaryIO, path: Path, is_stream: bool) -> Iterator[Chunk]:
+    """The batches of an Arrow file, or of a stream, as `datasets` saves its tables."""
+    pyarrow = imported("pyarrow", path)
+    number, total = 1, os.fstat(file.fileno()).st_size
+    try:
+        reader = pyarrow.ipc.open_stream(file) if is_stream else pyarrow.ipc.open_file(file)
+        batches = list(reader) if is_stream else [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        for i, batch in enumerate(batches):
+            records = [_without_nulls(row) for row in batch.to_pylist()]
+            done, end = total * i // len(batches), total * (i + 1) // len(batches)
+            yield Chunk(range(number, number + len(records)), records, end - done)
+            number += len(records)
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        raise InputError(
+            f"{path}:{number}: Arrow that cannot be read ({one_line(error, 120)}); write the file anew"
+        ) from None
+
+
+def _read_values(file: BinaryIO, path: Path, size: int) -> Iterator[Chunk]:
+    """The rows of a table of separated values, whose first line names the columns; a value may be JSON."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    total, done = os.fstat(file.fileno()).st_size, 0
+    rows = csv.reader(text, delimiter=TABLES[path.suffix.lower()], strict=True)
+    numbers, records, begun = [], [], 1
+    try:
+        names = next(rows, [])
+        begun = rows.line_num + 1
+        for row in rows:
+            if len(row) > len(names):
+                raise InputError(
+                    f"{path}:{begun}: has {len(row)} values, and the first line names {len(names)}; repair it"
+                )
+            if row:
+                numbers.append(begun)
+                records.append({name: _value(value) for name, value in zip(names, row) if value != ""})
+            begun = rows.line_num + 1
+            if sum(map(len, row)) and len(records) >= _ROWS:
+                at = min(file.tell(), total)
+                yield Chunk(numbers, records, at - done)
+                numbers, records, done = [], [], at
+    except csv.Error as error:
+        raise InputError(f"{path}:{begun}: not a table of separated values ({error}); repair it there") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}:{begun}: not UTF-8 from about this line on; save the file as UTF-8") from None
+    finally:
+        text.detach()  # the file is its opener's to close
+    if records:
+        yield Chunk(numbers, records, total - done)
+
+
+_ROWS = 500  # of a piece
+
+
+def _value(text: str) -> Any:
+    """A value: what it says where it is JSON of a list or an object, else its text."""
+    if text[:1] in "[{":
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            pass
+    return text
+
+
+def imported(name: str, path: Path) -> Any:
+    """A package that only some formats need, imported when one of them is met."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise InputError(f"{path}: reading it needs {package}, which is not installed: pip install {package}") from None
