@@ -26,6 +26,9 @@ class DataConfig:
     eval: str | Sequence[str] = ""  # the same, held out from training
     eval_fraction: float = 0.0  # share of data.train to hold out where data.eval is empty, chosen by content
     format: str = ""  # of the files; "" recognises each dialogue's by its content, see mtsft/dialogue/formats.py
+    columns: str = ""  # JSON object of names in the files: {"messages": "dialog", "role": "who", "content": "text"}
+    roles: str = ""  # JSON object of names of roles in the files: {"agent": "assistant"}
+    system: str = ""  # the system prompt of dialogues that have none
     corpus: str = ""  # "recall": the corpus built into the package, in place of data.train and data.eval
     corpus_dialogues: int = 20_000  # of the built-in corpus, to train on
     corpus_eval_dialogues: int = 500  # of the built-in corpus, held out

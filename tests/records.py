@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mtsft.dialogue.formats import parse_record
+from mtsft.dialogue.record_format import RecordFormat
 from mtsft.errors import InputError
 
 USER, REPLY = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
@@ -12,7 +13,7 @@ CALL = {"type": "function", "id": "c1", "function": {"name": "f", "arguments": {
 
 
 def read(record, format="", check=True):
-    return parse_record(record, "d.jsonl:7", "d.jsonl:7", format, check=check)
+    return parse_record(record, "d.jsonl:7", "d.jsonl:7", RecordFormat(format), check=check)
 
 
 def said(record, format=""):

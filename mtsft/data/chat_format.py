@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mtsft.data.store import code_digest, digest_files, in_cache
 from mtsft.dialogue import readers
+from mtsft.dialogue.record_format import RecordFormat
 from mtsft.encoding.spec import ChatFormat, markers_of, parse_date, parse_variables
 from mtsft.errors import InputError
 from mtsft.files import atomic_write
@@ -47,7 +48,7 @@ def open_chat(
 
 
 def train_tokenizer(
-    chat: ChatFormat, vocab_size: int, files: Sequence[Path], format: str, folder: Path
+    chat: ChatFormat, vocab_size: int, files: Sequence[Path], form: RecordFormat, folder: Path
 ) -> Mapping[str, bytes]:
     """A tokenizer trained on dialogues, or the one that `folder` holds of an earlier training.
 
@@ -55,7 +56,7 @@ def train_tokenizer(
         chat: whose template's control tokens become tokens.
         vocab_size: ids at most.
         files: of dialogues.
-        format: of the files; "" recognises it.
+        form: how the records of the files are read.
         folder: where trained tokenizers are kept.
 
     Returns:
@@ -65,20 +66,20 @@ def train_tokenizer(
         InputError: the texts do not suit the size, or the folder cannot be written.
     """
     template = templates.ChatTemplate(chat.templates, chat.name)
-    parts = (digest_files(files), vocab_size, template.fingerprint, code_digest())
+    parts = (digest_files(files), form, vocab_size, template.fingerprint, code_digest())
     path = folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.model"
     with in_cache(folder):
         folder.mkdir(parents=True, exist_ok=True)  # refused before the training, rather than after it
         if path.exists():
             return {"tokenizer.model": path.read_bytes()}
     markers = markers_of(template.literals)
-    trained = sentencepiece.train_sentencepiece(_texts(files, format), vocab_size, markers)
+    trained = sentencepiece.train_sentencepiece(_texts(files, form), vocab_size, markers)
     with in_cache(folder):
         atomic_write(path, trained["tokenizer.model"])
     return trained
 
 
-def _texts(files: Sequence[Path], format: str) -> Iterator[str]:
+def _texts(files: Sequence[Path], form: RecordFormat) -> Iterator[str]:
     """What a tokenizer is trained on: the words of dialogues evenly over the files, with the names of their roles.
 
     Raises InputError where no line holds a dialogue, as its first one would.
@@ -88,7 +89,7 @@ def _texts(files: Sequence[Path], format: str) -> Iterator[str]:
     is_empty = True
     for path in files:
         wanted = (lambda number: number % stride == 0) if stride > 1 else None
-        for _, dialogue in readers.read_dialogues(path, format, wanted=wanted, unreadable=errors.append):
+        for _, dialogue in readers.read_dialogues(path, form, wanted=wanted, unreadable=errors.append):
             is_empty = False
             for message in dialogue.messages:
                 yield message.role

@@ -9,6 +9,7 @@ from mtsft.corpora import recall
 from mtsft.data.chat_format import open_chat, train_tokenizer
 from mtsft.data.store import code_digest, in_cache
 from mtsft.dialogue import find_files
+from mtsft.dialogue.record_format import RecordFormat
 from mtsft.encoding.spec import ChatFormat, EncodingSpec
 from mtsft.errors import InputError
 from mtsft.files import expanded
@@ -52,11 +53,12 @@ class DataFiles:
             weighted = find_files.find_weighted_files(data.train, "data.train")
             train_files, weights = [file.path for file in weighted], [file.weight for file in weighted]
             eval_files = find_files.find_files(data.eval, "data.eval") if data.eval else []
+        form = RecordFormat.of(data.format, data.columns, data.roles, data.system)
         for path in [*train_files, *eval_files]:
             find_files.check_readable(path)
 
         def trained(chat: ChatFormat) -> Mapping[str, bytes]:
-            return train_tokenizer(chat, data.vocab_size, train_files, data.format, cache / "tokenizers")
+            return train_tokenizer(chat, data.vocab_size, train_files, form, cache / "tokenizers")
 
         chat = open_chat(data.tokenizer, data.template, data.template_variables, data.template_date, trained)
         held_out = data.eval_fraction if not eval_files else 0.0

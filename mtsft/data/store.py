@@ -27,6 +27,7 @@ from tqdm import tqdm
 import mtsft
 from mtsft.dialogue import readers
 from mtsft.dialogue.readers import Chunk
+from mtsft.dialogue.record_format import RecordFormat
 from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import EncodingSpec
@@ -254,11 +255,12 @@ class _Encoded:
 
 _encoder: Encoder  # of an encoding process
 _spec: EncodingSpec
+_form: RecordFormat
 
 
 def _start_worker(spec: EncodingSpec) -> None:
-    global _encoder, _spec
-    _encoder, _spec = spec.encoder(), spec
+    global _encoder, _spec, _form
+    _encoder, _spec, _form = spec.encoder(), spec, spec.record_format
 
 
 @contextmanager
@@ -285,7 +287,7 @@ def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
     dialogues, lines, digests = [], [], []
     first, last = _spec.split
     unreadable = count_unreadable if _spec.lenient else None
-    for number, dialogue in readers.read_dialogues(path, _spec.config.format, chunks=(chunk,), unreadable=unreadable):
+    for number, dialogue in readers.read_dialogues(path, _form, chunks=(chunk,), unreadable=unreadable):
         if (first, last) == (0.0, 1.0) or first <= split_point(dialogue) < last:
             dialogues.append(dialogue)
             lines.append(number)
@@ -326,7 +328,9 @@ def _hash(text: str) -> int:
 
 def _build(files: Sequence[Path], spec: EncodingSpec, path: Path, workers: int, progress: bool) -> None:
     total = sum(file.stat().st_size for file in files)
-    tasks = ((file, i, chunk) for i, file in enumerate(files) for chunk in readers.read_chunks(file))
+    tasks = (
+        (file, i, chunk) for i, file in enumerate(files) for chunk in readers.read_chunks(file, form=spec.record_format)
+    )
     stats, id_end = EncodingStats(), 0
     outputs = {name: (path / name).open("wb") for name in [*_COLUMNS, *_TABLES, "ids"]}
     try:

@@ -173,7 +173,7 @@ def _read_again(store: Store, indices: np.ndarray, spec: EncodingSpec) -> Iterat
         path, line = store.source(index)
         wanted.setdefault(path, set()).add(line)
     for path, lines in wanted.items():
-        for _, dialogue in readers.read_dialogues(path, spec.config.format, wanted=lines.__contains__):
+        for _, dialogue in readers.read_dialogues(path, spec.record_format, wanted=lines.__contains__):
             yield dialogue
 
 

@@ -43,7 +43,7 @@ def viewed(files: Sequence[Path], spec: EncodingSpec) -> Iterator[ViewedDialogue
         waiting.clear()
 
     for path in files:
-        for _, dialogue in readers.read_dialogues(path, spec.config.format):
+        for _, dialogue in readers.read_dialogues(path, spec.record_format):
             if first <= split_point(dialogue) < last:
                 waiting.append(dialogue)
             if len(waiting) == _CHUNK:

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from mtsft.dialogue.record_format import PLAIN, RecordFormat, renamed
 from mtsft.dialogue.tables import Chunk
 from mtsft.errors import InputError, one_line
 
@@ -20,8 +21,13 @@ _ORDERS = ("turn_index", "turn_id", "turn", "message_index", "utterance_idx", "p
 _WORDS = (("role", "content"), ("role", "text"), ("from", "value"))
 
 
-def whole_conversations(chunks: Iterable[Chunk], path: Path) -> Iterator[Chunk]:
+def whole_conversations(chunks: Iterable[Chunk], path: Path, form: RecordFormat = PLAIN) -> Iterator[Chunk]:
     """Chunks of records; of a table with a message a row each row's messages are joined to records of conversations.
+
+    Args:
+        chunks: of records.
+        path: the file, for errors.
+        form: names of the columns.
 
     Raises:
         InputError: the rows of a conversation do not stand together.
@@ -30,15 +36,16 @@ def whole_conversations(chunks: Iterable[Chunk], path: Path) -> Iterator[Chunk]:
     first = next((chunk for chunk in iterator if chunk.records), None)
     if first is None:
         return
-    key = _id_key(_decoded(first.records[0]))
+    columns = {name: given for name, given in form.columns.items() if name in ("id", "role", "content")}
+    key = _id_key(_decoded(first.records[0], columns), columns)
     if key is None:
         yield first
         yield from iterator
         return
-    yield from _joined(first, iterator, key, path)
+    yield from _joined(first, iterator, key, path, columns)
 
 
-def _joined(first: Chunk, others: Iterator[Chunk], key: str, path: Path) -> Iterator[Chunk]:
+def _joined(first: Chunk, others: Iterator[Chunk], key: str, path: Path, columns: Mapping[str, str]) -> Iterator[Chunk]:
     seen: set[str] = set()
     numbers: list[int] = []
     records: list[dict] = []
@@ -46,7 +53,7 @@ def _joined(first: Chunk, others: Iterator[Chunk], key: str, path: Path) -> Iter
         done: list[dict | bytes] = []
         done_numbers: list[int] = []
         for number, raw in zip(chunk.numbers, chunk.records):
-            row = _decoded(raw)
+            row = _decoded(raw, columns)
             if row is None:  # an empty line, or an error where it is parsed
                 done.append(raw)
                 done_numbers.append(number)
@@ -73,21 +80,22 @@ def _joined(first: Chunk, others: Iterator[Chunk], key: str, path: Path) -> Iter
         yield Chunk(numbers, [_in_order(record) for record in records], 0)
 
 
-def _decoded(record: bytes | Mapping) -> Any:
+def _decoded(record: bytes | Mapping, columns: Mapping[str, str]) -> Any:
     """A row as an object; None for an empty line, or one that is no JSON, which is an error where it is parsed."""
-    if isinstance(record, Mapping):
-        return record
-    try:
-        return json.loads(record.decode("utf-8-sig")) if record.strip() else None
-    except (ValueError, RecursionError):
-        return None
+    if not isinstance(record, Mapping):
+        try:
+            record = json.loads(record.decode("utf-8-sig")) if record.strip() else None
+        except (ValueError, RecursionError):
+            return None
+    return renamed(record, columns) if columns and isinstance(record, Mapping) else record
 
 
-def _id_key(row: Any) -> str | None:
+def _id_key(row: Any, columns: Mapping[str, str]) -> str | None:
     """The key of the conversation's id, in a row that is one message and holds none; None in any other record."""
     if not isinstance(row, Mapping) or not any(row.keys() >= {*words} for words in _WORDS):
         return None
-    return next((key for key in _IDS if row.get(key) is not None), None)
+    ids = ("id",) if "id" in columns else _IDS
+    return next((key for key in ids if row.get(key) is not None), None)
 
 
 def _message(row: Mapping, key: str) -> dict:

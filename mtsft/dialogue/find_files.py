@@ -1,14 +1,20 @@
 """Which files of dialogues a config names, by paths and patterns, and how often each is seen."""
 
 import glob
+import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mtsft.errors import InputError, one_line
+
+# The names of the split that a key wants of a dataset's folder, best first.
+_SPLITS = {"data.train": ("train",), "data.eval": ("validation", "valid", "val", "dev", "eval", "test")}
+_ENDING = re.compile(r"\.(jsonl?|ndjson|parquet|arrow|csv|tsv)(\.(gz|zst))?$")
 
 
 class WeightedFile(NamedTuple):
@@ -93,6 +99,53 @@ def _matching(pattern: str, key: str) -> list[Path]:
         raise unreadable_file(pattern, error) from error
     if not names:
         raise InputError(f"{pattern}: no such file; set {key} to a .jsonl file of dialogues")
+    if folder is not None and len(names) == 1:
+        return _of_folder(Path(folder), key)
     if folder is not None:
         raise InputError(f"{folder}: is a folder; name its files, e.g. {key}='{folder}/*.jsonl'")
     return [Path(name) for name in names]
+
+
+def _of_folder(folder: Path, key: str) -> list[Path]:
+    """The files of one split of a dataset's folder: of training, or held out, as the key says.
+
+    As people keep them on hubs (train.jsonl, train/0.json, data/train-00000-of-00002.parquet), and as `datasets` saves
+    them (dataset_dict.json, state.json and Arrow files).
+    """
+    splits = _SPLITS.get(key, _SPLITS["data.train"])
+    if (folder / "state.json").exists():
+        return _saved(folder)
+    for split in splits:
+        if (folder / "dataset_dict.json").exists() and (folder / split / "state.json").exists():
+            return _saved(folder / split)
+        found = [
+            path
+            for place in (folder, folder / "data", folder / split)
+            for path in (sorted(place.iterdir()) if place.is_dir() else ())
+            if path.is_file() and _ENDING.search(path.name) and (place.name == split or _is_of(path.name, split))
+        ]
+        if found:
+            return found
+    names = ", ".join(f"{split}.jsonl" for split in splits)
+    raise InputError(
+        f"{folder}: is a folder without files of a split that {key} could be ({names}, {splits[0]}-*.parquet, "
+        f"data/..., {splits[0]}/...); name its files, e.g. {key}='{folder}/*.jsonl'"
+    )
+
+
+def _is_of(name: str, split: str) -> bool:
+    """Whether a file's name begins with that of a split."""
+    rest = name.removeprefix(split)
+    return rest != name and not rest[0].isalnum()
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The Arrow files of a dataset that `datasets` saved, in order."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        names = [str(file["filename"]) for file in state["_data_files"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{folder}/state.json: names no files ({one_line(error, 80)}); save the dataset again"
+        ) from error
+    return [folder / Path(name).name for name in names]

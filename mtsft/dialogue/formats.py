@@ -18,6 +18,7 @@ from typing import Any
 
 from mtsft.dialogue.kinds import kind
 from mtsft.dialogue.normalize import CONTENT, VALUE, Normalizer, refuse_media
+from mtsft.dialogue.record_format import PLAIN, RecordFormat
 from mtsft.dialogue.records import EXAMPLE, Messages, listed
 from mtsft.dialogue.reply_trees import linked, tree
 from mtsft.dialogue.schema import ROLES, Dialogue, Message
@@ -34,28 +35,31 @@ _LISTS = ("conversations", "conversation", "data", "dialog", "dialogue")  # of S
 _READ = frozenset((*_SYSTEM, "tools", "functions", *_VARIABLES, *_NAMES))
 
 
-def parse_record(record: object, where: str, default_id: str = "", format: str = "", *, check: bool = True) -> Dialogue:
+def parse_record(
+    record: object, where: str, default_id: str = "", form: RecordFormat = PLAIN, *, check: bool = True
+) -> Dialogue:
     """A decoded JSON object as a Dialogue.
 
     Args:
         record: of any of FORMATS.
         where: file and line: what errors begin with, and the dialogue's source.
         default_id: the dialogue's id if it has none.
-        format: one of FORMATS; "" tells by the keys.
+        form: how it is read.
         check: False where no string can hold half a surrogate pair.
 
     Raises:
         InputError: for anything that is no dialogue, or of which something would be lost.
     """
-    if (plain := _plain(record, where, default_id, format, check)) is not None:
+    if (plain := _plain(record, where, default_id, form, check)) is not None:
         return plain
+    format = form.name
     if format and format not in FORMATS:
         raise InputError(f"data.format={format!r}: no such format; use one of {', '.join(FORMATS)}, or '' for any")
     if isinstance(record, list) and record and isinstance(record[0], str | dict):  # the messages by themselves
         record = {"messages": record}
     if not isinstance(record, dict):
         raise InputError(f"{where}: {kind(record)}, not an object; every line must be such as {EXAMPLE}")
-    reader, record = Normalizer(where, check), rewritten(record, where)
+    reader, record = Normalizer(where, check, form.roles), rewritten(form.of_record(record, where), where)
     _refuse_preferences(record, where)
     refuse_media(record, f"{where}: the dialogue")
     refuse_masks(record, f"{where}: the dialogue")
@@ -65,6 +69,8 @@ def parse_record(record: object, where: str, default_id: str = "", format: str =
         if (system := record.get(key)) is not None and system != "":
             message = reader.message({"role": "system", "content": system}, repr(key))
             messages, parents = _after_system(message, messages, parents, where, key)
+    if form.system and messages[0].role not in ("system", "developer"):
+        messages, parents = _after_system(Message("system", form.system), messages, parents, where, "data.system")
     tools, functions = record.get("tools"), record.get("functions")
     return Dialogue(
         id=_name(record, default_id, reader),
@@ -77,9 +83,11 @@ def parse_record(record: object, where: str, default_id: str = "", format: str =
     )
 
 
-def _plain(record: Any, where: str, default_id: str, format: str, check: bool) -> Dialogue | None:
+def _plain(record: Any, where: str, default_id: str, form: RecordFormat, check: bool) -> Dialogue | None:
     """The fast path for most dialogues: nothing but roles and contents in order. None for any other."""
-    if format not in ("", "messages") or record.__class__ is not dict or not _PLAIN.issuperset(record):
+    if form is not PLAIN and (not form.is_plain or form.name not in ("", "messages")):
+        return None
+    if record.__class__ is not dict or not _MESSAGES_ALONE.issuperset(record):
         return None
     name, records = record.get("id", default_id), record.get("messages")
     if name.__class__ is not str or records.__class__ is not list or not records:
@@ -102,7 +110,7 @@ def _plain(record: Any, where: str, default_id: str, format: str, check: bool) -
     return Dialogue(name, tuple(messages), where)
 
 
-_PLAIN = frozenset(("id", "messages"))
+_MESSAGES_ALONE = frozenset(("id", "messages"))
 _NEW = tuple.__new__  # does what the constructor of a named tuple does, in half its time
 
 

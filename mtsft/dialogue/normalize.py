@@ -6,7 +6,7 @@ In every function `subject` is what an error begins with: the file, the line and
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mtsft.dialogue.kinds import kind
@@ -73,10 +73,12 @@ class Normalizer:
     Attributes:
         where: file and line of the record, what every error begins with.
         check: False where the record cannot hold half a surrogate pair, so that nothing is searched for one.
+        roles: further names of roles.
     """
 
     where: str
     check: bool = True
+    roles: Mapping[str, str] = field(default_factory=dict)
 
     def message(self, record: object, number: int | str, keys: tuple[str, str] = CONTENT) -> Message:
         """One message of the record.
@@ -93,7 +95,7 @@ class Normalizer:
                 f'"{content_key}": ...}}'
             )
         given = record.get(role_key)
-        role = ROLE_OF.get(given) if isinstance(given, str) else None
+        role = (self.roles.get(given) or ROLE_OF.get(given)) if isinstance(given, str) else None
         calling = False
         if role is None:
             role, calling = self._role(given, number, role_key)

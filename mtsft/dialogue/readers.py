@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from mtsft.dialogue.conversations import whole_conversations
 from mtsft.dialogue.find_files import unreadable_file
 from mtsft.dialogue.formats import parse_record
+from mtsft.dialogue.record_format import PLAIN, RecordFormat
 from mtsft.dialogue.records import EXAMPLE
 from mtsft.dialogue.schema import Dialogue
 from mtsft.dialogue.tables import ARROW_FILE, ARROW_STREAM, TABLES, Chunk, imported, read_table
@@ -30,7 +31,7 @@ _OTHERS = {b"PK\x03\x04": "a zip archive", b"BZh": "compressed with bzip2", b"\x
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def read_chunks(path: Path, size: int = 1 << 18) -> Iterator[Chunk]:
+def read_chunks(path: Path, size: int = 1 << 18, form: RecordFormat = PLAIN) -> Iterator[Chunk]:
     """Yields the records of a file, in pieces of about `size` bytes of it.
 
     Records of JSON come as bytes, rows of Parquet as dicts. Lines end at a newline byte alone, so that no character
@@ -43,7 +44,7 @@ def read_chunks(path: Path, size: int = 1 << 18) -> Iterator[Chunk]:
                 if magic.startswith(start):
                     raise InputError(f"{path}: is {what}; unpack it, or compress it with gzip or zstd instead")
             if magic.startswith((_PARQUET, ARROW_FILE, ARROW_STREAM)) or path.suffix.lower() in TABLES:
-                yield from whole_conversations(read_table(file, path, size), path)
+                yield from whole_conversations(read_table(file, path, size), path, form)
                 return
             if magic.startswith(_GZIP):
                 chunks = _read_json(io.BufferedReader(gzip.GzipFile(fileobj=file)), file, path, size)
@@ -51,25 +52,25 @@ def read_chunks(path: Path, size: int = 1 << 18) -> Iterator[Chunk]:
                 chunks = _read_json(io.BufferedReader(_Zstandard(file, path)), file, path, size)
             else:
                 chunks = _read_json(file, file, path, size)
-            yield from whole_conversations(chunks, path)
+            yield from whole_conversations(chunks, path, form)
     except OSError as error:
         raise unreadable_file(path, error) from error
 
 
-def parse(item: bytes | dict, path: Path, number: int, format: str = "") -> Dialogue | None:
+def parse(item: bytes | dict, path: Path, number: int, form: RecordFormat = PLAIN) -> Dialogue | None:
     """One record of a file as a Dialogue; None for an empty line.
 
     Args:
         item: a line of JSON, or a row of Parquet.
         path, number: the file and line (or row) that it was read from.
-        format: one of formats.FORMATS; "" tells by the keys.
+        form: how records are read.
 
     Raises:
         InputError: naming the file, the line and the message, for anything that is no dialogue.
     """
     where, name = f"{path}:{number}", f"{path.name}:{number}"
     if item.__class__ is dict:
-        return parse_record(item, where, name, format)
+        return parse_record(item, where, name, form)
     if number == 1:
         item = item.removeprefix(_BOM)
     if not item.strip():
@@ -86,12 +87,12 @@ def parse(item: bytes | dict, path: Path, number: int, format: str = "") -> Dial
         raise _not_json(where, error, at + 1) from None
     # Text that was UTF-8 can hold half a surrogate pair only as an escape.
     check = ("\\ud" in text or "\\uD" in text) and _SURROGATE.search(text) is not None
-    return parse_record(record, where, name, format, check=check)
+    return parse_record(record, where, name, form, check=check)
 
 
 def read_dialogues(
     path: Path,
-    format: str = "",
+    form: RecordFormat = PLAIN,
     *,
     chunks: Iterable[Chunk] | None = None,
     wanted: Callable[[int], bool] | None = None,
@@ -101,7 +102,7 @@ def read_dialogues(
 
     Args:
         path: the file.
-        format: one of formats.FORMATS; "" tells by the keys.
+        form: how records are read.
         chunks: pieces of the file as `read_chunks` yields them; None for all of it.
         wanted: which line numbers to parse; None for all.
         unreadable: called with the error of a line that holds no dialogue, which is then left out.
@@ -109,12 +110,12 @@ def read_dialogues(
     Raises:
         InputError: for a line that holds no dialogue where `unreadable` is None, and where the file cannot be read.
     """
-    for chunk in read_chunks(path) if chunks is None else chunks:
+    for chunk in read_chunks(path, form=form) if chunks is None else chunks:
         for number, record in zip(chunk.numbers, chunk.records):
             if wanted is not None and not wanted(number):
                 continue
             try:
-                dialogue = parse(record, path, number, format)
+                dialogue = parse(record, path, number, form)
             except InputError as error:
                 if unreadable is None:
                     raise

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mtsft.config import DataConfig
+from mtsft.dialogue.record_format import RecordFormat
 from mtsft.encoding.encoder import Encoder
 from mtsft.errors import InputError
 from mtsft.template.chat_template import BUILT_IN, ChatTemplate
@@ -106,6 +107,12 @@ class EncodingSpec:
     def encoder(self) -> Encoder:
         """A new encoder. Raises InputError for a value that `config` must not have."""
         return Encoder(*self.chat.open(), self.config)
+
+    @property
+    def record_format(self) -> RecordFormat:
+        """How the records of the files are read. Raises InputError for values that say no such thing."""
+        config = self.config
+        return RecordFormat.of(config.format, config.columns, config.roles, config.system)
 
     def with_config(self, **values: Any) -> "EncodingSpec":
         """The same but for these keys of `config`."""

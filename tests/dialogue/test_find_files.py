@@ -1,4 +1,5 @@
 import errno
+import json
 
 import pytest
 from hypothesis import given
@@ -50,8 +51,11 @@ def test_a_file_whose_name_holds_brackets_is_taken_as_it_is(three):
         ("gone.jsonl", r"gone.jsonl: no such file; set data.train to"),
         ("*.txt", r"\*.txt: no such file; set data.train to"),
         (("a.jsonl", "gone.jsonl"), r"gone.jsonl: no such file; set data.train to"),
-        ("folder", r"folder: is a folder; name its files, e.g. data.train='folder/\*.jsonl'"),
-        ("fold*", r"folder: is a folder; name its files"),
+        (
+            "folder",
+            r"folder: is a folder without files of a split that data.train could be \(train.jsonl, .*folder/",
+        ),
+        ("fold*", r"folder: is a folder without files of a split"),
         ((), r"data.train names no file; set it to"),
         ("", r"data.train names no file; set it to"),
         ("~nobody-of-that-name/a.jsonl", r"~nobody-of-that-name/a.jsonl: no such file; set data.train to"),
@@ -131,3 +135,47 @@ def test_an_equals_sign_in_a_name_is_no_weight(tmp_path):
 def test_a_weight_of_files_that_is_not_above_zero_is_refused(three, weight):
     with pytest.raises(InputError, match=rf"a\.jsonl={weight}: has the weight {weight} in data\.train; use a number"):
         find_weighted_files(f"{three}/a.jsonl={weight}", "data.train")
+
+
+# Folders of datasets
+
+LAYOUTS = {
+    "files": ["train.jsonl", "validation.jsonl", "README.md", "training_notes.json"],
+    "shards": [
+        "data/train-00000-of-00002.parquet",
+        "data/train-00001-of-00002.parquet",
+        "data/test-00000-of-00001.parquet",
+    ],
+    "folders": ["train/b.csv", "train/a.json.gz", "dev/x.jsonl.zst"],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_dataset_s_folder_has_the_files_of_its_splits(tmp_path, layout):
+    for name in LAYOUTS[layout]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    train = [str(path.relative_to(tmp_path)) for path in find_files(str(tmp_path), "data.train")]
+    held_out = [str(path.relative_to(tmp_path)) for path in find_files(str(tmp_path), "data.eval")]
+    assert (train, held_out) == {
+        "files": (["train.jsonl"], ["validation.jsonl"]),
+        "shards": (LAYOUTS["shards"][:2], LAYOUTS["shards"][2:]),
+        "folders": (["train/a.json.gz", "train/b.csv"], ["dev/x.jsonl.zst"]),
+    }[layout]
+
+
+def test_a_dataset_that_datasets_saved_has_its_arrow_files(tmp_path):
+    def save(folder, *names):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    save(tmp_path / "train", "data-00001-of-00002.arrow", "../../data-00000-of-00002.arrow")
+    save(tmp_path / "test", "data-00000-of-00001.arrow")
+    train = tmp_path / "train"
+    files = [train / "data-00001-of-00002.arrow", train / "data-00000-of-00002.arrow"]  # in their order, and no others
+    assert find_files(str(tmp_path), "data.train") == files == find_files(str(train), "data.train")
+    assert find_files(str(tmp_path), "data.eval") == [tmp_path / "test" / "data-00000-of-00001.arrow"]
+    (train / "state.json").write_text("{}")
+    with pytest.raises(InputError, match=r"state\.json: names no files"):
+        find_files(str(train), "data.train")

@@ -8,6 +8,7 @@ from pyarrow import parquet
 
 from mtsft.dialogue import readers
 from mtsft.dialogue.readers import read_chunks, read_dialogues
+from mtsft.dialogue.record_format import RecordFormat
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError
 
@@ -218,7 +219,7 @@ def read(path, size=1 << 18, format=""):
     chunks = list(read_chunks(path, size))
     assert sum(chunk.size for chunk in chunks) == path.stat().st_size
     assert all(len(chunk.numbers) == len(chunk.records) for chunk in chunks)
-    return [dialogue for _, dialogue in read_dialogues(path, format, chunks=chunks)]
+    return [dialogue for _, dialogue in read_dialogues(path, RecordFormat(format), chunks=chunks)]
 
 
 def words(dialogues):
@@ -411,6 +412,6 @@ def test_pieces_of_a_file_are_read_as_the_file_is(untidy):
 def test_the_format_is_the_one_that_is_said(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_text('{"prompt": "a", "completion": "b", "instruction": "c", "output": "d"}\n')
-    texts = {name: [m.content for _, d in read_dialogues(path, name) for m in d.messages]
+    texts = {name: [m.content for _, d in read_dialogues(path, RecordFormat(name)) for m in d.messages]
              for name in ("alpaca", "prompt_completion")}  # fmt: skip
     assert texts == {"alpaca": ["c", "d"], "prompt_completion": ["a", "b"]}

@@ -233,7 +233,7 @@ def test_a_dialogue_longer_than_a_row_is_named(refused, folder):
         (["--config.data.train=gone.jsonl"], r"gone\.jsonl: no such file; set data\.train to"),
         (["--config.data.eval=gone.jsonl"], r"gone\.jsonl: no such file; set data\.eval to"),
         (["--config.data.train=cache*"], r"cache\*: no such file; set data\.train to"),
-        (["--config.data.train=."], r"\.: is a folder; name its files"),
+        (["--config.data.train=."], r"\.: is a folder without files of a split that data\.train could be"),
         (["--config.data.train="], r"data\.train names no file; set it to"),
         (["--config.data.train=empty.jsonl"], r"empty\.jsonl: is empty; it should hold one dialogue a line"),
         (["--config.data.tokenizer=gone.model"], r"gone\.model: cannot be read .*; set data\.tokenizer to"),
