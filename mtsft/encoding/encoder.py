@@ -110,6 +110,13 @@ class Encoder:
         """The tokens that end a response."""
         return tuple(sorted(self.tokenizer.controls[stop].id for stop in self._compiler.controls.stops))
 
+    @property
+    def usual_stops(self) -> tuple[int, ...]:
+        """`stop_ids`, the one that ends a reply first."""
+        usual = self._compiler.controls.usual_stop
+        first = [] if usual is None else [self.tokenizer.controls[usual].id]
+        return tuple(dict.fromkeys([*first, *self.stop_ids]))
+
     def encode(self, dialogues: Sequence[Dialogue]) -> tuple[list[tuple[int, TokenTree]], EncodingStats]:
         """The trees of dialogues, and what became of every one of them.
 

@@ -33,7 +33,6 @@ def export(
     *,
     config: Mapping[str, Any] | None = None,
     tokenizer_files: Mapping[str, bytes] | None = None,
-    chat_template: str | None = None,
     stop_ids: Sequence[int] = (),
     bos_id: int | None = None,
     pad_id: int | None = None,
@@ -51,8 +50,7 @@ def export(
         arch: the model's.
         config: the config.json that the model came with; None to make one.
         tokenizer_files: by name.
-        chat_template: Jinja text of chat_template.jinja; None for no such file.
-        stop_ids: tokens that end a turn.
+        stop_ids: tokens that end a turn, the usual one first.
         bos_id: the token at the beginning of a text; None for none.
         pad_id: the padding token; None for none.
         dtype: of the tensors, "float32" or "bfloat16".
@@ -77,8 +75,6 @@ def export(
         tensor_shapes(tensor_slices, leaf_shapes(fields)), np.dtype(DTYPES[dtype]).itemsize, max_shard_bytes
     )
     files = dict(tokenizer_files or {})
-    if chat_template is not None:
-        files["chat_template.jinja"] = chat_template.encode()
     if "tokenizer.model" in files and not {"tokenizer.json", "tokenizer_config.json"} & {*files}:
         files["tokenizer_config.json"] = json_file(sentence_piece_config(files["tokenizer.model"], stop_ids))
     files["generation_config.json"] = generation_config(files.get("generation_config.json"), stop_ids, bos_id, pad_id)

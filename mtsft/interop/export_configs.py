@@ -35,7 +35,7 @@ def model_config(
     Args:
         arch: the model's.
         config: the config.json that the model came with; None to make one.
-        stop_ids: tokens that end a turn.
+        stop_ids: tokens that end a turn, the usual one first.
         bos_id: the token at the beginning of a text; None for none.
         pad_id: the padding token; None for none.
         dtype: of the tensors, "float32" or "bfloat16".
@@ -48,7 +48,11 @@ def model_config(
     if config is None:
         tokens = {"bos_token_id": bos_id, "eos_token_id": list(stop_ids) or None, "pad_token_id": pad_id}
         return config_json.config_for(fields) | tokens | own
-    return _adapted(config, fields, PUBLISHED) | own
+    config = _adapted(config, fields, PUBLISHED) | own
+    ends = config.get("eos_token_id")
+    if stop_ids and stop_ids[0] not in (ends if isinstance(ends, list) else [ends]):
+        config["eos_token_id"] = stop_ids[0]  # the base's old end stays in generation_config.json
+    return config
 
 
 def check_exportable(arch: Architecture, published: Mapping[str, Any], where: str) -> None:

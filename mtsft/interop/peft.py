@@ -72,6 +72,7 @@ def export_adapter(
     base_name: str,
     *,
     config: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Writes a folder that PeftModel.from_pretrained and vLLM load over the base model, atomically, in float32.
 
@@ -86,6 +87,7 @@ def export_adapter(
         lora: the adapters'.
         base_name: the folder of the base model, or its name on the Hub.
         config: its config.json; None for a model of our own.
+        files: what lies beside the adapters, by name: the tokenizer's, the chat template, generation_config.json.
 
     Returns:
         The path of the folder.
@@ -136,7 +138,8 @@ def export_adapter(
     content = header_of(shapes, "F32", **{_MATRICES: " ".join(matrices)})
     content += b"".join(tensor.tobytes() for tensor in tensors.values())
     with AtomicFolder(folder, len(content)) as writer:
-        writer.do(partial(write_files, files={ADAPTER_CONFIG: json_file(described), ADAPTER_WEIGHTS: content}))
+        own = {ADAPTER_CONFIG: json_file(described), ADAPTER_WEIGHTS: content}
+        writer.do(partial(write_files, files=dict(files or {}) | own))
     return folder
 
 

@@ -1,9 +1,12 @@
 """Models between workdirs and Hugging Face folders."""
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
@@ -11,12 +14,13 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from mtsft.config import default
-from mtsft.encoding.spec import ChatFormat
 from mtsft.errors import InputError
 from mtsft.files import atomic_write, expanded
 from mtsft.interop.atomic_folder import AtomicFolder
 from mtsft.interop.export import export
+from mtsft.interop.export_configs import generation_config
 from mtsft.interop.peft import export_adapter
+from mtsft.interop.serving_files import serving_files
 from mtsft.model.architecture import NO_LORA
 from mtsft.model.layers import ADAPTERS
 from mtsft.model.parameters import split
@@ -24,9 +28,10 @@ from mtsft.model.transformer import Model
 from mtsft.runs import workdir as workdirs
 from mtsft.runs.hub_model import HubModel, is_hub_folder
 from mtsft.runs.trained_model import TrainedModel, WorkdirModel, open_trained
-from mtsft.tokenizer import load as tokenizers
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.state import new_state
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def from_hugging_face(folder: str | Path, output: str | Path, dtype: str = "float32") -> None:
@@ -62,11 +67,16 @@ def from_hugging_face(folder: str | Path, output: str | Path, dtype: str = "floa
 
 
 def to_hugging_face(
-    workdir: str | Path, output: str | Path, dtype: str = "", adapter: bool = False, step: int | None = None
+    workdir: str | Path,
+    output: str | Path,
+    dtype: str = "",
+    adapter: bool = False,
+    step: int | None = None,
+    base_name: str = "",
 ) -> None:
     """Writes what a run trained as a folder that transformers and vLLM load; with adapters merged, or only those.
 
-    Template variables that the run set are not in the folder: what serves the model has to pass them.
+    The chat template has the variables that the run set as its defaults, and eos_token is the token that ends a turn.
 
     Args:
         workdir: of the run.
@@ -74,20 +84,22 @@ def to_hugging_face(
         dtype: of the parameters written, "float32" or "bfloat16"; "" for what the run computed in.
         adapter: whether to write a PEFT adapter folder, whose base is what model.init_from named.
         step: of the checkpoint; None for the best.
+        base_name: of the base model, for the adapter folder; "" for the Hub's, where its config.json says it, else its
+            folder.
 
     Raises:
         InputError: there is no such model, or `output` is there already.
     """
     base = open_trained(workdir, step)
     if adapter:
-        _write_adapter(base, output)
+        _write_adapter(base, output, base_name)
         return
     AtomicFolder(expanded(output), 0).check()  # before a model is read and merged for it
     fields = _with_positions(base)
     dtype = dtype or (base.config.model.dtype if isinstance(base, WorkdirModel) else "float32")
     model = Model(replace(base.model(scan_layers=True).arch, **fields), NO_LORA)
     params = base.read(jax.eval_shape(model.init, jax.random.key(0)), _on_one_device, progress=True)
-    tokenizer, stops = base.chat.open()[1], base.encoder().stop_ids
+    tokenizer, stops = base.chat.open()[1], base.encoder().usual_stops
     special = {
         name: tokenizer.controls[text].id
         for name, text in tokenizer.special_tokens.items()
@@ -98,8 +110,7 @@ def to_hugging_face(
         params,
         model.arch,
         config=base.published,
-        tokenizer_files=base.chat.tokenizer,
-        chat_template=_template(base.chat),
+        tokenizer_files=_files(base),
         stop_ids=stops,
         bos_id=special.get("bos_token"),
         pad_id=special.get("pad_token"),
@@ -108,7 +119,7 @@ def to_hugging_face(
     )
 
 
-def _write_adapter(base: TrainedModel, output: str | Path) -> None:
+def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> None:
     if not base.lora.rank:
         raise InputError(f"{base.path}: was trained without adapters (lora.rank=0); convert it without --adapter")
     name = base.config.model.init_from
@@ -128,7 +139,11 @@ def _write_adapter(base: TrainedModel, output: str | Path) -> None:
     model = base.model(scan_layers=True)
     model = replace(model, arch=replace(model.arch, **_with_positions(base)))
     adapters = split(base.restore(model, _on_one_device, progress=True), lambda name: name.endswith(ADAPTERS))[0]
-    export_adapter(output, adapters, model.arch, base.lora, name, config=base.published)
+    files = _files(base)
+    stops = base.encoder().usual_stops
+    files["generation_config.json"] = generation_config(files.get("generation_config.json"), stops, None, None)
+    base_name = base_name or _name_on_the_hub(base.published, name)
+    export_adapter(output, adapters, model.arch, base.lora, base_name, config=base.published, files=files)
 
 
 def _with_positions(base: TrainedModel) -> dict:
@@ -138,10 +153,18 @@ def _with_positions(base: TrainedModel) -> dict:
     return base.fields | {"max_position_embeddings": base.config.data.sequence_length}
 
 
-def _template(chat: ChatFormat) -> str | None:
-    """The chat template; None where it is among the tokenizer's files."""
-    own = tokenizers.chat_templates(chat.tokenizer).get("default")
-    return None if own == chat.templates["default"] else chat.templates["default"]
+def _files(base: TrainedModel) -> dict[str, bytes]:
+    """The files of its tokenizer as what serves it needs them."""
+    template, tokenizer = base.chat.open()
+    stops = base.encoder().usual_stops
+    stop = next((text for text, control in tokenizer.controls.items() if stops and control.id == stops[0]), None)
+    return serving_files(base.chat.tokenizer, template, base.chat.variables, stop)
+
+
+def _name_on_the_hub(published: Mapping[str, Any] | None, folder: str) -> str:
+    """The name that a base's config.json was loaded by, where that is one of the Hub; else its folder."""
+    name = str((published or {}).get("_name_or_path") or "")
+    return name if _HUB_NAME.fullmatch(name) and not expanded(name).exists() else folder
 
 
 _on_one_device = partial(jax.tree.map, lambda _: SingleDeviceSharding(jax.local_devices()[0]))

@@ -165,9 +165,13 @@ def test_shards_and_their_index(tmp_path):
 
 def test_tokenizer_files_and_generation(tmp_path):
     model = model_of()
-    files = {"tokenizer.json": b"{}", "chat_template.jinja": b"old", "additional_chat_templates/rag.jinja": b"rag"}
+    files = {
+        "tokenizer.json": b"{}",
+        "chat_template.jinja": "new é".encode(),
+        "additional_chat_templates/rag.jinja": b"rag",
+    }
     params = randomised(model)
-    options = dict(tokenizer_files=files, chat_template="new é", stop_ids=[5, 7], bos_id=1, pad_id=0)
+    options = dict(tokenizer_files=files, stop_ids=[5, 7], bos_id=1, pad_id=0)
     export(tmp_path / "out", params, model.arch, **options)
     out = tmp_path / "out"
     assert (out / "tokenizer.json").read_bytes() == b"{}"

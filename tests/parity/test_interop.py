@@ -205,8 +205,7 @@ def test_a_sentence_piece_tokenizer(tmp_path, chat, small_tokenizer):
         tmp_path / "out",
         pair.params,
         pair.model.arch,
-        tokenizer_files=chat.tokenizer,
-        chat_template=template,
+        tokenizer_files={**chat.tokenizer, "chat_template.jinja": template.encode()},
         stop_ids=[stop],
     )
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
