@@ -178,7 +178,7 @@ def test_a_line_of_other_bytes_does_not_end_a_conversation(folder):
             "data.template=gpt",
             r"neither a built-in template \(chatml\) nor a Jinja file that can be read \(No such file or directory\)",
         ),
-        ("data.vocab_size=200", "does not suit these texts .*; set it higher"),
+        ("data.vocab_size=200", "these texts have so many different characters that at least .*; set it higher"),
     ],
 )
 def test_values_out_of_range_are_named_by_their_key(refused, flag, says):

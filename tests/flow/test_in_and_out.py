@@ -56,6 +56,10 @@ def test_adapters_on_a_folder_over_a_mesh_talk_and_go_out(folder, tmp_path):
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "chat_template.jinja",
+        "generation_config.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
     }
 
     process = subprocess.run(
