@@ -62,6 +62,7 @@ def default() -> ConfigDict:
     config.model = model = ConfigDict()
     model.init_from = ""  # a Hugging Face folder, or a workdir, to start from; it then says all sizes and customs here
     model.vocab_size = 0  # rows of the embedding; 0 for as many as the tokenizer has ids
+    model.grow_vocab = ""  # rows for tokens that model.init_from lacks: the "mean" of its own, or of their "covariance"
     model.hidden_size = 512
     model.intermediate_size = 1376
     model.num_hidden_layers = 8

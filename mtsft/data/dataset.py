@@ -58,7 +58,7 @@ class TokenizedDataset:
                 raise InputError(
                     f"the dialogues have the token {highest} ({self.tokenizer.decode([highest])!r}), and the model "
                     f"embeds {vocab_size:,}; use the tokenizer and the template that belong to the model "
-                    "(data.tokenizer, data.template)"
+                    "(data.tokenizer, data.template), or set model.grow_vocab='mean' to give it rows for more"
                 )
 
     def check_lengths(self, max_positions: int) -> None:

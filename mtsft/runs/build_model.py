@@ -9,10 +9,11 @@ from mtsft.training.optimizer import build_optimizer
 
 
 def model_of(config: ConfigDict, vocab_size: int) -> Model:
-    """The model of a resolved config. vocab_size: of the tokenizer, where the config gives none."""
+    """The model of a resolved config. vocab_size: of the tokenizer, where the config gives none, or grows to it."""
     keys = dict(config.model)
     del keys["init_from"]
-    keys["vocab_size"] = keys["vocab_size"] or vocab_size
+    grows = bool(keys.pop("grow_vocab"))
+    keys["vocab_size"] = max(keys["vocab_size"], vocab_size) if grows else keys["vocab_size"] or vocab_size
     return Model(Architecture(**keys), lora_of(config))
 
 

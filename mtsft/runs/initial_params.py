@@ -17,11 +17,14 @@ from mtsft.model.layers import ADAPTERS
 from mtsft.model.parameters import Params, are_stacked, join, select, split, unstack_layers
 from mtsft.model.quantization import is_quantized, quantize_kernel
 from mtsft.model.transformer import Model
+from mtsft.runs.grow_vocab import before_growth, grown
 from mtsft.runs.hub_model import ShardingsOf
 
 
 class BaseModel(Protocol):
-    """A model that a run starts from: a HubModel or a WorkdirModel."""
+    """A model that a run starts from: a HubModel or a WorkdirModel. fields: of its Architecture."""
+
+    fields: dict[str, Any]
 
     def adapters(self, path: str | Path) -> tuple[LoRA, Params]:
         """The adapters for it in a PEFT folder, layers stacked, on the host."""
@@ -41,6 +44,7 @@ def initial_params(
     shardings_of: ShardingsOf,
     progress: bool = False,
     adapters: str = "",
+    grow_vocab: str = "",
 ) -> Params:
     """Parameters before the first step, each made on the devices that hold it, and the same on any devices.
 
@@ -52,6 +56,7 @@ def initial_params(
         shardings_of: from shapes to the shardings of their arrays.
         progress: whether to show a progress bar.
         adapters: a PEFT folder to read adapters from; "" to draw them.
+        grow_vocab: how rows are made for tokens that `base` lacks, see grow_vocab.py; "" where it lacks none.
     """
     quantized, plain = split(shapes, is_quantized)
     drawn, read = (plain, {}) if base is None else split(plain, lambda name: name.endswith(ADAPTERS))
@@ -65,7 +70,9 @@ def initial_params(
     if quantized:
         parts.append(_quantized(quantized, model, base, seed, shardings_of, progress))
     if read:
-        parts.append(base.read(read, shardings_of, progress))
+        smaller = before_growth(read, base.fields["vocab_size"]) if grow_vocab else read
+        params = base.read(smaller, shardings_of, progress)
+        parts.append(grown(params, read, grow_vocab, seed, shardings_of(read)) if grow_vocab else params)
     return reduce(join, parts)
 
 

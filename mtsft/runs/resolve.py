@@ -7,6 +7,7 @@ from mtsft.errors import InputError
 from mtsft.files import expanded
 from mtsft.interop.export_configs import check_exportable
 from mtsft.runs.build_model import model_of
+from mtsft.runs.grow_vocab import check_method
 from mtsft.runs.hub_model import HubModel
 from mtsft.runs.trained_model import TrainedModel, open_base
 
@@ -23,7 +24,10 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, TrainedModel | None]:
     Raises:
         InputError: a key of `model` or `lora` has another value than the model, or one that no export could have.
     """
+    check_method(config.model.grow_vocab)
     base = open_base(config.model.init_from)
+    if base is None and config.model.grow_vocab:
+        raise InputError("model.grow_vocab is set, and there is no model to grow: set model.init_from, or leave it out")
     if base is None:
         if config.lora.init_from:
             raise InputError("lora.init_from needs the model that its adapters are for: set model.init_from")
@@ -35,11 +39,14 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, TrainedModel | None]:
     for name, value in base.fields.items():
         value = type(defaults[name])(value)
         given = config.model[name]
+        if name == "vocab_size" and config.model.grow_vocab and given >= value:
+            continue
         if given in (defaults[name], value):
             config.model[name] = value
         elif name not in _CHANGEABLE:
             raise InputError(
                 f"model.{name}={given!r}, and the model of model.init_from has {value!r}: leave model.{name} to it"
+                + (", or set model.grow_vocab='mean' for more rows" if name == "vocab_size" and given > value else "")
             )
     if base.published is not None:
         name = "config.json" if isinstance(base, HubModel) else "published.json"

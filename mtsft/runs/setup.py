@@ -71,6 +71,7 @@ class TrainingSetup:
         setup = cls(config, dataset, model, optimizer, partitioner, base)
         check_batch_size("eval.batch_size", setup.eval_batch_size, partitioner.num_shards)
         check_rules(setup.whole_shapes)
+        setup.check_growth()
         if model.lora.rank and train.optimizer == "muon":
             raise InputError("train.optimizer='muon' moves the layers' matrices, which lora.rank freezes; use 'adamw'")
         # Each raises InputError for what cannot work: a size that an axis does not divide, an empty dataset.
@@ -78,6 +79,16 @@ class TrainingSetup:
         setup.param_shardings(setup.frozen_shapes)
         _ = setup.steps, setup.schedule, setup.rate_factors, setup.loss
         return setup
+
+    def check_growth(self) -> None:
+        """Raises InputError for new rows of the vocabulary that would never be trained."""
+        grows = self.base is not None and self.model.arch.vocab_size > self.base.fields["vocab_size"]
+        frozen = [name for name in names(self.frozen_shapes) if name.startswith(("embed/", "head/"))]
+        if grows and frozen:
+            raise InputError(
+                f"model.grow_vocab gives {frozen[0]} rows for {self.model.arch.vocab_size:,} tokens, and it is frozen, "
+                "so that the new ones would stay untrained; leave lora.rank at 0 and train.freeze without it"
+            )
 
     @property
     def steps(self) -> int:
@@ -145,7 +156,8 @@ class TrainingSetup:
     def _initial(self, shapes: Params) -> Params:
         progress = jax.process_index() == 0
         seed, adapters = self.config.train.seed, self.config.lora.init_from
-        return initial_params(shapes, self.model, self.base, seed, self.param_shardings, progress, adapters)
+        grow = self.config.model.grow_vocab
+        return initial_params(shapes, self.model, self.base, seed, self.param_shardings, progress, adapters, grow)
 
     def restore(self, checkpoints: Checkpoints, step: int) -> TrainState:
         """The state of a checkpoint, on this run's devices."""
