@@ -83,7 +83,7 @@ class TrainingSetup:
     def check_growth(self) -> None:
         """Raises InputError for new rows of the vocabulary that would never be trained."""
         grows = self.base is not None and self.model.arch.vocab_size > self.base.fields["vocab_size"]
-        frozen = [name for name in names(self.frozen_shapes) if name.startswith(("embed/", "head/"))]
+        frozen = sorted(name for name in names(self.frozen_shapes) if name.startswith(("embed/", "head/")))
         if grows and frozen:
             raise InputError(
                 f"model.grow_vocab gives {frozen[0]} rows for {self.model.arch.vocab_size:,} tokens, and it is frozen, "
