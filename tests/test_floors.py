@@ -160,7 +160,7 @@ def test_below_runs_a_config_is_plain_values():
 def test_config_keys_are_what_the_code_takes():
     config = default()
     assert config.data.to_dict() == asdict(DataConfig())
-    assert {*config.model} == {field.name for field in fields(Architecture)} | {"init_from"}
+    assert {*config.model} == {field.name for field in fields(Architecture)} | {"init_from", "grow_vocab"}
     assert {*config.lora} == {field.name for field in fields(LoRA)} | {"init_from"}
     assert {name: config.model[name] for name in RUNTIME} == RUNTIME
     settings = {field.name for loss in LOSSES.values() for field in fields(loss)} - {"model", "constrain"}

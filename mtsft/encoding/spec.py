@@ -12,7 +12,8 @@ from mtsft.config import DataConfig
 from mtsft.dialogue.record_format import RecordFormat
 from mtsft.encoding.encoder import Encoder
 from mtsft.errors import InputError
-from mtsft.template.chat_template import BUILT_IN, ChatTemplate
+from mtsft.template.built_in import BUILT_IN
+from mtsft.template.chat_template import ChatTemplate
 from mtsft.template.reasoning import KNOWN
 from mtsft.tokenizer import load as tokenizers
 from mtsft.tokenizer.base import Tokenizer
@@ -69,7 +70,7 @@ class ChatFormat:
         marks = [mark for pair in KNOWN for mark in pair]
         tokenizer = tokenizers.from_files(self.tokenizer, [*literals, *marks], source)
         if self.name in BUILT_IN:  # whose markers must be tokens, or no turn would end
-            tokenizer.require(markers_of(literals))
+            tokenizer.require(BUILT_IN[self.name].markers)
         now = datetime.datetime.fromisoformat(self.date) if self.date else None
         variables = json.loads(self.variables)
         return ChatTemplate(self.templates, self.name, tokenizer.special_tokens, variables, now), tokenizer

@@ -16,22 +16,11 @@ from mtsft.dialogue.normalize import first_half_pair
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError, one_line
 from mtsft.files import expanded
+from mtsft.template.built_in import BUILT_IN
 from mtsft.template.jinja import JinjaTemplate, Refused
 from mtsft.template.placeholders import Bindings
 from mtsft.template.provenance import Tracker
 
-CHATML = """\
-{%- for message in messages -%}
-    {%- if message.content is not string -%}
-        {{- raise_exception('it writes nothing but text, and there is none, as where tools are only called') -}}
-    {%- endif -%}
-    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
-BUILT_IN = {"chatml": CHATML}
 # The names that templates know a reply's reasoning by; transformers fills in the first two from any of them.
 REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
 # Keys whose numbers, or lists, say nothing to a template, though it may name them for another purpose.
@@ -304,7 +293,7 @@ def find(name: str, own: Mapping[str, str]) -> tuple[dict[str, str], str]:
         InputError: there is no such template.
     """
     if name in BUILT_IN:
-        return {"default": BUILT_IN[name]}, name
+        return {"default": BUILT_IN[name].text}, name
     if not name or name.startswith(":"):
         if not own:
             raise InputError(

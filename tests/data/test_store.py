@@ -24,7 +24,7 @@ from mtsft.encoding.spec import KEYS_OF_OTHERS, EncodingSpec
 from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.token_tree import TokenTree
 from mtsft.errors import InputError
-from mtsft.template.chat_template import CHATML
+from mtsft.template.built_in import CHATML
 from mtsft.tokenizer import sentencepiece
 
 MARKERS = ("<|im_start|>", "<|im_end|>")

@@ -20,7 +20,7 @@ from mtsft.diagnose.audit_text import report_as_text
 from mtsft.dialogue import readers
 from mtsft.encoding.spec import ChatFormat, EncodingSpec
 from mtsft.encoding.token_tree import response_ends
-from mtsft.template.chat_template import CHATML
+from mtsft.template.built_in import CHATML
 
 ROW = 64
 

@@ -7,7 +7,8 @@ from chats import byte_level, dialogue
 
 from mtsft.encoding.spec import ChatFormat
 from mtsft.errors import InputError
-from mtsft.template.chat_template import CHATML, ChatTemplate, find
+from mtsft.template.built_in import CHATML
+from mtsft.template.chat_template import ChatTemplate, find
 from mtsft.template.jinja import Refused
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "<é>"}}
@@ -117,7 +118,8 @@ def test_find(tmp_path):
     with pytest.raises(InputError, match=r"^data\.template='': the tokenizer has no chat template of its own; set "):
         find("", {})
     with pytest.raises(
-        InputError, match=r"^data\.template='gone': neither a built-in template \(chatml\) nor a Jinja "
+        InputError,
+        match=r"^data\.template='gone': neither a built-in template \(chatml, chatml-tools, llama3, gemma\) nor a Jinja ",
     ):
         find("gone", own)
 

@@ -17,7 +17,8 @@ from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.token_tree import paths
 from mtsft.errors import InputError
-from mtsft.template.chat_template import CHATML, ChatTemplate
+from mtsft.template.built_in import CHATML
+from mtsft.template.chat_template import ChatTemplate
 from mtsft.template.compile import TemplateCompiler
 from mtsft.template.placeholders import Placeholder, text_of
 from mtsft.template.spans import TurnPlan
