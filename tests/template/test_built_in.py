@@ -33,7 +33,8 @@ def encode(name, given, **special):
     ("name", "whole", "said"),
     [
         ("chatml", "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Owl? <|im_end|>\n"
-         "<|im_start|>assistant\nA bird.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>",
+         "<|im_start|>assistant\nA bird.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n"
+         "<|im_start|>assistant\nYes.<|im_end|>",
          "A bird.<|im_end|>Yes.<|im_end|>"),
         ("llama3", "<bos><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user"
          "<|end_header_id|>\n\nOwl?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA bird.<|eot_id|>"

@@ -119,7 +119,7 @@ def test_find(tmp_path):
         find("", {})
     with pytest.raises(
         InputError,
-        match=r"^data\.template='gone': neither a built-in template \(chatml, chatml-tools, llama3, gemma\) nor a Jinja ",
+        match=r"^data\.template='gone': neither a built-in template \(chatml, chatml-tools, llama3, gemma\) nor a ",
     ):
         find("gone", own)
 
