@@ -131,6 +131,11 @@ def _read_rope(
     read["original_max_position_embeddings"] = original
     if fault := rope_fault(read):
         raise values.refusal(f"{key} {fault}")
+    if unknown := [name for name, value in parameters.items() if value is not None and name not in _OF_ROPE]:
+        raise values.refusal(
+            f"{key} sets {one_line(', '.join(unknown), 80)}, which is not understood here and may turn positions "
+            "otherwise; take a model without"
+        )
     kind = read["rope_type"]
     if kind == "default":
         return theta, ""
@@ -140,6 +145,13 @@ def _read_rope(
         if read.get("truncate", True) is not True:
             scaling["truncate"] = bool(read["truncate"])
     return theta, json.dumps(scaling)
+
+
+# All that parameters of positions may say ("finetuned" is a remark); what another type of them reads, this one leaves alone, as transformers does.
+_OF_ROPE = frozenset(
+    ("rope_type", "type", "rope_theta", "partial_rotary_factor", "truncate", "finetuned", *YARN_OPTIONS)
+    + tuple(name for names in ROPE_TYPES.values() for name in names)
+)
 
 
 def listed_layers(values: Values, count: int) -> list[str] | None:

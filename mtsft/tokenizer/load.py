@@ -3,6 +3,7 @@
 No file is executed, and nothing is fetched: what is read here is data.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ _BESIDE = (
     "chat_template.jinja",
     "chat_template.json",
 )
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n[A-Za-z0-9+/]+=* \d+\r?\n")  # tokens in base64, with their ranks
 _MORE_TEMPLATES = "additional_chat_templates"
 
 
@@ -42,6 +44,8 @@ def read_files(path: str | Path) -> dict[str, bytes]:
         if not path.is_dir():
             return {"tokenizer.json" if path.suffix == ".json" else "tokenizer.model": path.read_bytes()}
         kind = next((name for name in ("tokenizer.json", "tokenizer.model") if (path / name).exists()), None)
+        if kind is None and (path / "tekken.json").exists():
+            raise InputError(f"{path}: holds Mistral's tekken.json alone; {_convert(path)}")
         if kind is None:
             raise InputError(
                 f"{path}: holds neither tokenizer.json nor tokenizer.model; "
@@ -57,6 +61,14 @@ def read_files(path: str | Path) -> dict[str, bytes]:
             f"{path}: cannot be read ({error.strerror or error}); "
             "set data.tokenizer to a SentencePiece .model file or a Hugging Face tokenizer folder"
         ) from error
+
+
+def _convert(path: object) -> str:
+    """How a tokenizer in another form becomes a tokenizer.json, in a line."""
+    return (
+        'write a tokenizer.json of it with transformers: python -c "from transformers import AutoTokenizer; '
+        f"AutoTokenizer.from_pretrained('{path}').save_pretrained('converted')\", and name that folder"
+    )
 
 
 def chat_templates(files: Mapping[str, bytes], source: str = "the tokenizer") -> dict[str, str]:
@@ -99,5 +111,7 @@ def from_files(files: Mapping[str, bytes], literals: Sequence[str], source: str 
     Raises:
         InputError: the files make none.
     """
+    if _TIKTOKEN.match(files.get("tokenizer.model", b"")) and "tokenizer.json" not in files:
+        raise InputError(f"{source}: is a vocabulary of tiktoken's, which says no way to cut words; {_convert(source)}")
     kind = HuggingFaceTokenizer if "tokenizer.json" in files else SentencePieceTokenizer
     return kind(files, literals, source)

@@ -350,3 +350,19 @@ def test_export_refuses_what_no_family_has(changes):
     fields = sized(100, 64, 96, 4, 4, 2, 16, 128) | PLAIN | {"rope_scaling": ""} | changes
     with pytest.raises(InputError, match="model"):
         config_for(fields)
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_what_turns_positions_in_an_unknown_way_is_refused(key):
+    rope = {
+        "rope_type": "linear",
+        "factor": 2.0,
+        "mrope_section": [16, 24, 24],
+        "beta_fast": None,
+        "low_freq_factor": 1.0,
+    }
+    config = PUBLISHED["Llama-3.1-8B"] | {"rope_scaling": None, key: rope}
+    with pytest.raises(InputError, match=rf"{key} sets mrope_section, which is not understood here"):
+        architecture_fields(config, "config.json")
+    del rope["mrope_section"]
+    assert architecture_fields(config, "config.json")[1]["rope_scaling"] == '{"rope_type": "linear", "factor": 2.0}'

@@ -285,3 +285,14 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
 def test_tokenizers_load_no_other_library():
     script = "import sys, mtsft.tokenizer.load; print(*{'transformers', 'torch', 'jax'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "\n"
+
+
+def test_vocabularies_of_other_kinds_say_how_to_convert_them(tmp_path):
+    (tmp_path / "tekken.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds Mistral's tekken\.json alone; write a tokenizer\.json of it with "):
+        tokenizers.read_files(tmp_path)
+    ranks = b"IQ== 0\nIg== 1\nIw== 2\n"
+    with pytest.raises(
+        InputError, match=r"^t\.model: is a vocabulary of tiktoken's, .*AutoTokenizer\.from_pretrained\('t"
+    ):
+        from_files({"tokenizer.model": ranks}, [], "t.model")
