@@ -147,11 +147,10 @@ def _read_rope(
     return theta, json.dumps(scaling)
 
 
-# All that parameters of positions may say ("finetuned" is a remark); what another type of them reads, this one leaves alone, as transformers does.
-_OF_ROPE = frozenset(
-    ("rope_type", "type", "rope_theta", "partial_rotary_factor", "truncate", "finetuned", *YARN_OPTIONS)
-    + tuple(name for names in ROPE_TYPES.values() for name in names)
-)
+# All that parameters of positions may say ("finetuned" is a remark); what another type of them reads, this one leaves
+# alone, as transformers does.
+_OF_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "truncate", "finetuned", *YARN_OPTIONS}
+_OF_ROPE.update(*ROPE_TYPES.values())
 
 
 def listed_layers(values: Values, count: int) -> list[str] | None:

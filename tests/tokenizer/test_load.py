@@ -292,7 +292,5 @@ def test_vocabularies_of_other_kinds_say_how_to_convert_them(tmp_path):
     with pytest.raises(InputError, match=r"holds Mistral's tekken\.json alone; write a tokenizer\.json of it with "):
         tokenizers.read_files(tmp_path)
     ranks = b"IQ== 0\nIg== 1\nIw== 2\n"
-    with pytest.raises(
-        InputError, match=r"^t\.model: is a vocabulary of tiktoken's, .*AutoTokenizer\.from_pretrained\('t"
-    ):
+    with pytest.raises(InputError, match=r"^t\.model: is a vocabulary of tiktoken's, .*from_pretrained\('t"):
         from_files({"tokenizer.model": ranks}, [], "t.model")
