@@ -5,6 +5,8 @@ adapters are merged, or with --adapter written alone, for PEFT. --from=hf writes
 though there is seldom a need: model.init_from and the other doors take the folder itself.
 """
 
+import sys
+
 from absl import flags
 
 from mtsft import cli
@@ -27,9 +29,9 @@ def main() -> None:
     if (_FROM.value is None) == (_TO.value is None):
         raise InputError("say what to convert: --to=hf (from a workdir), or --from=hf (to a workdir)")
     if _TO.value:
-        convert.to_hugging_face(
-            _INPUT.value, _OUTPUT.value, _DTYPE.value or "", _ADAPTER.value, _STEP.value, _BASE.value
-        )
+        options = _DTYPE.value or "", _ADAPTER.value, _STEP.value, _BASE.value
+        for remark in convert.to_hugging_face(_INPUT.value, _OUTPUT.value, *options):
+            print(f"convert: {remark}", file=sys.stderr)
     elif _ADAPTER.value or _STEP.value is not None or _BASE.value:
         raise InputError("--adapter, --base_name and --step are of --to=hf")
     else:

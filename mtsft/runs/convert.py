@@ -73,7 +73,7 @@ def to_hugging_face(
     adapter: bool = False,
     step: int | None = None,
     base_name: str = "",
-) -> None:
+) -> list[str]:
     """Writes what a run trained as a folder that transformers and vLLM load; with adapters merged, or only those.
 
     The chat template has the variables that the run set as its defaults, and eos_token is the token that ends a turn.
@@ -87,13 +87,15 @@ def to_hugging_face(
         base_name: of the base model, for the adapter folder; "" for the Hub's, where its config.json says it, else its
             folder.
 
+    Returns:
+        What is in the folder otherwise than one might think, in sentences.
+
     Raises:
         InputError: there is no such model, or `output` is there already.
     """
     base = open_trained(workdir, step)
     if adapter:
-        _write_adapter(base, output, base_name)
-        return
+        return _write_adapter(base, output, base_name)
     AtomicFolder(expanded(output), 0).check()  # before a model is read and merged for it
     fields = _with_positions(base)
     dtype = dtype or (base.config.model.dtype if isinstance(base, WorkdirModel) else "float32")
@@ -117,9 +119,11 @@ def to_hugging_face(
         dtype=dtype,
         progress=True,
     )
+    inner = base.published is not None and architecture_fields(base.published, str(base.path))[0].inner
+    return [f"{output}: holds the text model alone; the other parts of its base are left out"] if inner else []
 
 
-def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> None:
+def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> list[str]:
     if not base.lora.rank:
         raise InputError(f"{base.path}: was trained without adapters (lora.rank=0); convert it without --adapter")
     name = base.config.model.init_from
@@ -144,6 +148,9 @@ def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> No
     files["generation_config.json"] = generation_config(files.get("generation_config.json"), stops, None, None)
     base_name = base_name or _name_on_the_hub(base.published, name)
     export_adapter(output, adapters, model.arch, base.lora, base_name, config=base.published, files=files)
+    if base_name != name:
+        return []
+    return [f"{output}: names its base by the folder {name}; --base_name=ORGANISATION/MODEL names it by the Hub"]
 
 
 def _with_positions(base: TrainedModel) -> dict:

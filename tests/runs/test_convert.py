@@ -31,9 +31,15 @@ def test_a_run_goes_out_and_comes_in_bit_for_bit(folder, base, exported):
 
 def test_adapters_alone_go_out_as_a_folder(folder, adapted, exported):
     workdir, _ = adapted
-    convert.to_hugging_face(workdir, folder / "adapter", adapter=True)
+    (remark,) = convert.to_hugging_face(workdir, folder / "adapter", adapter=True)
+    assert f"names its base by the folder {exported}; --base_name=" in remark
     described = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert (described["r"], described["base_model_name_or_path"]) == (2, str(exported))
+    assert convert.to_hugging_face(workdir, folder / "named", adapter=True, base_name="maker/model") == []
+    described = json.loads((folder / "named" / "adapter_config.json").read_text())
+    assert described["base_model_name_or_path"] == "maker/model"
+    beside = {path.name for path in (folder / "named").iterdir()}
+    assert beside >= {"chat_template.jinja", "generation_config.json", "tokenizer_config.json"}
     tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
     name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
     np.testing.assert_array_equal(tensors[name], parameters(workdir)["layers"][1]["mlp"]["up"]["lora_b"].T)
