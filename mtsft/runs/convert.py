@@ -17,6 +17,7 @@ from mtsft.config import default
 from mtsft.errors import InputError
 from mtsft.files import atomic_write, expanded
 from mtsft.interop.atomic_folder import AtomicFolder
+from mtsft.interop.config_json import architecture_fields
 from mtsft.interop.export import export
 from mtsft.interop.export_configs import generation_config
 from mtsft.interop.peft import export_adapter
