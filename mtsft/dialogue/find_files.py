@@ -97,6 +97,8 @@ def _matching(pattern: str, key: str) -> list[Path]:
         folder = next((name for name in names if Path(name).is_dir()), None)
     except OSError as error:
         raise unreadable_file(pattern, error) from error
+    if not names and "://" in pattern:
+        raise InputError(f"{pattern}: data is read from local files only; copy it, and set {key} to the copy")
     if not names:
         raise InputError(f"{pattern}: no such file; set {key} to a .jsonl file of dialogues")
     if folder is not None and len(names) == 1:

@@ -56,6 +56,8 @@ def read_files(path: str | Path) -> dict[str, bytes]:
             more = sorted(file for file in (path / _MORE_TEMPLATES).iterdir() if file.suffix == ".jinja")
             files |= {f"{_MORE_TEMPLATES}/{file.name}": file.read_bytes() for file in more}
         return files
+    except ImportError as error:  # of what reads from a bucket
+        raise InputError(f"{path}: reading it needs what is not installed: pip install 'mtsft[gcs]'") from error
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror or error}); "

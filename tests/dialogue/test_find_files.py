@@ -49,6 +49,10 @@ def test_a_file_whose_name_holds_brackets_is_taken_as_it_is(three):
     ("patterns", "problem"),
     [
         ("gone.jsonl", r"gone.jsonl: no such file; set data.train to"),
+        (
+            "gs://bucket/a.jsonl",
+            r"gs://bucket/a.jsonl: data is read from local files only; copy it, and set data.train",
+        ),
         ("*.txt", r"\*.txt: no such file; set data.train to"),
         (("a.jsonl", "gone.jsonl"), r"gone.jsonl: no such file; set data.train to"),
         (
