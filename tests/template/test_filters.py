@@ -1,6 +1,7 @@
 """Whatever Jinja and Python can do with a text: followed to the byte, or refused; words never become the template's."""
 
 import json
+import re
 
 import jinja2
 import pytest
@@ -87,7 +88,7 @@ USES = {
     "a key that is found": "{'a b': 'x'}.get(m.content, 'none')",
     "json of parts": "{'a': m.content, 'b': [m.content|upper]}|tojson(indent=2)",
 }
-SHOWS_AN_ADDRESS = ("filter attr", "filter items", "filter unique")  # of an object in memory
+ADDRESS = re.compile(r"0x[0-9a-f]+")  # of an object in memory, which some uses print
 BLOCKS = {
     "in a set block": "{% set x %}<{{ m.content }}>{% endset %}{{ x|trim }}",
     "in a filter block": "{% filter upper %}<{{ m.content }}>{% endfilter %}",
@@ -116,8 +117,9 @@ def test_everything_is_followed_or_refused(use, words):
         assert plain is None
         return
     assert plain is not None
-    if use not in SHOWS_AN_ADDRESS:
-        assert tracked.tracker.text("".join(p if type(p) is str else p.character for p in parts)) == plain
+    if use != "filter attr":  # prints the name of a method
+        text = tracked.tracker.text("".join(p if type(p) is str else p.character for p in parts))
+        assert ADDRESS.sub("", text) == ADDRESS.sub("", plain)
     own = "".join(part for part in parts if type(part) is str)
     assert "im_end" not in own.lower()
 
