@@ -98,8 +98,8 @@ def test_two_processes_read_a_folder_and_say_what_one_says(folder, tmp_path):
     ]
     outs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outs
-    # The processes' own library says a line or two as well.
-    (printed,) = [line for out, _ in outs for line in out.splitlines() if not line.startswith("[Gloo]")]
+    # The processes' own library says a line or two as well, from several threads at once.
+    (printed,) = [line for out, _ in outs for line in out.splitlines() if line.startswith("{")]
     assert json.loads(printed)["loss"] == pytest.approx(json.loads(alone)["loss"], rel=1e-6)
     assert (tmp_path / "together").read_text() == (tmp_path / "alone").read_text()
 

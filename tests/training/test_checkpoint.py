@@ -1,5 +1,6 @@
 """What is saved is what comes back, whatever devices and layout it comes back to; and which checkpoints stay."""
 
+import gc
 import json
 from functools import partial
 
@@ -218,6 +219,8 @@ def test_reading_leaves_the_folder_as_it_is(folder):
     assert not folder.exists()
 
 
+# Orbax leaves its other reads unfinished when one fails: they are collected here, not in the middle of another test.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_named_with_those_that_are_whole(folder):
     setup = Setup()
     for step in (3, 5):
@@ -230,6 +233,8 @@ def test_a_damaged_checkpoint_is_named_with_those_that_are_whole(folder):
     assert str(refusal.value).endswith("move it away to go on without it: it holds step 3 as well")
     assert "\n" not in str(refusal.value)
     assert_same_bits(setup.restore(folder, 3), setup.state(3))
+    del refusal
+    gc.collect()
 
 
 # One run, one identity
