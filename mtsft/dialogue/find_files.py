@@ -136,9 +136,8 @@ def _of_folder(folder: Path, key: str) -> list[Path]:
 
 
 def _is_of(name: str, split: str) -> bool:
-    """Whether a file's name begins with that of a split."""
-    rest = name.removeprefix(split)
-    return rest != name and not rest[0].isalnum()
+    """Whether a file's name is that of a split, or of a numbered part of it; train_eval.jsonl is another's."""
+    return re.match(rf"{split}(?:[-_.]?\d+)?(?:-of-\d+)?\.", name) is not None
 
 
 def _saved(folder: Path) -> list[Path]:

@@ -101,7 +101,7 @@ def _read_values(file: BinaryIO, path: Path, size: int) -> Iterator[Chunk]:
                 )
             if row:
                 numbers.append(begun)
-                records.append({name: _value(value) for name, value in zip(names, row) if value != ""})
+                records.append({name: _value(name, value) for name, value in zip(names, row) if value != ""})
             begun = rows.line_num + 1
             if sum(map(len, row)) and len(records) >= _ROWS:
                 at = min(file.tell(), total)
@@ -118,11 +118,13 @@ def _read_values(file: BinaryIO, path: Path, size: int) -> Iterator[Chunk]:
 
 
 _ROWS = 500  # of a piece
+_WORDS = frozenset("content value text prompt completion query response instruction input output".split())
+csv.field_size_limit(1 << 30)  # characters of a value; a dialogue may be longer than csv's own limit
 
 
-def _value(text: str) -> Any:
-    """A value: what it says where it is JSON of a list or an object, else its text."""
-    if text[:1] in "[{":
+def _value(name: str, text: str) -> Any:
+    """A value: what it says where it is JSON of a list or an object, else its text; somebody's words stay words."""
+    if text[:1] in "[{" and name not in _WORDS:
         try:
             return json.loads(text)
         except (ValueError, RecursionError):

@@ -20,7 +20,7 @@ def rewritten(record: dict, where: str) -> dict:
     if isinstance(record.get("contents"), list) and "messages" not in record:
         return _from_google(record, where)
     messages = record.get("messages")
-    if isinstance(record.get("system"), list) or (isinstance(messages, list) and any(map(_has_blocks, messages))):
+    if isinstance(messages, list) and (isinstance(record.get("system"), list) or any(map(_has_blocks, messages))):
         return _from_anthropic(record, where)
     return record
 

@@ -183,3 +183,9 @@ def test_a_dataset_that_datasets_saved_has_its_arrow_files(tmp_path):
     (train / "state.json").write_text("{}")
     with pytest.raises(InputError, match=r"state\.json: names no files"):
         find_files(str(train), "data.train")
+
+
+def test_a_name_that_only_begins_as_a_split_is_another_s(tmp_path):
+    for name in ("train.jsonl", "train_eval.jsonl", "train-00001.jsonl", "training.jsonl", "train_sft-0-of-1.jsonl"):
+        (tmp_path / name).write_text("x")
+    assert [path.name for path in find_files(str(tmp_path), "data.train")] == ["train-00001.jsonl", "train.jsonl"]

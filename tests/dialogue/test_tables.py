@@ -132,3 +132,11 @@ def test_arrow_that_is_cut_short_is_refused(tmp_path, name):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match=r":1: Arrow that cannot be read"):
         list(read_dialogues(path))
+
+
+def test_words_that_look_like_json_stay_words(tmp_path):
+    rows = [{"prompt": "[1, 2]", "completion": '{"a": 1}' + "x" * 200_000}, {"prompt": "q", "completion": '{"a": 1}'}]
+    write_values(tmp_path / "d.csv", rows)
+    assert [words for _, words, _ in said(tmp_path / "d.csv")] == [
+        [("user", row["prompt"]), ("assistant", row["completion"])] for row in rows
+    ]
