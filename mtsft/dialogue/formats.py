@@ -17,13 +17,13 @@ from collections.abc import Callable
 from typing import Any
 
 from mtsft.dialogue.kinds import kind
-from mtsft.dialogue.normalize import CONTENT, VALUE, Normalizer, refuse_media
+from mtsft.dialogue.normalize import CONTENT, MEDIA, VALUE, Normalizer, refuse_media
 from mtsft.dialogue.record_format import PLAIN, RecordFormat
 from mtsft.dialogue.records import EXAMPLE, Messages, listed
 from mtsft.dialogue.reply_trees import linked, tree
 from mtsft.dialogue.schema import ROLES, Dialogue, Message
 from mtsft.dialogue.vendors import rewritten
-from mtsft.dialogue.weights import WEIGHTS, refuse_masks
+from mtsft.dialogue.weights import MASKS, WEIGHTS, refuse_masks
 from mtsft.errors import InputError, one_line
 
 _PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
@@ -87,7 +87,7 @@ def _plain(record: Any, where: str, default_id: str, form: RecordFormat, check: 
     """The fast path for most dialogues: nothing but roles and contents in order. None for any other."""
     if form is not PLAIN and (not form.is_plain or form.name not in ("", "messages")):
         return None
-    if record.__class__ is not dict or not _MESSAGES_ALONE.issuperset(record):
+    if record.__class__ is not dict or not _MEANINGFUL.isdisjoint(record):
         return None
     name, records = record.get("id", default_id), record.get("messages")
     if name.__class__ is not str or records.__class__ is not list or not records:
@@ -107,10 +107,12 @@ def _plain(record: Any, where: str, default_id: str, form: RecordFormat, check: 
                 message.content.encode()
         except UnicodeEncodeError:
             return None
-    return Dialogue(name, tuple(messages), where)
+    others = _others(record, _KEYS["messages"]) if len(record) > 1 + ("id" in record) else None
+    return Dialogue(name, tuple(messages), where, others=others)
 
 
-_MESSAGES_ALONE = frozenset(("id", "messages"))
+# Keys beside `messages` whose values are read, or refused.
+_MEANINGFUL = (_READ - {"id"}).union(MEDIA, MASKS, _PREFERENCES, ("contents",))
 _NEW = tuple.__new__  # does what the constructor of a named tuple does, in half its time
 
 
