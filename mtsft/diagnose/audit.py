@@ -1,5 +1,6 @@
 """A whole dataset checked before any compute: what it holds, what would be trained, and what is wrong with it."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ from mtsft.encoding.token_tree import expand
 _LENGTHS = (512, 1024, 2048, 4096, 8192)
 _SAMPLED = 200  # over-length dialogues that the policies are tried on; beyond, the cost is scaled up
 _EXAMPLES = 5
+# Words by which a key looks as if it said what is trained, or what the model should read.
+_TELLING = frozenset(
+    "loss mask train training trained weight weights label reward system instruction instructions document documents "
+    "tool tools call calls function functions reasoning thinking thought thoughts plan".split()
+)
 
 Report = dict[str, Any]
 
@@ -260,7 +266,8 @@ def _checks(stats: EncodingStats, part: Report, spec: EncodingSpec) -> list[_Che
          f"dialogues longer than a row of {part['row_length']:,}",
          "raise data.sequence_length, or set data.over_length; its policies and their cost are listed"),
         *lost,
-        *(("note", f"unread: {key}", count, f"dialogues with the key {key!r}, which nothing reads",
+        *(("warning" if _matters(key) else "note", f"unread: {key}", count,
+           f"dialogues with the key {key!r}, which nothing reads",
            "see whether it says something that the model, or the training, should know")
           for key, count in sorted(stats.unread.items())),
         ("warning", "altered", stats.altered, "responses that the tokenizer cannot spell to the byte (it normalises)",
@@ -277,6 +284,11 @@ def _checks(stats: EncodingStats, part: Report, spec: EncodingSpec) -> list[_Che
          "dialogues in which the template shows an earlier turn otherwise than it was emitted",
          "each response is trained in its true context, as a tree"),
     ]  # fmt: skip
+
+
+def _matters(key: str) -> bool:
+    """Whether a key that nothing reads is named as what the model, or the training, should know."""
+    return not _TELLING.isdisjoint(re.split("[^a-z]+", re.split(r"[.:] ?", key)[-1].lower()))
 
 
 def _problems_of_all(report: Report, shared: Sequence[str]) -> Iterator[Report]:

@@ -23,7 +23,7 @@ from mtsft.dialogue.records import EXAMPLE, Messages, listed
 from mtsft.dialogue.reply_trees import linked, tree
 from mtsft.dialogue.schema import ROLES, Dialogue, Message
 from mtsft.dialogue.vendors import rewritten
-from mtsft.dialogue.weights import MASKS, WEIGHTS, refuse_masks
+from mtsft.dialogue.weights import MASKS, WEIGHTS, refuse_masks, refuse_weight_of_all
 from mtsft.errors import InputError, one_line
 
 _PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
@@ -64,6 +64,8 @@ def parse_record(
     refuse_media(record, f"{where}: the dialogue")
     refuse_masks(record, f"{where}: the dialogue")
     format = format or _recognise(record, where)
+    if WEIGHTS.isdisjoint(_KEYS[format]):
+        refuse_weight_of_all(record, f"{where}: the dialogue")
     messages, parents = FORMATS[format](record, reader)
     for key in _SYSTEM:
         if (system := record.get(key)) is not None and system != "":
@@ -72,6 +74,8 @@ def parse_record(
     if form.system and messages[0].role not in ("system", "developer"):
         messages, parents = _after_system(Message("system", form.system), messages, parents, where, "data.system")
     tools, functions = record.get("tools"), record.get("functions")
+    if tools and functions and tools != functions:
+        raise InputError(f"{where}: 'tools' and 'functions' differ; keep one of them")
     return Dialogue(
         id=_name(record, default_id, reader),
         messages=tuple(messages),
@@ -79,7 +83,7 @@ def parse_record(
         parents=None if parents is None or parents == [*range(-1, len(parents) - 1)] else tuple(parents),
         tools=reader.tools(tools or functions),
         variables=_variables(record, reader),
-        others=_others(record, _KEYS[format]),
+        others=_others(record, _keys_read(record, format)),
     )
 
 
@@ -112,7 +116,7 @@ def _plain(record: Any, where: str, default_id: str, form: RecordFormat, check: 
 
 
 # Keys beside `messages` whose values are read, or refused.
-_MEANINGFUL = (_READ - {"id"}).union(MEDIA, MASKS, _PREFERENCES, ("contents",))
+_MEANINGFUL = (_READ - {"id"}).union(MEDIA, MASKS, WEIGHTS, _PREFERENCES, ("contents", "label"))
 _NEW = tuple.__new__  # does what the constructor of a named tuple does, in half its time
 
 
@@ -182,8 +186,8 @@ def _pair(item: object) -> list[dict]:
 
 def _alpaca(record: dict, reader: Normalizer) -> Messages:
     # As trainers that read Alpaca do: the instruction, and on the next line its input.
-    lines = [_text(record, "instruction", reader), _text(record, "input", reader, "context", default="")]
-    key = "output" if record.get("output") is not None else "response"
+    lines = [_text(record, "instruction", reader), _text(record, _either(record, "input", "context"), reader, "")]
+    key = _either(record, "output", "response")
     if isinstance(record.get(key), list):
         raise InputError(f"{reader.where}: '{key}' is a list of replies; keep the best one, as a string")
     user = reader.message({"role": "user", "content": "\n".join(filter(None, lines))}, "'instruction'")
@@ -191,10 +195,7 @@ def _alpaca(record: dict, reader: Normalizer) -> Messages:
 
 
 def _prompt_completion(record: dict, reader: Normalizer) -> Messages:
-    key = "prompt" if record.get("prompt") is not None else "query"
-    if isinstance(record.get("label"), bool):
-        raise InputError(f"{reader.where}: 'label' tells good replies from bad ones, which is not learnt from here; "
-                         "keep the good ones and remove 'label'")  # fmt: skip
+    key = _either(record, "prompt", "query")
     messages = _history(record, reader)
     if isinstance(record.get(key), list):
         # A prompt is what the completion answers, not what is learnt; a weight in it says otherwise.
@@ -204,8 +205,9 @@ def _prompt_completion(record: dict, reader: Normalizer) -> Messages:
             messages.append(message if is_weighted else message._replace(weight=0.0))
     else:
         messages.append(reader.message({"role": "user", "content": _text(record, key, reader)}, f"'{key}'"))
-    key = "completion" if record.get("completion") is not None else "response"
+    key = _either(record, "completion", "response")
     if isinstance(record.get(key), list):
+        refuse_weight_of_all(record, f"{reader.where}: the dialogue")
         items = listed(record, key, reader)
         return messages + [reader.message(item, f"{n} of '{key}'") for n, item in enumerate(items, 1)], None
     return [*messages, _reply(record, key, reader)], None
@@ -226,15 +228,38 @@ _KEYS = {
     "messages": frozenset(("messages",)),
     "sharegpt": frozenset(_LISTS),
     "alpaca": frozenset(("instruction", "input", "context", "output", "response", "history", *WEIGHTS)),
-    "prompt_completion": frozenset(("prompt", "query", "completion", "response", "history", "label", *WEIGHTS)),
+    "prompt_completion": frozenset(("prompt", "query", "completion", "response", "history", *WEIGHTS)),
     "tree": frozenset(("tree", "prompt")),
     "parents": frozenset(("messages",)),
 }
 
 
-def _text(record: dict, key: str, reader: Normalizer, other: str = "", default: str | None = None) -> str:
-    """The string under `key`, or under `other` if that is there instead."""
-    key = other if other and record.get(key) is None and record.get(other) is not None else key
+# Keys that say the same: the first that says something is read.
+_SAME = {
+    "sharegpt": (_LISTS,),
+    "alpaca": (("input", "context"), ("output", "response")),
+    "prompt_completion": (("prompt", "query"), ("completion", "response")),
+    "tree": (("tree", "prompt"),),
+}
+
+
+def _either(record: dict, *keys: str) -> str:
+    """The first of `keys` that says something; else the first that is there, or the last."""
+    given = [key for key in keys if record.get(key) is not None]
+    return next((key for key in given if record[key] != ""), (given or keys[-1:])[0])
+
+
+def _keys_read(record: dict, format: str) -> frozenset[str]:
+    """The keys of a record that its format reads, without those that it passes over for another."""
+    keys = _KEYS[format]
+    for same in _SAME.get(format, ()):
+        passed = keys.intersection(same).intersection(record) - {_either(record, *same)}
+        keys -= {key for key in passed if record[key] != ""}
+    return keys
+
+
+def _text(record: dict, key: str, reader: Normalizer, default: str | None = None) -> str:
+    """The string under `key`."""
     text = default if record.get(key) is None else record[key]
     if not isinstance(text, str):
         problem = f"no '{key}'" if text is None else f"'{key}' is {kind(text)}"
@@ -267,6 +292,9 @@ def _refuse_preferences(record: dict, where: str) -> None:
                 f"{where}: '{key}' makes it a preference, which is not learnt from here; write the better reply as the "
                 f"last of the messages, and remove {', '.join(repr(k) for k in _PREFERENCES if k in record)}"
             )
+    if isinstance(record.get("label"), bool):
+        raise InputError(f"{where}: 'label' tells good replies from bad ones, which is not learnt from here; "
+                         "keep the good ones and remove 'label'")  # fmt: skip
 
 
 def _after_system(
@@ -298,11 +326,14 @@ def _others(record: dict, keys: frozenset[str]) -> dict | None:
 
 
 def _variables(record: dict, reader: Normalizer) -> dict | None:
-    for key in _VARIABLES:
-        if (variables := record.get(key)) is not None:
-            if not isinstance(variables, dict):
-                raise InputError(f"{reader.where}: '{key}' is {kind(variables)}; it must be an object")
-            if reader.check:
-                reader.refuse_half_pairs(variables, f"{reader.where}: '{key}' holds")
-            return variables or None
-    return None
+    given = [key for key in _VARIABLES if record.get(key) is not None]
+    if len(given) > 1 and record[given[0]] != record[given[1]]:
+        raise InputError(f"{reader.where}: {given[0]!r} and {given[1]!r} differ; keep one of them")
+    if not given:
+        return None
+    key, variables = given[0], record[given[0]]
+    if not isinstance(variables, dict):
+        raise InputError(f"{reader.where}: '{key}' is {kind(variables)}; it must be an object")
+    if reader.check:
+        reader.refuse_half_pairs(variables, f"{reader.where}: '{key}' holds")
+    return variables or None

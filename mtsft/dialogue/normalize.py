@@ -32,13 +32,17 @@ _STRINGS = ("name", "tool_call_id", *_REASONING)
 # What makes a message more than text with a weight.
 _MORE = _NOT_OF_MESSAGES.union(("tool_calls", "function_call", *_STRINGS))
 # All that is read of a message beside its role and content, or says how it stands among others.
-_READ = _MORE.union(WEIGHTS, ("id", "parent_id", "parent", "replies"))
+_READ = _MORE.union(WEIGHTS, ("id", "parent_id", "parent"))
 # The types of parts, ranked as templates render them: parts in another order would be rendered out of order.
 _PARTS = {
     **dict.fromkeys(("reasoning", "thinking"), (0, "reasoning")),
     **dict.fromkeys(("text", "input_text", "output_text"), (1, "text")),
     **dict.fromkeys(("tool_call", "function_call"), (2, "tool call")),
 }
+_NO_WORDS = frozenset(("type", *WEIGHTS, *MASKS))  # of a part
+_ARGUMENTS = ("arguments", "parameters", "input", "args")  # of a call, in all the ways to name them
+_OF_FUNCTIONS, _OF_CALLS = frozenset(("name", *_ARGUMENTS)), frozenset(("type", "id", "index", "function"))
+_OF_BARE_CALLS = _OF_CALLS | _OF_FUNCTIONS  # whose name and arguments stand beside the id
 _JSON_BEGINS = re.compile(r"(?<=[\n>])[\[{]")  # after a line, or after a tag
 
 
@@ -74,11 +78,13 @@ class Normalizer:
         where: file and line of the record, what every error begins with.
         check: False where the record cannot hold half a surrogate pair, so that nothing is searched for one.
         roles: further names of roles.
+        passed_over: what parts and calls of the message at hand have beside all that is read, by key.
     """
 
     where: str
     check: bool = True
     roles: Mapping[str, str] = field(default_factory=dict)
+    passed_over: dict[str, Any] = field(default_factory=dict)
 
     def message(self, record: object, number: int | str, keys: tuple[str, str] = CONTENT) -> Message:
         """One message of the record.
@@ -130,6 +136,11 @@ class Normalizer:
                     "give them one"
                 )
             fields, more = dict(before.fields or {}), message.fields or {}
+            if message.content or any(key != "tool_calls" and fields.get(key) != more[key] for key in more):
+                raise InputError(
+                    f"{self.where}: messages {i} and {i + 1} are one turn of the assistant, and the second says more "
+                    "than what it calls; put its words before the first call of the turn"
+                )
             fields["tool_calls"] = [*fields.get("tool_calls", ()), *more["tool_calls"]]
             turns[-1] = before._replace(fields=fields, others=(before.others or {}) | (message.others or {}) or None)
         return turns
@@ -208,6 +219,8 @@ class Normalizer:
             for key, value in fields.items():
                 self.refuse_half_pairs(value, f"{subject} has a '{key}' that holds")
         others = self._others(record, keys)
+        if self.passed_over:
+            others, self.passed_over = {**(others or {}), **self.passed_over}, {}
         return Message(role, content, weight_of(record, subject), fields or None, parts, others)
 
     def _string(self, record: dict, key: str, subject: str) -> str:
@@ -254,7 +267,10 @@ class Normalizer:
                 f"use one of {', '.join(_PARTS)}"
             )
         order = _PARTS[name]
-        words = next((part[key] for key in (name, "text", "value", "content") if part.get(key) is not None), None)
+        key = next((key for key in (name, "text", "value", "content") if part.get(key) is not None), None)
+        words = None if key is None else part[key]
+        if order[0] != 2 or key is not None:
+            self._pass_over("content", part, _NO_WORDS.union((key,)))
         if order[0] == 2:
             words = part if words is None else words
             return order, self._calls_in(words, f"{subject} part {number}")
@@ -302,7 +318,12 @@ class Normalizer:
         if not isinstance(name, str):
             raise InputError(f'{subject}: call {number} names no function; write {{"type": "function", "function": '
                              '{"name": ..., "arguments": {...}}}')  # fmt: skip
-        arguments = function.get("arguments", function.get("parameters"))
+        arguments = function.get("arguments")
+        if len(function) != 2 or arguments is None:
+            arguments = self._arguments(function, f"{subject}: call {number} ({one_line(name, 40)})")
+            self._pass_over("tool_calls", function, _OF_BARE_CALLS if function is call else _OF_FUNCTIONS)
+        if function is not call:
+            self._pass_over("tool_calls", call, _OF_CALLS)
         if isinstance(arguments, str):
             arguments = _object_or_text(arguments) if arguments.strip() else {}
         elif arguments is None:
@@ -318,6 +339,20 @@ class Normalizer:
                 raise InputError(f"{subject}: call {number} has an 'id' that is {kind(called)}; it must be a string")
             result["id"] = called
         return {**result, "function": {"name": name, "arguments": arguments}}
+
+    def _arguments(self, function: dict, subject: str) -> Any:
+        """The arguments of a call, under the one name that they stand under."""
+        given = [key for key in _ARGUMENTS if function.get(key) is not None]
+        if any(function[key] != function[given[0]] for key in given[1:]):
+            raise InputError(f"{subject} has two different {given[0]!r} and {given[1]!r}; keep one of them")
+        return function[given[0]] if given else None
+
+    def _pass_over(self, key: str, value: dict, read: frozenset[str]) -> None:
+        """Notes what a part or a call, which stands under `key`, has beside what is read; nulls and [] say nothing."""
+        if not read.issuperset(value):
+            self.passed_over |= {
+                f"{key}.{k}": v for k, v in value.items() if k not in read and v is not None and v != []
+            }
 
     def _decode(self, text: str, subject: str) -> Any:
         try:

@@ -15,7 +15,8 @@ def tree(record: dict, reader: Normalizer) -> Messages:
     while pending:
         node, parent = pending.pop()
         keys = TEXT if isinstance(node, dict) and "content" not in node and "text" in node else CONTENT
-        messages.append(reader.message(node, f"{len(messages) + 1} of '{key}', depth first,", keys))
+        words = {k: v for k, v in node.items() if k != "replies"} if isinstance(node, dict) else node
+        messages.append(reader.message(words, f"{len(messages) + 1} of '{key}', depth first,", keys))
         parents.append(parent)
         replies = node.get("replies") or []
         if not isinstance(replies, list):

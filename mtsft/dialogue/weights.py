@@ -11,19 +11,38 @@ from mtsft.errors import InputError, one_line
 
 WEIGHTS = frozenset(("weight", "loss_weight", "train", "training", "loss"))  # the keys that say what a message counts
 # Keys that say what is trained in ways that are not read here: to pass over one would train something else.
-MASKS = ("train_detail", "mask", "loss_mask", "train_on_input", "train_on_inputs", "train_on_prompt")
+MASKS = ("train_detail", "mask", "loss_mask", "loss_scale", "train_on_input", "train_on_inputs", "train_on_prompt")
 _RARE_WEIGHTS = WEIGHTS - {"weight"}
 _RANGE = (1e-6, 1e6)  # of a weight: least and greatest, 0 apart: sums of them stay exact enough in float32
 
 
 def refuse_masks(record: Mapping, subject: str) -> None:
-    """Raises InputError for keys of other trainers that choose what is trained, where they are set."""
+    """Raises InputError for keys of other trainers that choose what is trained, where they say more than nothing."""
     for key in MASKS:
-        if record.get(key) not in (None, False, [], ""):
+        value = record.get(key)
+        # A mask of 0, or false, says something: to some trainers, that nothing is trained.
+        usual = value is False if key.startswith("train") else key == "loss_scale" and _is_one(value)
+        if not (usual or value is None or value == "" or value == []):
             raise InputError(
                 f"{subject} has {key!r}, which says what is trained in a way that is not read here; give messages a "
                 "'weight' (0 for context) in its place, or use data.responses"
             )
+
+
+def refuse_weight_of_all(record: Mapping, subject: str) -> None:
+    """Raises InputError for a weight beside messages, each of which has its own; metadata of the name is none."""
+    for key in sorted(WEIGHTS & record.keys()):
+        value = record[key]
+        of_number = key in ("weight", "loss_weight") and isinstance(value, int | float) and not _is_one(value)
+        if of_number or (value is False and key in ("train", "training", "loss")):
+            raise InputError(
+                f"{subject} has {key!r}, and what is trained is said of each message; give every message its own, or "
+                "leave the dialogue out"
+            )
+
+
+def _is_one(value: object) -> bool:
+    return value.__class__ in (int, float) and value == 1
 
 
 def weight_of(record: dict, subject: str) -> float:

@@ -127,6 +127,20 @@ def test_a_dataset_with_one_of_everything(examine, tmp_path):
     assert report["template"]["stops"] == ["<|im_end|>"]
 
 
+def test_keys_that_nothing_reads_are_named_and_telling_ones_warned_of(examine):
+    noted = said("Hello there", "Hi you.", loss_note=1, lang="en")
+    noted["messages"][1]["function_calls"] = "f()"
+    noted["messages"][0]["content"] = [{"type": "text", "text": "Hello there", "recall": 3}]
+    report = examine([GOOD, noted, said("How are you?", "well", lang="de")])
+    nothing = "dialogues with the key {!r}, which nothing reads"
+    assert {key: value for key, value in problems(report).items() if "which nothing reads" in key[1]} == {
+        ("note", nothing.format("lang")): (2, ["2", "3"]),
+        ("warning", nothing.format("loss_note")): (1, ["2"]),
+        ("warning", nothing.format("messages: function_calls")): (1, ["2"]),
+        ("note", nothing.format("messages: content.recall")): (1, ["2"]),
+    }
+
+
 def test_the_same_dataset_where_the_policies_allow(examine):
     allowed = examine(RECORDS[:3] + RECORDS[4:], unfaithful="skip", over_length="drop", refused="skip")
     severities = {what: severity for severity, what in problems(allowed)}

@@ -73,13 +73,78 @@ def test_a_system_prompt_beside_the_messages_has_several_names(key):
     assert problem == f"{key!r} and the first message are two different system messages; keep one"
 
 
-@pytest.mark.parametrize("key", ["train_on_input", "mask", "loss_mask", "train_detail"])
+@pytest.mark.parametrize("key", ["train_on_input", "mask", "loss_mask", "loss_scale", "train_detail"])
 def test_keys_that_choose_what_is_trained_in_other_ways_are_refused(key):
     for record in ({"messages": [USER], key: [1]}, {"messages": [{**USER, key: True}]}):
         assert f"has {key!r}, which says what is trained in a way that is not read here" in refusal(record)
-        for said_nothing in (None, False, []):
-            cleared = json.loads(json.dumps(record).replace("[1]", "null").replace("true", json.dumps(said_nothing)))
-            assert said(cleared)[0].content == "u"
+        for value in (None, [], "", False, 0):
+            cleared = json.loads(json.dumps(record).replace("[1]", "true").replace("true", json.dumps(value)))
+            if value in (None, [], "") or (value is False and key.startswith("train")):
+                assert said(cleared)[0].content == "u"
+            else:  # of a mask, that nothing is trained, or that all is
+                assert f"has {key!r}, which" in refusal(cleared)
+    assert said({"messages": [{**USER, "loss_scale": 1.0}]})[0].content == "u"
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "harmless"),
+    [("weight", [0, 0.5, 2], [1, 1.0, None, "a"]), ("loss_weight", [0], [1]), ("train", [False], [True, "all", 0]),
+     ("training", [False], ["phase 2"]), ("loss", [False], [True, 2.31])],
+)  # fmt: skip
+def test_a_weight_of_all_messages_is_not_passed_over(key, values, harmless):
+    for rest in (
+        {"messages": [USER, REPLY]},
+        {"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]},
+        {"prompt": [USER], "completion": [REPLY]},
+    ):
+        for value in values:
+            assert refusal({**rest, key: value}).startswith(f"the dialogue has {key!r}, and what is trained is said of")
+        for value in harmless:
+            assert [m.content for m in said({**rest, key: value})] == ["u", "a"]
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_replies_labelled_good_or_bad_are_refused_in_every_format(label):
+    for rest in ({"messages": [USER, REPLY]}, {"prompt": "u", "completion": "a"}, {"instruction": "u", "output": "a"}):
+        assert refusal({**rest, "label": label}).startswith("'label' tells good replies from bad ones")
+        assert read({**rest, "label": 3}).others == {"label": 3}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("tools", "functions"), ("chat_template_kwargs", "template_kwargs")], ids=["tools", "variables"]
+)
+def test_two_keys_of_one_meaning_must_agree(one, other):
+    value, second = ([{"name": "f"}], [{"name": "g"}]) if one == "tools" else ({"x": 1}, {"x": 2})
+    record = {"messages": [USER], one: value}
+    assert read({**record, other: value}) == read(record) == read({"messages": [USER], other: value})
+    assert refusal({**record, other: second}) == f"{one!r} and {other!r} differ; keep one of them"
+
+
+@pytest.mark.parametrize(
+    ("record", "texts", "passed"),
+    [
+        ({"instruction": "i", "input": "x", "context": "y", "output": "o"}, ["i\nx", "o"], {"context": "y"}),
+        ({"instruction": "i", "input": "", "context": "y", "output": "o"}, ["i\ny", "o"], None),
+        ({"instruction": "i", "output": "o", "response": "r"}, ["i", "o"], {"response": "r"}),
+        ({"instruction": "i", "output": "", "response": "r"}, ["i", "r"], None),
+        (
+            {"prompt": "p", "query": "q", "completion": "c", "response": "r"},
+            ["p", "c"],
+            {"query": "q", "response": "r"},
+        ),
+        ({"prompt": "p", "query": "", "completion": "c", "response": ""}, ["p", "c"], None),
+    ],
+)
+def test_a_key_passed_over_for_another_is_not_lost_in_silence(record, texts, passed):
+    dialogue = read(record)
+    assert ([m.content for m in dialogue.messages], dialogue.others) == (texts, passed)
+
+
+def test_replies_to_a_message_are_read_in_trees_and_named_elsewhere():
+    more = [{"role": "user", "content": "more"}]
+    assert read({"messages": [USER, {**REPLY, "replies": more}]}).messages[1].others == {"replies": more}
+    of_tree = read({"tree": {**USER, "x": 1, "replies": [{**REPLY, "replies": []}]}})
+    assert [m.others for m in of_tree.messages] == [{"x": 1}, None]
 
 
 def test_no_tools_and_no_variables_are_none():

@@ -66,6 +66,49 @@ def test_arguments_are_an_object_where_they_say_one_and_else_the_text_they_are(a
     assert call == {"type": "function", "function": {"name": "f", "arguments": read_as}}
 
 
+def test_words_after_the_first_call_of_a_turn_are_refused():
+    call = '{"name": "f", "arguments": {}}'
+    first = {"role": "tool_call", "content": call}
+    for second in (
+        {**first, "content": "Then:\n" + call},
+        {**first, "reasoning_content": "hm"},
+        {**first, "name": "n"},
+    ):
+        assert refusal({"messages": [USER, first, second]}) == (
+            "messages 2 and 3 are one turn of the assistant, and the second says more than what it calls; put its "
+            "words before the first call of the turn"
+        )
+        assert len(said({"messages": [USER, second, first]})) == 2
+        assert len(said({"messages": [USER, second]})[1].fields["tool_calls"]) == 1
+
+
+@pytest.mark.parametrize("key", ["arguments", "parameters", "input", "args"])
+def test_arguments_of_a_call_under_every_name(key):
+    call = {"name": "f", key: {"x": 1}}
+    for message in ({"role": "tool_call", "content": json.dumps(call)}, {"role": "assistant", "tool_calls": [call]}):
+        assert said({"messages": [message]})[0].fields["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+    if key != "arguments":
+        nulled = {"role": "assistant", "tool_calls": [{**call, "arguments": None}]}
+        assert said({"messages": [nulled]})[0].fields["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+        both = {"role": "assistant", "tool_calls": [{**call, "arguments": {}}]}
+        assert refusal({"messages": [both]}).endswith(
+            f"call 1 (f) has two different 'arguments' and {key!r}; keep one of them"
+        )
+
+
+def test_what_calls_and_parts_have_beside_what_is_read_is_kept_by_name():
+    call = {"type": "function", "id": "c", "index": 0, "thought_signature": "s",
+            "function": {"name": "f", "arguments": "{}", "strict": True, "x": None}}  # fmt: skip
+    parts = [{"type": "text", "text": "a", "citations": ["c"], "value": "b", "weight": 1, "annotations": []}]
+    message, after = said({"messages": [{"role": "assistant", "content": parts, "tool_calls": [call], "o": 1}, REPLY]})
+    assert message.others == {
+        "o": 1, "content.citations": ["c"], "content.value": "b", "tool_calls.thought_signature": "s",
+        "tool_calls.strict": True,
+    }  # fmt: skip
+    assert message.fields["tool_calls"] == [{"type": "function", "id": "c", "function": {"name": "f", "arguments": {}}}]
+    assert after.others is None
+
+
 def test_neighbouring_calls_of_sharegpt_are_one_turn():
     record = {
         "conversations": [

@@ -49,11 +49,13 @@ GOOGLE = {
 
 
 def plain(dialogue):
-    return [m._replace(parts=None) for m in dialogue.messages], dialogue.tools, dialogue.others
+    return [m._replace(parts=None, others=None) for m in dialogue.messages], dialogue.tools, dialogue.others
 
 
 def test_anthropics():
-    assert plain(read(ANTHROPIC)) == plain(read(PLAIN))
+    dialogue = read(ANTHROPIC)
+    assert [m.others for m in dialogue.messages if m.others] == [{"content.signature": "x"}]
+    assert plain(dialogue) == plain(read(PLAIN))
     result = {"type": "tool_result", "tool_use_id": "t1", "content": "a bird"}
     more = {"role": "user", "content": [result, {"type": "text", "text": "And?"}]}
     roles = [(m.role, m.content) for m in read({"messages": [*ANTHROPIC["messages"][:2], more]}).messages]
