@@ -64,6 +64,16 @@ OPENING = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|Assistant|><think>\\n' }}{% endif %}"""
 
+# As gpt-oss: a thought goes into a channel of its own.
+CHANNELS = """\
+{%- for m in messages %}{{ '<|start|>' + m.role }}
+    {%- if m.role == 'assistant' and m.reasoning_content %}
+        {{- '<|channel|>analysis<|message|>' + m.reasoning_content + '<|end|><|start|>assistant' }}
+    {%- endif %}
+    {{- ('<|channel|>final' if m.role == 'assistant' else '') + '<|message|>' + m.content + '<|end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
+
 TEMPLATES = {"chatml": CHATML, "thinking": THINKING, "returning": RETURNING, "headed": HEADED, "opening": OPENING}
 STOPS = {"chatml": "<|im_end|>", "thinking": "<|im_end|>", "returning": "<|return|>", "opening": "<|eos|>"}
 _CONTROL = re.compile(r"<\|\w+\|>|</?think>|</?tool_call>|\[gMASK\]")

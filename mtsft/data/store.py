@@ -113,7 +113,7 @@ class Store:
         counts_N = np.add.reduceat(self._columns["response_mask_N"] != 0, self._starts[:-1], dtype=np.int64)
         return counts_N if self._order is None else counts_N[self._order]
 
-    def strangers_words(self) -> list[int]:
+    def other_authors(self) -> list[int]:
         """Trees in which a supervised token is part of another message's words than its response's: never any."""
         supervised, columns = self._columns["response_mask_N"] != 0, self._columns
         authors, responses = columns["message_ids_N"], columns["response_ids_N"]

@@ -79,15 +79,15 @@ def _examine(store: Store, spec: EncodingSpec, weights: Sequence[float], progres
     limit = spec.config.sequence_length
     longer = np.flatnonzero(_longest_pieces(store, spec) > limit)
     again = np.setdiff1d(np.arange(len(store)), np.unique(store.digests_N, return_index=True)[1])
-    strangers = np.array(store.strangers_words(), np.int64)
-    indices = {"over length": longer, "duplicate": again, "strangers' words": strangers}
+    others = np.array(store.other_authors(), np.int64)
+    indices = {"over length": longer, "duplicate": again, "other authors": others}
     examples = {kind: _sources(store, found) for kind, found in indices.items()}
     return {
         **{name: value for name, value in stats.as_record().items() if not name.startswith("over_length")},
         "examples": stats.examples | {kind: lines for kind, lines in examples.items() if lines},
         "by_source": _by_source(store, weights),
         "duplicates": len(again),
-        "strangers_words": len(strangers),
+        "other_authors": len(others),
         "lengths": {f"p{q}": int(np.percentile(lengths, q)) for q in (0, 5, 25, 50, 75, 95, 99, 100)}
         if len(lengths)
         else {},
@@ -246,7 +246,7 @@ def _checks(stats: EncodingStats, part: Report, spec: EncodingSpec) -> list[_Che
         for field, count in sorted(stats.lost.items())
     ]  # fmt: skip
     return [
-        ("error", "strangers' words", part["strangers_words"],
+        ("error", "other authors", part["other_authors"],
          "dialogues that train a message to say words of another one",
          "this is a fault of the program; report it with the template and a dialogue, and do not train on these"),
         (unfaithful, "unfaithful: prompt", kinds["prompt"],

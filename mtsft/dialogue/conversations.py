@@ -18,6 +18,7 @@ from mtsft.errors import InputError, one_line
 
 _IDS = ("conversation_id", "conversation_hash", "conv_id", "dialogue_id", "dialog_id", "session_id", "thread_id")
 _ORDERS = ("turn_index", "turn_id", "turn", "message_index", "utterance_idx", "position", "index", "order")
+_OF_DIALOGUES = ("tools", "functions", "system", "system_prompt", "chat_template_kwargs", "documents")
 _WORDS = (("role", "content"), ("role", "text"), ("from", "value"))
 
 
@@ -37,7 +38,8 @@ def whole_conversations(chunks: Iterable[Chunk], path: Path, form: RecordFormat 
     if first is None:
         return
     columns = {name: given for name, given in form.columns.items() if name in ("id", "role", "content")}
-    key = _id_key(_decoded(first.records[0], columns), columns)
+    rows = (_decoded(record, columns) for record in first.records)
+    key = _id_key(next((row for row in rows if row is not None), None), columns)
     if key is None:
         yield first
         yield from iterator
@@ -70,7 +72,7 @@ def _joined(first: Chunk, others: Iterator[Chunk], key: str, path: Path, columns
                     f"the rows by {key!r}"
                 )
             seen.add(name)
-            done, done_numbers = done + records, done_numbers + numbers
+            done, done_numbers = [*done, *records], [*done_numbers, *numbers]
             records, numbers = [{"id": name, "messages": [_message(row, key)]}], [number]
         if done:
             yield Chunk(done_numbers, [_in_order(record) for record in done], chunk.size)
@@ -113,8 +115,13 @@ def _in_order(record: dict | bytes) -> dict | bytes:
         order = [_number(message.get(key)) for message in messages]
         if None not in order and len({*order}) == len(order):
             messages = [message for _, message in sorted(zip(order, messages), key=lambda pair: pair[0])]
+            messages = [{name: value for name, value in m.items() if name != key} for m in messages]
             break
-    return {"id": record["id"], "messages": [{k: v for k, v in m.items() if k not in _ORDERS} for m in messages]}
+    # What every row says alike of the dialogue is said of the dialogue.
+    alike = {key: messages[0][key] for key in _OF_DIALOGUES if messages[0].get(key) is not None}
+    alike = {key: value for key, value in alike.items() if all(message.get(key) == value for message in messages)}
+    messages = [{key: value for key, value in message.items() if key not in alike} for message in messages]
+    return {"id": record["id"], "messages": messages, **alike}
 
 
 def _number(value: Any) -> float | None:

@@ -14,7 +14,7 @@ from mtsft.errors import InputError, one_line
 
 # The names of the split that a key wants of a dataset's folder, best first.
 _SPLITS = {"data.train": ("train",), "data.eval": ("validation", "valid", "val", "dev", "eval", "test")}
-_ENDING = re.compile(r"\.(jsonl?|ndjson|parquet|arrow|csv|tsv)(\.(gz|zst))?$")
+_ENDING = re.compile(r"\.(?:(?:jsonl?|ndjson)(?:\.(?:gz|zst))?|parquet|arrow|csv|tsv)$")
 
 
 class WeightedFile(NamedTuple):
@@ -126,6 +126,13 @@ def _of_folder(folder: Path, key: str) -> list[Path]:
             for path in (sorted(place.iterdir()) if place.is_dir() else ())
             if path.is_file() and _ENDING.search(path.name) and (place.name == split or _is_of(path.name, split))
         ]
+        kinds = {(path.parent, _ENDING.search(path.name).group()) for path in found}
+        if len(kinds) > 1:
+            names = ", ".join(str(path.relative_to(folder)) for path in found[:4])
+            raise InputError(
+                f"{folder}: holds files of the split {split!r} of several kinds ({names}), which may be the same "
+                f"dialogues; name those that {key} should read"
+            )
         if found:
             return found
     names = ", ".join(f"{split}.jsonl" for split in splits)

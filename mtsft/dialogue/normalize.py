@@ -395,10 +395,11 @@ def _is_part(part: object) -> bool:
 
 
 def _wrapped(tool: dict) -> dict:
-    """A tool as templates expect it, given so or as the bare schema of a function."""
+    """A tool as templates expect it, given so, as the bare schema of a function, or as Anthropic's."""
     if "function" in tool or "name" not in tool:
         return tool
-    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+    bare = {("parameters" if key == "input_schema" else key): value for key, value in tool.items() if key != "type"}
+    return {"type": "function", "function": bare}
 
 
 def _refuse_constant(name: str) -> None:

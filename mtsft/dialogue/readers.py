@@ -46,6 +46,9 @@ def read_chunks(path: Path, size: int = 1 << 18, form: RecordFormat = PLAIN) -> 
             if magic.startswith((_PARQUET, ARROW_FILE, ARROW_STREAM)) or path.suffix.lower() in TABLES:
                 yield from whole_conversations(read_table(file, path, size), path, form)
                 return
+            compressed = magic.startswith((_GZIP, _ZSTD))
+            if compressed and Path(path.stem).suffix.lower() in TABLES:
+                raise InputError(f"{path}: is a compressed table of values; decompress it")
             if magic.startswith(_GZIP):
                 chunks = _read_json(io.BufferedReader(gzip.GzipFile(fileobj=file)), file, path, size)
             elif magic.startswith(_ZSTD):

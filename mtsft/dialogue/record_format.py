@@ -11,6 +11,11 @@ from mtsft.errors import InputError, one_line
 # What is read of a message, rather than of the record that holds it.
 _OF_MESSAGES = frozenset("role content reasoning_content tool_calls tool_call_id name weight".split())
 
+# What a record cannot do without, where it has it at all under another name.
+_NEEDED = frozenset(
+    "messages conversations conversation tree instruction output prompt completion query response".split()
+)
+
 
 @dataclass(frozen=True)
 class RecordFormat:
@@ -48,7 +53,7 @@ class RecordFormat:
             return record
         changed = renamed(record, self.columns)
         for name, given in self.columns.items():
-            if name not in _OF_MESSAGES and name not in changed:
+            if name in _NEEDED and name not in changed:
                 raise InputError(
                     f"{where}: data.columns says that {name!r} is {given!r}, which is not among its keys "
                     f"({one_line(', '.join(map(str, record)), 100)})"

@@ -70,15 +70,16 @@ def _without_nulls(value: Any) -> Any:
 def _read_arrow(file: BinaryIO, path: Path, is_stream: bool) -> Iterator[Chunk]:
     """The batches of an Arrow file, or of a stream, as `datasets` saves its tables."""
     pyarrow = imported("pyarrow", path)
-    number, total = 1, os.fstat(file.fileno()).st_size
+    number, done, total = 1, 0, os.fstat(file.fileno()).st_size
     try:
         reader = pyarrow.ipc.open_stream(file) if is_stream else pyarrow.ipc.open_file(file)
-        batches = list(reader) if is_stream else [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        for i, batch in enumerate(batches):
+        batches = reader if is_stream else map(reader.get_batch, range(reader.num_record_batches))
+        for batch in batches:
             records = [_without_nulls(row) for row in batch.to_pylist()]
-            done, end = total * i // len(batches), total * (i + 1) // len(batches)
+            end = max(done, min(file.tell(), total))
             yield Chunk(range(number, number + len(records)), records, end - done)
-            number += len(records)
+            number, done = number + len(records), end
+        yield Chunk([], [], total - done)
     except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise InputError(
             f"{path}:{number}: Arrow that cannot be read ({one_line(error, 120)}); write the file anew"
@@ -93,6 +94,8 @@ def _read_values(file: BinaryIO, path: Path, size: int) -> Iterator[Chunk]:
     numbers, records, begun = [], [], 1
     try:
         names = next(rows, [])
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"{path}:1: names the column {twice[0]!r} twice; give each its own name")
         begun = rows.line_num + 1
         for row in rows:
             if len(row) > len(names):
@@ -103,8 +106,7 @@ def _read_values(file: BinaryIO, path: Path, size: int) -> Iterator[Chunk]:
                 numbers.append(begun)
                 records.append({name: _value(name, value) for name, value in zip(names, row) if value != ""})
             begun = rows.line_num + 1
-            if sum(map(len, row)) and len(records) >= _ROWS:
-                at = min(file.tell(), total)
+            if (at := min(file.tell(), total)) - done >= size and records:
                 yield Chunk(numbers, records, at - done)
                 numbers, records, done = [], [], at
     except csv.Error as error:
@@ -117,7 +119,6 @@ def _read_values(file: BinaryIO, path: Path, size: int) -> Iterator[Chunk]:
         yield Chunk(numbers, records, total - done)
 
 
-_ROWS = 500  # of a piece
 _WORDS = frozenset("content value text prompt completion query response instruction input output".split())
 csv.field_size_limit(1 << 30)  # characters of a value; a dialogue may be longer than csv's own limit
 

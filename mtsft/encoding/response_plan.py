@@ -62,7 +62,8 @@ def plan_responses(
         if turn.trained:
             context = [texts.pieces((segment,), bindings) for segment in segments[walked:]]
             response, weight = texts.pieces(turn.response, bindings), weights[turn.message]
-            if untrained is not None:
+            is_reply = bindings.records["messages"][turn.message]["role"] == "assistant"
+            if untrained is not None and is_reply:
                 response = with_thoughts(response, untrained, turn.opened)
             of_thought = weight if untrained is None else 0.0
             responses.append(ResponsePlan(turn, weight, walked, context, response, of_thought))

@@ -88,7 +88,8 @@ def _check(served: Mapping[str, bytes], template: ChatTemplate, stop: str | None
     given = {name: value for name, value in template.variables.items() if name.endswith("_token")}
     if stop is not None and given.get("eos_token") == old:
         given["eos_token"] = stop
-    again = ChatTemplate({key: texts.get(key, text) for key, text in template.templates.items()}, template.name, given)
+    texts = {key: texts.get(key, text) for key, text in template.templates.items()}
+    again = ChatTemplate(texts, template.name, given, now=template.now)
     call = Message("assistant", "", fields={"tool_calls": [SAMPLE_CALL]})
     turns = (Message("user", "question"), Message("assistant", "answer"), Message("user", "more"), call)
     tools = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}]

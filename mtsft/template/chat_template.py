@@ -46,6 +46,7 @@ class ChatTemplate:
     Attributes:
         literals: every constant string of the templates.
         reads_the_clock: whether one of them uses strftime_now.
+        now: what that tells; None for the time of rendering, or where none does.
 
     Raises:
         InputError: a text is no template.
@@ -64,7 +65,7 @@ class ChatTemplate:
         self._templates = {key: JinjaTemplate(text, name, now) for key, text in self.templates.items()}
         self.literals = tuple(dict.fromkeys(text for t in self._templates.values() for text in t.literals))
         self.reads_the_clock = any("strftime_now" in template.names for template in self._templates.values())
-        self._now = now.isoformat() if now and self.reads_the_clock else ""
+        self.now = now if self.reads_the_clock else None
         self._names = frozenset().union(*(template.names for template in self._templates.values()))
         own = {"messages", "tools", "add_generation_prompt", *self.variables}
         self._variables = frozenset().union(*(template.variables for template in self._templates.values())) - own
@@ -74,7 +75,7 @@ class ChatTemplate:
     @property
     def fingerprint(self) -> str:
         """Changes whenever anything may be rendered differently."""
-        parts = [sorted(self.templates.items()), sorted(self.variables.items()), self._now]
+        parts = [sorted(self.templates.items()), sorted(self.variables.items()), self.now and self.now.isoformat()]
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
     def record(self, message: Message) -> dict[str, Any]:

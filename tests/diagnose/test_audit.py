@@ -336,7 +336,7 @@ def test_the_words_of_an_unfaithful_turn_can_be_trained_all_the_same(examine):
 
 def test_words_of_others_that_would_be_trained_are_an_error(examine, tmp_path):
     """Encoding cannot make them; the audit looks at the tokens themselves."""
-    assert examine([GOOD, TWO_TURNS])["train"]["strangers_words"] == 0
+    assert examine([GOOD, TWO_TURNS])["train"]["other_authors"] == 0
     (column,) = (tmp_path / "cache" / "stores").glob("*/message_ids_N")
     messages = np.fromfile(column, np.int32)
     messages[messages == 3] = 1  # the second reply's words

@@ -150,7 +150,7 @@ LAYOUTS = {
         "data/train-00001-of-00002.parquet",
         "data/test-00000-of-00001.parquet",
     ],
-    "folders": ["train/b.csv", "train/a.json.gz", "dev/x.jsonl.zst"],
+    "folders": ["train/b.json.gz", "train/a.json.gz", "dev/x.jsonl.zst"],
 }
 
 
@@ -164,7 +164,7 @@ def test_a_dataset_s_folder_has_the_files_of_its_splits(tmp_path, layout):
     assert (train, held_out) == {
         "files": (["train.jsonl"], ["validation.jsonl"]),
         "shards": (LAYOUTS["shards"][:2], LAYOUTS["shards"][2:]),
-        "folders": (["train/a.json.gz", "train/b.csv"], ["dev/x.jsonl.zst"]),
+        "folders": (["train/a.json.gz", "train/b.json.gz"], ["dev/x.jsonl.zst"]),
     }[layout]
 
 
@@ -189,3 +189,14 @@ def test_a_name_that_only_begins_as_a_split_is_another_s(tmp_path):
     for name in ("train.jsonl", "train_eval.jsonl", "train-00001.jsonl", "training.jsonl", "train_sft-0-of-1.jsonl"):
         (tmp_path / name).write_text("x")
     assert [path.name for path in find_files(str(tmp_path), "data.train")] == ["train-00001.jsonl", "train.jsonl"]
+
+
+@pytest.mark.parametrize("names", [("train.jsonl", "train.parquet"), ("train.jsonl", "data/train-0-of-1.parquet")])
+def test_a_split_in_two_kinds_of_files_is_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    with pytest.raises(
+        InputError, match=rf"holds files of the split 'train' of several kinds \({names[0]}, {names[1]}\)"
+    ):
+        find_files(str(tmp_path), "data.train")

@@ -63,3 +63,10 @@ def test_a_column_that_is_not_there_is_refused_by_the_keys_that_are():
     problem = r"^d:1: data\.columns says that 'messages' is 'log', which is not among its keys \(logs, case\)"
     with pytest.raises(InputError, match=problem):
         parse_record({"logs": TURNS, "case": "x"}, "d:1", "", FORM)
+
+
+def test_a_column_that_may_be_missing_may_be_missing():
+    form = RecordFormat.of("", '{"system": "preamble", "messages": "log"}', "", "")
+    log = [{"role": "user", "content": "q"}]
+    assert said(parse_record({"log": log}, "d:1", "", form)) == [("user", "q")]
+    assert said(parse_record({"log": log, "preamble": "s"}, "d:1", "", form))[0] == ("system", "s")

@@ -1,6 +1,7 @@
 """Tables of rows, and rows that are one message each."""
 
 import csv
+import gzip
 import json
 
 import pyarrow
@@ -114,6 +115,7 @@ def test_rows_that_make_no_conversation_are_refused(tmp_path, rows, line, proble
     [
         ("messages\n1,2\n", ":2: has 2 values, and the first line names 1"),
         ('messages\n"[]\n', ":2: not a table of separated values"),
+        ("a,messages,a\n1,2,3\n", ":1: names the column 'a' twice"),
         ("text\nx\n", ":2: no 'messages', nor the keys of another format"),
     ],
 )
@@ -140,3 +142,20 @@ def test_words_that_look_like_json_stay_words(tmp_path):
     assert [words for _, words, _ in said(tmp_path / "d.csv")] == [
         [("user", row["prompt"]), ("assistant", row["completion"])] for row in rows
     ]
+
+
+def test_the_first_line_of_rows_may_be_empty_and_rows_may_say_the_same_of_their_dialogue(tmp_path):
+    tool = {"type": "function", "function": {"name": "f"}}
+    rows = [{**row, "tools": [tool], "turn": "first"} for row in ROWS[:2]]
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    ((number, dialogue),) = read_dialogues(path)
+    assert (number, dialogue.tools) == (2, [tool])
+    assert [m.others for m in dialogue.messages] == [{"turn": "first"}] * 2  # no number: kept
+
+
+def test_a_compressed_table_is_refused(tmp_path):
+    path = tmp_path / "d.csv.gz"
+    path.write_bytes(gzip.compress(b"messages\n[]\n"))
+    with pytest.raises(InputError, match=r"d\.csv\.gz: is a compressed table of values; decompress it"):
+        list(read_dialogues(path))

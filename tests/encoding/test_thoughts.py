@@ -4,21 +4,13 @@ import json
 
 import chats
 import pytest
-from chats import dialogue
+from chats import CHANNELS, dialogue
 
 from mtsft.config import DataConfig
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import ChatFormat
 
 TAGS = ["<think>", "</think>", "[THINK]", "[/THINK]", "<seed:think>", "</seed:think>", "<tool_call>", "</tool_call>"]
-CHANNELS = """\
-{%- for m in messages %}{{ '<|start|>' + m.role }}
-    {%- if m.role == 'assistant' and m.reasoning_content %}
-        {{- '<|channel|>analysis<|message|>' + m.reasoning_content + '<|end|><|start|>assistant' }}
-    {%- endif %}
-    {{- ('<|channel|>final' if m.role == 'assistant' else '') + '<|message|>' + m.content + '<|end|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
 CLOSE_ONLY = chats.CHATML.replace("m.content +", "(m.content.split('</think>')[-1] if not loop.last else m.content) +")
 PLAIN = {"<think>", "</think>"}  # left out of a tokenizer
 
@@ -122,3 +114,10 @@ def test_replies_with_added_tokens_are_counted():
     _, stats = made.encode([given])
     assert (stats.reply_tokens, stats.spelling) == (1, 2)
     assert stats.examples["added tokens"] == ["d.jsonl:7: message 2"]
+
+
+def test_what_other_roles_say_is_no_thought():
+    made = encoder(chats.CHATML, train_reasoning=False, responses="tool,assistant")
+    given = dialogue(("user", "q"), ("tool", "<think>a</think>b"), ("assistant", "<think>c</think>d"))
+    tree = made(given)
+    assert made.tokenizer.decode(tree.tokens_N[tree.response_mask_N > 0]) == "<think>a</think>b<|im_end|>d<|im_end|>"

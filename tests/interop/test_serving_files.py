@@ -68,6 +68,14 @@ def test_all_templates_get_them():
     assert files["chat_template.jinja"].decode() == chats.CHATML
 
 
+def test_a_template_that_tells_the_date_goes_out():
+    dated = chats.CHATML + "{{ strftime_now('%Y-%m-%d') }}"
+    files, _ = opened(dated)
+    template = ChatFormat(files, {"default": dated}, "made", "{}", "2020-01-31").open()[0]
+    assert template.render((), True).endswith("2020-01-31")
+    assert serving_files(files, template, "{}", "<|im_end|>")["chat_template.jinja"].decode() == dated
+
+
 def test_a_folder_that_would_be_served_otherwise_is_refused(monkeypatch):
     monkeypatch.setattr("mtsft.interop.serving_files._literal", lambda value: "true")
     with pytest.raises(InputError, match=r"^data\.template_variables: the chat template does not write the same"):

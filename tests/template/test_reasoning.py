@@ -2,20 +2,12 @@
 
 import chats
 import pytest
-from chats import chat_of
+from chats import CHANNELS, chat_of
 
 from mtsft.errors import InputError
 from mtsft.template.chat_template import ChatTemplate
 from mtsft.template.reasoning import KNOWN, ReasoningMarks, merged, written_by
 
-CHANNELS = """\
-{%- for m in messages %}{{ '<|start|>' + m.role }}
-    {%- if m.role == 'assistant' and m.reasoning_content %}
-        {{- '<|channel|>analysis<|message|>' + m.reasoning_content + '<|end|><|start|>assistant' }}
-    {%- endif %}
-    {{- ('<|channel|>final' if m.role == 'assistant' else '') + '<|message|>' + m.content + '<|end|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
 SEED = """\
 {%- for m in messages %}{{ '[' + m.role + ']\\n' }}
     {%- if m.reasoning_content %}{{ '<seed:think>\\n' + m.reasoning_content + '\\n</seed:think>' }}{% endif %}
