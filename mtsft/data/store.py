@@ -35,6 +35,7 @@ from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.token_tree import TokenTree
 from mtsft.errors import InputError
 from mtsft.files import FULL
+from mtsft.template.chat_template import ChatTemplate
 
 # One file each: the columns of all TokenTrees, one tree after the other, and tables with one entry a tree.
 _COLUMNS = {
@@ -291,7 +292,7 @@ def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
         if (first, last) == (0.0, 1.0) or first <= split_point(dialogue) < last:
             dialogues.append(dialogue)
             lines.append(number)
-            digests.append(_digest(dialogue))
+            digests.append(_digest(dialogue, _encoder.template))
     trees, stats = _encoder.encode(dialogues)
     columns = {name: [getattr(tree, name) for _, tree in trees] for name in _COLUMNS}
     columns["lengths"] = [[len(tree) for _, tree in trees]]
@@ -316,9 +317,12 @@ def split_point(dialogue: Dialogue) -> float:
     return _hash(json.dumps(words, default=str)) / 2**64
 
 
-def _digest(dialogue: Dialogue) -> int:
-    """A number that dialogues of equal words share; faster than `split_point`."""
+def _digest(dialogue: Dialogue, template: ChatTemplate) -> int:
+    """A number that dialogues share which say the same to the template; faster than `split_point`."""
     words = [f"{m.role}\0{m.content}\0{m.fields or ''}" for m in dialogue.messages]
+    if dialogue.variables or dialogue.others:
+        words.append(str(template.given(dialogue) or ""))
+    words += [str(read) for m in dialogue.messages if m.others and (read := template.read_of(m))]
     return _hash("\0".join(words if dialogue.parents is None else [*words, str(dialogue.parents)]))
 
 

@@ -82,7 +82,7 @@ class ChatTemplate:
         """A message as the template is given it."""
         record = message.as_record()
         if message.others:
-            record = {key: value for key, value in message.others.items() if self.reads_key(key, value)} | record
+            record = self.read_of(message) | record
         if message.content is None:
             del record["content"]  # as transformers does with all that is null
         if self._reads.parts and (message.parts is not None or message.fields or not self._reads.text):
@@ -117,6 +117,10 @@ class ChatTemplate:
             parts = [*({"type": "thinking", "thinking": thought} for thought in thoughts), *parts]
             record = {key: value for key, value in record.items() if key not in REASONING_NAMES}
         return record | {"content": parts}
+
+    def read_of(self, message: Message) -> dict[str, Any]:
+        """Those of a message's keys beside the usual ones that may matter to the template."""
+        return {key: value for key, value in (message.others or {}).items() if self.reads_key(key, value)}
 
     def reads_key(self, key: str, value: Any) -> bool:
         """Whether a message's key beside the usual ones may matter to the template, which names it somewhere.

@@ -181,6 +181,33 @@ def test_equal_words_have_equal_digests_and_no_others(tmp_path, spec, open_quiet
     assert len({one, two, three, other}) == 4
 
 
+def test_other_documents_make_other_digests_where_the_template_reads_them(tmp_path, spec, chat, open_quietly):
+    path = tmp_path / "d.jsonl"
+    keys = [{"documents": [{"text": "a"}]}, {"documents": [{"text": "b"}]}, {"lang": "en"}, {"lang": "fr"}]
+    path.write_text("".join(line(1, **beside) for beside in keys))
+    one, two, english, french = open_quietly([path], spec).digests_N.tolist()
+    assert one == two == english == french
+    reading = "{% for d in documents or [] %}{{ d.text }}{% endfor %}" + CHATML
+    reading = replace(spec, chat=replace(chat, templates={"default": reading}))
+    one, two, english, french = open_quietly([path], reading).digests_N.tolist()
+    assert len({one, two, english}) == 3
+    assert english == french
+
+
+def test_other_keys_of_a_message_make_other_digests_where_the_template_reads_them(tmp_path, spec, chat, open_quietly):
+    path = tmp_path / "d.jsonl"
+    dialogues = [json.loads(line(1)) for _ in range(2)]
+    for dialogue, name in zip(dialogues, ("Ada", "Bob")):
+        dialogue["messages"][0]["speaker"] = name
+    path.write_text("".join(json.dumps(dialogue) + "\n" for dialogue in dialogues))
+    one, two = open_quietly([path], spec).digests_N.tolist()
+    assert one == two
+    reading = "{% for m in messages %}{{ m.speaker }}{% endfor %}" + CHATML
+    reading = replace(spec, chat=replace(chat, templates={"default": reading}))
+    one, two = open_quietly([path], reading).digests_N.tolist()
+    assert one != two
+
+
 # Nothing is an error
 
 

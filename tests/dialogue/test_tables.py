@@ -5,6 +5,7 @@ import gzip
 import json
 
 import pyarrow
+import pyarrow.parquet
 import pytest
 
 from mtsft.dialogue.readers import read_chunks, read_dialogues
