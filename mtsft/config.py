@@ -98,11 +98,13 @@ def default() -> ConfigDict:
     model.attention_kernel = "auto"  # of model/attention/kernels.py; "auto" takes the first that fits the devices
 
     config.lora = lora = ConfigDict()
-    lora.init_from = ""  # a PEFT adapter folder to start from, which then says rank, alpha and targets; "" for fresh
+    lora.init_from = ""  # a PEFT adapter folder to start from, which then says what follows; "" for fresh adapters
     lora.rank = 0  # of low-rank adapters, which are then all that is trained; 0 for none
     lora.alpha = 16.0  # adapters are scaled by alpha / rank
     lora.targets = r"layers/(attention|mlp)/"  # regex found in the names of matrices, as layers/attention/query
     lora.dropout = 0.0  # of what enters an adapter, in training
+    lora.modules_to_save = ""  # regex of modules that are trained whole beside the adapters, as "embed|head"
+    lora.trainable_tokens = ""  # JSON list of tokens, as ["<tool_call>", 9], whose rows are trained beside the adapters
     lora.quantize = ""  # "int8" or "nf4": what the frozen matrices of the layers are kept in
 
     config.objective = objective = ConfigDict()

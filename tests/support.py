@@ -7,7 +7,8 @@ import numpy as np
 
 from mtsft.data.batches import PackedBatch, empty_batch, pack_row
 from mtsft.encoding.token_tree import TokenTree
-from mtsft.model.architecture import Architecture, LoRA
+from mtsft.model.architecture import Architecture
+from mtsft.model.lora import LoRA
 from mtsft.model.transformer import Model
 from mtsft.training.losses.forward import response_nll
 from mtsft.training.losses.response import ResponseLoss

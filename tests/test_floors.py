@@ -12,7 +12,8 @@ import pytest
 
 import mtsft
 from mtsft.config import DataConfig, default
-from mtsft.model.architecture import RUNTIME, Architecture, LoRA
+from mtsft.model.architecture import RUNTIME, Architecture
+from mtsft.model.lora import LoRA
 from mtsft.training.losses.table import LOSSES
 
 PACKAGE = Path(mtsft.__file__).parent
@@ -161,7 +162,8 @@ def test_config_keys_are_what_the_code_takes():
     config = default()
     assert config.data.to_dict() == asdict(DataConfig())
     assert {*config.model} == {field.name for field in fields(Architecture)} | {"init_from", "grow_vocab"}
-    assert {*config.lora} == {field.name for field in fields(LoRA)} | {"init_from"}
+    tokens = {"embed_tokens", "head_tokens"}
+    assert {*config.lora} == {field.name for field in fields(LoRA)} - tokens | {"init_from", "trainable_tokens"}
     assert {name: config.model[name] for name in RUNTIME} == RUNTIME
     settings = {field.name for loss in LOSSES.values() for field in fields(loss)} - {"model", "constrain"}
     assert {*config.objective} == settings | {"loss", "normalize"}

@@ -98,7 +98,7 @@ def test_the_tree_is_stored_and_laid_into_a_row(store, batch):
 def test_the_row_becomes_a_loss_a_gradient_and_a_state_that_is_saved(batch, model, params, tmp_path):
     partitioner = Partitioner("jit", make_mesh("", jax.devices()[:1]))
     rows = partitioner.put(batch, 1)
-    hidden_BxLxD, projection_DxV, auxiliary = jax.jit(model.apply)(params, rows.tokens, AttentionLayout.of(rows))
+    hidden_BxLxD, projection_DxV, auxiliary, _ = jax.jit(model.apply)(params, rows.tokens, AttentionLayout.of(rows))
     assert (hidden_BxLxD.shape[:2], auxiliary) == ((1, ROW_LENGTH), {})
     loss = ResponseLoss(model=model, constrain=lambda x: x, chunk=16)
     sums, gradient = jax.jit(partial(sum_gradients, loss, microbatches=1))(params, rows)

@@ -20,7 +20,7 @@ from mtsft.interop.hf_folder import CONFIG, INDEX, SINGLE, leaf_shapes, tensor_s
 from mtsft.interop.safetensors_io import copy, progress_bar
 from mtsft.interop.weight_names import TensorSlice
 from mtsft.model.architecture import DTYPES, Architecture
-from mtsft.model.layers import ADAPTERS
+from mtsft.model.lora import ADDED
 from mtsft.model.parameters import Params
 
 _KINDS = {"float32": "F32", "bfloat16": "BF16"}
@@ -66,7 +66,7 @@ def export(
     folder = expanded(folder)
     if dtype not in _KINDS:
         raise InputError(f"dtype={dtype!r}: use one of {', '.join(_KINDS)}")
-    if any(path[-1].key in ADAPTERS for path, _ in jax.tree_util.tree_leaves_with_path(params)):
+    if any(path[-1].key in ADDED for path, _ in jax.tree_util.tree_leaves_with_path(params)):
         raise ValueError("the parameters hold adapters; merge them first")
     config = model_config(arch, config, stop_ids, bos_id, pad_id, dtype)
     family, fields = config_json.architecture_fields(config, CONFIG)

@@ -1,15 +1,13 @@
-"""Low-rank adapters: in folders of PEFT (https://github.com/huggingface/peft), and merged into their model."""
+"""Low-rank adapters in folders of PEFT (https://github.com/huggingface/peft), there and back."""
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mtsft.errors import InputError, one_line
@@ -20,48 +18,18 @@ from mtsft.interop.export import fetch, header_of, write_files
 from mtsft.interop.export_configs import PUBLISHED, json_file, model_config
 from mtsft.interop.families import Family
 from mtsft.interop.hf_folder import leaf_shapes, tensor_shapes
-from mtsft.interop.safetensors_io import DTYPES, Tensor, read_box, read_header, read_metadata
-from mtsft.model.architecture import Architecture, LoRA
-from mtsft.model.layers import ADAPTERS
+from mtsft.interop.peft_config import read_adapter_config
+from mtsft.interop.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MERGE, ROOT, as_module, last, taken
+from mtsft.interop.peft_modules import export_modules, read_modules
+from mtsft.interop.safetensors_io import Tensor, read_header, read_metadata
+from mtsft.model.architecture import Architecture
+from mtsft.model.lora import ADAPTERS, LoRA
 from mtsft.model.parameters import Params, names
-from mtsft.model.quantization import dequantize, is_quantized_kernel
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
-_ROOT = "base_model.model."
 # Of the weights' metadata: our names of the matrices that are adapted. PEFT has one name for those that it keeps fused.
 _MATRICES = "mtsft_matrices"
-# Options under which an adapter is another function than B A x.
-_UNSUPPORTED = (
-    "use_dora use_qalora use_bdlora lora_bias modules_to_save target_parameters "
-    "trainable_token_indices layer_replication alora_invocation_tokens arrow_config kasa_config velora_config "
-    "monteclora_config fan_in_fan_out"
-).split()
-_MERGE = "merge the adapter into its base in PEFT"
-# Values of init_lora_weights that leave the base model as it is; others change it.
-_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
-
 _Part = tuple[tuple, tuple[int, int] | None]  # the path of one of our kernels, and its rows where several are fused
-
-
-def merge(params: Params, lora: LoRA) -> Params:
-    """Parameters with the adapters merged into their kernels: W + scale A B, added up in float32.
-
-    Layers may be stacked or apart. Every kernel keeps its dtype; a quantised one becomes a plain one in float32.
-    """
-    if is_quantized_kernel(params):
-        params = dequantize(params)
-    merged = {
-        name: merge(value, lora) if isinstance(value, dict) else value
-        for name, value in params.items()
-        if name not in ADAPTERS
-    }
-    if "lora_a" in params:
-        A, B = (params[name].astype(jnp.float32) for name in ADAPTERS)
-        change = lora.scale * jnp.matmul(A, B, precision=jax.lax.Precision.HIGHEST)
-        kernel = params["kernel"]
-        merged["kernel"] = (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
-    return merged
 
 
 def export_adapter(
@@ -74,15 +42,17 @@ def export_adapter(
     config: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Writes a folder that PeftModel.from_pretrained and vLLM load over the base model, atomically, in float32.
+    """Writes a folder that PEFT and vLLM load over the base model, atomically, in float32.
 
     Adapters of matrices that the base keeps fused become one adapter, block by block, whose rank is the sum of theirs:
     the same function. PEFT reads its rank from rank_pattern, which vLLM does not; `read_adapter` takes it apart again.
+    What is trained beside adapters is PEFT's alone. Where there are more tokens than the base embeds,
+    AutoPeftModelForCausalLM gives it more rows, as many as the tokenizer beside the adapters asks for.
 
     Args:
         folder: to write.
-        adapters: parameters, of which those of adapters are written; layers stacked or not, on any devices. Every
-            process calls this.
+        adapters: parameters, of which those of adapters are written and what is trained beside them; layers stacked or
+            not, on any devices. Every process calls this.
         arch: the base model's.
         lora: the adapters'.
         base_name: the folder of the base model, or its name on the Hub.
@@ -109,12 +79,14 @@ def export_adapter(
         if not parts:
             continue
         A, B = _combined(adapters, parts, whole[f"{module}.weight"][0], lora.rank)
-        name = _ROOT + _as_module(family, module)
+        name = ROOT + as_module(family, module)
         tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
-        ranks[_last(module)] = len(A)
+        ranks[last(module)] = len(A)
         matrices |= dict.fromkeys(_name(path) for path, _ in parts)
     if not tensors:
         raise ValueError("there are no adapters among the parameters")
+    beside, said = export_modules(adapters, lora, family, fields)
+    tensors |= beside
     odd = {module: rank for module, rank in ranks.items() if rank != lora.rank}
     described = {
         "peft_type": "LORA",
@@ -128,7 +100,7 @@ def export_adapter(
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
-        "modules_to_save": None,
+        **said,
         "rank_pattern": odd,
         "alpha_pattern": {module: _number(lora.alpha * rank / lora.rank) for module, rank in odd.items()},
         "use_dora": False,
@@ -155,50 +127,52 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
         fields: of the base model's Architecture.
 
     Returns:
-        (rank, alpha, dropout and targets, the parameters: layers stacked, float32, on the host).
+        (what is trained: rank, alpha, dropout, targets, and what beside them; the parameters: layers stacked, float32,
+        on the host; an embedding or head among them may have more rows than the base model's).
 
     Raises:
         InputError: the folder is none, belongs to another model, or has adapters of a kind that is not supported.
     """
     folder = expanded(folder)
     modules = _modules(family, fields)
-    lora, ranks = _read_lora(folder, modules)
+    config = read_adapter_config(folder, modules)
+    lora = config.lora
     file = _weights(folder)
-    stored = {weight_names.standard_name(family, name.removeprefix(_ROOT)): x for name, x in read_header(file).items()}
+    stored = {weight_names.standard_name(family, name.removeprefix(ROOT)): x for name, x in read_header(file).items()}
     own = read_metadata(file).get(_MATRICES)
     shapes = leaf_shapes(fields)
     by_matrix: dict[tuple[str, ...], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     for module, parts in modules.items():
         if not any(f"{module}.lora_{side}.weight" in stored for side in "AB"):
             continue
-        rank = ranks.get(_last(module), lora.rank)
+        rank = config.ranks.get(last(module), lora.rank)
         fan_in = shapes[*_matrix(parts[0][0]), "kernel"][0]
         fan_out = sum(shapes[*_matrix(path), "kernel"][1] for path, _ in parts)
-        A = _taken(file, stored, f"{module}.lora_A.weight", (rank, fan_in))
-        B = _taken(file, stored, f"{module}.lora_B.weight", (fan_out, rank))
+        A = taken(file, stored, f"{module}.lora_A.weight", (rank, fan_in))
+        B = taken(file, stored, f"{module}.lora_B.weight", (fan_out, rank))
         apart = _taken_apart(A, B, parts, lora.rank, own)
         if apart is None:
             raise InputError(
                 f"{file}: the adapter of {module}, of rank {rank}, is not made up of adapters of rank {lora.rank}, "
-                f"which is not supported; {_MERGE}"
+                f"which is not supported; {MERGE}"
             )
         for path, sides in apart.items():
             by_matrix.setdefault(_matrix(path), {})[path[1]] = sides
+    beside, params = read_modules(file, stored, config, family, fields)
     _check_nothing_is_left(file, stored)
     if not by_matrix:
         raise InputError(f"{file}: holds no adapters; fetch it anew")
-    adapters: dict[str, Any] = {}
     for (layers, part, matrix), by_layer in by_matrix.items():
         if len(by_layer) != fields["num_hidden_layers"]:
             raise InputError(
                 f"{file}: adapts {'/'.join((layers, part, matrix))} in {len(by_layer)} of "
-                f"{fields['num_hidden_layers']} layers; only adapters of all layers are supported; {_MERGE}"
+                f"{fields['num_hidden_layers']} layers; only adapters of all layers are supported; {MERGE}"
             )
         sides = zip(*(by_layer[i] for i in range(len(by_layer))), strict=True)
         leaves = {name: np.stack(side).astype(np.float32) for name, side in zip(ADAPTERS, sides, strict=True)}
-        adapters.setdefault(layers, {}).setdefault(part, {})[matrix] = leaves
+        params.setdefault(layers, {}).setdefault(part, {})[matrix] = leaves
     targets = "|".join("/".join(matrix) for matrix in by_matrix)
-    return LoRA(rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=f"^({targets})$"), adapters
+    return replace(lora, targets=f"^({targets})$", **beside), params
 
 
 def adapter_fingerprint(folder: str | Path) -> str:
@@ -207,69 +181,6 @@ def adapter_fingerprint(folder: str | Path) -> str:
     with _weights(folder).open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     return f"{weights} {hashlib.sha256(read_json_file(folder / ADAPTER_CONFIG)[0]).hexdigest()}"
-
-
-def _read_lora(folder: Path, modules: Mapping[str, Sequence[_Part]]) -> tuple[LoRA, dict[str, int]]:
-    """Rank, alpha and dropout of an adapter_config.json; and the ranks of fused modules, as `_ranks` has them."""
-    file = folder / ADAPTER_CONFIG
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give one that PEFT's save_pretrained wrote")
-    if not file.exists():
-        raise InputError(f"{folder}: holds no {ADAPTER_CONFIG}; give a folder that PEFT's save_pretrained wrote")
-    config = read_json_file(file)[1]
-    if config.get("peft_type") != "LORA":
-        raise InputError(f"{file}: peft_type is {one_line(repr(config.get('peft_type')), 60)}; only LORA is supported")
-    for key in _UNSUPPORTED:
-        if config.get(key):
-            raise _unsupported(file, key)
-    if config.get("bias") not in (None, "none"):
-        raise InputError(f"{file}: bias is {one_line(repr(config['bias']), 60)}; only 'none' is supported")
-    if config.get("init_lora_weights") not in _INITS:
-        raise InputError(
-            f"{file}: init_lora_weights is {one_line(repr(config['init_lora_weights']), 60)}, which changes the base "
-            "model; convert the adapter to a plain one in PEFT"
-        )
-    rank, alpha, dropout = config.get("r", 8), config.get("lora_alpha", 8), config.get("lora_dropout", 0.0)
-    fits = type(rank) is int and rank > 0 and all(type(x) in (int, float) and x >= 0 for x in (alpha, dropout))
-    if not fits or dropout >= 1:
-        raise InputError(f"{file}: r, lora_alpha and lora_dropout must be numbers that make an adapter; fetch it anew")
-    ranks = _ranks(file, config, rank, alpha, modules)
-    # Rank-stabilised adapters are scaled by alpha / sqrt(r): Kalajdzievski 2023, arXiv:2312.03732.
-    alpha *= math.sqrt(rank) if config.get("use_rslora") else 1
-    return LoRA(rank=rank, alpha=float(alpha), dropout=float(dropout)), ranks
-
-
-def _ranks(
-    file: Path, config: Mapping[str, Any], rank: int, alpha: float, modules: Mapping[str, Sequence[_Part]]
-) -> dict[str, int]:
-    """The ranks of fused modules whose rank is a sum of ranks, by the modules' last names.
-
-    Args:
-        file: the adapter_config.json, for errors.
-        config: its JSON.
-        rank: of all other adapters.
-        alpha: of all other adapters.
-        modules: as `_modules` has them.
-
-    Raises:
-        InputError: a rank is another one, or an alpha does not scale every part as the other adapters are.
-    """
-    ranks, alphas = (config.get(key) or {} for key in ("rank_pattern", "alpha_pattern"))
-    if not ranks and not alphas:
-        return {}
-    counts = {_last(module): len(parts) for module, parts in modules.items()}
-    fits = isinstance(ranks, dict) and isinstance(alphas, dict) and {*ranks} == {*alphas}
-    if not fits or config.get("use_rslora"):
-        raise _unsupported(file, "rank_pattern" if ranks else "alpha_pattern")
-    for module, of_all in ranks.items():
-        sums = [rank * count for count in range(2, counts.get(module, 1) + 1)]
-        if of_all not in sums or alphas[module] != alpha * of_all / rank:
-            raise _unsupported(file, "rank_pattern")
-    return ranks
-
-
-def _unsupported(file: Path, key: str) -> InputError:
-    return InputError(f"{file}: {key} is set, which is not supported; {_MERGE}")
 
 
 def _weights(folder: Path) -> Path:
@@ -282,21 +193,6 @@ def _weights(folder: Path) -> Path:
             )
         raise InputError(f"{folder}: holds no {ADAPTER_WEIGHTS}; give a folder that PEFT's save_pretrained wrote")
     return folder / ADAPTER_WEIGHTS
-
-
-def _taken(file: Path, stored: dict[str, Tensor], name: str, wanted: tuple[int, int]) -> np.ndarray:
-    """A tensor of this shape, which is removed from `stored`."""
-    if name not in stored:
-        raise InputError(f"{file}: lacks the tensor {name}; fetch it anew")
-    tensor = stored.pop(name)
-    if tensor.shape != wanted:
-        raise InputError(
-            f"{file}: the tensor {name} has shape {tensor.shape}, and for this base model it would be {wanted}; "
-            "give the base model that the adapter was made for"
-        )
-    if tensor.kind not in DTYPES:
-        raise InputError(f"{file}: the tensor {name} is of dtype {tensor.kind}; save it as one of {', '.join(DTYPES)}")
-    return read_box(tensor, (0, wanted[0]), (0, wanted[1]))
 
 
 def _taken_apart(
@@ -332,12 +228,12 @@ def _check_nothing_is_left(file: Path, stored: Mapping[str, Tensor]) -> None:
         if "vision_tower." in name or "multi_modal_projector." in name:
             raise InputError(
                 f"{file}: holds the tensor {one_line(name, 100)}; adapters of the part that sees images are not "
-                f"supported; {_MERGE}, or adapt the language model alone"
+                f"supported; {MERGE}, or adapt the language model alone"
             )
         if re.search(r"\b(embed_tokens|lm_head)\.", name):
             raise InputError(
                 f"{file}: holds the tensor {one_line(name, 100)}; adapters of the embedding or the head are not "
-                f"supported; {_MERGE}"
+                f"supported; {MERGE}"
             )
         raise InputError(
             f"{file}: the tensor {one_line(name, 100)} fits no matrix of the base model that can be adapted; "
@@ -364,11 +260,6 @@ def _name(path: tuple) -> str:
     return "/".join(_matrix(path))
 
 
-def _last(module: str) -> str:
-    """The last part of a module's name, by which PEFT's config knows it."""
-    return module.rpartition(".")[2]
-
-
 def _slice(rows: tuple[int, int] | None) -> slice:
     return slice(*rows) if rows else slice(None)
 
@@ -390,11 +281,6 @@ def _combined(adapters: Params, parts: Sequence[_Part], fan_out: int, rank: int)
     for i, (path, rows) in enumerate(parts):
         B[_slice(rows), rank * i : rank * (i + 1)] = fetch(adapters, (*path[:-1], "lora_b")).T
     return np.concatenate(A).astype(np.float32), B
-
-
-def _as_module(family: Family, module: str) -> str:
-    """A module's name in transformers: those of a multimodal Gemma 3 are not as its tensors are called in files."""
-    return module.replace("language_model.model.", "model.language_model.", 1) if family.inner else module
 
 
 def _targets(family: Family, modules: list[str]) -> list[str] | str:

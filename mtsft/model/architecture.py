@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +35,6 @@ _MAY_BE_0 = (
     "final_logit_softcapping",
     "rope_local_theta",
 )
-QUANTIZED = ("", "int8", "nf4")
 ROPE_TYPES = {
     "default": (),
     "linear": ("factor",),
@@ -180,52 +178,3 @@ def rope_fault(scaling: Mapping[str, Any]) -> str:
     if kind == "yarn" and (scaling.get("beta_fast") or 32) < (scaling.get("beta_slow") or 1):
         return "has a beta_fast below its beta_slow"
     return ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoRA:
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): y = W x + (alpha / rank) B A x, W frozen.
-
-    Attributes:
-        rank: 0 for no adapters.
-        alpha: scales B A x, divided by rank.
-        targets: a regex that is looked for in the names of matrices, such as "layers/attention/(query|value)".
-        dropout: of what enters A, in training.
-        quantize: what the layers' W, adapted or not, are kept in, as model/quantization.py says; "" for the parameter
-            dtype.
-
-    Raises:
-        InputError: for impossible values.
-    """
-
-    rank: int = 0
-    alpha: float = 16.0
-    targets: str = ""
-    dropout: float = 0.0
-    quantize: str = ""
-
-    def __post_init__(self):
-        if self.rank < 0:
-            raise InputError(f"lora.rank={self.rank}: must be at least 0 (no adapters)")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"lora.dropout={self.dropout}: must be in [0, 1)")
-        if self.quantize not in QUANTIZED:
-            raise InputError(f"lora.quantize={self.quantize!r}: use 'int8' or 'nf4', or '' to quantise nothing")
-        if self.quantize and not self.rank:
-            raise InputError(f"lora.quantize={self.quantize!r} is of what adapters leave frozen: set lora.rank above 0")
-        try:
-            re.compile(self.targets)
-        except re.error as error:
-            raise InputError(f"lora.targets={self.targets!r} is not a regular expression: {error}") from error
-
-    @property
-    def scale(self) -> float:
-        """What B A x is multiplied by."""
-        return self.alpha / self.rank
-
-    def adapts(self, name: str) -> bool:
-        """Whether the matrix of this name (as "layers/mlp/up") gets an adapter."""
-        return bool(self.rank and re.search(self.targets, name))
-
-
-NO_LORA = LoRA()

@@ -4,8 +4,9 @@ from functools import partial
 
 from flax import nnx
 
-from mtsft.model.architecture import ACTIVATIONS, Architecture, LoRA
+from mtsft.model.architecture import ACTIVATIONS, Architecture
 from mtsft.model.layers import Linear, RMSNorm
+from mtsft.model.lora import LoRA
 from mtsft.model.rope import rotate
 
 # The matrices that adapters can be put to, by their names.
@@ -33,7 +34,8 @@ class Attention(nnx.Module):
             bias=arch.attention_output_bias,
             deviation=_residual_deviation(arch, H * K),
         )
-        self.query_norm, self.key_norm = (RMSNorm(arch, K), RMSNorm(arch, K)) if arch.qk_norm else (None, None)
+        self.query_norm = RMSNorm(arch, lora, "layers/attention/query_norm", K) if arch.qk_norm else None
+        self.key_norm = RMSNorm(arch, lora, "layers/attention/key_norm", K) if arch.qk_norm else None
 
     def __call__(self, x_BxLxD, cos_sin, attend, keys_B):
         """Self-attention of (B, L, D).
@@ -77,13 +79,15 @@ class Layer(nnx.Module):
     """One pre-norm block; some families also norm what each part adds to the residual stream."""
 
     def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs):
-        D, posts = arch.hidden_size, arch.post_norms
-        self.attention_norm = RMSNorm(arch, D)
+        def norm(name):
+            return RMSNorm(arch, lora, f"layers/{name}", arch.hidden_size)
+
+        self.attention_norm = norm("attention_norm")
         self.attention = Attention(arch, lora, rngs)
-        self.post_attention_norm = RMSNorm(arch, D) if posts else None
-        self.mlp_norm = RMSNorm(arch, D)
+        self.post_attention_norm = norm("post_attention_norm") if arch.post_norms else None
+        self.mlp_norm = norm("mlp_norm")
         self.mlp = MLP(arch, lora, rngs)
-        self.post_mlp_norm = RMSNorm(arch, D) if posts else None
+        self.post_mlp_norm = norm("post_mlp_norm") if arch.post_norms else None
 
     def __call__(self, x_BxLxD, cos_sin, attend, keys_B):
         """The stream after this layer, what `attend` keeps, and auxiliary sums; arguments as those of Attention."""

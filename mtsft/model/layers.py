@@ -1,15 +1,65 @@
-"""The matrices of a decoder, with the low-rank adapters that some of them get, and its norms."""
+"""The embedding, matrices and head of a decoder, with the adapters that some of them get, and its norms."""
 
 import zlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from mtsft.model.architecture import DTYPES, Architecture, LoRA
+from mtsft.model.architecture import DTYPES, Architecture
+from mtsft.model.lora import LoRA
 from mtsft.model.quantization import LEAVES, product, quantize_kernel
 
-ADAPTERS = ("lora_a", "lora_b")
+
+class Embedding(nnx.Module):
+    """The row of each token, some of which may be trained apart from the others.
+
+    Attributes:
+        embedding: (V, D) in the parameter dtype.
+        token_rows: (N, D) in float32, in place of the rows of lora.embed_tokens; None where there are none.
+    """
+
+    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs):
+        self.token_ids = lora.embed_tokens
+        dtype = DTYPES[lora.param_dtype("embed", arch.param_dtype)]
+        init = nnx.initializers.normal(arch.initializer_range)
+        self.embedding = nnx.Param(init(rngs.params(), (arch.vocab_size, arch.hidden_size), dtype))
+        self.token_rows = _rows_apart(self.embedding[...], self.token_ids)
+
+    def __call__(self, tokens_BxL: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """(B, L, D) of tokens.
+
+        Looked up before it is rounded: so the gradients of a frequent token add up in the parameter dtype.
+        """
+        x_BxLxD = jnp.take(self.embedding[...], tokens_BxL, axis=0).astype(dtype)
+        if self.token_rows is None:
+            return x_BxLxD
+        ids_N = jnp.array(self.token_ids)
+        index_BxL = jnp.minimum(jnp.searchsorted(ids_N, tokens_BxL), len(ids_N) - 1)
+        own_BxLxD = jnp.take(self.token_rows[...], index_BxL, axis=0).astype(dtype)
+        return jnp.where((ids_N[index_BxL] == tokens_BxL)[..., None], own_BxLxD, x_BxLxD)
+
+
+class Head(nnx.Module):
+    """The matrix from hidden states to logits, where it is not the embedding's.
+
+    Attributes:
+        kernel: (D, V) in the parameter dtype.
+        token_rows: (N, D) in float32, in place of the columns of lora.head_tokens; None where there are none.
+    """
+
+    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs):
+        self.token_ids = lora.head_tokens
+        dtype = DTYPES[lora.param_dtype("head", arch.param_dtype)]
+        init = nnx.initializers.normal(arch.initializer_range)
+        self.kernel = nnx.Param(init(rngs.params(), (arch.hidden_size, arch.vocab_size), dtype))
+        self.token_rows = _rows_apart(self.kernel[...].T, self.token_ids)
+
+
+def _rows_apart(rows_VxD: jax.Array, token_ids: Sequence[int]) -> nnx.Param | None:
+    return nnx.Param(rows_VxD[np.array(token_ids)].astype(jnp.float32)) if token_ids else None
 
 
 class Linear(nnx.Module):
@@ -79,10 +129,10 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """x / rms(x), times scale, or 1 + scale where norms are zero-centred (Gemma); in float32."""
 
-    def __init__(self, arch: Architecture, size: int):
+    def __init__(self, arch: Architecture, lora: LoRA, name: str, size: int):
         self.dtype, self.epsilon = DTYPES[arch.dtype], arch.rms_norm_eps
         self.offset = 1.0 if arch.zero_centered_norms else 0.0
-        self.scale = nnx.Param(jnp.full(size, 1.0 - self.offset, DTYPES[arch.param_dtype]))
+        self.scale = nnx.Param(jnp.full(size, 1.0 - self.offset, DTYPES[lora.param_dtype(name, arch.param_dtype)]))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., size) to the same."""

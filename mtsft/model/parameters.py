@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 Params = dict[str, Any]
+# The parameters that have an axis of the vocabulary, and which it is.
+VOCABULARY_AXES = {("embed", "embedding"): 0, ("head", "kernel"): 1}
 
 
 def name_of(path: Iterable[Any]) -> str:

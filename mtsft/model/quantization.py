@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtsft.errors import InputError
-from mtsft.model.architecture import LoRA
+from mtsft.model.lora import LoRA
 from mtsft.model.parameters import Params
 
 TILE = 64

@@ -17,13 +17,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtsft.errors import InputError
-from mtsft.model.architecture import DTYPES, NO_LORA, REMAT_POLICIES, Architecture, LoRA
+from mtsft.model.architecture import DTYPES, REMAT_POLICIES, Architecture
 from mtsft.model.attention.cached import attend_cached
 from mtsft.model.attention.kernels import KERNELS, Attend, choose_kernel
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.scores import Scores, soft_cap
 from mtsft.model.block import MATRICES, Layer
-from mtsft.model.layers import Linear, RMSNorm
+from mtsft.model.layers import Embedding, Head, RMSNorm
+from mtsft.model.lora import NO_LORA, LoRA
 from mtsft.model.parameters import Params
 from mtsft.model.rope import rotary
 
@@ -40,6 +41,18 @@ class StepRng(NamedTuple):
     embedding_bounds_BxL: jax.Array | None
 
 
+class TokenColumns(NamedTuple):
+    """Columns of a projection that are kept apart from it, so that their gradient is formed without that of the rest.
+
+    Attributes:
+        ids_N: int32, of their tokens.
+        columns_DxN: in the compute dtype.
+    """
+
+    ids_N: jax.Array
+    columns_DxN: jax.Array
+
+
 class Output(NamedTuple):
     """What `Model.apply` returns.
 
@@ -48,11 +61,13 @@ class Output(NamedTuple):
         projection_DxV: from hidden states to logits, in the compute dtype.
         auxiliary: sums over slots and layers, float32 scalars by name, that a loss adds to its own, such as a router's
             load balancing; {} for dense models.
+        token_columns: columns that stand in for those of some tokens in the projection; None for none.
     """
 
     hidden_BxLxD: jax.Array
     projection_DxV: jax.Array
     auxiliary: dict[str, jax.Array]
+    token_columns: TokenColumns | None = None
 
 
 class Transformer(nnx.Module):
@@ -60,24 +75,16 @@ class Transformer(nnx.Module):
 
     def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs):
         self.arch = arch
-        self.embed = nnx.Embed(
-            arch.vocab_size,
-            arch.hidden_size,
-            dtype=DTYPES[arch.dtype],
-            param_dtype=DTYPES[arch.param_dtype],
-            embedding_init=nnx.initializers.normal(arch.initializer_range),
-            rngs=rngs,
-        )
+        self.embed = Embedding(arch, lora, rngs)
 
         def make_layer(key):
             return Layer(arch, lora, _streams(key))
 
         keys = jax.random.split(rngs.params(), arch.num_hidden_layers)
         self.layers = nnx.vmap(make_layer)(keys) if arch.scan_layers else nnx.List(map(make_layer, keys))
-        self.norm = RMSNorm(arch, arch.hidden_size)
+        self.norm = RMSNorm(arch, lora, "norm", arch.hidden_size)
         if not arch.tie_word_embeddings:
-            D, V = arch.hidden_size, arch.vocab_size
-            self.head = Linear(arch, NO_LORA, "head", D, V, rngs, deviation=arch.initializer_range)
+            self.head = Head(arch, lora, rngs)
 
     def __call__(
         self, tokens_BxL, positions_BxL, attend, cache=None, constrain=lambda x: x, step_rng: StepRng | None = None
@@ -96,8 +103,7 @@ class Transformer(nnx.Module):
             Hidden states (B, L, D), what `attend` kept of every layer, and the layers' auxiliary sums by name.
         """
         arch = self.arch
-        # Looked up before it is rounded: so the gradients of a frequent token add up in the parameter dtype.
-        x_BxLxD = jnp.take(self.embed.embedding[...], tokens_BxL, axis=0).astype(DTYPES[arch.dtype])
+        x_BxLxD = self.embed(tokens_BxL, DTYPES[arch.dtype])
         if arch.scale_embeddings:
             x_BxLxD *= jnp.asarray(arch.hidden_size**0.5, x_BxLxD.dtype)
         if step_rng is not None and step_rng.embedding_bounds_BxL is not None:
@@ -141,6 +147,13 @@ class Transformer(nnx.Module):
         kernel = self.embed.embedding[...].T if self.arch.tie_word_embeddings else self.head.kernel[...]
         return kernel.astype(DTYPES[self.arch.dtype])
 
+    def token_columns(self) -> TokenColumns | None:
+        """What stands in for some of the columns of `projection`."""
+        table = self.embed if self.arch.tie_word_embeddings else self.head
+        if table.token_rows is None:
+            return None
+        return TokenColumns(jnp.array(table.token_ids), table.token_rows[...].T.astype(DTYPES[self.arch.dtype]))
+
 
 def _streams(key: jax.Array) -> nnx.Rngs:
     """Random streams, adapters' apart, so that the base is drawn the same with and without adapters."""
@@ -179,6 +192,10 @@ class Model:
     def __post_init__(self):
         if self.lora.rank and not any(map(self.lora.adapts, MATRICES)):
             raise InputError(f"lora.targets={self.lora.targets!r} fits no matrix; there are {', '.join(MATRICES)}")
+        size, tokens = self.arch.vocab_size, (*self.lora.embed_tokens, *self.lora.head_tokens)
+        if tokens and not 0 <= min(tokens) <= max(tokens) < size:
+            beyond = next(token for token in tokens if not 0 <= token < size)
+            raise InputError(f"lora.trainable_tokens names the token {beyond}, and the model embeds {size}")
 
     @cached_property
     def graphdef(self) -> nnx.GraphDef:
@@ -227,7 +244,7 @@ class Model:
         hidden_BxLxD, _, auxiliary = model(
             tokens_BxL, layout.positions, within_tree, constrain=constrain, step_rng=step_rng
         )
-        return Output(hidden_BxLxD, model.projection(), auxiliary)
+        return Output(hidden_BxLxD, model.projection(), auxiliary, model.token_columns())
 
     def prefill(self, params: Params, tokens_BxP: jax.Array, lengths_B: jax.Array, num_slots: int) -> tuple:
         """Logits (B, V) in float32 after each prompt, and a cache of `num_slots` that holds it.
@@ -290,5 +307,8 @@ class Model:
         return Scores(self.arch.attention_scale, self.arch.attn_logit_softcapping)
 
     def _logits(self, model: Transformer, hidden_BxLxD: jax.Array) -> jax.Array:
-        logits = jnp.matmul(hidden_BxLxD, model.projection(), preferred_element_type=jnp.float32)
+        projection_DxV, apart = model.projection(), model.token_columns()
+        if apart is not None:
+            projection_DxV = projection_DxV.at[:, apart.ids_N].set(apart.columns_DxN)
+        logits = jnp.matmul(hidden_BxLxD, projection_DxV, preferred_element_type=jnp.float32)
         return soft_cap(logits, self.arch.final_logit_softcapping)

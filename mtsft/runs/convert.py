@@ -22,8 +22,7 @@ from mtsft.interop.export import export
 from mtsft.interop.export_configs import generation_config
 from mtsft.interop.peft import export_adapter
 from mtsft.interop.serving_files import serving_files
-from mtsft.model.architecture import NO_LORA
-from mtsft.model.layers import ADAPTERS
+from mtsft.model.lora import NO_LORA
 from mtsft.model.parameters import split
 from mtsft.model.transformer import Model
 from mtsft.runs import workdir as workdirs
@@ -143,7 +142,7 @@ def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> li
     AtomicFolder(expanded(output), 0).check()
     model = base.model(scan_layers=True)
     model = replace(model, arch=replace(model.arch, **_with_positions(base)))
-    adapters = split(base.restore(model, _on_one_device, progress=True), lambda name: name.endswith(ADAPTERS))[0]
+    adapters = split(base.restore(model, _on_one_device, progress=True), base.lora.adds)[0]
     files = _files(base)
     stops = base.encoder().usual_stops
     files["generation_config.json"] = generation_config(files.get("generation_config.json"), stops, None, None)

@@ -13,11 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from mtsft.errors import InputError
-from mtsft.model.parameters import Params
+from mtsft.model.parameters import VOCABULARY_AXES, Params
 
 METHODS = ("mean", "covariance")
-# The axis of the vocabulary in the parameters that have one.
-_AXES = {("embed", "embedding"): 0, ("head", "kernel"): 1}
 
 
 def check_method(method: str) -> None:
@@ -30,7 +28,7 @@ def before_growth(shapes: Params, vocab_size: int) -> Params:
     """The shapes of parameters as a model of `vocab_size` has them."""
 
     def at(path: tuple, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        axis = _AXES.get(tuple(entry.key for entry in path if hasattr(entry, "key")))
+        axis = VOCABULARY_AXES.get(tuple(entry.key for entry in path if hasattr(entry, "key")))
         if axis is None or shape.shape[axis] <= vocab_size:
             return shape
         sizes = [vocab_size if i == axis else size for i, size in enumerate(shape.shape)]
@@ -57,8 +55,8 @@ def grown(params: Params, shapes: Params, method: str, seed: int, shardings: Map
         if array.shape == shape.shape:
             return array
         key = tuple(entry.key for entry in path)
-        rng = jax.random.fold_in(jax.random.key(seed), _AXES[key])
-        grow = partial(_grow, axis=_AXES[key], size=shape.shape[_AXES[key]], method=method)
+        rng = jax.random.fold_in(jax.random.key(seed), VOCABULARY_AXES[key])
+        grow = partial(_grow, axis=VOCABULARY_AXES[key], size=shape.shape[VOCABULARY_AXES[key]], method=method)
         return jax.jit(grow, out_shardings=sharding)(array, rng)
 
     return jax.tree_util.tree_map_with_path(at, params, shapes, shardings)

@@ -15,7 +15,8 @@ from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import UNBOUNDED, ChatFormat, EncodingSpec
 from mtsft.interop.hf_folder import HubFolder
 from mtsft.interop.peft import read_adapter
-from mtsft.model.architecture import NO_LORA, RUNTIME, Architecture, LoRA
+from mtsft.model.architecture import RUNTIME, Architecture
+from mtsft.model.lora import NO_LORA, LoRA
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
 

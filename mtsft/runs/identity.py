@@ -33,7 +33,10 @@ def identity(setup: TrainingSetup) -> dict[str, Any]:
         "lora.rank": setup.model.lora.rank,
         "lora.alpha": setup.model.lora.alpha,
         "lora.targets": setup.model.lora.targets if setup.model.lora.rank else "",
-        "lora.quantize": setup.model.lora.quantize or None,  # as runs have it that know of none
+        # None is what they are in runs that know of none.
+        "lora.modules_to_save": setup.model.lora.modules_to_save or None,
+        "lora.trainable_tokens": setup.config.lora.trainable_tokens or None,
+        "lora.quantize": setup.model.lora.quantize or None,
         **_loss(setup.config),
         "train.freeze": setup.config.train.freeze,
         "train.average_decay": setup.config.train.average_decay,

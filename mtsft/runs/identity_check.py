@@ -13,7 +13,7 @@ from mtsft.data.store import open_store
 from mtsft.errors import InputError
 from mtsft.evaluation import identities
 from mtsft.model.transformer import Model
-from mtsft.runs.build_model import model_of
+from mtsft.runs.build_model import architecture_of
 from mtsft.runs.resolve import resolve
 from mtsft.training.losses.forward import response_nll
 
@@ -44,7 +44,7 @@ def check(config: ConfigDict, files: DataFiles) -> dict[str, Any]:
     trees = [store[i] for i in picked.tolist()]
     row_length = min(longest, 2 * max(map(len, trees)))
     vocab_size = files.train_spec.chat.open()[1].vocab_size
-    arch = model_of(resolve(config)[0], vocab_size).arch
+    arch = architecture_of(resolve(config)[0], vocab_size)
     layers = min(arch.num_hidden_layers, max(_LAYERS, len(arch.layer_types.split(","))))
     model = Model(replace(arch, dtype="float32", param_dtype="float32", num_hidden_layers=layers))
     params = model.init(jax.random.key(config.train.seed))

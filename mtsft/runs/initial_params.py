@@ -1,6 +1,6 @@
 """Parameters before the first step: drawn at random, or read from what a run starts from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from mtsft.model.architecture import LoRA
+from mtsft.errors import InputError
 from mtsft.model.block import MATRICES
-from mtsft.model.layers import ADAPTERS
-from mtsft.model.parameters import Params, are_stacked, join, select, split, unstack_layers
+from mtsft.model.lora import ADAPTERS, NO_LORA, TOKEN_ROWS, LoRA
+from mtsft.model.parameters import VOCABULARY_AXES, Params, are_stacked, join, names, select, split, unstack_layers
 from mtsft.model.quantization import is_quantized, quantize_kernel
 from mtsft.model.transformer import Model
 from mtsft.runs.grow_vocab import before_growth, grown
@@ -59,21 +59,77 @@ def initial_params(
         grow_vocab: how rows are made for tokens that `base` lacks, see grow_vocab.py; "" where it lacks none.
     """
     quantized, plain = split(shapes, is_quantized)
-    drawn, read = (plain, {}) if base is None else split(plain, lambda name: name.endswith(ADAPTERS))
-    parts = []
-    if drawn and adapters:
-        stacked = base.adapters(adapters)[1]
-        arrays = select(stacked if are_stacked(drawn) else unstack_layers(stacked), drawn)
-        parts.append(jax.tree.map(_put, arrays, shardings_of(drawn)))
-    elif drawn:
-        parts.append(_draw(drawn, model, seed, shardings_of))
-    if quantized:
-        parts.append(_quantized(quantized, model, base, seed, shardings_of, progress))
-    if read:
-        smaller = before_growth(read, base.fields["vocab_size"]) if grow_vocab else read
+    parts = [_quantized(quantized, model, base, seed, shardings_of, progress)] if quantized else []
+    if base is None:
+        return reduce(join, [*parts, _draw(plain, model, seed, shardings_of)])
+
+    def read(shapes):
+        smaller = before_growth(shapes, base.fields["vocab_size"]) if grow_vocab else shapes
         params = base.read(smaller, shardings_of, progress)
-        parts.append(grown(params, read, grow_vocab, seed, shardings_of(read)) if grow_vocab else params)
+        return grown(params, shapes, grow_vocab, seed, shardings_of(shapes)) if grow_vocab else params
+
+    lora, given = base.adapters(adapters) if adapters else (NO_LORA, {})
+    rows, others = split(plain, lambda name: name.endswith(TOKEN_ROWS))
+    from_adapters, others = split(others, names(given).__contains__)
+    drawn, others = split(others, lambda name: name.endswith(ADAPTERS))
+    if rows:
+        parts.append(_token_rows(rows, model, read, (lora, given), shardings_of))
+    if from_adapters:
+        arrays = select(given if are_stacked(from_adapters) else unstack_layers(given), from_adapters)
+        _check_vocabulary(arrays, from_adapters, adapters)
+        parts.append(jax.tree.map(_put, arrays, shardings_of(from_adapters)))
+    if drawn:
+        parts.append(_draw(drawn, model, seed, shardings_of))
+    if others:
+        parts.append(read(others))
     return reduce(join, parts)
+
+
+def _token_rows(
+    shapes: Params,
+    model: Model,
+    read: Callable[[Params], Params],
+    before: tuple[LoRA, Params],
+    shardings_of: ShardingsOf,
+) -> Params:
+    """The rows of tokens that are trained apart: those of adapters that a run starts from, else the base's own.
+
+    Args:
+        shapes: of the rows.
+        model: whose parameters they are.
+        read: from shapes to parameters of the base.
+        before: what the adapters that the run starts from train, and their parameters.
+        shardings_of: from shapes to the shardings of their arrays.
+    """
+    whole = jax.eval_shape(model.init, jax.random.key(0))
+    tables = read({part: {leaf: whole[part][leaf]} for part, leaf in VOCABULARY_AXES if part in shapes})
+    shardings, rows = shardings_of(shapes), {}
+    for (part, leaf), axis in VOCABULARY_AXES.items():
+        if part not in shapes:
+            continue
+        ids, at = model.lora.tokens_of(part), {token: i for i, token in enumerate(before[0].tokens_of(part))}
+        kept = [i for i, token in enumerate(ids) if token in at]
+        trained_NxD = before[1][part][TOKEN_ROWS][[at[ids[i]] for i in kept]] if kept else None
+
+        def rows_of(table, axis=axis, ids=ids, kept=kept, trained_NxD=trained_NxD):
+            rows_NxD = jnp.moveaxis(table, axis, 0)[np.array(ids)].astype(jnp.float32)
+            return rows_NxD.at[np.array(kept)].set(trained_NxD) if kept else rows_NxD
+
+        made = jax.jit(rows_of, out_shardings=shardings[part][TOKEN_ROWS])(tables[part][leaf])
+        rows[part] = {TOKEN_ROWS: made}
+    return rows
+
+
+def _check_vocabulary(params: Params, shapes: Params, folder: str) -> None:
+    """Raises InputError for an embedding or head of adapters that is of another vocabulary than the model's."""
+    for (part, leaf), axis in VOCABULARY_AXES.items():
+        if leaf in params.get(part, {}) and params[part][leaf].shape != shapes[part][leaf].shape:
+            count, wanted = (tree[part][leaf].shape[axis] for tree in (params, shapes))
+            raise InputError(
+                f"{folder}: its {part} has {count:,} tokens, and the model {wanted:,}; give the tokenizer that the "
+                "adapters were trained with (data.tokenizer), and model.grow_vocab='mean' where that has more tokens "
+                "than the base"
+            )
 
 
 def _draw(shapes: Params, model: Model, seed: int, shardings_of: ShardingsOf) -> Params:

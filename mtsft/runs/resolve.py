@@ -6,9 +6,10 @@ from mtsft.config import default
 from mtsft.errors import InputError
 from mtsft.files import expanded
 from mtsft.interop.export_configs import check_exportable
-from mtsft.runs.build_model import model_of
+from mtsft.runs.build_model import architecture_of
 from mtsft.runs.grow_vocab import check_method
 from mtsft.runs.hub_model import HubModel
+from mtsft.runs.trainable_tokens import as_key
 from mtsft.runs.trained_model import TrainedModel, open_base
 
 # Keys of `model` that may differ from the model of model.init_from: they stretch its positions.
@@ -50,14 +51,21 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, TrainedModel | None]:
             )
     if base.published is not None:
         name = "config.json" if isinstance(base, HubModel) else "published.json"
-        check_exportable(model_of(config, 0).arch, base.published, str(base.path / name))
+        check_exportable(architecture_of(config, 0), base.published, str(base.path / name))
     return (_with_adapters(config, base) if config.lora.init_from else config), base
 
 
 def _with_adapters(config: ConfigDict, base: TrainedModel) -> ConfigDict:
     """A config whose adapters are those of lora.init_from, but for their dropout, which is the config's own."""
     lora, defaults = base.adapters(config.lora.init_from)[0], default().lora
-    values = {"rank": lora.rank, "alpha": float(lora.alpha), "targets": lora.targets}
+    tokens = {"embed": lora.embed_tokens, "head": lora.head_tokens}
+    values = {
+        "rank": lora.rank,
+        "alpha": float(lora.alpha),
+        "targets": lora.targets,
+        "modules_to_save": lora.modules_to_save,
+        "trainable_tokens": as_key({name: ids for name, ids in tokens.items() if ids}),
+    }
     for name, value in values.items():
         if config.lora[name] not in (defaults[name], value):
             raise InputError(

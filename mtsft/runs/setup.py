@@ -1,7 +1,7 @@
 """What a config becomes: data, model, devices, parameters, ready to be compiled."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import jax
@@ -13,12 +13,14 @@ from mtsft.data.batches import BatchSource
 from mtsft.data.dataset import TokenizedDataset, open_dataset
 from mtsft.errors import InputError
 from mtsft.files import expanded
+from mtsft.model.lora import TOKEN_ROWS
 from mtsft.model.parameters import Params, names, split
 from mtsft.model.transformer import Model
-from mtsft.runs.build_model import model_of, optimizer_of
+from mtsft.runs.build_model import architecture_of, lora_of, optimizer_of
 from mtsft.runs.initial_params import initial_params
 from mtsft.runs.resolve import resolve
 from mtsft.runs.train_batches import count_rows, count_steps, train_batches
+from mtsft.runs.trainable_tokens import with_token_ids
 from mtsft.runs.trained_model import TrainedModel
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.freeze import trained_names
@@ -63,7 +65,10 @@ class TrainingSetup:
         optimizer = optimizer_of(config)
         config, base = resolve(config)
         dataset = open_dataset(data_config(config), progress)
-        model = model_of(config, dataset.tokenizer.vocab_size).on(mesh.devices.flat[0].platform)
+        arch = architecture_of(config, dataset.tokenizer.vocab_size)
+        fields = base.fields if base else asdict(arch)
+        config = with_token_ids(config, dataset.tokenizer, fields, arch.vocab_size)
+        model = Model(arch, lora_of(config)).on(mesh.devices.flat[0].platform)
         dataset.check_ids_below(model.arch.vocab_size)
         dataset.check_lengths(model.arch.max_position_embeddings)
         if config.eval.patience and dataset.eval is None:
@@ -83,11 +88,13 @@ class TrainingSetup:
     def check_growth(self) -> None:
         """Raises InputError for new rows of the vocabulary that would never be trained."""
         grows = self.base is not None and self.model.arch.vocab_size > self.base.fields["vocab_size"]
-        frozen = sorted(name for name in names(self.frozen_shapes) if name.startswith(("embed/", "head/")))
+        trained = names(self.shapes.params)
+        tables = {name for name in names(self.frozen_shapes) if name.startswith(("embed/", "head/"))}
+        frozen = sorted(name for name in tables if f"{name.split('/')[0]}/{TOKEN_ROWS}" not in trained)
         if grows and frozen:
             raise InputError(
-                f"model.grow_vocab gives {frozen[0]} rows for {self.model.arch.vocab_size:,} tokens, and it is frozen, "
-                "so that the new ones would stay untrained; leave lora.rank at 0 and train.freeze without it"
+                f"model.grow_vocab gives {frozen[0]} rows for {self.model.arch.vocab_size:,} tokens, and train.freeze "
+                "fits it, so that the new ones would stay untrained; leave train.freeze without it"
             )
 
     @property

@@ -15,9 +15,10 @@ from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import UNBOUNDED, ChatFormat, EncodingSpec
 from mtsft.errors import InputError
 from mtsft.interop.config_json import architecture_fields, config_for
-from mtsft.interop.peft import adapter_fingerprint, merge, read_adapter
-from mtsft.model.architecture import RUNTIME, Architecture, LoRA
-from mtsft.model.layers import ADAPTERS
+from mtsft.interop.peft import adapter_fingerprint, read_adapter
+from mtsft.model.architecture import RUNTIME, Architecture
+from mtsft.model.lora import LoRA
+from mtsft.model.merge import merge
 from mtsft.model.parameters import Params, are_stacked, join, names, select, split
 from mtsft.model.transformer import Model
 from mtsft.runs.build_model import lora_of, model_of
@@ -110,9 +111,9 @@ class WorkdirModel:
             params = checkpoints.restore_params(self.step, trained, shardings_of, field)
         if not frozen:
             return params
-        adapters = self._adapters_before() if any(name.endswith(ADAPTERS) for name in names(frozen)) else ""
-        seed = self.config.train.seed
-        rest = initial_params(frozen, model, self._base(), seed, shardings_of, progress, adapters)
+        adapters = self._adapters_before() if any(map(self.lora.adds, names(frozen))) else ""
+        seed, grow = self.config.train.seed, self.config.model.grow_vocab
+        rest = initial_params(frozen, model, self._base(), seed, shardings_of, progress, adapters, grow)
         return join(params, rest)
 
     def _base(self) -> "TrainedModel | None":

@@ -103,6 +103,11 @@ class Tokenizer(ABC):
     def _id_of(self, token: str) -> int | None:
         """The id of a token by its name."""
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its name in the vocabulary, or by its text where it is an added one; None for none."""
+        control = self.controls.get(token)
+        return control.id if control is not None else self._id_of(token)
+
     def encode(self, text: str, edge: int = AFTER_CONTROL) -> list[int]:
         """The ids of `text`, read as plain text whatever it spells; see `encode_batch`."""
         return self.encode_batch([text], edge)[0]

@@ -55,6 +55,7 @@ def token_nll(
     weights_BxL,
     chunk: int,
     cap: Callable[[jax.Array], jax.Array] = lambda logits: logits,
+    apart: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """-log Pr(token | its path) of every supervised token, in nats, float32 (B, L); 0 elsewhere.
 
@@ -71,6 +72,7 @@ def token_nll(
         weights_BxL: a slot is supervised where it is above 0; what it is does not matter here.
         chunk: supervised slots of a row that meet the projection at a time.
         cap: what the model does to its logits.
+        apart: (ids_N, columns_DxN) of columns that stand in for those of the projection; None for none.
     """
     B, L = tokens_BxL.shape
     chunk = min(chunk, L)
@@ -89,7 +91,12 @@ def token_nll(
         return jnp.moveaxis(x.reshape(B, num_chunks, chunk, *x.shape[2:]), 1, 0)
 
     def nll_of_chunk(states_BxCxD, targets_BxC, valid_BxC):
-        logits_BxCxV = cap(jnp.matmul(states_BxCxD, projection_DxV, preferred_element_type=jnp.float32))
+        logits_BxCxV = jnp.matmul(states_BxCxD, projection_DxV, preferred_element_type=jnp.float32)
+        if apart is not None:
+            ids_N, columns_DxN = apart
+            own_BxCxN = jnp.matmul(states_BxCxD, columns_DxN, preferred_element_type=jnp.float32)
+            logits_BxCxV = logits_BxCxV.at[..., ids_N].set(own_BxCxN)
+        logits_BxCxV = cap(logits_BxCxV)
         target_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], axis=-1)[..., 0]
         return jnp.where(valid_BxC, jax.nn.logsumexp(logits_BxCxV, axis=-1) - target_BxC, 0.0)
 

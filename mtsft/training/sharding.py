@@ -22,6 +22,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"mlp/(experts/)?down/kernel(_int8|_nf4)?$", P("tensor", "fsdp")),
     (r"head/kernel$", P("fsdp", "tensor")),
     (r"norm/scale$", P()),
+    (r"(embed|head)/token_rows$", P(None, "fsdp")),
     # A scale of int8 is of a whole column, one of nf4 of a tile of a column.
     (r"(query|key|value|gate|up)/scale_int8$", P(None, "tensor")),
     (r"(output|down)/scale_int8$", P(None, "fsdp")),

@@ -20,7 +20,8 @@ from mtsft.interop import export as exporting
 from mtsft.interop.export import export
 from mtsft.interop.export_configs import check_exportable, generation_config, sentence_piece_config
 from mtsft.interop.hf_folder import HubFolder
-from mtsft.model.architecture import RUNTIME, Architecture, LoRA
+from mtsft.model.architecture import RUNTIME, Architecture
+from mtsft.model.lora import LoRA
 from mtsft.model.parameters import unstack_layers
 from mtsft.model.transformer import Model
 from mtsft.training.sharding import make_mesh, param_shardings

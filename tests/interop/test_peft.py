@@ -11,9 +11,11 @@ from support import SIZES, small_model
 
 from mtsft.errors import InputError
 from mtsft.interop import config_json, families
-from mtsft.interop.peft import export_adapter, merge, read_adapter
-from mtsft.model.architecture import Architecture, LoRA
+from mtsft.interop.peft import export_adapter, read_adapter
+from mtsft.model.architecture import Architecture
 from mtsft.model.attention.layout import AttentionLayout
+from mtsft.model.lora import LoRA
+from mtsft.model.merge import merge
 from mtsft.model.parameters import unstack_layers
 from mtsft.model.transformer import Model
 from mtsft.training.sharding import make_mesh, param_shardings
@@ -225,13 +227,13 @@ def test_fused_matrices(tmp_path, targets):
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     held = load_file(tmp_path / "out" / "adapter_model.safetensors")
     merged = merge(params, lora)["layers"]
-    for fused, part, names in (
+    for fused, part, matrices in (
         ("qkv_proj", "attention", ("query", "key", "value")),
         ("gate_up_proj", "mlp", ("gate", "up")),
         ("o_proj", "attention", ("output",)),
         ("down_proj", "mlp", ("down",)),
     ):
-        count = sum(lora.adapts(f"layers/{part}/{name}") for name in names)
+        count = sum(lora.adapts(f"layers/{part}/{name}") for name in matrices)
         assert (fused in config["target_modules"]) == (count > 0)
         if not count:
             continue
@@ -241,7 +243,8 @@ def test_fused_matrices(tmp_path, targets):
         rank, alpha = config["rank_pattern"].get(fused, 2), config["alpha_pattern"].get(fused, 6)
         assert len(A) == rank == 2 * count
         before, after = (
-            np.concatenate([tree[part][name]["kernel"][1].T for name in names]) for tree in (params["layers"], merged)
+            np.concatenate([tree[part][name]["kernel"][1].T for name in matrices])
+            for tree in (params["layers"], merged)
         )
         np.testing.assert_allclose(before + alpha / rank * B @ A, after, atol=1e-6)
 
@@ -281,7 +284,6 @@ REFUSED = {
     "another kind": (dict(peft_type="IA3"), {}, ["IA3"]),
     "dora": (dict(use_dora=True), {}, ["use_dora"]),
     "biases": (dict(bias="all"), {}, ["bias", "all"]),
-    "whole modules": (dict(modules_to_save=["lm_head"]), {}, ["modules_to_save"]),
     "ranks": (dict(rank_pattern={"q_proj": 4}), {}, ["rank_pattern"]),
     "alphas": (dict(alpha_pattern={"q_proj": 4}), {}, ["alpha_pattern"]),
     "a changed base": (dict(init_lora_weights="pissa"), {}, ["init_lora_weights", "pissa"]),

@@ -7,11 +7,11 @@ import pytest
 from support import assert_trees_close, nll_and_gradient, small_model, uneven_batch
 
 from mtsft.errors import InputError
-from mtsft.interop.peft import merge
 from mtsft.model import layers
-from mtsft.model.architecture import LoRA
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.block import MATRICES
+from mtsft.model.lora import LoRA
+from mtsft.model.merge import merge
 from mtsft.model.parameters import join, names, split, unstack_layers
 from mtsft.model.transformer import StepRng
 

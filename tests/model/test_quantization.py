@@ -11,9 +11,9 @@ import pytest
 from support import assert_trees_close, response_loss, small_model, uneven_batch
 
 from mtsft.errors import InputError
-from mtsft.interop.peft import merge
-from mtsft.model.architecture import LoRA
 from mtsft.model.attention.layout import AttentionLayout
+from mtsft.model.lora import LoRA
+from mtsft.model.merge import merge
 from mtsft.model.parameters import join, names, split, stack_layers
 from mtsft.model.quantization import (
     TILE,

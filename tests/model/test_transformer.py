@@ -72,7 +72,7 @@ def test_full_recomputation_keeps_less(batch):
 
 def nll_and_gradient_value(model, params, batch):
     def total(params):
-        hidden, projection, _ = model.apply(params, batch.tokens, AttentionLayout.of(batch))
+        hidden, projection, *_ = model.apply(params, batch.tokens, AttentionLayout.of(batch))
         return (hidden @ projection).sum()
 
     return jax.grad(total)(params)
@@ -82,7 +82,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32(batch):
     model = small_model(dtype="bfloat16")
     params = model.init(jax.random.key(0))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
-    hidden, projection, _ = model.apply(params, batch.tokens, AttentionLayout.of(batch))
+    hidden, projection, *_ = model.apply(params, batch.tokens, AttentionLayout.of(batch))
     assert hidden.dtype == projection.dtype == jnp.bfloat16
     exact, _ = nll_and_gradient(small_model(), params, batch)
     rough, gradient = nll_and_gradient(model, params, batch)

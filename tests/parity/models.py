@@ -182,7 +182,7 @@ def layout_of(tokens):
 
 @partial(jax.jit, static_argnames="model")
 def our_logits(model, params, tokens):
-    hidden, projection, _ = model.apply(params, tokens, layout_of(tokens))
+    hidden, projection, *_ = model.apply(params, tokens, layout_of(tokens))
     return soft_cap(
         jnp.matmul(hidden, projection, preferred_element_type=jnp.float32), model.arch.final_logit_softcapping
     )
@@ -193,7 +193,7 @@ def our_step(model, params, tokens, mask):
     """(mean loss, logits, gradient), by the pieces of a training step."""
 
     def loss(params):
-        hidden, projection, _ = model.apply(params, tokens, layout_of(tokens))
+        hidden, projection, *_ = model.apply(params, tokens, layout_of(tokens))
         parents = jnp.broadcast_to(jnp.arange(-1, tokens.shape[1] - 1), tokens.shape)
         cap = partial(soft_cap, cap=model.arch.final_logit_softcapping)
         nll = token_nll(hidden, projection, tokens, parents, mask, 16, cap)

@@ -19,8 +19,10 @@ from models import CASES  # noqa: E402
 
 from mtsft.interop.export import export  # noqa: E402
 from mtsft.interop.hf_folder import HubFolder  # noqa: E402
-from mtsft.interop.peft import export_adapter, merge, read_adapter  # noqa: E402
-from mtsft.model.architecture import RUNTIME, Architecture, LoRA  # noqa: E402
+from mtsft.interop.peft import export_adapter, read_adapter  # noqa: E402
+from mtsft.model.architecture import RUNTIME, Architecture  # noqa: E402
+from mtsft.model.lora import LoRA  # noqa: E402
+from mtsft.model.merge import merge  # noqa: E402
 from mtsft.model.parameters import join, split  # noqa: E402
 from mtsft.model.transformer import Model  # noqa: E402
 

@@ -14,8 +14,8 @@ from support import assert_trees_close, small_model
 
 from mtsft.errors import InputError
 from mtsft.interop.export import export
-from mtsft.interop.peft import merge
-from mtsft.model.architecture import LoRA
+from mtsft.model.lora import LoRA
+from mtsft.model.merge import merge
 from mtsft.model.parameters import names, split, stack_layers
 from mtsft.model.quantization import quantize
 from mtsft.runs import convert, evaluator, loop

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from mtsft.errors import InputError
 from mtsft.interop.hf_folder import HubFolder
+from mtsft.model.parameters import split
 from mtsft.runs import convert, loop
 from mtsft.runs.grow_vocab import before_growth, grown
 from mtsft.runs.setup import TrainingSetup
@@ -88,11 +89,11 @@ def test_a_larger_tokenizer_is_refused_by_the_key_that_grows_the_model(larger, m
     ("changes", "problem"),
     [
         ({"model.grow_vocab": "zero"}, r"^model\.grow_vocab='zero': use one of mean, covariance"),
-        (
-            {"model.grow_vocab": "mean", "lora.rank": 2},
-            r"^model\.grow_vocab gives embed/embedding rows .* is frozen",
-        ),
         ({"model.grow_vocab": "mean", "train.freeze": "embed"}, r"^model\.grow_vocab gives embed/embedding rows"),
+        (
+            {"model.grow_vocab": "mean", "lora.rank": 2, "train.freeze": "head"},
+            r"^model\.grow_vocab gives head/kernel rows .* and train\.freeze fits it",
+        ),
     ],
 )
 def test_what_would_not_train_new_rows_is_refused(larger, make_config, changes, problem):
@@ -128,3 +129,50 @@ def test_a_grown_model_trains_resumes_and_comes_out_whole(larger, make_config, f
     assert again.chat.open()[1].vocab_size == size + 2
     trained = again.restore(again.model(), convert._on_one_device)["embed"]["embedding"]
     assert (np.asarray(trained[size:]) != np.asarray(before[size:])).any()
+
+
+def leaves(path):
+    opened = convert.open_trained(path)
+    return jax.device_get(opened.restore(opened.model(scan_layers=True), convert._on_one_device))
+
+
+@pytest.mark.parametrize("saved", ["", "embed|head"])
+def test_adapters_are_trained_beside_new_rows_and_go_on_from_their_folder(larger, make_config, folder, saved):
+    target, size = larger
+    name = f"adapted {saved}"
+    config = make_config(
+        **{"model.init_from": str(target), "model.grow_vocab": "mean", "lora.rank": 2, "lora.modules_to_save": saved}
+    )
+    config.train.schedule, config.eval.every = "constant", 0
+    for steps, workdir in ((2, name), (4, name), (4, f"{name} at once")):
+        config.train.steps = steps
+        loop.train(config, folder / workdir)
+    params = leaves(folder / name)
+    at_once = leaves(folder / f"{name} at once")
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, at_once))
+    lora = convert.open_trained(folder / name).lora
+    assert lora.embed_tokens == lora.head_tokens == (() if saved else (size, size + 1))
+
+    convert.to_hugging_face(folder / name, folder / f"{name} merged", dtype="float32")
+    merged, old = leaves(folder / f"{name} merged"), leaves(target)
+    for part, leaf, axis in (("embed", "embedding", 0), ("head", "kernel", 1)):
+        ours, theirs = (np.moveaxis(np.asarray(tree[part][leaf]), axis, 0) for tree in (merged, old))
+        assert len(ours) == size + 2
+        assert (ours[size:] != theirs.mean(0)).all()
+        assert bool(saved) != (ours[:size] == theirs).all()
+
+    convert.to_hugging_face(folder / name, folder / f"{name} out", adapter=True)
+    again = make_config(
+        **{
+            "model.init_from": str(target),
+            "model.grow_vocab": "mean",
+            "lora.init_from": str(folder / f"{name} out"),
+            "data.tokenizer": str(folder / f"{name} out"),
+        }
+    )
+    setup = TrainingSetup.of(again, progress=False)
+    started = jax.device_get(setup.create().params)
+    lora_now = setup.model.lora
+    assert (lora_now.embed_tokens, lora_now.head_tokens) == (lora.embed_tokens, lora.head_tokens)
+    trained = split(params, lora.adds)[0]
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), started, trained))

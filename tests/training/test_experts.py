@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from support import assert_trees_close
 
-from mtsft.interop.peft import merge
-from mtsft.model.architecture import LoRA
+from mtsft.model.lora import LoRA
+from mtsft.model.merge import merge
 from mtsft.model.parameters import leading_axes, name_of, stack_layers, unstack_layers
 from mtsft.training.freeze import trained_names
 from mtsft.training.grad_norms import norms_by_group

@@ -9,7 +9,7 @@ import pytest
 from support import assert_trees_close, response_loss, small_model, uneven_batch
 
 from mtsft.errors import InputError
-from mtsft.model.architecture import NO_LORA, LoRA
+from mtsft.model.lora import NO_LORA, LoRA
 from mtsft.model.parameters import join, names, split
 from mtsft.training.freeze import trained_names
 from mtsft.training.objective import LossSums

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 from support import pack, random_chain, small_model
 
-from mtsft.model.architecture import LoRA
 from mtsft.model.attention.layout import AttentionLayout
+from mtsft.model.lora import LoRA
 from mtsft.training.step_rng import step_rng_of
 
 RNG = np.random.default_rng(0)

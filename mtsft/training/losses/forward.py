@@ -57,4 +57,13 @@ def _apply(model, params, rows, constrain, step_rng) -> Output:
 
 def _nll(model, output: Output, rows, weights_BxL, chunk) -> jax.Array:
     cap = partial(soft_cap, cap=model.arch.final_logit_softcapping)
-    return token_nll(output.hidden_BxLxD, output.projection_DxV, rows.tokens, rows.parents, weights_BxL, chunk, cap)
+    return token_nll(
+        output.hidden_BxLxD,
+        output.projection_DxV,
+        rows.tokens,
+        rows.parents,
+        weights_BxL,
+        chunk,
+        cap,
+        output.token_columns,
+    )
