@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import nll_and_gradient, small_model, uneven_batch
+from jax.sharding import NamedSharding
+from support import assert_trees_close, nll_and_gradient, small_model, uneven_batch
 
 from mtsft.errors import InputError
 from mtsft.model.attention.layout import AttentionLayout
@@ -14,6 +15,7 @@ from mtsft.model.lora import TOKEN_ROWS, LoRA
 from mtsft.model.merge import merge
 from mtsft.model.parameters import join, split
 from mtsft.training.losses.forward import response_nll
+from mtsft.training.sharding import BATCH, make_mesh, param_shardings
 
 SOFT_CAP = dict(final_logit_softcapping=3.0)
 
@@ -130,3 +132,15 @@ def test_what_is_trained_whole_is_kept_in_float32():
         small_model(lora, dtype="bfloat16", qk_norm=True).apply(params, jnp.ones((1, 8), int), layout)[0].dtype
         == jnp.bfloat16
     )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_over_a_mesh_the_numbers_are_the_same(batch, tied):
+    model, params, _, _ = case(batch, tied)
+    expected, gradient = nll_and_gradient(model, params, batch)
+    mesh = make_mesh("data=2,fsdp=2,tensor=2")
+    placed = jax.device_put(params, param_shardings(params, mesh))
+    rows = jax.device_put(batch, NamedSharding(mesh, BATCH))
+    nll, sharded = nll_and_gradient(model, placed, rows)
+    np.testing.assert_allclose(nll, expected, rtol=1e-5, atol=1e-6)
+    assert_trees_close(jax.device_get(sharded), jax.device_get(gradient))
