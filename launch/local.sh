@@ -19,8 +19,9 @@ The first word that is not an option of this script begins ARGS.
   --help                   print this
 
 Process 0 writes to the terminal. When a process fails, the others are ended and the exit status is
-that of the first to fail (0: all went well; 2: the input is wrong). Ctrl-C and SIGTERM are passed on
-as SIGTERM, on which the trainer saves and exits; a second one kills.
+that of the first to fail (0: all went well; 2: the input is wrong; 75: asked to stop, and saved). Ctrl-C,
+SIGTERM, SIGHUP and SIGUSR1 are passed on as SIGTERM, on which the trainer saves and exits; a second one
+kills. Should this script itself be killed, its processes save and end as well.
 
 environment:
   PYTHON                the interpreter (default python3)
@@ -103,10 +104,14 @@ free_port() {
 }
 port=${port:-$(free_port)}
 
+# The kernel tells a process when its parent is gone, which a `kill -9` of us could not.
+with_us=()
+! type -P setpriv >/dev/null || with_us=(setpriv --pdeathsig TERM)
+
 # Sets `command`: what process $1 runs. --dry-run prints the very array that a run executes.
 command_of() {
   local id=$1 mine
-  command=(env
+  command=("${with_us[@]}" env
     "JAX_COORDINATOR_ADDRESS=127.0.0.1:$port"
     "JAX_NUM_PROCESSES=$processes"
     "JAX_PROCESS_ID=$id"
@@ -159,7 +164,7 @@ pass_on() {
     ((${#id_of[@]} == 0)) || kill -TERM "${!id_of[@]}" 2>/dev/null || true
   fi
 }
-trap pass_on INT TERM HUP
+trap pass_on INT TERM HUP USR1
 
 # When one has failed its peers wait for it in a collective, perhaps for ever.
 end_the_others() {
@@ -189,12 +194,14 @@ done
 set +m
 
 status=0
-failed=''
+failed='' unfinished=75
 # ended PID STATUS: strike it off; the first to fail is the one to report, and the end of the others.
 ended() {
   local id=${id_of[$1]}
   unset "id_of[$1]"
-  if (($2 != 0)) && [[ -z $failed ]]; then
+  if (($2 == unfinished)); then
+    [[ -n $failed ]] || status=$2 # the others were asked to stop with it, and save
+  elif (($2 != 0)) && [[ -z $failed ]]; then
     failed=$id status=$2
     end_the_others
   fi

@@ -56,8 +56,8 @@ start() {
   echo "$!" >run.pid
 }
 
-# A preempted trainer saves and exits with 0, as a finished one does. They differ in that TERM came first,
-# and it comes to this process too: both when the machine is shut down and from `stop`.
+# A trainer that is told to end saves and exits with 75; 0 is a finished run. TERM comes to this process too, when
+# the machine is shut down and from `stop`.
 supervise() {
   local child='' value told=no interrupted
   trap 'told=yes interrupted=yes; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM

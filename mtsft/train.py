@@ -1,7 +1,15 @@
 """Train a model on dialogues: python -m mtsft.train --config=quickstart --workdir=DIR [--config.key=value ...].
 
-Run again, the same command goes on from the last checkpoint.
+Run again, the same command goes on from the last checkpoint. Exit status: 0 the run is finished; 75 it was asked to
+stop (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1) and saved; 130 it was asked again by Ctrl-C and did not; 2 the input is wrong.
 """
+
+import sys
+
+from mtsft import stopping
+
+if __name__ == "__main__":
+    stopping.notice_signals()  # before anything that takes long is imported
 
 from mtsft import cli
 
@@ -16,7 +24,8 @@ def main() -> None:
     from mtsft.training import distributed
 
     distributed.initialize()
-    Run(_CONFIG.value, _WORKDIR.value).train()
+    if not Run(_CONFIG.value, _WORKDIR.value).train()["finished"]:
+        sys.exit(stopping.UNFINISHED)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ from mtsft.runs.compiled import compile_evaluation, compile_step
 from mtsft.runs.identity import check_hosts_agree, identity
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
+from mtsft.stopping import UNFINISHED, Saving
 from mtsft.training.checkpoint import Checkpoints, check_same_run
 from mtsft.training.early_stopping import is_best, stops_after
 from mtsft.training.metrics import Log, Meter, held_out_losses
-from mtsft.training.preemption import StopRequest
+from mtsft.training.preemption import must_stop
 from mtsft.training.state import TrainState
 
 # (setup, all parameters) -> (results to add to result.json, lines to print).
@@ -68,11 +69,12 @@ def train(
         doing = "starting at" if not start else "resuming after" if start < setup.steps else "nothing left to do after"
         _say(f"{doing} step {start:,} of {setup.steps:,}, {_describe(setup)}")
         losses = held_out_losses(workdir / "eval.jsonl", start)
-        state = _take_steps(setup, state, frozen, start, checkpoints, workdir, began, losses, watch)
+        with Saving(several=jax.process_count() > 1) as saving:
+            state = _take_steps(setup, state, frozen, start, checkpoints, workdir, began, losses, watch, saving)
+            checkpoints.wait()
         stopped_early = _no_longer_improves(setup, losses)
         result = {"finished": stopped_early or int(state.step) >= setup.steps, "steps": int(state.step)}
         if stopped_early:
-            checkpoints.wait()
             result["best_step"] = checkpoints.best
             _say(
                 f"stopped early after step {result['steps']:,}: the held-out loss did not improve{_by(config)} for "
@@ -81,7 +83,8 @@ def train(
         if not result["finished"]:
             _say(
                 f"stopped after step {result['steps']:,}; "
-                f"the same command goes on from the checkpoint of step {checkpoints.latest or 0:,}"
+                f"the same command goes on from the checkpoint of step {checkpoints.latest or 0:,} "
+                f"(exit status {UNFINISHED})"
             )
             return result
     if measure is not None:
@@ -108,6 +111,7 @@ def _take_steps(
     began: float,
     losses: list[float],
     watch: Callable[[dict[str, Any]], None] | None,
+    saving: Saving,
 ) -> TrainState:
     """Takes steps until the last one, or until the run is stopped.
 
@@ -121,6 +125,7 @@ def _take_steps(
         began: when the process began, by time.monotonic.
         losses: held-out, of the evaluations so far; those made here are appended.
         watch: called with every logged record; None for nothing.
+        saving: whether the run was asked to stop.
 
     Returns:
         The state after the last step taken.
@@ -132,7 +137,6 @@ def _take_steps(
     evaluate = compile_evaluation(setup) if setup.dataset.eval is not None else None
     meter = Meter(config.train.batch_size * config.data.sequence_length, began)
     with (
-        StopRequest() as interrupt,
         Log(workdir, start, active=_is_first()) as log,
         _progress_bar(start, steps) as bar,
         jax.transfer_guard("disallow"),  # an implicit transfer, which the device would wait for, is an error
@@ -163,10 +167,10 @@ def _take_steps(
             pending = (step, metrics)
             bar.update()
 
-            stopping = interrupt.asked(step)
+            stopping = must_stop(step, saving)
             evaluating = evaluate is not None and _due(step, config.eval.every, steps)
-            saving = stopping or _due(step, config.checkpoint.every, steps)
-            if not (evaluating or saving or step == steps):
+            due = stopping or _due(step, config.checkpoint.every, steps)
+            if not (evaluating or due or step == steps):
                 continue
             good, pending = report(*pending), None
             with jax.transfer_guard("allow"):
@@ -176,9 +180,9 @@ def _take_steps(
                     bar.write(f"step {step:,}: held-out loss {scores['loss']:.4f}", file=sys.stderr)
                     losses.append(scores["loss"])
                     stopping |= _no_longer_improves(setup, losses)
-                    saving |= stopping or is_best(losses)
+                    due |= stopping or is_best(losses)
                 # The state after a skipped step (whose parameters are the last good ones) is saved only at an end.
-                if saving and (good or stopping or step == steps):
+                if due and (good or stopping or step == steps):
                     log.sync()  # what is logged is never older than the checkpoint it led to
                     checkpoints.save(step, setup.partitioner.as_global(state), scores and scores["loss"])
             meter.restart()  # rates are those of training

@@ -89,10 +89,11 @@ def preempted(folder, config):
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    assert process.returncode == 75, err
+    assert err.count("SIGTERM: saving\n") == 1
     steps = int(out.split("stopped after step ")[1].split(";")[0])
     assert 6 <= steps < 24
-    assert f"from the checkpoint of step {steps}" in out
+    assert f"from the checkpoint of step {steps} (exit status 75)" in out
     return workdir, steps
 
 

@@ -90,17 +90,19 @@ print("training on " + home.name + ": " + plan, flush=True)
 def told(number, frame):
     (folder / ("told." + home.name[-1])).touch()
     print("preempted: saved", flush=True)
-    sys.exit(0)
+    sys.exit(75)
 signal.signal(signal.SIGTERM, told)
 if plan == "vanish":     # the machine goes away with everything on it
     (folder / "state").write_text("PREEMPTED")
     (folder / "queue_state").write_text("SUSPENDED")
     os.killpg(0, signal.SIGKILL)
-if plan == "shutdown":   # preemption with notice: everybody gets TERM, and the trainer saves and exits with 0
+if plan == "shutdown":   # preemption with notice: everybody gets TERM, and the trainer saves and exits with 75
     os.killpg(0, signal.SIGTERM)
     time.sleep(60)
-while plan == "wait":
+while plan == "wait" and not (folder / "finish").exists():
     time.sleep(0.02)
+if plan == "wait":
+    sys.exit(0)
 sys.exit(int(plan))
 """
 

@@ -6,6 +6,7 @@ ends as it is told to.
 
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -34,7 +35,7 @@ plan = json.loads((folder / "plan.json").read_text()).get(id, "done")
 def told(number, frame):
     (folder / f"told.{{id}}").touch()
     if plan != "deaf":
-        print("preempted: saved"); sys.exit(0)
+        print("preempted: saved"); sys.exit(75)
 signal.signal(signal.SIGTERM, told)
 if plan == "deaf":
     child = subprocess.Popen(["sleep", "600"])
@@ -178,13 +179,14 @@ def test_local_kills_what_does_not_end_in_the_grace_period_and_its_children_too(
     wait_for(lambda: not process_exists((local.folder / "grandchild").read_text()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_local_passes_a_signal_on_and_waits(local, number):
     process = local.start("--processes", "3", "--config=c.py", plan={str(id): "wait" for id in range(3)})
     wait_for(lambda: len(local.records()) == 3, process)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=LIMIT_SECONDS)
-    assert process.returncode == 0, stderr
+    assert process.returncode == 75, stderr
+    assert "failed" not in stderr
     assert local.told() == [0, 1, 2]
     assert local.all_gone()
     assert "preempted: saved" in stdout
@@ -195,7 +197,7 @@ def test_local_ctrl_c_on_the_terminal_reaches_the_processes_as_one_term(local):
     wait_for(lambda: len(local.records()) == 2, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
     _stdout, stderr = process.communicate(timeout=LIMIT_SECONDS)
-    assert process.returncode == 0, stderr
+    assert process.returncode == 75, stderr
     assert local.told() == [0, 1]
     assert "KeyboardInterrupt" not in stderr
 
@@ -211,6 +213,16 @@ def test_local_a_second_signal_kills(local):
     assert local.all_gone()
 
 
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs util-linux's setpriv")
+def test_local_killed_takes_its_processes_along(local):
+    process = local.start("--processes", "2", "--config=c.py", plan={"0": "wait", "1": "wait"})
+    wait_for(lambda: len(local.records()) == 2, process)
+    process.kill()
+    process.wait()
+    wait_for(lambda: local.told() == [0, 1])
+    wait_for(local.all_gone)
+
+
 def test_local_dry_run_prints_the_commands_and_runs_nothing(local):
     words = ["--config=c.py", *HOSTILE]
     done = local.run(
@@ -223,6 +235,7 @@ def test_local_dry_run_prints_the_commands_and_runs_nothing(local):
     # Each line, given to a shell, is exactly these words. ($'..' is bash's own, so bash takes them apart.)
     for id, line in enumerate(done.stdout.splitlines()):
         assert shell_words(line) == [
+            *(["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []),
             "env",
             "JAX_COORDINATOR_ADDRESS=127.0.0.1:4321",
             "JAX_NUM_PROCESSES=2",
