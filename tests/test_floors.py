@@ -111,7 +111,7 @@ def test_every_folder_and_every_file_that_is_no_door_is_drawn():
     assert (
         len(drawn)
         == len({*drawn})
-        == len(folders) + len(("errors", "files", "config", "config_files", "cli", "presets", ""))
+        == len(folders) + len(("errors", "stopping", "files", "config", "config_files", "cli", "presets", ""))
     )
 
 

@@ -17,8 +17,10 @@ from mtsft.errors import InputError
 from mtsft.files import atomic_write
 from mtsft.model.parameters import Params, join
 from mtsft.runs import workdir as workdirs
+from mtsft.runs.claim import claimed
 from mtsft.runs.compiled import compile_evaluation, compile_step
 from mtsft.runs.identity import check_hosts_agree, identity
+from mtsft.runs.lock import WorkdirLock
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
 from mtsft.stopping import UNFINISHED, Saving
@@ -60,7 +62,21 @@ def train(
     setup = TrainingSetup.of(config, progress=_is_first())
     _say(*setup.dataset.summary())
     check_hosts_agree(setup)
-    _claim(workdir, setup)
+    with claimed(workdir) as lock:
+        return _train(setup, workdir, lock, began, watch, measure)
+
+
+def _train(
+    setup: TrainingSetup,
+    workdir: epath.Path,
+    lock: WorkdirLock,
+    began: float,
+    watch: Callable[[dict[str, Any]], None] | None,
+    measure: Measure | None,
+) -> dict[str, Any]:
+    """The run of a setup in a workdir that it holds; arguments and result as those of `train` and `_take_steps`."""
+    config = setup.config
+    _write_or_check(workdir, setup)
     with Checkpoints(workdir / "checkpoints", setup.model, config.checkpoint.keep) as checkpoints:
         start, earlier = checkpoints.latest or 0, workdirs.read_result(workdir)
         _check_leaves_nothing_out(setup, start, earlier, workdir)
@@ -70,7 +86,7 @@ def train(
         _say(f"{doing} step {start:,} of {setup.steps:,}, {_describe(setup)}")
         losses = held_out_losses(workdir / "eval.jsonl", start)
         with Saving(several=jax.process_count() > 1) as saving:
-            state = _take_steps(setup, state, frozen, start, checkpoints, workdir, began, losses, watch, saving)
+            state = _take_steps(setup, state, frozen, start, checkpoints, workdir, began, losses, watch, saving, lock)
             checkpoints.wait()
         stopped_early = _no_longer_improves(setup, losses)
         result = {"finished": stopped_early or int(state.step) >= setup.steps, "steps": int(state.step)}
@@ -112,6 +128,7 @@ def _take_steps(
     losses: list[float],
     watch: Callable[[dict[str, Any]], None] | None,
     saving: Saving,
+    lock: WorkdirLock,
 ) -> TrainState:
     """Takes steps until the last one, or until the run is stopped.
 
@@ -126,6 +143,7 @@ def _take_steps(
         losses: held-out, of the evaluations so far; those made here are appended.
         watch: called with every logged record; None for nothing.
         saving: whether the run was asked to stop.
+        lock: of the workdir.
 
     Returns:
         The state after the last step taken.
@@ -144,6 +162,7 @@ def _take_steps(
 
         def report(step: int, metrics: dict[str, jax.Array]) -> bool:
             """Logs a step; returns whether its loss and gradient were finite."""
+            lock.check()
             metrics = jax.device_get(metrics)
             meter.add(metrics)
             if _due(step, config.train.log_every, steps):
@@ -191,9 +210,8 @@ def _take_steps(
     return state
 
 
-def _claim(workdir: epath.Path, setup: TrainingSetup) -> None:
+def _write_or_check(workdir: epath.Path, setup: TrainingSetup) -> None:
     """Makes the workdir this run's, or checks that it is; writes the config and the tokenizer there."""
-    workdirs.make(workdir)
     check_same_run(workdir / workdirs.FINGERPRINT, identity(setup))
     if _is_first():
         workdirs.write_run_files(workdir, setup.config, setup.dataset.spec.chat, setup.base and setup.base.published)
