@@ -124,6 +124,7 @@ def default() -> ConfigDict:
     train.learning_rate_groups = ""  # JSON object of factors by regex of parameter names, as {"embed|head": 0.1}
     train.schedule = "cosine"  # after the warm-up: "constant", "linear", "cosine", or "wsd": the peak, then a decay
     train.warmup_steps = 100
+    train.warmup_fraction = 0.0  # share of the steps that are warm-up, in place of warmup_steps; 0 for those
     train.decay_fraction = 0.2  # share of the steps over which "wsd" decays
     train.end_learning_rate = 0.1  # at the end of a schedule that falls, as a share of the peak
     train.weight_decay = 0.1  # of matrices
@@ -134,6 +135,7 @@ def default() -> ConfigDict:
     train.freeze = ""  # regex of the names of parameters that are not trained, as "embed|layers/mlp"
     train.neftune_alpha = 0.0  # NEFTune's noise on embeddings, such as 5.0; 0 for none
     train.average_decay = 0.0  # of a moving average of parameters, which is then evaluated and exported; 0 for none
+    train.may_change = ""  # keys, by comma, that a resumed run may have otherwise, as "objective.normalize"
     train.max_bad_steps = 10  # stop after so many steps in a row whose loss or gradient is not finite
     train.log_every = 10  # steps
 
@@ -142,6 +144,7 @@ def default() -> ConfigDict:
     evaluation.batch_size = 0  # rows; 0 for those of a micro-batch
     evaluation.turns = 32  # turns told apart in the loss by turn; later ones are counted with the last
     evaluation.patience = 0  # stop after so many evaluations in a row without a better loss; 0 for never
+    evaluation.new_series = False  # let a resumed run hold out other dialogues; earlier losses then count no longer
     evaluation.min_improvement = 0.0  # nats per supervised token by which a loss must be better
 
     config.checkpoint = checkpoint = ConfigDict()
@@ -205,6 +208,7 @@ def validate(config: ConfigDict) -> None:
     if not 0 <= config.data.eval_fraction < 1:
         raise InputError(f"data.eval_fraction={config.data.eval_fraction}: must be in [0, 1)")
     for key, value in (
+        ("train.warmup_fraction", config.train.warmup_fraction),
         ("train.decay_fraction", config.train.decay_fraction),
         ("train.end_learning_rate", config.train.end_learning_rate),
     ):

@@ -88,7 +88,10 @@ def run(door, *flags, status=0, **settings):
     return out, err
 
 
-def read_lines(path: Path, without=("seconds", "tokens_per_second", "supervised_tokens_per_second")):
+_OF_A_CLOCK = ("seconds", "training_seconds", "restart_seconds", "tokens_per_second", "supervised_tokens_per_second")
+
+
+def read_lines(path: Path, without=_OF_A_CLOCK):
     """The records of a file of JSON lines, less what a clock decides."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
     return [{name: value for name, value in record.items() if name not in without} for record in records]

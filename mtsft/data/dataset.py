@@ -79,7 +79,11 @@ class TokenizedDataset:
         if len(self.train):
             layout = self.train_layout
             lines[0] += f"; {layout.num_rows:,} rows of {layout.row_length:,}, fill {layout.fill:.4f}"
-        return lines + ([_account("held out", self.eval)] if self.eval else [])
+        if self.eval:
+            lines.append(_account("held out", self.eval))
+        elif share := self.spec.config.eval_fraction:
+            lines.append(f"held out: nothing, as data.eval_fraction={share:g} of so few dialogues is none; raise it")
+        return lines
 
 
 def open_dataset(data: DataConfig, progress: bool = True) -> TokenizedDataset:
@@ -102,6 +106,10 @@ def open_dataset(data: DataConfig, progress: bool = True) -> TokenizedDataset:
 
     train_store = store(files.train_files, files.train_spec)
     eval_store = store(files.eval_files, files.eval_spec) if files.eval_files else None
+    if data.eval and not len(eval_store):
+        raise InputError(
+            f"data.eval={data.eval}: no dialogue is left to be held out: {_account('held out', eval_store)}"
+        )
     return TokenizedDataset(
         spec=files.train_spec,
         tokenizer=files.train_spec.chat.open()[1],

@@ -56,7 +56,8 @@ def from_hugging_face(folder: str | Path, output: str | Path, dtype: str = "floa
     nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
     def write(aside: Path) -> None:
-        workdirs.write_run_files(epath.Path(aside), config, chat, base.published)
+        workdirs.write_config(epath.Path(aside), config)
+        workdirs.write_run_files(epath.Path(aside), chat, base.published)
         atomic_write(aside / workdirs.FINGERPRINT, json.dumps({workdirs.CONVERTED: base.fingerprint}).encode())
         state = new_state(base.restore(model, _on_one_device, progress=True), optax.identity())
         with Checkpoints(epath.Path(aside).absolute() / "checkpoints", model, keep=1) as checkpoints:

@@ -13,13 +13,14 @@ from mtsft.errors import InputError
 from mtsft.interop.peft import adapter_fingerprint
 from mtsft.model.architecture import RUNTIME
 from mtsft.runs.setup import TrainingSetup
-from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE
+from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE, HELD_OUT
 
 
 def identity(setup: TrainingSetup) -> dict[str, Any]:
     """What may not change between the starts of one run, by name."""
     return {
         "data.train (tokenised)": setup.dataset.train.content,
+        HELD_OUT: held_out_name(setup),
         "data.tokenizer": setup.dataset.tokenizer.fingerprint,
         "data.sequence_length": setup.config.data.sequence_length,
         # How layers are compiled, what is recomputed and in which precision may change.
@@ -44,6 +45,11 @@ def identity(setup: TrainingSetup) -> dict[str, Any]:
         "train.batch_size": setup.config.train.batch_size,
         "train.seed": setup.config.train.seed,
     }
+
+
+def held_out_name(setup: TrainingSetup) -> str:
+    """A name of the dialogues that are held out, as the losses of no others can be compared; "" for none."""
+    return setup.dataset.eval.content[:16] if setup.dataset.eval is not None else ""
 
 
 def _loss(config: ConfigDict) -> dict[str, Any]:

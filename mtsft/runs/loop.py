@@ -16,17 +16,19 @@ from mtsft.data.batches import read_ahead
 from mtsft.errors import InputError
 from mtsft.files import atomic_write
 from mtsft.model.parameters import Params, join
+from mtsft.runs import legs
 from mtsft.runs import workdir as workdirs
+from mtsft.runs.build_model import schedule_of
 from mtsft.runs.claim import claimed
 from mtsft.runs.compiled import compile_evaluation, compile_step
-from mtsft.runs.identity import check_hosts_agree, identity
+from mtsft.runs.identity import check_hosts_agree, held_out_name, identity
 from mtsft.runs.lock import WorkdirLock
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
 from mtsft.stopping import UNFINISHED, Saving
 from mtsft.training.checkpoint import Checkpoints, check_same_run
 from mtsft.training.early_stopping import is_best, stops_after
-from mtsft.training.metrics import Log, Meter, held_out_losses
+from mtsft.training.metrics import Log, Meter, held_out_losses, read_json_lines
 from mtsft.training.preemption import must_stop
 from mtsft.training.state import TrainState
 
@@ -75,18 +77,31 @@ def _train(
     measure: Measure | None,
 ) -> dict[str, Any]:
     """The run of a setup in a workdir that it holds; arguments and result as those of `train` and `_take_steps`."""
-    config = setup.config
+    config, held_out = setup.config, held_out_name(setup)
+    leg = legs.last_leg(workdir)
+    changed = legs.changes(leg["config"], config) if leg else {}
+    legs.check_same_objective(changed, config.train.may_change, workdir)
     _write_or_check(workdir, setup)
-    with Checkpoints(workdir / "checkpoints", setup.model, config.checkpoint.keep) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", setup.model, config.checkpoint.keep, held_out) as checkpoints:
         start, earlier = checkpoints.latest or 0, workdirs.read_result(workdir)
         _check_leaves_nothing_out(setup, start, earlier, workdir)
+        losses = held_out_losses(workdir / "eval.jsonl", start, held_out)
+        if start < setup.steps and not _no_longer_improves(setup, losses):
+            _begin_leg(setup, workdir, start, leg, changed)
+        elif changed:
+            _say(f"nothing is left to train, so these changed for nothing: {', '.join(sorted(changed))}")
         state = setup.restore(checkpoints, start) if start else setup.create()
         frozen = setup.frozen()
         doing = "starting at" if not start else "resuming after" if start < setup.steps else "nothing left to do after"
         _say(f"{doing} step {start:,} of {setup.steps:,}, {_describe(setup)}")
-        losses = held_out_losses(workdir / "eval.jsonl", start)
+        meter = Meter(
+            config.train.batch_size * config.data.sequence_length,
+            began,
+            kept=checkpoints.kept(start) if start else {},
+            spent=max((record.get("seconds", 0) for record in read_json_lines(workdir / "metrics.jsonl")), default=0),
+        )
         with Saving(several=jax.process_count() > 1) as saving:
-            state = _take_steps(setup, state, frozen, start, checkpoints, workdir, began, losses, watch, saving, lock)
+            state = _take_steps(setup, state, frozen, start, checkpoints, workdir, meter, losses, watch, saving, lock)
             checkpoints.wait()
         stopped_early = _no_longer_improves(setup, losses)
         result = {"finished": stopped_early or int(state.step) >= setup.steps, "steps": int(state.step)}
@@ -107,10 +122,10 @@ def _train(
         measured, lines = measure(setup, join(state.eval_params, frozen))
         result |= measured
         _say(*lines)
-    seconds = round(time.monotonic() - began, 3)
+    times = meter.times()
     if earlier.get("steps") == result["steps"]:  # nothing was trained now
-        seconds = earlier["seconds"]
-    result |= {"seconds": seconds, "rows": setup.num_rows, "attention_kernel": setup.model.arch.attention_kernel}
+        times = {name: earlier.get(name) for name in times}
+    result |= {**times, "rows": setup.num_rows, "attention_kernel": setup.model.arch.attention_kernel}
     result["data"] = setup.dataset.accounts()
     if _is_first():
         atomic_write(workdir / workdirs.RESULT, (json.dumps(result, indent=1) + "\n").encode())
@@ -124,7 +139,7 @@ def _take_steps(
     start: int,
     checkpoints: Checkpoints,
     workdir: epath.Path,
-    began: float,
+    meter: Meter,
     losses: list[float],
     watch: Callable[[dict[str, Any]], None] | None,
     saving: Saving,
@@ -139,7 +154,7 @@ def _take_steps(
         start: steps taken before.
         checkpoints: where states are saved.
         workdir: where metrics are logged.
-        began: when the process began, by time.monotonic.
+        meter: counts steps and time.
         losses: held-out, of the evaluations so far; those made here are appended.
         watch: called with every logged record; None for nothing.
         saving: whether the run was asked to stop.
@@ -153,7 +168,6 @@ def _take_steps(
     config, steps = setup.config, setup.steps
     train_step, batches = compile_step(setup), read_ahead(setup.train_batches(), start)
     evaluate = compile_evaluation(setup) if setup.dataset.eval is not None else None
-    meter = Meter(config.train.batch_size * config.data.sequence_length, began)
     with (
         Log(workdir, start, active=_is_first()) as log,
         _progress_bar(start, steps) as bar,
@@ -178,6 +192,7 @@ def _take_steps(
                 )
             return not metrics["skipped_in_a_row"]
 
+        meter.restart()
         pending = None  # metrics are fetched one step late, so that the device always has work
         for step in range(start + 1, steps + 1):
             state, metrics = train_step(state, frozen, setup.partitioner.put(next(batches), config.train.batch_size))
@@ -195,7 +210,7 @@ def _take_steps(
             with jax.transfer_guard("allow"):
                 scores = evaluate(state.eval_params, frozen) if evaluating else None
                 if evaluating:
-                    log.evaluation({"step": step, **scores})
+                    log.evaluation({"step": step, "held_out": held_out_name(setup), **scores})
                     bar.write(f"step {step:,}: held-out loss {scores['loss']:.4f}", file=sys.stderr)
                     losses.append(scores["loss"])
                     stopping |= _no_longer_improves(setup, losses)
@@ -203,7 +218,8 @@ def _take_steps(
                 # The state after a skipped step (whose parameters are the last good ones) is saved only at an end.
                 if due and (good or stopping or step == steps):
                     log.sync()  # what is logged is never older than the checkpoint it led to
-                    checkpoints.save(step, setup.partitioner.as_global(state), scores and scores["loss"])
+                    whole, loss = setup.partitioner.as_global(state), scores and scores["loss"]
+                    checkpoints.save(step, whole, loss, meter.to_keep())
             meter.restart()  # rates are those of training
             if stopping:
                 break
@@ -212,9 +228,23 @@ def _take_steps(
 
 def _write_or_check(workdir: epath.Path, setup: TrainingSetup) -> None:
     """Makes the workdir this run's, or checks that it is; writes the config and the tokenizer there."""
-    check_same_run(workdir / workdirs.FINGERPRINT, identity(setup))
+    told = setup.config.eval.new_series
+    way_on = "" if told else "say eval.new_series=True, after which losses of the others count no longer"
+    check_same_run(workdir / workdirs.FINGERPRINT, identity(setup), {workdirs.HELD_OUT: way_on})
     if _is_first():
-        workdirs.write_run_files(workdir, setup.config, setup.dataset.spec.chat, setup.base and setup.base.published)
+        workdirs.write_run_files(workdir, setup.dataset.spec.chat, setup.base and setup.base.published)
+
+
+def _begin_leg(
+    setup: TrainingSetup, workdir: epath.Path, start: int, leg: dict[str, Any], changed: dict[str, tuple[Any, Any]]
+) -> None:
+    """Writes down the config that training goes on with, and says what of it is new since the last leg."""
+    if leg and start:
+        was = schedule_of(legs.config_of(leg), leg["steps"])
+        _say(*legs.describe(changed, start, leg["steps"], setup.schedule, setup.steps, was))
+    if _is_first():
+        workdirs.write_config(workdir, setup.config)
+        legs.add_leg(workdir, start, setup.steps, setup.config)
 
 
 def _check_leaves_nothing_out(setup: TrainingSetup, start: int, earlier: dict[str, Any], workdir: Path) -> None:

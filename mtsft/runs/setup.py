@@ -16,7 +16,7 @@ from mtsft.files import expanded
 from mtsft.model.lora import TOKEN_ROWS
 from mtsft.model.parameters import Params, names, split
 from mtsft.model.transformer import Model
-from mtsft.runs.build_model import architecture_of, lora_of, optimizer_of
+from mtsft.runs.build_model import architecture_of, lora_of, optimizer_of, schedule_of
 from mtsft.runs.initial_params import initial_params
 from mtsft.runs.resolve import resolve
 from mtsft.runs.train_batches import count_rows, count_steps, train_batches
@@ -24,7 +24,7 @@ from mtsft.runs.trainable_tokens import with_token_ids
 from mtsft.runs.trained_model import TrainedModel
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.freeze import trained_names
-from mtsft.training.learning_rate import learning_rate_factors, learning_rate_schedule
+from mtsft.training.learning_rate import learning_rate_factors
 from mtsft.training.losses.table import ModelLoss, build_loss
 from mtsft.training.partitioner import Partitioner
 from mtsft.training.sharding import check_batch_size, check_rules, make_mesh, param_shardings
@@ -178,15 +178,7 @@ class TrainingSetup:
     @cached_property
     def schedule(self) -> Callable:
         """From a step to its learning rate."""
-        train = self.config.train
-        return learning_rate_schedule(
-            train.schedule,
-            train.learning_rate,
-            self.steps,
-            train.warmup_steps,
-            train.end_learning_rate,
-            decay_steps=round(train.decay_fraction * self.steps),
-        )
+        return schedule_of(self.config, self.steps)
 
     @cached_property
     def rate_factors(self) -> Params:

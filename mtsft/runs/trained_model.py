@@ -28,6 +28,7 @@ from mtsft.runs.workdir import (
     ADAPTERS_BEFORE,
     BASE,
     FINGERPRINT,
+    HELD_OUT,
     nothing_in,
     read_chat,
     read_published,
@@ -61,7 +62,8 @@ class WorkdirModel:
         """
         self.path, self.config, self.published = path, read_run_config(path), read_published(path)
         self.lora = lora_of(self.config)
-        with Checkpoints(path / "checkpoints", None, keep=0) as checkpoints:
+        held_out = self._identity.get(HELD_OUT, "") if (path / FINGERPRINT).exists() else ""
+        with Checkpoints(path / "checkpoints", None, keep=0, held_out=held_out) as checkpoints:
             steps = checkpoints.steps
             if not steps:
                 raise nothing_in(path, "no checkpoint is whole yet")

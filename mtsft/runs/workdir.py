@@ -18,6 +18,7 @@ from mtsft.tokenizer.load import read_files
 
 FINGERPRINT = "fingerprint.json"  # what may not change within a run
 # The names in it of the fingerprints of what the run starts from.
+HELD_OUT = "held-out dialogues"
 BASE, ADAPTERS_BEFORE = "model.init_from (parameters)", "lora.init_from (parameters)"
 RESULT = "result.json"  # how it ended
 CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made
@@ -25,14 +26,11 @@ _TEMPLATE, _TOKENIZER, _PUBLISHED = "template.json", "tokenizer", "published.jso
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
 
-def write_run_files(
-    workdir: epath.Path, config: ConfigDict, chat: ChatFormat, published: Mapping[str, Any] | None = None
-) -> None:
-    """Writes all that the user of a trained model needs beside the checkpoints.
+def write_run_files(workdir: epath.Path, chat: ChatFormat, published: Mapping[str, Any] | None = None) -> None:
+    """Writes all that the user of a trained model needs beside the config and the checkpoints.
 
     Args:
         workdir: of the run.
-        config: of the run.
         chat: its tokenizer and its chat template.
         published: the config.json of the Hugging Face folder that the model comes from, for exports; None for none.
     """
@@ -43,6 +41,10 @@ def write_run_files(
     atomic_write(workdir / _TEMPLATE, chat.as_json().encode())
     if published is not None:
         atomic_write(workdir / _PUBLISHED, (json.dumps(published, indent=1) + "\n").encode())
+
+
+def write_config(workdir: epath.Path, config: ConfigDict) -> None:
+    """Writes the config of a run, or of its present leg."""
     atomic_write(workdir / CONFIG, (config.to_json(indent=1) + "\n").encode())
 
 

@@ -4,7 +4,8 @@ import errno
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
 from mtsft.training.state import TrainState, from_saved, to_saved
 
-_METRIC = "eval_loss"
+_METRIC, _HELD_OUT = "eval_loss", "held_out"
 _ON_DISK = {"ema_params": "average"}  # fields of TrainState that checkpoints hold under another key
 
 
@@ -30,16 +31,17 @@ class Checkpoints:
     Args:
         folder: of all checkpoints.
         model: whose states they are; None to look at steps alone.
+        held_out: the name of the dialogues whose losses are compared; those of others are passed over.
         keep: how many of the latest; 0 to read only, which changes nothing in the folder while a run may write to it.
     """
 
-    def __init__(self, folder: epath.Path, model: Model | None, keep: int):
-        self._model, self._folder = model, folder
-        best = policies.BestN(get_metric_fn=_loss_of, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+    def __init__(self, folder: epath.Path, model: Model | None, keep: int, held_out: str = ""):
+        self._model, self._folder, self._held_out = model, folder, held_out
+        best = policies.BestN(get_metric_fn=self._loss_of, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             folder if "://" in str(folder) else folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                best_fn=_loss_of,  # without one, metrics are not written down
+                best_fn=self._loss_of,  # without one, metrics are not written down
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
                 create=keep > 0,
                 cleanup_tmp_directories=keep > 0,
@@ -65,22 +67,42 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The step of the checkpoint with the least held-out loss, or the newest if none was evaluated."""
-        scored = {step: self._manager.metrics(step) for step in self.steps}
-        losses = {step: metrics[_METRIC] for step, metrics in scored.items() if metrics}
-        return min(losses, key=losses.get, default=self.latest)
+        """The step of the checkpoint with the least held-out loss, or the newest if none has one that is finite."""
+        losses = {step: self._loss_of(self._manager.metrics(step) or {}) for step in self.steps}
+        finite = [step for step in losses if losses[step] < math.inf]
+        return min(finite, key=losses.get, default=self.latest)
 
-    def save(self, step: int, state: TrainState, eval_loss: float | None) -> None:
+    def _loss_of(self, metrics: dict[str, Any]) -> float:
+        """The held-out loss of a checkpoint; infinite for none, one that is not finite, and one of other dialogues."""
+        loss, held_out = metrics.get(_METRIC, math.inf), metrics.get(_HELD_OUT, self._held_out)
+        return loss if math.isfinite(loss) and held_out == self._held_out else math.inf
+
+    def kept(self, step: int) -> dict[str, Any]:
+        """What `save` was given to keep beside the state."""
+        return self._manager.metadata(step).custom_metadata or {}
+
+    def save(
+        self, step: int, state: TrainState, eval_loss: float | None, keep: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         """Starts to save; returns as soon as the state may be changed again. Saving twice is saving once.
 
-        Raises InputError if an earlier save, or this one, found the disk full.
+        Args:
+            step: of the state.
+            state: of global arrays.
+            eval_loss: its held-out loss; None where it was not evaluated.
+            keep: plain values to keep beside it.
+
+        Raises:
+            InputError: an earlier save, or this one, found the disk full.
         """
         if step == self.latest:
             return
-        metrics = {} if eval_loss is None else {_METRIC: eval_loss}
+        metrics = {} if eval_loss is None else {_METRIC: eval_loss, _HELD_OUT: self._held_out}
         saved = _fields(jax.jit(to_saved, static_argnums=1)(state, self._model))
         self._check_room(saved)
-        self._guard(self._manager.save, step, args=ocp.args.StandardSave(saved), metrics=metrics)
+        self._guard(
+            self._manager.save, step, args=ocp.args.StandardSave(saved), metrics=metrics, custom_metadata=dict(keep)
+        )
 
     def wait(self) -> None:
         """Waits for a save under way. Raises InputError if it found the disk full."""
@@ -186,10 +208,6 @@ def _origin(error: BaseException) -> BaseException:
     return _origin(error.__cause__) if error.__cause__ else error
 
 
-def _loss_of(metrics: dict[str, float]) -> float:
-    return metrics.get(_METRIC, math.inf)
-
-
 def read_identity(path: epath.Path) -> dict[str, Any]:
     """What `check_same_run` wrote. Raises InputError where the file is damaged."""
     try:
@@ -201,25 +219,29 @@ def read_identity(path: epath.Path) -> dict[str, Any]:
     return identity
 
 
-def check_same_run(path: epath.Path, identity: dict[str, Any]) -> None:
+def check_same_run(
+    path: epath.Path, identity: dict[str, Any], ways_on: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Writes what may not change between the starts of a run, or checks it against what an earlier start wrote.
 
     Args:
         path: of the file.
         identity: values of JSON, by config key or another name.
+        ways_on: for names that may change if the user says so, how that is said; "" where it was.
 
     Raises:
         InputError: naming the first that differs.
     """
-    if not path.exists():
-        if jax.process_index() == 0:
-            atomic_write(path, json.dumps(identity, indent=1).encode())
-        return
-    earlier = read_identity(path)
-    for name in {**identity, **earlier}:
-        was, now = earlier.get(name), json.loads(json.dumps(identity.get(name)))
-        if was != now:
-            raise InputError(
-                f"{path.parent} holds a run with another {name} (it was {one_line(was, 60)}, now {one_line(now, 60)}); "
-                "restore it, or choose another --workdir"
-            )
+    earlier, identity = read_identity(path) if path.exists() else {}, json.loads(json.dumps(identity))
+    for name in {**identity, **earlier} if earlier else ():
+        was, now = earlier.get(name), identity.get(name)
+        if was == now or not (way_on := ways_on.get(name, "choose another --workdir")):
+            continue
+        if name in ways_on and name not in earlier:  # a run that is older than this name
+            continue
+        raise InputError(
+            f"{path.parent} holds a run with another {name} (it was {one_line(was, 60)}, now {one_line(now, 60)}); "
+            f"restore it, or {way_on}"
+        )
+    if earlier != identity and jax.process_index() == 0:
+        atomic_write(path, json.dumps(identity, indent=1).encode())

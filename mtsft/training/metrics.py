@@ -8,10 +8,13 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from etils import epath
 
+from mtsft.errors import InputError, one_line
 from mtsft.files import atomic_write
 
 
@@ -28,14 +31,7 @@ class JsonLines:
 
     def __init__(self, path: epath.Path, after: int):
         self._path = path
-        self._lines = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if record["step"] <= after:
-                self._lines.append(line + "\n")
+        self._lines = [line + "\n" for line, record in _lines_of(path) if record["step"] <= after]
         self._appends = "://" not in str(path)
         if self._appends:
             atomic_write(path, "".join(self._lines).encode())
@@ -64,13 +60,47 @@ class JsonLines:
             self._file.close()
 
 
-def held_out_losses(path: epath.Path, until: int) -> list[float]:
-    """The losses of the evaluations in an eval.jsonl, up to a step; nan for one that was not finite."""
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines, each with its step, up to a line that was cut off; [] where there is none.
+
+    Raises:
+        InputError: something else stands in a line, or the file cannot be read.
+    """
+    return [record for _, record in _lines_of(path)]
+
+
+def _lines_of(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of a file with their records, as `read_json_lines` reads them."""
+    read = []
+    try:
+        lines = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error, 100)})") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            if number == len(lines):  # the process or the machine ended within the line
+                break
+            record = None
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            raise InputError(f"{path}:{number}: is no record of a step; move the file away, or restore it from a copy")
+        read.append((line, record))
+    return read
+
+
+def held_out_losses(path: epath.Path, until: int, held_out: str) -> list[float]:
+    """The losses of the evaluations in an eval.jsonl, up to a step; nan for one that was not finite.
+
+    Args:
+        path: of the file.
+        until: the step.
+        held_out: the name of the dialogues; evaluations on others are passed over.
+    """
     return [
-        math.nan if record["loss"] is None else record["loss"]
-        for record in sorted(records, key=lambda record: record["step"])
-        if record["step"] <= until
+        math.nan if record.get("loss") is None else record["loss"]
+        for record in sorted(read_json_lines(path), key=lambda record: record["step"])
+        if record["step"] <= until and record.get("held_out", held_out) == held_out
     ]
 
 
@@ -111,7 +141,7 @@ class Log:
         """Writes one evaluation on held-out dialogues, as `evaluation.held_out.evaluate` gives it, with its step."""
         if self._evaluations:
             self._evaluations.write(record)
-            self._draw("eval", {name: value for name, value in record.items() if name != "by_turn"})
+            self._draw("eval", {name: value for name, value in record.items() if name not in ("by_turn", "held_out")})
             by_turn = {f"turn_{entry['turn']:02d}": entry["loss"] for entry in record["by_turn"]}
             self._draw("eval_loss_by_turn", {"step": record["step"], **by_turn})
 
@@ -130,35 +160,61 @@ class Log:
 
 
 class Meter:
-    """Turns the scalars of steps into the records of metrics.jsonl.
+    """Turns the scalars of steps into the records of metrics.jsonl, over all starts of a run.
 
     Args:
         slots: of a batch, padding among them.
-        began: time.monotonic() when the run was started.
+        began: time.monotonic() when the process was started.
+        kept: what `to_keep` gave at the checkpoint that the run goes on from; {} for a run that begins.
+        spent: seconds that all earlier starts of the run took, those after that checkpoint among them.
     """
 
-    def __init__(self, slots: int, began: float):
-        self._slots, self._began = slots, began
+    def __init__(self, slots: int, began: float, kept: Mapping[str, float] = MappingProxyType({}), spent: float = 0.0):
+        self._slots, self._zero = slots, began - spent
+        self._nll, self._weight = kept.get("interval_nll", 0.0), kept.get("interval_tokens", 0)
+        self._training = kept.get("training_seconds", 0.0)
+        self._restarts = kept.get("restart_seconds", 0.0)
+        if kept or spent:  # what came after the checkpoint is lost, and so is the time until training goes on
+            self._restarts += spent - kept.get("seconds", 0.0) + time.monotonic() - began
         self.restart()
 
     def restart(self) -> None:
-        """Begins a new interval for the rates."""
-        self._since, self._tokens, self._supervised = time.monotonic(), 0, 0
+        """Begins a new interval for the rates, after something that is not training."""
+        self._since = self._seen = time.monotonic()
+        self._tokens = self._supervised = 0
 
     def add(self, metrics: dict[str, Any]) -> None:
-        """Counts a step's tokens into the interval."""
+        """Counts a step, as soon as its metrics are there."""
+        now, supervised = time.monotonic(), int(metrics["supervised_tokens"])
+        self._training, self._seen = self._training + now - self._seen, now
         self._tokens += int(metrics["tokens"])
-        self._supervised += int(metrics["supervised_tokens"])
+        self._supervised += supervised
+        if math.isfinite(loss := float(metrics["loss"])):
+            self._nll, self._weight = self._nll + loss * supervised, self._weight + supervised
+
+    def to_keep(self) -> dict[str, float]:
+        """What a checkpoint must keep, so that the records go on as if nothing had happened."""
+        return {"interval_nll": self._nll, "interval_tokens": self._weight, **self.times()}
+
+    def times(self) -> dict[str, float]:
+        """Seconds since the run's first start, in all; of them in training, and lost by stops and starts."""
+        times = {"training_seconds": self._training, "restart_seconds": self._restarts}
+        return {name: round(value, 3) for name, value in {"seconds": time.monotonic() - self._zero, **times}.items()}
 
     def record(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
-        """The record of one step, its own numbers exactly; the rates are those since the last record."""
-        now = time.monotonic()
-        elapsed = max(now - self._since, 1e-9)
+        """The record of one step, its own numbers exactly; loss and rates are those since the last record.
+
+        The loss is the mean over the supervised tokens of all steps whose own was finite.
+        """
+        elapsed = max(time.monotonic() - self._since, 1e-9)
         rates = self._tokens / elapsed, self._supervised / elapsed
+        loss = self._nll / self._weight if self._weight else math.nan
+        self._nll, self._weight = 0.0, 0
         self.restart()
         return {
             "step": step,
-            "loss": float(metrics["loss"]),
+            "loss": loss,
+            "step_loss": float(metrics["loss"]),
             "supervised_tokens": int(metrics["supervised_tokens"]),
             "tokens": int(metrics["tokens"]),
             "fill": int(metrics["tokens"]) / self._slots,
@@ -170,7 +226,7 @@ class Meter:
             "skipped_steps": int(metrics["skipped"]),
             "tokens_per_second": round(rates[0], 1),
             "supervised_tokens_per_second": round(rates[1], 1),
-            "seconds": round(now - self._began, 3),
+            **self.times(),
         }
 
 

@@ -38,7 +38,8 @@ def make_config():
 def make_workdir(folder, config, chat, vocab_size):
     """A workdir as a run leaves it, each checkpoint with parameters of its own; {step: parameters}."""
     folder.mkdir()
-    workdir.write_run_files(epath.Path(folder), config, chat)
+    workdir.write_config(epath.Path(folder), config)
+    workdir.write_run_files(epath.Path(folder), chat)
     model = model_of(config, vocab_size)
     optimizer = build_optimizer("adamw", clip_norm=1.0, weight_decay=0.1, b1=0.9, b2=0.95, eps=1e-8)
     saved = {}

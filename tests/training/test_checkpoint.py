@@ -278,6 +278,26 @@ def test_another_run_is_refused_by_the_first_key_that_differs(written, change, n
     assert written.read_text() == before
 
 
+WAY_ON = {"train.seed": "say so"}
+
+
+def test_what_may_change_does_where_the_user_says_so(written):
+    with pytest.raises(InputError, match=r"another train.seed \(it was 0, now 1\); restore it, or say so$"):
+        check_same_run(written, IDENTITY | {"train.seed": 1}, WAY_ON)
+    assert json.loads(written.read_text())["train.seed"] == 0
+    check_same_run(written, IDENTITY | {"train.seed": 1}, {"train.seed": ""})
+    assert json.loads(written.read_text())["train.seed"] == 1
+    with pytest.raises(InputError, match=r"another model.hidden_size"):
+        check_same_run(written, IDENTITY | {"model.hidden_size": 1, "train.seed": 2}, {"train.seed": ""})
+
+
+def test_a_run_that_is_older_than_a_name_takes_it(written):
+    check_same_run(written, IDENTITY | {"held out": "a"}, {"held out": "say so"})
+    assert json.loads(written.read_text())["held out"] == "a"
+    with pytest.raises(InputError, match=r"another held out \(it was a, now b\); restore it, or say so$"):
+        check_same_run(written, IDENTITY | {"held out": "b"}, {"held out": "say so"})
+
+
 def test_a_key_that_is_gone_is_a_difference(written):
     with pytest.raises(InputError, match=r"another train.seed \(it was 0, now None\)"):
         check_same_run(written, {name: value for name, value in IDENTITY.items() if name != "train.seed"})

@@ -89,8 +89,8 @@ class Stored:
     def exists(self):
         return self.text is not None
 
-    def read_text(self):
-        return self.text
+    def read_bytes(self):
+        return self.text.encode()
 
     def write_text(self, text):
         self.text = text
@@ -143,13 +143,15 @@ def clock(monkeypatch):
 
 def test_a_record_holds_exactly_what_is_promised_and_the_rates_of_its_interval(clock):
     meter = Meter(slots=128, began=90.0)
-    for _ in range(3):
-        meter.add(OF_A_STEP)
+    for loss in (1.0, 4.0):
+        meter.add(OF_A_STEP | {"loss": loss})
     clock.now = 104.0
+    meter.add(OF_A_STEP)
     record = meter.record(7, OF_A_STEP)
     assert record == {
         "step": 7,
-        "loss": 2.5,
+        "loss": (1.0 + 4.0 + 2.5) / 3,
+        "step_loss": 2.5,
         "supervised_tokens": 30,
         "tokens": 96,
         "fill": 0.75,
@@ -162,11 +164,42 @@ def test_a_record_holds_exactly_what_is_promised_and_the_rates_of_its_interval(c
         "tokens_per_second": 3 * 96 / 4,
         "supervised_tokens_per_second": 3 * 30 / 4,
         "seconds": 14.0,
+        "training_seconds": 4.0,
+        "restart_seconds": 0.0,
     }
-    meter.add(OF_A_STEP)
     clock.now = 105.0
+    meter.add(OF_A_STEP)
     record = meter.record(8, OF_A_STEP)
     assert (record["tokens_per_second"], record["supervised_tokens_per_second"], record["seconds"]) == (96, 30, 15)
+
+
+def test_the_loss_is_the_mean_over_the_supervised_tokens_of_finite_steps(clock):
+    meter = Meter(slots=128, began=90.0)
+    for loss, tokens in ((1.0, 30), (NAN, 50), (4.0, 10)):
+        meter.add(OF_A_STEP | {"loss": loss, "supervised_tokens": tokens})
+    record = meter.record(3, OF_A_STEP | {"loss": 4.0})
+    assert (record["loss"], record["step_loss"]) == (70 / 40, 4.0)
+    assert math.isnan(meter.record(4, OF_A_STEP | {"loss": NAN})["loss"])  # nothing was added
+
+
+def test_a_meter_goes_on_from_a_checkpoint_as_if_nothing_had_happened(clock):
+    whole, first = (Meter(slots=128, began=90.0) for _ in range(2))
+    for loss in (1.0, 4.0):
+        for meter in (whole, first):
+            meter.add(OF_A_STEP | {"loss": loss})
+    clock.now = 106.0
+    kept = json.loads(json.dumps(first.to_keep()))
+    assert (kept["seconds"], kept["training_seconds"], kept["restart_seconds"]) == (16.0, 0.0, 0.0)
+    # The process went on to second 20 of the run, and another one begins.
+    clock.now = 500.0
+    second = Meter(slots=128, began=493.0, kept=kept, spent=20.0)
+    clock.now = 502.0
+    for meter in (whole, second):
+        meter.add(OF_A_STEP)
+    record = second.record(3, OF_A_STEP)
+    assert record["loss"] == whole.record(3, OF_A_STEP)["loss"] == 2.5
+    # 4 s after the checkpoint were lost, 7 passed until training went on.
+    assert (record["seconds"], record["training_seconds"], record["restart_seconds"]) == (29.0, 2.0, 11.0)
 
 
 def test_time_that_is_not_training_does_not_count(clock):

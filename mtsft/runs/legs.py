@@ -1,0 +1,126 @@
+"""The legs of a run: each start that took steps, with its config; and what changed between two of them."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from mtsft.config import default
+from mtsft.errors import InputError, one_line
+from mtsft.training.metrics import JsonLines, read_json_lines
+
+LEGS = "legs.jsonl"  # of a workdir: {"step", "began", "steps", "config"} of every leg
+# What changes the objective of the steps that are left, or bends the schedule in the middle.
+_SAME_OBJECTIVE = (
+    "objective.normalize",
+    "train.schedule",
+    "train.warmup_steps",
+    "train.warmup_fraction",
+    "train.decay_fraction",
+    "train.end_learning_rate",
+)
+# What says where things are and how they are computed, not what is trained.
+_NOT_SAID = ("train.may_change", "data.template_date", "data.workers", "data.cache_dir", "parallel.compilation_cache")
+
+
+def last_leg(workdir: epath.Path) -> dict[str, Any]:
+    """The record of the last leg; {} where there was none. Raises InputError for a damaged file."""
+    legs = read_json_lines(workdir / LEGS)
+    if legs and not isinstance(legs[-1].get("config"), dict):
+        raise InputError(f"{workdir / LEGS}: its last line holds no config; move the file away")
+    return legs[-1] if legs else {}
+
+
+def add_leg(workdir: epath.Path, step: int, steps: int, config: ConfigDict) -> None:
+    """Appends a leg.
+
+    Args:
+        workdir: of the run.
+        step: that it goes on after.
+        steps: of the run in all.
+        config: of the run.
+    """
+    if jax.process_index() == 0:
+        began = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        file = JsonLines(workdir / LEGS, after=steps)
+        file.write({"step": step, "began": began, "steps": steps, "config": _flat(config)})
+        file.close()
+
+
+def config_of(leg: Mapping[str, Any]) -> ConfigDict:
+    """The config of a leg; keys that it does not know have their defaults."""
+    config = default()
+    known = {key: value for key, value in leg["config"].items() if key in _flat(config)}
+    with config.ignore_type():  # tuples come back as lists
+        config.update_from_flattened_dict(known)
+    return config
+
+
+def changes(before: Mapping[str, Any], config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """The keys whose values differ: (before, now), None where there was no such key.
+
+    Args:
+        before: the config of a leg.
+        config: of the run now.
+    """
+    now = _flat(config)
+    keys = [key for key in {**now, **before} if key not in _NOT_SAID]
+    return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
+
+
+def check_same_objective(changed: Mapping[str, tuple[Any, Any]], may_change: str, workdir: epath.Path) -> None:
+    """Raises InputError where the rest of a run would be trained for something else, unless the user says so.
+
+    Args:
+        changed: as `changes` gives it.
+        may_change: the keys that may, by comma.
+        workdir: of the run, for the error.
+    """
+    told = [key.strip() for key in may_change.split(",")]
+    for key in _SAME_OBJECTIVE:
+        if key in changed and key not in told:
+            was, now = (one_line(repr(value), 60) for value in changed[key])
+            raise InputError(
+                f"{workdir} holds a run with {key}={was}, and now it is {now}, another objective for the steps that "
+                f"are left; restore it, choose another --workdir, or say train.may_change={key}"
+            )
+
+
+def describe(
+    changed: Mapping[str, tuple[Any, Any]], step: int, before: int, schedule: Callable, steps: int, was: Callable
+) -> list[str]:
+    """Lines that say what changed since the last leg, and what becomes of the learning rate.
+
+    Args:
+        changed: as `changes` gives it.
+        step: that the run goes on after.
+        before: steps of the run in all, as the last leg had it.
+        schedule: from a step to its learning rate.
+        steps: of the run in all, now.
+        was: the schedule of the last leg.
+    """
+    lines = []
+    if changed:
+        said = (f"{key} {_short(a)} -> {_short(b)}" for key, (a, b) in sorted(changed.items()))
+        lines.append(f"changed since the last start: {', '.join(said)}")
+    now, then = float(schedule(step)), float(was(min(step, before - 1)))
+    if steps != before and abs(now - then) > 0.01 * then:
+        lines.append(
+            f"the schedule now spans {steps:,} steps instead of {before:,}: step {step + 1:,} has the learning rate "
+            f"{now:.3g}, where the run had come to {then:.3g}"
+        )
+    return lines
+
+
+def _short(value: Any) -> str:
+    return one_line(repr(value), 60)
+
+
+def _flat(config: ConfigDict) -> dict[str, Any]:
+    """A config as plain values by key."""
+    record = json.loads(config.to_json_best_effort())
+    return {f"{group}.{name}": value for group, keys in record.items() for name, value in keys.items()}
