@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtsft.errors import InputError, one_line
+from mtsft.interop.config_keys import not_understood, not_understood_around
 from mtsft.interop.config_values import (
     Values,
     layer_names,
@@ -19,9 +20,11 @@ from mtsft.interop.config_values import (
 from mtsft.interop.families import FAMILIES, PLAIN, Family
 from mtsft.model.architecture import ACTIVATIONS
 
-# What no key below reads and yet changes the computation, where it is neither null nor false nor 0.
+# Known to change the computation, where it is neither null nor false nor 0; any other key that is not read is refused
+# as not understood.
 _REFUSED = {
     "quantization_config": "the weights are quantised; take the folder that holds them unquantised",
+    "quantization": "the weights are quantised; take the folder that holds them unquantised",
     "compression_config": "the weights are compressed; take the folder that holds them as they are",
     "use_bidirectional_attention": "tokens see later ones; only causal attention is supported",
 }
@@ -38,11 +41,12 @@ def architecture_fields(config: Mapping[str, Any], where: str) -> tuple[Family, 
         (the family, every field of Architecture but those in RUNTIME).
 
     Raises:
-        InputError: the file has something that is not supported and would change the computation.
+        InputError: the file has something that is not supported, or not understood, and would or may change the
+            computation.
     """
     family = _family(config, where)
     outer = Values(config, family.defaults, where)
-    values = Values(outer.mapping(family.inner) if family.inner else config, family.defaults, where)
+    values = Values(outer.mapping(family.inner), family.defaults, where) if family.inner else outer
     for each in (outer, values):
         _refuse_unsupported(each, family)
     heads, layers = values.size("num_attention_heads"), values.size("num_hidden_layers")
@@ -63,7 +67,7 @@ def architecture_fields(config: Mapping[str, Any], where: str) -> tuple[Family, 
     if family.model_type == "phi3" and scaling:
         raise values.refusal("rope_scaling of a Phi-3 is not supported; take a model without, as Phi-3-mini-4k")
     read = {name: _field(values, name, key) for name, key in family.keys.items()}
-    return family, {
+    fields = {
         "vocab_size": values.size("vocab_size"),
         "hidden_size": hidden,
         "intermediate_size": values.size("intermediate_size"),
@@ -84,6 +88,8 @@ def architecture_fields(config: Mapping[str, Any], where: str) -> tuple[Family, 
         **read,
         **local,
     }
+    _refuse_unknown(outer, values, family)
+    return family, fields
 
 
 def _family(config: Mapping[str, Any], where: str) -> Family:
@@ -104,15 +110,36 @@ def _refuse_unsupported(values: Values, family: Family) -> None:
         if values.get(key):
             raise values.refusal(f"{key} is set: {why}")
     for name in ("attention_bias", "mlp_bias", "attn_logit_softcapping", "final_logit_softcapping"):
-        if values.get(name) and family.fixed.get(name, True) in (False, 0.0):
+        if family.fixed.get(name, True) in (False, 0.0) and values.get(name):
             raise values.refusal(f"{name} is set, which a {family.model_type} does not have here")
+
+
+def _refuse_unknown(outer: Values, values: Values, family: Family) -> None:
+    """Raises InputError for the keys that nothing has asked for, unless they are known to change nothing."""
+    unknown = not_understood(values.config, values.read, family)
+    if family.inner:
+        unknown = {f"{family.inner}.{key}": value for key, value in unknown.items()}
+        unknown = not_understood_around(outer.config, outer.read, family, values.values) | unknown
+    if not unknown:
+        return
+    named = ", ".join(f"{one_line(key, 60)}={one_line(repr(value), 60)}" for key, value in unknown.items())
+    are, do, they, them = ("is", "does", "it", "it") if len(unknown) == 1 else ("are", "do", "they", "them")
+    raise values.refusal(
+        f"sets {named}, which {are} not understood here and may change what the model computes; if the model's "
+        f"documentation says that {they} {do} not, take {them} out of this file in a copy of the folder, and use that"
+    )
 
 
 def _kinds(values: Values, family: Family, count: int) -> list[str]:
     """For each layer "full" or "sliding"."""
-    window, listed = values.get("sliding_window"), listed_layers(values, count)
-    if family.slides == "none" or (family.slides == "late" and not values.flag("use_sliding_window")):
-        window = None
+    listed = listed_layers(values, count)
+    window = None if family.slides == "none" else values.get("sliding_window")
+    if family.slides == "late":
+        window = window if values.flag("use_sliding_window") else None
+    elif family.slides != "none" and values.get("use_sliding_window") not in (None, window is not None):
+        raise values.refusal(
+            "use_sliding_window and sliding_window say different things; correct the one that is wrong"
+        )
     if family.slides in ("alternately", "pattern"):
         every = values.size("sliding_window_pattern") if family.slides == "pattern" else 2
         implied = ["sliding" if (i + 1) % every else "full" for i in range(count)]

@@ -17,12 +17,15 @@ class Values:
     A null is not an absent key: it is a value that the file states.
 
     Attributes:
+        config: the file's own.
         values: of the file, over the defaults.
         where: the file's name, for errors.
+        read: the keys that were asked for so far.
     """
 
     def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any], where: str):
-        self.values, self.where = {**defaults, **config}, where
+        self.config, self.values, self.where = config, {**defaults, **config}, where
+        self.read: set[str] = set()
 
     def refusal(self, text: str) -> InputError:
         """An error that names this file."""
@@ -30,6 +33,7 @@ class Values:
 
     def get(self, key: str) -> Any:
         """The value, None where it is null or absent."""
+        self.read.add(key)
         return self.values.get(key)
 
     def size(self, key: str, otherwise: int | None = None) -> int:
@@ -76,8 +80,8 @@ def read_rope(values: Values) -> tuple[float, str]:
     As transformers 5 reads them (modeling_rope_utils.py): rope_scaling goes before rope_parameters, and what these say
     before what stands beside them.
     """
-    key = "rope_scaling" if values.mapping("rope_scaling") else "rope_parameters"
-    parameters = values.mapping(key)
+    scaling, parameters = values.mapping("rope_scaling"), values.mapping("rope_parameters")
+    key, parameters = ("rope_scaling", scaling) if scaling else ("rope_parameters", parameters)
     if any(isinstance(value, Mapping) for value in parameters.values()):
         raise values.refusal(f"{key} differs by the kind of layer, which this family's does not")
     original = values.get("original_max_position_embeddings")  # which goes before the one among the parameters

@@ -16,6 +16,7 @@ import models  # noqa: E402 (which needs them)
 from models import CASES  # noqa: E402
 
 from mtsft.interop.config_json import architecture_fields, config_for  # noqa: E402
+from mtsft.interop.families import FAMILIES  # noqa: E402
 from mtsft.model.generate import generate  # noqa: E402
 from mtsft.model.parameters import stack_layers  # noqa: E402
 from mtsft.model.rope import rope_frequencies  # noqa: E402
@@ -156,6 +157,16 @@ def test_every_default(name):
     if bare["num_attention_heads"] % {"qwen2": 32, "qwen3": 32, "mistral": 8}.get(name, 1):
         bare["num_attention_heads"] = 32  # a multiple of the default of key-value heads
     assert described(models.as_json(models.their_config(bare))) == described(bare)
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_key_that_transformers_writes_is_understood(name):
+    theirs = transformers.AutoConfig.for_model(name)
+    whole, short = theirs.to_dict(), theirs.to_diff_dict()
+    assert len(whole) > len(short)
+    for config in (whole, short):
+        config["architectures"] = None  # which a config has of a model alone
+        assert architecture_fields(config, "config.json")[0] == FAMILIES[name]
 
 
 @pytest.mark.parametrize("config", [*PUBLISHED.values(), *CASES.values()], ids=[*PUBLISHED, *CASES])
