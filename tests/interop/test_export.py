@@ -43,6 +43,7 @@ PHI = dict(
     num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, sliding_window=None,
     auto_map={"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},
 )  # fmt: skip
+LLAMA = PHI | dict(architectures=["LlamaForCausalLM"], model_type="llama", auto_map=None)
 
 
 def model_of(**changes):
@@ -204,8 +205,7 @@ def test_a_sentence_piece_model_gets_a_config(tmp_path, chat, small_tokenizer):
 
 
 def test_changed_positions_reach_the_config(tmp_path):
-    config = dict(PHI, architectures=["LlamaForCausalLM"], model_type="llama")
-    config["rope_parameters"] = dict(rope_type="default", rope_theta=500.0)
+    config = LLAMA | dict(rope_parameters=dict(rope_type="default", rope_theta=500.0))
     arch = of_config(config).arch
     scaling = '{"rope_type": "linear", "factor": 2}'
     changed = replace(arch, rope_theta=700.0, rope_scaling=scaling, max_position_embeddings=128)
@@ -217,7 +217,7 @@ def test_changed_positions_reach_the_config(tmp_path):
 
 def test_scaled_positions_of_an_own_context(tmp_path):
     """The context that the published model scaled, beside its parameters, goes before that of the parameters."""
-    config = dict(PHI, architectures=["LlamaForCausalLM"], model_type="llama", original_max_position_embeddings=16)
+    config = LLAMA | dict(original_max_position_embeddings=16)
     scaling = '{"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}'
     changed = replace(of_config(config).arch, rope_scaling=scaling)
     export(tmp_path / "out", randomised(Model(changed)), changed, config=config)
