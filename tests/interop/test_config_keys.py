@@ -81,6 +81,7 @@ def test_a_multimodal_config_that_leaves_nothing_out():
 
 def test_what_a_multimodal_config_repeats_must_be_what_its_text_model_says():
     config = PUBLISHED["Gemma-3-4b"]
+    assert fields_of(config | {"num_attention_heads": 8}) == fields_of(config)  # which the text model's leaves out
     assert "sets hidden_size=2561, " in refusal(config | {"hidden_size": 2561})
     # Which is read of the text model alone.
     assert "sets attention_bias=True, " in refusal(config | {"attention_bias": True})
@@ -163,6 +164,19 @@ def test_values_that_change_nothing_pass(key, value):
 def test_dropout_and_the_pieces_of_a_computation_are_not_read():
     beside = dict(attention_dropout=0.1, resid_pdrop=0.1, pretraining_tp=2, chunk_size_feed_forward=64)
     assert fields_of(PUBLISHED["Phi-3-mini-4k"] | beside) == fields_of(PUBLISHED["Phi-3-mini-4k"])
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("Qwen2.5-1.5B", "attention_bias", True),
+        ("Gemma-2-2b", "hidden_act", "gelu"),
+        ("Gemma-3-1b", "hidden_act", "gelu"),
+        ("Gemma-3-1b", "_sliding_window_pattern", 5),
+    ],
+)
+def test_what_the_code_of_a_family_does_not_read_changes_nothing(name, key, value):
+    assert fields_of(PUBLISHED[name] | {key: value}) == fields_of(PUBLISHED[name])
 
 
 def test_whether_layers_slide_is_said_once():
