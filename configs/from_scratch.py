@@ -34,7 +34,7 @@ def get_config():
     config.train.epochs = 4.0
     config.train.batch_size = 4
     config.train.learning_rate = 2e-3
-    config.train.warmup_steps = 20
+    config.train.warmup_fraction = 0.05
 
     config.eval.every = 100
     config.checkpoint.every = 100

@@ -123,8 +123,8 @@ def default() -> ConfigDict:
     train.learning_rate = 3e-4  # at its peak; "lion" wants a third of AdamW's or less, and as much more weight decay
     train.learning_rate_groups = ""  # JSON object of factors by regex of parameter names, as {"embed|head": 0.1}
     train.schedule = "cosine"  # after the warm-up: "constant", "linear", "cosine", or "wsd": the peak, then a decay
-    train.warmup_steps = 100
-    train.warmup_fraction = 0.0  # share of the steps that are warm-up, in place of warmup_steps; 0 for those
+    train.warmup_steps = 0  # over which the learning rate rises to its peak; 0 leaves it to train.warmup_fraction
+    train.warmup_fraction = 0.03  # share of the steps that are warm-up, where train.warmup_steps is 0
     train.decay_fraction = 0.2  # share of the steps over which "wsd" decays
     train.end_learning_rate = 0.1  # at the end of a schedule that falls, as a share of the peak
     train.weight_decay = 0.1  # of matrices

@@ -119,7 +119,6 @@ def fine_tune(
     config.train.epochs = 2.0
     config.train.batch_size = BATCH_SIZE
     config.train.learning_rate = learning_rate
-    config.train.warmup_steps = 50
     config.train.weight_decay = 0.0
 
     if mode == "lora":

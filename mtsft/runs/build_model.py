@@ -50,8 +50,7 @@ def schedule_of(config: ConfigDict, steps: int) -> Callable:
 
 def warmup_steps(config: ConfigDict, steps: int) -> int:
     """How many of a run's steps are its warm-up."""
-    fraction = config.train.warmup_fraction
-    return math.ceil(fraction * steps) if fraction else config.train.warmup_steps
+    return config.train.warmup_steps or math.ceil(config.train.warmup_fraction * steps)
 
 
 def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:

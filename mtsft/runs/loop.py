@@ -25,6 +25,7 @@ from mtsft.runs.identity import check_hosts_agree, held_out_name, identity
 from mtsft.runs.lock import WorkdirLock
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
+from mtsft.runs.train_batches import schedule_notes
 from mtsft.stopping import UNFINISHED, Saving
 from mtsft.training.checkpoint import Checkpoints, check_same_run
 from mtsft.training.early_stopping import is_best, stops_after
@@ -92,6 +93,7 @@ def _train(
             _say(f"nothing is left to train, so these changed for nothing: {', '.join(sorted(changed))}")
         state = setup.restore(checkpoints, start) if start else setup.create()
         frozen = setup.frozen()
+        _say(*schedule_notes(config, setup.steps))
         doing = "starting at" if not start else "resuming after" if start < setup.steps else "nothing left to do after"
         _say(f"{doing} step {start:,} of {setup.steps:,}, {_describe(setup)}")
         meter = Meter(

@@ -10,6 +10,7 @@ from mtsft.data.batches import PackedBatch
 from mtsft.model.parameters import Params
 from mtsft.training import grad_norms
 from mtsft.training.objective import LossSums
+from mtsft.training.rounding import apply_updates
 from mtsft.training.state import TrainState
 
 Loss = Callable[[Params, PackedBatch], LossSums]  # of the trained parameters and some rows
@@ -73,7 +74,8 @@ def train_step(
         weight_per_batch: what the gradient of the sum is divided by, once: the dataset's mean weight per batch, so
             that the gradient is an unbiased estimate of the dataset-level objective's; 0 for the batch's own weight.
         rate_factors: of the learning rate, a float for each parameter; None for 1.
-        ema_decay: of the moving average of parameters, where the state keeps one (Polyak and Juditsky 1992).
+        ema_decay: of the moving average of parameters, where the state keeps one (Polyak and Juditsky 1992); at step t
+            at most (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage(num_updates=t).
         axis_name: the mapped axis over which devices hold parts of the batch; None for no such axis.
     """
     sums, gradient = sum_gradients(loss, state.params, batch, microbatches)
@@ -89,7 +91,7 @@ def train_step(
     updates, opt_state = optimizer.update(gradient, state.opt_state, precise)
     factors = jax.tree.map(lambda _: 1.0, updates) if rate_factors is None else rate_factors
     updates = jax.tree.map(lambda u, factor: learning_rate * factor * u, updates, factors)
-    params = optax.apply_updates(state.params, updates)
+    params = apply_updates(state.params, updates, state.step)
     finite = jnp.isfinite(sums.nll) & jnp.isfinite(gradient_norm) & jnp.isfinite(optax.tree.norm(updates))
 
     def keep_if_finite(new, old):
@@ -104,7 +106,9 @@ def train_step(
         ema_params=state.ema_params,
     )
     if state.ema_params is not None:
-        ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
+        # Short of many steps, an average that decays slowly would be little else than the parameters it began with.
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
         next_state = next_state._replace(ema_params=keep_if_finite(ema_params, state.ema_params))
     metrics = {
         "loss": sums.mean,

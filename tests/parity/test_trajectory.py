@@ -87,7 +87,7 @@ def make_config(folder, data, cache):
     config.model.init_from = str(folder)
     config.objective.normalize = "batch"
     config.train.steps, config.train.batch_size = STEPS, 8
-    config.train.learning_rate, config.train.schedule, config.train.warmup_steps = 4e-3, "linear", 0
+    config.train.learning_rate, config.train.schedule, config.train.warmup_fraction = 4e-3, "linear", 0.0
     config.train.end_learning_rate, config.train.weight_decay, config.train.log_every = 0.0, 0.5, 1
     config.parallel.compilation_cache = ""
     return config

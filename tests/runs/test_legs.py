@@ -55,8 +55,9 @@ def test_every_leg_keeps_its_config_and_says_what_is_new(begun, small, capsys):
 
 
 def test_a_constant_rate_is_not_said_to_change(small, tmp_path, capsys):
+    constant = {"train.schedule": "constant", "train.warmup_fraction": 0.0}
     for steps in (2, 4):
-        loop.train(small(**{"train.schedule": "constant", "train.steps": steps, "train.warmup_steps": 0}), tmp_path)
+        loop.train(small(**constant, **{"train.steps": steps, "train.warmup_steps": 0}), tmp_path)
     assert "schedule now spans" not in capsys.readouterr().out
 
 
@@ -79,7 +80,7 @@ def test_losses_of_other_dialogues_are_never_compared(small, tmp_path):
         held.append(tmp_path / f"{name}.jsonl")
         messages = [
             {"role": "user", "content": "?"},
-            {"role": "assistant", "content": name * (1 + 40 * (name == "two"))},
+            {"role": "assistant", "content": name},
         ]
         held[-1].write_text(json.dumps({"messages": messages}) + "\n")
     run = tmp_path / "run"

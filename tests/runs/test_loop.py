@@ -77,7 +77,7 @@ def test_training_stops_early_and_stays_stopped(folder, exported, make_config):
 
 def test_the_best_by_held_out_loss_is_kept_wherever_checkpoints_fall(folder, exported, make_config):
     changes = {"eval.every": 1, "checkpoint.every": 100, "train.steps": 4, "train.learning_rate": 3.0}
-    changes |= {"train.schedule": "constant", "train.warmup_steps": 0}
+    changes |= {"train.schedule": "constant", "train.warmup_steps": 0, "train.warmup_fraction": 0.0}
     loop.train(make_config(**{"model.init_from": str(exported)}, **changes), folder / "worse")
     lines = [json.loads(line) for line in (folder / "worse" / "eval.jsonl").read_text().splitlines()]
     best = min(lines, key=lambda line: line["loss"])
@@ -90,7 +90,7 @@ def test_a_run_that_ended_with_an_epoch_is_not_extended_where_rows_would_be_left
     config = make_config(**changes)
     rows = TrainingSetup.of(config, progress=False).num_rows
     config.train.batch_size = size = next(size for size in (8, 16) if rows % size)
-    config.train.warmup_steps = 0
+    config.train.warmup_steps, config.train.warmup_fraction = 0, 0.0
     result = loop.train(config, folder / "epoch")
     assert (result["finished"], result["steps"], result["rows"]) == (True, -(-rows // size), rows)
     assert loop.train(config, folder / "epoch") == result  # nothing more is done, nor takes time

@@ -14,6 +14,7 @@ from mtsft.runs import compiled as functions
 from mtsft.runs.compiled import compile_step
 from mtsft.runs.identity import identity
 from mtsft.runs.setup import TrainingSetup
+from mtsft.runs.train_batches import schedule_notes
 from mtsft.training.losses.all_roles import AllRolesLoss
 from mtsft.training.partitioner import Partitioner
 from mtsft.training.step_rng import step_rng_of
@@ -119,6 +120,33 @@ def test_the_schedule_the_microbatches_and_the_steps_are_the_configs(make_run, c
     assert run.steps == 20
     assert compiled["microbatches"] == 2
     assert [float(compiled["schedule"](step)) for step in (0, 3, 20)] == pytest.approx([0.125, 0.5, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"train.warmup_steps": 5}, ["100 steps, the first 5 of them warm-up"]),
+        ({"train.warmup_steps": 0}, ["100 steps, the first 3 of them warm-up"]),
+        ({"train.warmup_steps": 0, "train.warmup_fraction": 0.0}, ["100 steps, the first 0 of them warm-up"]),
+        (
+            {"train.warmup_steps": 400},
+            [
+                "100 steps, the first 100 of them warm-up",
+                "note: the warm-up of 400 steps leaves none of the 100 after it, so that the learning rate reaches 25% "
+                "of train.learning_rate; lower train.warmup_steps or train.warmup_fraction, or train.batch_size for "
+                "more steps",
+            ],
+        ),
+        (
+            {"train.steps": 100, "train.epochs": 3.0},
+            ["100 steps, the first 3 of them warm-up", "note: train.steps=100 decides; train.epochs=3 does not"],
+        ),
+    ],
+)
+def test_what_is_said_of_the_schedule(changes, lines):
+    config = default()
+    config.update_from_flattened_dict(changes)
+    assert schedule_notes(config, 100) == lines
 
 
 @pytest.mark.parametrize("epochs", [1.0, 2.0])
