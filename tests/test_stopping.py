@@ -38,8 +38,8 @@ def ended(process, within=5):
 def test_where_nothing_is_to_be_saved_the_program_ends(number):
     process = begin("""
         stopping.notice_signals()
-        print("ready", flush=True)
         try:
+            print("ready", flush=True)
             time.sleep(30)
         finally:
             print("cleaned up")

@@ -1,8 +1,5 @@
 """The model and the optimizer that a config describes."""
 
-import math
-from collections.abc import Callable
-
 import optax
 from ml_collections import ConfigDict
 
@@ -10,7 +7,6 @@ from mtsft.model.architecture import Architecture
 from mtsft.model.lora import LoRA
 from mtsft.model.transformer import Model
 from mtsft.runs.trainable_tokens import token_ids
-from mtsft.training.learning_rate import learning_rate_schedule
 from mtsft.training.optimizer import build_optimizer
 
 
@@ -33,24 +29,6 @@ def lora_of(config: ConfigDict) -> LoRA:
     keys = dict(config.lora)
     del keys["init_from"]
     return LoRA(**token_ids(keys.pop("trainable_tokens")), **keys)
-
-
-def schedule_of(config: ConfigDict, steps: int) -> Callable:
-    """From a step to its learning rate, as config.train says for a run of so many steps. Raises InputError."""
-    train = config.train
-    return learning_rate_schedule(
-        train.schedule,
-        train.learning_rate,
-        steps,
-        warmup_steps(config, steps),
-        train.end_learning_rate,
-        decay_steps=round(train.decay_fraction * steps),
-    )
-
-
-def warmup_steps(config: ConfigDict, steps: int) -> int:
-    """How many of a run's steps are its warm-up."""
-    return config.train.warmup_steps or math.ceil(config.train.warmup_fraction * steps)
 
 
 def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:

@@ -18,14 +18,13 @@ from mtsft.files import atomic_write
 from mtsft.model.parameters import Params, join
 from mtsft.runs import legs
 from mtsft.runs import workdir as workdirs
-from mtsft.runs.build_model import schedule_of
 from mtsft.runs.claim import claimed
 from mtsft.runs.compiled import compile_evaluation, compile_step
 from mtsft.runs.identity import check_hosts_agree, held_out_name, identity
 from mtsft.runs.lock import WorkdirLock
+from mtsft.runs.schedule import schedule_notes, schedule_of
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
-from mtsft.runs.train_batches import schedule_notes
 from mtsft.stopping import UNFINISHED, Saving
 from mtsft.training.checkpoint import Checkpoints, check_same_run
 from mtsft.training.early_stopping import is_best, stops_after

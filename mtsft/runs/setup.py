@@ -16,9 +16,10 @@ from mtsft.files import expanded
 from mtsft.model.lora import TOKEN_ROWS
 from mtsft.model.parameters import Params, names, split
 from mtsft.model.transformer import Model
-from mtsft.runs.build_model import architecture_of, lora_of, optimizer_of, schedule_of
+from mtsft.runs.build_model import architecture_of, lora_of, optimizer_of
 from mtsft.runs.initial_params import initial_params
 from mtsft.runs.resolve import resolve
+from mtsft.runs.schedule import schedule_of
 from mtsft.runs.train_batches import count_rows, count_steps, train_batches
 from mtsft.runs.trainable_tokens import with_token_ids
 from mtsft.runs.trained_model import TrainedModel

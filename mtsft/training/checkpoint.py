@@ -17,9 +17,12 @@ from mtsft.errors import InputError, one_line
 from mtsft.files import atomic_write
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
+from mtsft.training.checksums import checksums
 from mtsft.training.state import TrainState, from_saved, to_saved
 
 _METRIC, _HELD_OUT = "eval_loss", "held_out"
+_METADATA = "_CHECKPOINT_METADATA"  # of Orbax, a JSON object in the folder of a step
+_CHECKSUMS = "checksums"  # of every array, kept beside them
 _ON_DISK = {"ema_params": "average"}  # fields of TrainState that checkpoints hold under another key
 
 
@@ -38,16 +41,22 @@ class Checkpoints:
     def __init__(self, folder: epath.Path, model: Model | None, keep: int, held_out: str = ""):
         self._model, self._folder, self._held_out = model, folder, held_out
         best = policies.BestN(get_metric_fn=self._loss_of, reverse=True, n=1, keep_checkpoints_without_metrics=False)
-        self._manager = ocp.CheckpointManager(
-            folder if "://" in str(folder) else folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                best_fn=self._loss_of,  # without one, metrics are not written down
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-                create=keep > 0,
-                cleanup_tmp_directories=keep > 0,
-                enable_async_checkpointing=True,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            best_fn=self._loss_of,  # without one, metrics are not written down
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            create=keep > 0,
+            cleanup_tmp_directories=keep > 0,
+            enable_async_checkpointing=True,
         )
+        try:
+            self._manager = ocp.CheckpointManager(
+                folder if "://" in str(folder) else folder.absolute(), options=options
+            )
+        except (ValueError, OSError, LookupError, TypeError) as error:  # what it reads of every step
+            raise InputError(
+                f"{_damaged_step(folder)}: this checkpoint cannot be read ({one_line(_origin(error), 200)}); if it is "
+                "damaged, move it away to go on without it"
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -78,8 +87,13 @@ class Checkpoints:
         return loss if math.isfinite(loss) and held_out == self._held_out else math.inf
 
     def kept(self, step: int) -> dict[str, Any]:
-        """What `save` was given to keep beside the state."""
-        return self._manager.metadata(step).custom_metadata or {}
+        """What `save` was given to keep beside the state. Raises InputError where that is damaged."""
+        path = self._folder / str(step) / _METADATA
+        try:
+            kept = json.loads(path.read_text())["custom_metadata"] if path.exists() else {}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise self._unreadable(step, f"{_METADATA}: {one_line(error, 100)}") from error
+        return kept if isinstance(kept, dict) else {}
 
     def save(
         self, step: int, state: TrainState, eval_loss: float | None, keep: Mapping[str, Any] = MappingProxyType({})
@@ -100,9 +114,8 @@ class Checkpoints:
         metrics = {} if eval_loss is None else {_METRIC: eval_loss, _HELD_OUT: self._held_out}
         saved = _fields(jax.jit(to_saved, static_argnums=1)(state, self._model))
         self._check_room(saved)
-        self._guard(
-            self._manager.save, step, args=ocp.args.StandardSave(saved), metrics=metrics, custom_metadata=dict(keep)
-        )
+        keep = {**keep, _CHECKSUMS: checksums(saved)}
+        self._guard(self._manager.save, step, args=ocp.args.StandardSave(saved), metrics=metrics, custom_metadata=keep)
 
     def wait(self) -> None:
         """Waits for a save under way. Raises InputError if it found the disk full."""
@@ -116,8 +129,8 @@ class Checkpoints:
             shapes: the state as this run holds it.
             shardings: from such shapes to the shardings of their arrays.
         """
-        target = self._target(shapes, shardings)
-        restored = self._restore(step, ocp.args.StandardRestore(_fields(target)))
+        target = _fields(self._target(shapes, shardings))
+        restored = self._restore(step, ocp.args.StandardRestore(target), target)
         return self._place(_state(restored), shardings(shapes))
 
     def restore_params(
@@ -131,26 +144,39 @@ class Checkpoints:
             shardings: as of `restore`.
             field: of TrainState, "params" or "ema_params".
         """
-        key = _ON_DISK.get(field, field)
+        key, saved = _ON_DISK.get(field, field), self.kept(step).get(_CHECKSUMS, {})
         target = {key: self._target(shapes, shardings)}
-        wanted = ocp.checkpoint_utils.construct_restore_args(target)
-        arguments = ocp.args.PyTreeRestore(item=target, restore_args=wanted, partial_restore=True)
-        restored = self._restore(step, arguments)
-        return self._place(restored[key], shardings(shapes))
+        as_saved = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf.update(dtype=saved.get(jax.tree_util.keystr(path), [leaf.dtype])[0]), target
+        )
+        wanted = ocp.checkpoint_utils.construct_restore_args(as_saved)
+        arguments = ocp.args.PyTreeRestore(item=as_saved, restore_args=wanted, partial_restore=True)
+        restored = self._restore(step, arguments, as_saved)[key]
+        restored = jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), restored, target[key])
+        return self._place(restored, shardings(shapes))
 
-    def _restore(self, step: int, arguments: Any) -> Any:
+    def _restore(self, step: int, arguments: Any, target: Any) -> Any:
+        """Arrays of a checkpoint, of the shapes of `target`. Raises InputError where they are not what was saved."""
         try:
-            return self._manager.restore(step, args=arguments)
+            restored = self._manager.restore(step, args=arguments)
         except Exception as error:
             # For a damaged file Orbax raises one of these, or a plain Exception, around the error of tensorstore.
             if type(error) is not Exception and not isinstance(error, ValueError | OSError | KeyError):
                 raise
-            others = [other for other in self.steps if other != step]
-            whole = f"it holds step {', '.join(map(str, others))} as well" if others else "it holds no other"
-            raise InputError(
-                f"{self._folder / str(step)}: this checkpoint cannot be read ({one_line(_origin(error), 200)}); "
-                f"if it is damaged, move it away to go on without it: {whole}"
-            ) from error
+            raise self._unreadable(step, one_line(_origin(error), 200)) from error
+        saved = self.kept(step).get(_CHECKSUMS, {})
+        for name, checksum in checksums(restored).items() if saved else ():
+            if name in saved and [*checksum] != [*saved[name]]:
+                raise self._unreadable(step, f"the array {name} is not what was saved: its checksum is another")
+        return restored
+
+    def _unreadable(self, step: int, why: str) -> InputError:
+        others = [other for other in self.steps if other != step]
+        whole = f"it holds step {', '.join(map(str, others))} as well" if others else "it holds no other"
+        return InputError(
+            f"{self._folder / str(step)}: this checkpoint cannot be read ({why}); "
+            f"if it is damaged, move it away to go on without it: {whole}"
+        )
 
     def _target(self, shapes: Any, shardings: Callable[[Any], Any]) -> Any:
         """The shapes and shardings with which the arrays of a state, or of parameters, are read from a checkpoint."""
@@ -201,6 +227,16 @@ def _fields(state: TrainState) -> dict[str, Any]:
 def _state(fields: dict[str, Any]) -> TrainState:
     """The reverse of `_fields`."""
     return TrainState(**{name: fields.get(_ON_DISK.get(name, name)) for name in TrainState._fields})
+
+
+def _damaged_step(folder: epath.Path) -> epath.Path:
+    """The folder of a step whose metrics cannot be read; that of all steps where it is something else."""
+    for metrics in folder.glob("*/metrics/metrics"):
+        try:
+            json.loads(metrics.read_text())
+        except (OSError, ValueError):
+            return metrics.parent.parent
+    return folder
 
 
 def _origin(error: BaseException) -> BaseException:

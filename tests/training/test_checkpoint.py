@@ -5,6 +5,7 @@ import json
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -235,6 +236,35 @@ def test_a_damaged_checkpoint_is_named_with_those_that_are_whole(folder):
     assert_same_bits(setup.restore(folder, 3), setup.state(3))
     del refusal
     gc.collect()
+
+
+def test_an_array_that_is_another_is_named_by_its_checksum(folder, monkeypatch):
+    setup = Setup()
+    setup.save(folder, 4, setup.state(seed=1))
+    with setup.open(folder) as checkpoints:
+        kept = checkpoints.kept(4)
+        name = next(name for name in kept["checksums"] if "embedding" in name and "params" in name)
+        kept["checksums"][name][1] ^= 1
+        monkeypatch.setattr(checkpoints, "kept", lambda step: kept)
+        monkeypatch.setattr(Checkpoints, "steps", [2, 4])
+        name = r"\['params'\]\['embed'\]\['embedding'\]"
+        problem = (
+            rf"4: this checkpoint cannot be read \(the array {name} is not what was saved: its checksum is another\);"
+        )
+        with pytest.raises(InputError, match=problem + ".* it holds step 2 as well$"):
+            checkpoints.restore(4, setup.shapes, setup.shardings)
+
+
+def test_parameters_are_checked_in_the_dtype_that_they_were_saved_in(folder):
+    setup = Setup()
+    state = setup.state()
+    setup.save(folder, 4, state)
+    half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), setup.shapes.params)
+    with setup.open(folder, keep=0) as checkpoints:
+        shardings = partial(param_shardings, mesh=setup.mesh)
+        params = checkpoints.restore_params(4, half, shardings)
+    expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.params)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, expected))
 
 
 # One run, one identity
