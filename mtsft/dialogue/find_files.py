@@ -135,27 +135,11 @@ def _of_folder(folder: Path, key: str) -> list[Path]:
             )
         if found:
             return found
-    if listed := _listed_files(folder):
-        raise InputError(
-            f"{folder}: its dataset_info.json lists {', '.join(listed[:5])}; name one of them, as {key}={listed[0]}; "
-            "where its columns and roles are not found, data.columns and data.roles name them"
-        )
     names = ", ".join(f"{split}.jsonl" for split in splits)
     raise InputError(
         f"{folder}: is a folder without files of a split that {key} could be ({names}, {splits[0]}-*.parquet, "
         f"data/..., {splits[0]}/...); name its files, e.g. {key}='{folder}/*.jsonl'"
     )
-
-
-def _listed_files(folder: Path) -> list[str]:
-    """The files of a folder that a dataset_info.json of LLaMA-Factory lists; [] where there is none."""
-    try:
-        datasets = json.loads((folder / "dataset_info.json").read_bytes())
-    except (OSError, ValueError):
-        return []
-    entries = datasets.values() if isinstance(datasets, dict) else ()
-    names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
-    return [str(folder / name) for name in names if isinstance(name, str) and (folder / name).is_file()]
 
 
 def _is_of(name: str, split: str) -> bool:

@@ -200,16 +200,3 @@ def test_a_split_in_two_kinds_of_files_is_refused(tmp_path, names):
         InputError, match=rf"holds files of the split 'train' of several kinds \({names[0]}, {names[1]}\)"
     ):
         find_files(str(tmp_path), "data.train")
-
-
-def test_a_folder_of_llama_factory_names_its_files(tmp_path):
-    datasets = {"one": {"file_name": "one.json"}, "hub": {"hf_hub_url": "x/y"}, "gone": {"file_name": "g"}}
-    (tmp_path / "dataset_info.json").write_text(json.dumps(datasets))
-    (tmp_path / "one.json").write_text("[]")
-    problem = rf"^{tmp_path}: its dataset_info.json lists {tmp_path}/one.json; name one of them, as data.train="
-    with pytest.raises(InputError, match=problem):
-        find_files(str(tmp_path), "data.train")
-    for damaged in ("{", "[]", '{"one": 1}', '{"one": {"file_name": 3}}'):
-        (tmp_path / "dataset_info.json").write_text(damaged)
-        with pytest.raises(InputError, match=r"is a folder without files of a split"):
-            find_files(str(tmp_path), "data.train")
