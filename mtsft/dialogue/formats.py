@@ -17,11 +17,11 @@ from collections.abc import Callable
 from typing import Any
 
 from mtsft.dialogue.kinds import kind
-from mtsft.dialogue.normalize import CONTENT, MEDIA, VALUE, Normalizer, refuse_media
+from mtsft.dialogue.normalize import CONTENT, MEDIA, ROLE_OF, VALUE, Normalizer, refuse_media
 from mtsft.dialogue.record_format import PLAIN, RecordFormat
 from mtsft.dialogue.records import EXAMPLE, Messages, listed
 from mtsft.dialogue.reply_trees import linked, tree
-from mtsft.dialogue.schema import ROLES, Dialogue, Message
+from mtsft.dialogue.schema import ROLES, Dialogue, Message, new_tuple
 from mtsft.dialogue.vendors import rewritten
 from mtsft.dialogue.weights import MASKS, WEIGHTS, refuse_masks, refuse_weight_of_all
 from mtsft.errors import InputError, one_line
@@ -59,12 +59,14 @@ def parse_record(
         record = {"messages": record}
     if not isinstance(record, dict):
         raise InputError(f"{where}: {kind(record)}, not an object; every line must be such as {EXAMPLE}")
-    reader, record = Normalizer(where, check, form.roles), rewritten(form.of_record(record, where), where)
-    _refuse_preferences(record, where)
-    refuse_media(record, f"{where}: the dialogue")
-    refuse_masks(record, f"{where}: the dialogue")
+    reader = Normalizer(where, check, ROLE_OF | form.roles if form.roles else ROLE_OF)
+    record = rewritten(form.of_record(record, where), where)
+    if not _REFUSED.isdisjoint(record):
+        _refuse_preferences(record, where)
+        refuse_media(record, f"{where}: the dialogue")
+        refuse_masks(record, f"{where}: the dialogue")
     format = format or _recognise(record, where)
-    if WEIGHTS.isdisjoint(_KEYS[format]):
+    if not WEIGHTS.isdisjoint(record) and WEIGHTS.isdisjoint(_KEYS[format]):
         refuse_weight_of_all(record, f"{where}: the dialogue")
     messages, parents = FORMATS[format](record, reader)
     for key in _SYSTEM:
@@ -103,7 +105,7 @@ def _plain(record: Any, where: str, default_id: str, form: RecordFormat, check: 
         role, content = item.get("role"), item.get("content")
         if role not in ROLES or content.__class__ is not str:
             return None
-        messages.append(_NEW(Message, (role, content, 1.0, None, None, None)))
+        messages.append(new_tuple(Message, (role, content, 1.0, None, None, None)))
     if check:
         try:
             name.encode()
@@ -115,9 +117,10 @@ def _plain(record: Any, where: str, default_id: str, form: RecordFormat, check: 
     return Dialogue(name, tuple(messages), where, others=others)
 
 
+# Keys beside the messages that are refused where they say something.
+_REFUSED = frozenset((*_PREFERENCES, "label", *MEDIA, *MASKS))
 # Keys beside `messages` whose values are read, or refused.
-_MEANINGFUL = (_READ - {"id"}).union(MEDIA, MASKS, WEIGHTS, _PREFERENCES, ("contents", "label"))
-_NEW = tuple.__new__  # does what the constructor of a named tuple does, in half its time
+_MEANINGFUL = (_READ - {"id"}).union(_REFUSED, WEIGHTS, ("contents",))
 
 
 def _recognise(record: dict, where: str) -> str:
@@ -223,14 +226,14 @@ FORMATS: dict[str, Callable[[dict, Normalizer], Messages]] = {
 }
 
 
-# What each format reads of a record, beside the keys of all.
+# What each format reads of a record.
 _KEYS = {
-    "messages": frozenset(("messages",)),
-    "sharegpt": frozenset(_LISTS),
-    "alpaca": frozenset(("instruction", "input", "context", "output", "response", "history", *WEIGHTS)),
-    "prompt_completion": frozenset(("prompt", "query", "completion", "response", "history", *WEIGHTS)),
-    "tree": frozenset(("tree", "prompt")),
-    "parents": frozenset(("messages",)),
+    "messages": _READ.union(("messages",)),
+    "sharegpt": _READ.union(_LISTS),
+    "alpaca": _READ.union(WEIGHTS, ("instruction", "input", "context", "output", "response", "history")),
+    "prompt_completion": _READ.union(WEIGHTS, ("prompt", "query", "completion", "response", "history")),
+    "tree": _READ.union(("tree", "prompt")),
+    "parents": _READ.union(("messages",)),
 }
 
 
@@ -253,8 +256,8 @@ def _keys_read(record: dict, format: str) -> frozenset[str]:
     """The keys of a record that its format reads, without those that it passes over for another."""
     keys = _KEYS[format]
     for same in _SAME.get(format, ()):
-        passed = keys.intersection(same).intersection(record) - {_either(record, *same)}
-        keys -= {key for key in passed if record[key] != ""}
+        if passed := [key for key in same if record.get(key) not in (None, "")][1:]:
+            keys = keys.difference(passed)
     return keys
 
 
@@ -316,13 +319,8 @@ def _name(record: dict, default: str, reader: Normalizer) -> str:
 
 
 def _others(record: dict, keys: frozenset[str]) -> dict | None:
-    """What a record has beside what is read of it; nulls and empty lists say nothing. keys: of its format."""
-    others = {
-        key: value
-        for key, value in record.items()
-        if key not in _READ and key not in keys and value is not None and value != []
-    }
-    return others or None
+    """What a record has beside `keys`, which are read of it; nulls and empty lists say nothing."""
+    return {k: v for k, v in record.items() if k not in keys and v is not None and v != []} or None
 
 
 def _variables(record: dict, reader: Normalizer) -> dict | None:

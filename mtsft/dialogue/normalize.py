@@ -7,10 +7,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtsft.dialogue.kinds import kind
-from mtsft.dialogue.schema import ROLES, Message
+from mtsft.dialogue.schema import ROLES, Message, new_tuple
 from mtsft.dialogue.weights import MASKS, WEIGHTS, refuse_masks, weight_of, with_weight_of_parts
 from mtsft.errors import InputError, one_line
 
@@ -23,16 +23,12 @@ ROLE_OF = {
 }
 CALLING_ROLES = ("function_call", "tool_call")  # an assistant whose content says, in JSON, what it calls
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-# The keys of a message that the text of a plain one stands under, in each family of formats.
-CONTENT, VALUE, TEXT = ("role", "content"), ("from", "value"), ("role", "text")
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _NOT_OF_MESSAGES = frozenset(("tools", "functions", *MEDIA, *MASKS))
-_STRINGS = ("name", "tool_call_id", *_REASONING)
-# What makes a message more than text with a weight.
-_MORE = _NOT_OF_MESSAGES.union(("tool_calls", "function_call", *_STRINGS))
-# All that is read of a message beside its role and content, or says how it stands among others.
-_READ = _MORE.union(WEIGHTS, ("id", "parent_id", "parent"))
+_NAMES = ("name", "tool_call_id")
+# What makes a message more than text.
+_MORE = _NOT_OF_MESSAGES.union(WEIGHTS, ("tool_calls", "function_call", *_NAMES, *_REASONING))
 # The types of parts, ranked as templates render them: parts in another order would be rendered out of order.
 _PARTS = {
     **dict.fromkeys(("reasoning", "thinking"), (0, "reasoning")),
@@ -43,6 +39,7 @@ _NO_WORDS = frozenset(("type", *WEIGHTS, *MASKS))  # of a part
 _ARGUMENTS = ("arguments", "parameters", "input", "args")  # of a call, in all the ways to name them
 _OF_FUNCTIONS, _OF_CALLS = frozenset(("name", *_ARGUMENTS)), frozenset(("type", "id", "index", "function"))
 _OF_BARE_CALLS = _OF_CALLS | _OF_FUNCTIONS  # whose name and arguments stand beside the id
+_JSON_SPACE = " \t\n\r"
 _JSON_BEGINS = re.compile(r"(?<=[\n>])[\[{]")  # after a line, or after a tag
 
 
@@ -70,6 +67,22 @@ def refuse_media(record: Mapping, subject: str) -> None:
             raise InputError(f"{subject} has '{key}', and only text is trained on; remove the dialogue")
 
 
+class Keys(NamedTuple):
+    """What a family of formats has the role and the text of a message under, and all keys that are read of it."""
+
+    role: str
+    content: str
+    read: frozenset[str]
+
+    @classmethod
+    def of(cls, role: str, content: str, *more: str) -> "Keys":
+        """With the keys that every family has, and `more`, which say how a message stands among others."""
+        return cls(role, content, _MORE.union(("id", "parent_id", "parent", role, content, *more)))
+
+
+CONTENT, VALUE = Keys.of("role", "content"), Keys.of("from", "value")
+
+
 @dataclass(slots=True)
 class Normalizer:
     """Brings the messages and tools of one record into the one form.
@@ -77,16 +90,18 @@ class Normalizer:
     Attributes:
         where: file and line of the record, what every error begins with.
         check: False where the record cannot hold half a surrogate pair, so that nothing is searched for one.
-        roles: further names of roles.
+        roles: every role by its names.
+        has_calling_roles: whether a message had one of CALLING_ROLES.
         passed_over: what parts and calls of the message at hand have beside all that is read, by key.
     """
 
     where: str
     check: bool = True
-    roles: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=lambda: ROLE_OF)
+    has_calling_roles: bool = False
     passed_over: dict[str, Any] = field(default_factory=dict)
 
-    def message(self, record: object, number: int | str, keys: tuple[str, str] = CONTENT) -> Message:
+    def message(self, record: object, number: int | str, keys: Keys = CONTENT) -> Message:
         """One message of the record.
 
         Args:
@@ -94,23 +109,28 @@ class Normalizer:
             number: which message it is, from 1 on or in words, for errors.
             keys: what its role and its content stand under.
         """
-        role_key, content_key = keys
+        role_key, content_key, read = keys
         if not isinstance(record, dict):
             raise InputError(
                 f'{self.where}: message {number} is {kind(record)}, not an object; write {{"{role_key}": ..., '
                 f'"{content_key}": ...}}'
             )
         given = record.get(role_key)
-        role = (self.roles.get(given) or ROLE_OF.get(given)) if isinstance(given, str) else None
+        role = self.roles.get(given) if isinstance(given, str) else None
         calling = False
         if role is None:
             role, calling = self._role(given, number, role_key)
+        content = record.get(content_key)
+        is_text = content.__class__ is str and not (calling or self.check)
+        if is_text and len(record) == 2:
+            return new_tuple(Message, (role, content, 1.0, None, None, None))
+        others = None  # what nothing reads; nulls say nothing
+        if not read.issuperset(record):
+            others = {key: value for key, value in record.items() if key not in read and value is not None} or None
+        if is_text and _MORE.isdisjoint(record):
+            return new_tuple(Message, (role, content, 1.0, None, None, others))
         subject = f"{self.where}: message {number} ({role})"
-        if _MORE.isdisjoint(record) and record.get(content_key).__class__ is str and not (calling or self.check):
-            weight = weight_of(record, subject)
-            others = None if len(record) == 2 else self._others(record, keys)
-            return Message(role, record[content_key], weight, None, None, others)
-        return self._structured(record, role, calling, keys, subject)
+        return self._structured(record, role, calling, content_key, others, subject)
 
     def joined(self, messages: list[Message], records: Sequence[object]) -> list[Message]:
         """Messages in order, of which neighbours that are one turn are one: calls given as entries of their own.
@@ -121,9 +141,9 @@ class Normalizer:
             messages: in order.
             records: what each was read from.
         """
-        calling = [_is_call(record) for record in records]
-        if True not in calling:
+        if not self.has_calling_roles:
             return messages
+        calling = [_is_call(record) for record in records]
         turns: list[Message] = []
         for i, message in enumerate(messages):
             before = turns[-1] if turns else None
@@ -169,6 +189,7 @@ class Normalizer:
         """(role, whether its content is calls in JSON) of a role under one of its rarer names."""
         name = given.lower() if isinstance(given, str) else None
         if name in CALLING_ROLES:
+            self.has_calling_roles = True
             return "assistant", True
         if name in ROLE_OF:
             return ROLE_OF[name], False
@@ -176,13 +197,10 @@ class Normalizer:
         shown = missing if given is None else f"the unknown role {one_line(json.dumps(given, default=str), 40)}"
         raise InputError(f"{self.where}: message {number} has {shown}; use one of {', '.join(ROLES)}")
 
-    def _others(self, record: dict, keys: tuple[str, str]) -> dict | None:
-        """What a message has beside all that is read of it; nulls say nothing."""
-        return {k: v for k, v in record.items() if k not in _READ and k not in keys and v is not None} or None
-
-    def _structured(self, record: dict, role: str, calling: bool, keys: tuple[str, str], subject: str) -> Message:
+    def _structured(
+        self, record: dict, role: str, calling: bool, content_key: str, others: dict | None, subject: str
+    ) -> Message:
         """A message that holds more than text, or may hold half a surrogate pair."""
-        content_key = keys[1]
         if not _NOT_OF_MESSAGES.isdisjoint(record):
             refuse_media(record, subject)
             refuse_masks(record, subject)
@@ -193,6 +211,8 @@ class Normalizer:
         content, reasoning, calls, parts = record.get(content_key), None, [], None
         if calling:
             content, calls = self._words_and_calls(content, subject)
+        elif content is None:
+            content = "" if role == "tool" else None
         elif content.__class__ is not str:
             parts = _readable(content)
             record = with_weight_of_parts(record, content, subject)
@@ -201,15 +221,14 @@ class Normalizer:
             calls = [*calls, *self._calls(record, subject)]
         if calls and role != "assistant":
             raise InputError(f"{subject} calls tools, which only the assistant does; give it the role assistant")
-        strings = {key: self._string(record, key, subject) for key in _STRINGS if record.get(key) is not None}
-        thoughts = [strings.pop(key) for key in _REASONING if key in strings]
+        fields = {key: self._string(record, key, subject) for key in _NAMES if record.get(key) is not None}
+        thoughts = [self._string(record, key, subject) for key in _REASONING if record.get(key) is not None]
         thoughts += [] if reasoning is None else [reasoning]
         if len({*thoughts}) > 1:
             raise InputError(f"{subject} holds two different texts of reasoning; keep one of them")
         if content is None and not calls and not any(thoughts):
             missing = f"no {content_key}" if content_key not in record else f"{content_key} that is null"
             raise InputError(f'{subject} has {missing}; it must be a string ("" for none)')
-        fields = strings
         if thoughts:
             fields["reasoning_content"] = thoughts[0]
         if calls:
@@ -218,10 +237,9 @@ class Normalizer:
             self.refuse_half_pairs(content, f"{subject} holds")
             for key, value in fields.items():
                 self.refuse_half_pairs(value, f"{subject} has a '{key}' that holds")
-        others = self._others(record, keys)
         if self.passed_over:
             others, self.passed_over = {**(others or {}), **self.passed_over}, {}
-        return Message(role, content, weight_of(record, subject), fields or None, parts, others)
+        return new_tuple(Message, (role, content, weight_of(record, subject), fields or None, parts, others))
 
     def _string(self, record: dict, key: str, subject: str) -> str:
         if not isinstance(value := record[key], str):
@@ -229,9 +247,7 @@ class Normalizer:
         return value
 
     def _content(self, content: object, role: str, subject: str) -> tuple[str | None, str | None, list[dict]]:
-        """(text, reasoning, calls) of content that is no string."""
-        if content is None:
-            return "" if role == "tool" else None, None, []
+        """(text, reasoning, calls) of content that is neither a string nor null."""
         typed = isinstance(content, list) and content and all(_is_part(part) for part in content)
         if role == "tool" and not typed:
             return json.dumps(content, ensure_ascii=False, default=str), None, []
@@ -333,12 +349,13 @@ class Normalizer:
                 f"{subject}: call {number} ({one_line(name, 40)}) has arguments that are {kind(arguments)}; "
                 "write an object"
             )
-        result = {"type": "function"}
+        made = {"type": "function"}
         if (called := call.get("id")) is not None:
             if not isinstance(called, str):
                 raise InputError(f"{subject}: call {number} has an 'id' that is {kind(called)}; it must be a string")
-            result["id"] = called
-        return {**result, "function": {"name": name, "arguments": arguments}}
+            made["id"] = called
+        made["function"] = {"name": name, "arguments": arguments}
+        return made
 
     def _arguments(self, function: dict, subject: str) -> Any:
         """The arguments of a call, under the one name that they stand under."""
@@ -374,7 +391,7 @@ def _readable(content: object) -> list[dict[str, str]] | None:
         return None
     parts = []
     for part in content:
-        rank, kind_of = _PARTS.get(part.get("type"), (2, "")) if isinstance(part, dict) else (2, "")
+        rank, kind_of = _PARTS.get(part["type"], (2, "")) if _is_part(part) else (2, "")
         if rank == 2:
             return None
         name = "text" if kind_of == "text" else "thinking"
@@ -410,8 +427,9 @@ _STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _object_or_text(text: str) -> dict | str:
+    bare = text.strip(_JSON_SPACE)
     try:
-        value = _STRICT.decode(text)
+        value, end = _STRICT.raw_decode(bare)
     except (ValueError, RecursionError):
         return text
-    return value if isinstance(value, dict) else text
+    return value if isinstance(value, dict) and end == len(bare) else text

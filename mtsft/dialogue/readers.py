@@ -26,9 +26,7 @@ from mtsft.errors import InputError, one_line
 _BOM = b"\xef\xbb\xbf"
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 _OTHERS = {b"PK\x03\x04": "a zip archive", b"BZh": "compressed with bzip2", b"\xfd7zXZ": "compressed with xz"}
-
-
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_chunks(path: Path, size: int = 1 << 18, form: RecordFormat = PLAIN) -> Iterator[Chunk]:
@@ -76,7 +74,7 @@ def parse(item: bytes | dict, path: Path, number: int, form: RecordFormat = PLAI
         return parse_record(item, where, name, form)
     if number == 1:
         item = item.removeprefix(_BOM)
-    if not item.strip():
+    if not item or item.isspace():
         return None
     try:
         text = item.decode()
@@ -89,8 +87,7 @@ def parse(item: bytes | dict, path: Path, number: int, form: RecordFormat = PLAI
         at = min(getattr(error, "pos", 0), len(text.rstrip()))
         raise _not_json(where, error, at + 1) from None
     # Text that was UTF-8 can hold half a surrogate pair only as an escape.
-    check = ("\\ud" in text or "\\uD" in text) and _SURROGATE.search(text) is not None
-    return parse_record(record, where, name, form, check=check)
+    return parse_record(record, where, name, form, check=_SURROGATE.search(item) is not None)
 
 
 def read_dialogues(

@@ -3,9 +3,11 @@
 from collections import Counter
 
 from mtsft.dialogue.kinds import kind
-from mtsft.dialogue.normalize import CONTENT, TEXT, Normalizer
+from mtsft.dialogue.normalize import Keys, Normalizer
 from mtsft.dialogue.records import Messages, listed
 from mtsft.errors import InputError, one_line
+
+_CONTENT, _TEXT = Keys.of("role", "content", "replies"), Keys.of("role", "text", "replies")
 
 
 def tree(record: dict, reader: Normalizer) -> Messages:
@@ -14,15 +16,15 @@ def tree(record: dict, reader: Normalizer) -> Messages:
     messages, parents, pending = [], [], [(record.get(key), -1)]
     while pending:
         node, parent = pending.pop()
-        keys = TEXT if isinstance(node, dict) and "content" not in node and "text" in node else CONTENT
-        words = {k: v for k, v in node.items() if k != "replies"} if isinstance(node, dict) else node
-        messages.append(reader.message(words, f"{len(messages) + 1} of '{key}', depth first,", keys))
+        keys = _TEXT if isinstance(node, dict) and "content" not in node and "text" in node else _CONTENT
+        messages.append(reader.message(node, f"{len(messages) + 1} of '{key}', depth first,", keys))
         parents.append(parent)
         replies = node.get("replies") or []
         if not isinstance(replies, list):
             raise InputError(f"{reader.where}: message {len(messages)} of '{key}', depth first, has 'replies' that "
                              f"are {kind(replies)}; they must be a list")  # fmt: skip
-        pending += [(reply, len(messages) - 1) for reply in reversed(replies)]
+        if replies:
+            pending += [(reply, len(messages) - 1) for reply in reversed(replies)]
     return messages, parents
 
 

@@ -35,6 +35,10 @@ class Message(NamedTuple):  # not a frozen dataclass: it is made four times as f
         return record | self.fields if self.fields else record
 
 
+# new_tuple(Message, (all its attributes)) does what its constructor does, in half the time.
+new_tuple = tuple.__new__
+
+
 @dataclass(frozen=True, slots=True)
 class Dialogue:
     """Messages, the name of their dialogue, and where it was read.

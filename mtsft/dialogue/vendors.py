@@ -14,7 +14,7 @@ from typing import Any
 
 from mtsft.errors import InputError, one_line
 
-_BLOCKS = frozenset(("tool_use", "tool_result"))  # which no other format has
+_BLOCKS = ("tool_use", "tool_result")  # types of blocks, which no other format has
 _THOUGHT = frozenset(("thought", "thoughtSignature"))  # what a part says of itself, beside its one content
 _SIGNED = frozenset(("functionCall", "function_call", "text")) | _THOUGHT
 
@@ -32,14 +32,14 @@ def rewritten(record: dict, where: str) -> dict:
     if isinstance(record.get("contents"), list) and "messages" not in record:
         return _from_google(record, where)
     messages = record.get("messages")
-    if isinstance(messages, list) and (isinstance(record.get("system"), list) or any(map(_has_blocks, messages))):
+    if isinstance(messages, list) and (isinstance(record.get("system"), list) or _has_blocks(messages)):
         return _from_anthropic(record, where)
     return record
 
 
-def _has_blocks(message: Any) -> bool:
-    content = message.get("content") if isinstance(message, dict) else None
-    return isinstance(content, list) and any(isinstance(b, dict) and b.get("type") in _BLOCKS for b in content)
+def _has_blocks(messages: list) -> bool:
+    lists = [m["content"] for m in messages if isinstance(m, dict) and m.get("content").__class__ is list]
+    return any(isinstance(block, dict) and block.get("type") in _BLOCKS for blocks in lists for block in blocks)
 
 
 # Anthropic

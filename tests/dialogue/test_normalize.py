@@ -247,6 +247,7 @@ MESSAGES = [
     ({"content": [{"type": "video", "video": "x"}]}, "has 'video' in its content (part 1)"),
     ({"content": [{"type": "poem", "text": "x"}]}, "has content whose part 1 has the unknown type"),
     ({"content": [{"text": "x"}]}, "has content whose part 1 is without a type; write"),
+    ({"content": [{"type": ["text"], "text": "x"}]}, "has content whose part 1 is without a type; write"),
     ({"content": ["x"]}, "has content whose part 1 is a string; write"),
     ({"content": [{"type": "text"}]}, "has content whose part 1, of the type 'text', holds null; it must hold"),
     ({"content": [{"type": "text", "text": "x"}, {"type": "reasoning", "value": "r"}]},
