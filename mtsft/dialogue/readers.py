@@ -185,14 +185,30 @@ def _is_document(lines: list[bytes]) -> bool:
         return False
     if first[0].startswith(b"["):
         return not _is_messages(first[0])
+    if len(first) == 1 or not _is_unfinished(first[0]):
+        return False
+    if not first[1].startswith(b"{"):
+        return True
+    return first[0].endswith((b"[", b",", b":")) and not _is_record(first[1])  # a line that broke off, before another
+
+
+def _is_unfinished(line: bytes) -> bool:
+    """Whether a line begins an object that goes on behind its end."""
     try:
-        json.loads(first[0])
+        json.loads(line)
     except json.JSONDecodeError as error:
-        unfinished = first[0].startswith(b"{") and error.pos >= len(error.doc)
-        return unfinished and len(first) == 2 and not first[1].startswith(b"{")
+        return line.startswith(b"{") and error.pos >= len(error.doc)
     except (ValueError, RecursionError):
         pass  # an error when it is parsed
     return False
+
+
+def _is_record(line: bytes) -> bool:
+    """Whether a line that begins with a brace is a whole object, and no message of one that is spread over lines."""
+    try:
+        return json.loads(line).keys().isdisjoint(("role", "from"))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _is_messages(line: bytes) -> bool:

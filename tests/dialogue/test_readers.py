@@ -251,6 +251,33 @@ def test_an_object_spread_over_lines_is_one_record(tmp_path):
     assert (dialogue.id, dialogue.source) == ("d3", f"{path}:1")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"messages": [\n%s,\n%s\n]}\n',
+        '{"messages": [\n\n  %s,\n  %s]}',
+        '{"messages": [%s,\n%s]}',
+        '{"id": "x", "messages":\n[%s,\n%s\n]}',
+        '\ufeff{"messages": [\r\n%s,\r\n%s\r\n]}\r\n',
+    ],
+)
+def test_an_object_may_have_a_message_a_line(tmp_path, text):
+    path = tmp_path / "d.json"
+    text %= (json.dumps({"role": "user", "content": "u"}), json.dumps(REPLY))
+    path.write_text(text, newline="")
+    ((number, dialogue),) = read_dialogues(path)
+    assert (number, dialogue.source) == (1, f"{path}:1")
+    assert dialogue.messages == (Message("user", "u"), Message("assistant", "x"))
+    path.write_text(text.removeprefix("\ufeff") * 2, newline="")
+    assert [d.messages for _, d in read_dialogues(path)] == [dialogue.messages] * 2
+
+
+def test_an_object_of_one_message_that_has_a_line_is_one_record(tmp_path):
+    path = tmp_path / "d.json"
+    path.write_text(f'{{"messages": [\n{json.dumps(REPLY)}\n]}}')
+    assert [d.messages for d in read(path)] == [(Message("assistant", "x"),)]
+
+
 def test_lines_and_what_is_compressed_come_as_a_stream(tmp_path):
     for name, pack in PACKED.items():
         path = tmp_path / name
@@ -283,6 +310,8 @@ DAMAGED = {
     b'[{"a": 1},\n\n' + b"[" * 100_000: ":3: not JSON (nested too deeply",
     b'[\n{"a": "\xff"}]': ":2: not UTF-8 (byte 0xff at column 8); save the file as UTF-8",
     b'\xef\xbb\xbf[\n{"a": "\xff"}]': ":2: not UTF-8 (byte 0xff at column 8); save the file as UTF-8",
+    b'{"messages": [\n{"role": "user"}\n{"role": "user"}\n]}': ":3: not JSON (Expecting ',' delimiter, column 1); re",
+    b'{"messages": [\n{"role": "user"},\n{"role": "user"}\n': ":4: not JSON (Expecting ',' delimiter, column 1); re",
     b'{\n "a": 1,\n "b"\n}': ":4: not JSON (Expecting ':' delimiter, column 1); repair it there",
     gzip.compress(LINES, mtime=0)[:-9]: ":1: cannot be decompressed from about this line on (",
     gzip.compress(LINES, mtime=0) + b"tail": ":1: cannot be decompressed from about this line on (",
@@ -306,12 +335,13 @@ def test_a_damaged_file_is_refused_in_one_line_with_its_place(tmp_path, data):
     assert "\n" not in str(error.value)
 
 
-def test_a_line_cut_short_in_the_midst_of_lines_is_named_itself(tmp_path):
+@pytest.mark.parametrize("cut", ['{"messages": [', '{"id": "abcd",', '{"messages__":'])
+def test_a_line_cut_short_in_the_midst_of_lines_is_named_itself(tmp_path, cut):
     path = tmp_path / "d.jsonl"
-    path.write_bytes(b'{"messages": [\n' + LINES)
+    path.write_bytes(cut.encode() + b"\n" + LINES)
     (chunk,) = read_chunks(path)
     assert len(chunk.records) == 1 + len(RECORDS)
-    with pytest.raises(InputError, match=r"d\.jsonl:1: not JSON \(Expecting value, column 15\); every line must be"):
+    with pytest.raises(InputError, match=r"d\.jsonl:1: not JSON \(Expecting .*, column 15\); every line must be"):
         readers.parse(chunk.records[0], path, 1)
 
 
