@@ -135,6 +135,11 @@ def _of_folder(folder: Path, key: str) -> list[Path]:
             )
         if found:
             return found
+    saved = sorted(state.parent for state in folder.glob("*/state.json"))
+    if (folder / "dataset_dict.json").exists() and saved:
+        names = one_line(", ".join(split.name for split in saved), 100)
+        likely = next((split for split in saved if split.name.startswith(splits)), saved[0])
+        raise InputError(f"{folder}: holds the splits {names}; name the one for {key}, e.g. {key}={likely}")
     names = ", ".join(f"{split}.jsonl" for split in splits)
     raise InputError(
         f"{folder}: is a folder without files of a split that {key} could be ({names}, {splits[0]}-*.parquet, "

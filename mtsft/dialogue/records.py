@@ -15,8 +15,8 @@ Messages = tuple[list[Message], list[int] | None]  # with their parents, as Dial
 def listed(record: dict, key: str, reader: Normalizer) -> list:
     """The list of messages under `key`.
 
-    The list, or each message of it, may be given as JSON, as tables have them. A list of plain texts is a user's and
-    an assistant's by turns, the user first.
+    The list, or each message of it, may be given as JSON, as tables have them, or as an object of lists, as `datasets`
+    keeps a Sequence. A list of plain texts is a user's and an assistant's by turns, the user first.
 
     Raises:
         InputError: there is none.
@@ -24,8 +24,15 @@ def listed(record: dict, key: str, reader: Normalizer) -> list:
     items = record.get(key)
     if isinstance(items, str):
         items = _decoded(items)
+    if isinstance(items, dict) and {*map(type, items.values())} == {list} and len({*map(len, items.values())}) == 1:
+        items = [dict(zip(items, values)) for values in zip(*items.values())]
     if isinstance(items, list) and items:
         return [_message(item, i) for i, item in enumerate(items)] if isinstance(items[0], str) else items
+    if isinstance(items, str) and items.startswith("["):
+        raise InputError(
+            f"{reader.where}: '{key}' is text that begins as a list and is not JSON; write it as JSON, or the file as "
+            "JSON Lines or Parquet (of `datasets`: to_json or to_parquet, not to_csv)"
+        )
     problem = f"no '{key}'" if items is None else f"'{key}' is {kind(items)}"
     example = EXAMPLE if key == "messages" else EXAMPLE.replace("messages", key)
     if key in ("conversations", "conversation"):

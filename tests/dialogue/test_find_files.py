@@ -185,6 +185,21 @@ def test_a_dataset_that_datasets_saved_has_its_arrow_files(tmp_path):
         find_files(str(train), "data.train")
 
 
+def test_splits_of_other_names_that_datasets_saved_are_named(tmp_path):
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train_sft", "test_sft"]}')
+    for split in ("train_sft", "test_sft"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    for key, likely in (("data.train", "train_sft"), ("data.eval", "test_sft")):
+        with pytest.raises(InputError) as caught:
+            find_files(str(tmp_path), key)
+        assert str(caught.value) == (
+            f"{tmp_path}: holds the splits test_sft, train_sft; name the one for {key}, e.g. {key}={tmp_path}/{likely}"
+        )
+    named = find_files(f"{tmp_path}/train_sft", "data.train")
+    assert named == [tmp_path / "train_sft" / "data-00000-of-00001.arrow"]
+
+
 def test_a_name_that_only_begins_as_a_split_is_another_s(tmp_path):
     for name in ("train.jsonl", "train_eval.jsonl", "train-00001.jsonl", "training.jsonl", "train_sft-0-of-1.jsonl"):
         (tmp_path / name).write_text("x")

@@ -309,6 +309,12 @@ RECORDS = [
     ({"instruction": "i", "output": 3}, "", "'output' is a number; it must be a string"),
     ({"conversations": []}, "", "'conversations' is an empty list; every dialogue needs a list of messages, such as "
      '{"conversations": [{"from": "user", "value": "..."}'),
+    ({"messages": {"role": ["user"], "content": []}}, "", "'messages' is an object; every dialogue needs a list"),
+    ({"messages": {"role": [], "content": []}}, "", "'messages' is an empty list; every dialogue needs a list"),
+    ({"messages": {}}, "", "'messages' is an object; every dialogue needs a list"),
+    ({"messages": "[{'role': 'user', 'content': 'u'}\n {'role': 'assistant', 'content': 'a'}]"}, "",
+     "'messages' is text that begins as a list and is not JSON; write it as JSON, or the file as JSON Lines or "
+     "Parquet (of `datasets`: to_json or to_parquet, not to_csv)"),
     ({"conversations": [{"value": "x"}]}, "", "message 1 has no 'from'; use one of system"),
     ({"conversations": [{"from": "gpt"}]}, "", "message 1 (assistant) has no value; it must be a string"),
     ({"conversations": [{"from": "function_call", "value": "f(1)"}]}, "",
@@ -395,6 +401,8 @@ def test_anything_is_a_dialogue_or_refused_in_one_line(record, format):
         ["u", "a"],
         {"messages": json.dumps([{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}])},
         {"messages": [json.dumps({"role": "user", "content": "u"}), json.dumps({"role": "assistant", "content": "a"})]},
+        {"messages": {"role": ["user", "assistant"], "content": ["u", "a"], "tool_calls": [None, None]}},
+        {"conversations": {"from": ["human", "gpt"], "value": ["u", "a"]}},
         {"data": ["u", "a"]},
         {"dialog": ["u", "a"]},
         {"conversation": [{"input": "u", "output": "a"}]},

@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from mtsft.dialogue.find_files import find_files
 from mtsft.dialogue.readers import read_chunks, read_dialogues
 from mtsft.errors import InputError
 
@@ -64,6 +65,31 @@ def test_a_row_may_be_a_dialogue(tmp_path, name):
     ]
     total = (tmp_path / name).stat().st_size
     assert sum(chunk.size for chunk in read_chunks(tmp_path / name)) == total
+
+
+def test_a_folder_that_datasets_saved_is_read(tmp_path):
+    """As Dataset.save_to_disk of datasets 5.2 writes it: shards that are streams, with a schema of its own beside."""
+    text = {"dtype": "string", "_type": "Value"}
+    messages = {"feature": {"role": text, "content": text}, "_type": "List"}
+    info = {"features": {"id": text, "messages": messages}}
+    message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    schema = pyarrow.schema(
+        [("id", pyarrow.string()), ("messages", pyarrow.list_(message))], {"huggingface": json.dumps({"info": info})}
+    )
+    names = [f"data-0000{i}-of-00002.arrow" for i in range(2)]
+    for name, records in zip(names, (DIALOGUES[:1], DIALOGUES[1:])):
+        with pyarrow.ipc.new_stream(tmp_path / name, schema) as writer:
+            for record in records:
+                writer.write_table(pyarrow.Table.from_pylist([record], schema))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({**info, "citation": "", "license": ""}))
+    state = {"_data_files": [{"filename": name} for name in names], "_fingerprint": "0", "_split": None}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    files = find_files(str(tmp_path), "data.train")
+    assert files == [tmp_path / name for name in names]
+    assert [one for file in files for one in said(file)] == [
+        (record["id"], [(m["role"], m["content"]) for m in record["messages"]], None) for record in DIALOGUES
+    ]
+    assert [d.source for file in files for _, d in read_dialogues(file)][:2] == [f"{file}:1" for file in files]
 
 
 @pytest.mark.parametrize("name", WRITERS)
