@@ -1,7 +1,7 @@
 """The files of a run, found and not yet tokenised."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mtsft.config import DataConfig
@@ -9,6 +9,7 @@ from mtsft.corpora import recall
 from mtsft.data.chat_format import open_chat, train_tokenizer
 from mtsft.data.store import code_digest, in_cache
 from mtsft.dialogue import find_files
+from mtsft.dialogue.find_files import WeightedFile
 from mtsft.dialogue.record_format import RecordFormat
 from mtsft.encoding.spec import ChatFormat, EncodingSpec
 from mtsft.errors import InputError
@@ -52,7 +53,9 @@ class DataFiles:
         else:
             weighted = find_files.find_weighted_files(data.train, "data.train")
             train_files, weights = [file.path for file in weighted], [file.weight for file in weighted]
-            eval_files = find_files.find_files(data.eval, "data.eval") if data.eval else []
+            held_out = find_files.find_weighted_files(data.eval, "data.eval") if data.eval else []
+            eval_files = [file.path for file in held_out]
+            data = _under_names(data, [*weighted, *held_out])
         form = RecordFormat.of(data.format, data.columns, data.roles, data.system)
         for path in [*train_files, *eval_files]:
             find_files.check_readable(path)
@@ -61,16 +64,37 @@ class DataFiles:
             return train_tokenizer(chat, data.vocab_size, train_files, form, cache / "tokenizers")
 
         chat = open_chat(data.tokenizer, data.template, data.template_variables, data.template_date, trained)
-        held_out = data.eval_fraction if not eval_files else 0.0
+        share = data.eval_fraction if not eval_files else 0.0
         return cls(
             train_files=train_files,
             weights=weights,
-            eval_files=eval_files or (train_files if held_out else []),
-            train_spec=EncodingSpec(chat, data, (held_out, 1.0)),
-            eval_spec=EncodingSpec(chat, data, (0.0, held_out or 1.0)),
+            eval_files=eval_files or (train_files if share else []),
+            train_spec=EncodingSpec(chat, data, (share, 1.0)),
+            eval_spec=EncodingSpec(chat, data, (0.0, share or 1.0)),
             cache=cache,
             workers=data.workers,
         )
+
+
+def _under_names(data: DataConfig, files: Sequence[WeightedFile]) -> DataConfig:
+    """With the names of columns and roles that a dataset_info.json says of the files; the config has one set of them.
+
+    Raises InputError where the files, or the config, say different ones.
+    """
+    names = files[0].names
+    if other := next((file.path for file in files if file.names != names), None):
+        raise InputError(
+            f"{other}: names its columns or roles otherwise than {files[0].path}, as dataset_info.json has them, and "
+            "all files are read under the same names; write them anew under the same"
+        )
+    if not any(names):
+        return data
+    if data.columns or data.roles:
+        raise InputError(
+            f"{files[0].path}: dataset_info.json says the names of its columns and roles, and so do data.columns or "
+            "data.roles; leave these out, or name the file itself"
+        )
+    return replace(data, columns=names.columns, roles=names.roles)
 
 
 def _write_corpus(data: DataConfig, folder: Path) -> tuple[list[Path], list[Path]]:

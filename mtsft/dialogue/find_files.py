@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mtsft.dialogue.dataset_info import Names, named_dataset, refuse_folder
 from mtsft.errors import InputError, one_line
 
 # The names of the split that a key wants of a dataset's folder, best first.
@@ -18,10 +19,17 @@ _ENDING = re.compile(r"\.(?:(?:jsonl?|ndjson)(?:\.(?:gz|zst))?|parquet|arrow|csv
 
 
 class WeightedFile(NamedTuple):
-    """A file of dialogues. weight: how often each is seen in an epoch."""
+    """A file of dialogues.
+
+    Attributes:
+        path: where it is.
+        weight: how often each dialogue is seen in an epoch.
+        names: what its columns and roles are called, where a dataset_info.json says so.
+    """
 
     path: Path
     weight: float = 1.0
+    names: Names = Names()
 
 
 def find_weighted_files(patterns: str | Sequence[str], key: str) -> list[WeightedFile]:
@@ -29,7 +37,8 @@ def find_weighted_files(patterns: str | Sequence[str], key: str) -> list[Weighte
 
     Args:
         patterns: one, several separated by commas (unless a file of that very name exists), or a sequence of them.
-            Each may end in `=NUMBER`, the weight of its files (unless a file of that very name exists).
+            Each may end in `=NUMBER`, the weight of its files (unless a file of that very name exists). FOLDER/NAME
+            may be a dataset that FOLDER/dataset_info.json describes.
         key: the config key that names them, for errors.
 
     Raises:
@@ -42,7 +51,11 @@ def find_weighted_files(patterns: str | Sequence[str], key: str) -> list[Weighte
         if not pattern.strip():
             continue
         name, weight = _weighted(pattern.strip(), key)
-        files += [WeightedFile(path, weight) for path in _matching(name, key)]
+        expanded = os.path.expanduser(name)  # noqa: PTH111
+        is_there = _exists(name) or glob.glob(expanded, recursive=True)
+        described = None if is_there else named_dataset(Path(expanded))
+        name, names = described or (name, Names())
+        files += [WeightedFile(path, weight, names) for path in _matching(str(name), key)]
     if not files:
         raise InputError(f"{key} names no file; set it to a .jsonl file of dialogues")
     for path, count in Counter(file.path for file in files).items():
@@ -140,6 +153,7 @@ def _of_folder(folder: Path, key: str) -> list[Path]:
         names = one_line(", ".join(split.name for split in saved), 100)
         likely = next((split for split in saved if split.name.startswith(splits)), saved[0])
         raise InputError(f"{folder}: holds the splits {names}; name the one for {key}, e.g. {key}={likely}")
+    refuse_folder(folder, key)
     names = ", ".join(f"{split}.jsonl" for split in splits)
     raise InputError(
         f"{folder}: is a folder without files of a split that {key} could be ({names}, {splits[0]}-*.parquet, "

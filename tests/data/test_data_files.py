@@ -1,5 +1,7 @@
 """The files of a run: what a config names, found."""
 
+import json
+
 import pytest
 
 from mtsft.config import DataConfig
@@ -52,3 +54,26 @@ def test_a_file_without_one_dialogue_is_refused_by_its_first_line_though_no_toke
     path.write_text('{"text": "hi"}\n{"text": "you"}\n')
     with pytest.raises(InputError, match=rf"^{path}:1: no 'messages', nor the keys of another format"):
         DataFiles.find(DataConfig(**vars(data) | {"train": str(path), "eval": ""}))
+
+
+def test_names_that_a_dataset_info_says_become_the_config_s(data, tmp_path):
+    told = {
+        "file_name": "log.jsonl",
+        "formatting": "sharegpt",
+        "columns": {"messages": "log"},
+        "tags": {"user_tag": "me"},
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"a": told, "b": {"file_name": "held_out.jsonl"}}))
+    log = [{"from": "me", "value": "Hello there"}, {"from": "gpt", "value": "I am well"}]
+    (tmp_path / "log.jsonl").write_text(json.dumps({"log": log}) + "\n")
+    values = vars(data) | {"train": f"{tmp_path}/a", "eval": ""}
+    files = DataFiles.find(DataConfig(**values))
+    config = files.train_spec.config
+    assert (files.train_files, config.columns, config.roles) == (
+        [tmp_path / "log.jsonl"], '{"messages": "log", "role": "from", "content": "value"}', '{"me": "user"}'
+    )  # fmt: skip
+    assert files.eval_spec.config == config
+    with pytest.raises(InputError, match=rf"^{tmp_path}/log.jsonl: dataset_info.json says the names of its columns"):
+        DataFiles.find(DataConfig(**values | {"roles": '{"you": "user"}'}))
+    with pytest.raises(InputError, match=rf"^{tmp_path}/held_out.jsonl: names its columns or roles otherwise than"):
+        DataFiles.find(DataConfig(**values | {"eval": f"{tmp_path}/b"}))
