@@ -81,6 +81,9 @@ class TokenizedDataset:
             lines[0] += f"; {layout.num_rows:,} rows of {layout.row_length:,}, fill {layout.fill:.4f}"
         if self.eval:
             lines.append(_account("held out", self.eval))
+            if self.eval.files != self.train.files:  # of a folder that may be its validation split, or its test split
+                others = len(self.eval.files) - 1
+                lines[-1] += f"; from {self.eval.files[0]}" + (f" and {others:,} more" if others else "")
         elif share := self.spec.config.eval_fraction:
             lines.append(f"held out: nothing, as data.eval_fraction={share:g} of so few dialogues is none; raise it")
         return lines

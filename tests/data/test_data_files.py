@@ -6,6 +6,7 @@ import pytest
 
 from mtsft.config import DataConfig
 from mtsft.data.data_files import DataFiles
+from mtsft.data.dataset import open_dataset
 from mtsft.errors import InputError
 
 
@@ -77,3 +78,22 @@ def test_names_that_a_dataset_info_says_become_the_config_s(data, tmp_path):
         DataFiles.find(DataConfig(**values | {"roles": '{"you": "user"}'}))
     with pytest.raises(InputError, match=rf"^{tmp_path}/held_out.jsonl: names its columns or roles otherwise than"):
         DataFiles.find(DataConfig(**values | {"eval": f"{tmp_path}/b"}))
+
+
+def test_where_the_held_out_dialogues_are_from_is_said(data, write_jsonl, tmp_path):
+    turns = [("user", "Hello there"), ("assistant", "I am well")]
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    for name in ("train", "test-0-of-2", "test-1-of-2"):
+        write_jsonl([turns], f"dataset/{name}.jsonl")
+    values = vars(data) | {"train": str(folder), "eval": str(folder), "eval_fraction": 0.0}
+    train, held_out = open_dataset(DataConfig(**values), progress=False).summary()
+    assert train.startswith("train: 1 of 1 dialogues, ")
+    assert held_out.startswith("held out: 2 of 2 dialogues, ")
+    assert held_out.endswith(f"; from {folder}/test-0-of-2.jsonl and 1 more")
+    (folder / "test-1-of-2.jsonl").unlink()
+    assert (
+        open_dataset(DataConfig(**values), progress=False).summary()[1].endswith(f"; from {folder}/test-0-of-2.jsonl")
+    )
+    share = DataConfig(**values | {"eval": "", "eval_fraction": 1.0})
+    assert "; from " not in open_dataset(share, progress=False).summary()[1]
