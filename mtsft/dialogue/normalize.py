@@ -27,8 +27,8 @@ MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _NOT_OF_MESSAGES = frozenset(("tools", "functions", *MEDIA, *MASKS))
 _NAMES = ("name", "tool_call_id")
-# What makes a message more than text.
-_MORE = _NOT_OF_MESSAGES.union(WEIGHTS, ("tool_calls", "function_call", *_NAMES, *_REASONING))
+# What makes a message more than text with a weight.
+_MORE = _NOT_OF_MESSAGES.union(("tool_calls", "function_call", *_NAMES, *_REASONING))
 # The types of parts, ranked as templates render them: parts in another order would be rendered out of order.
 _PARTS = {
     **dict.fromkeys(("reasoning", "thinking"), (0, "reasoning")),
@@ -77,7 +77,7 @@ class Keys(NamedTuple):
     @classmethod
     def of(cls, role: str, content: str, *more: str) -> "Keys":
         """With the keys that every family has, and `more`, which say how a message stands among others."""
-        return cls(role, content, _MORE.union(("id", "parent_id", "parent", role, content, *more)))
+        return cls(role, content, _MORE.union(WEIGHTS, ("id", "parent_id", "parent", role, content, *more)))
 
 
 CONTENT, VALUE = Keys.of("role", "content"), Keys.of("from", "value")
@@ -127,9 +127,12 @@ class Normalizer:
         others = None  # what nothing reads; nulls say nothing
         if not read.issuperset(record):
             others = {key: value for key, value in record.items() if key not in read and value is not None} or None
-        if is_text and _MORE.isdisjoint(record):
+        is_text = is_text and _MORE.isdisjoint(record)
+        if is_text and WEIGHTS.isdisjoint(record):
             return new_tuple(Message, (role, content, 1.0, None, None, others))
         subject = f"{self.where}: message {number} ({role})"
+        if is_text:
+            return new_tuple(Message, (role, content, weight_of(record, subject), None, None, others))
         return self._structured(record, role, calling, content_key, others, subject)
 
     def joined(self, messages: list[Message], records: Sequence[object]) -> list[Message]:
