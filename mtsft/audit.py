@@ -29,7 +29,7 @@ def main() -> None:
         from mtsft.runs import identity_check
 
         report["numeric"] = identity_check.check(_CONFIG.value, files)
-    print(json.dumps(report) if _FORMAT.value == "json" else report_as_text(report))
+    cli.write_out((json.dumps(report) if _FORMAT.value == "json" else report_as_text(report)) + "\n")
     wrong = [problem for problem in report["problems"] if problem["severity"] == "error"]
     if wrong:
         named = "; ".join(f"{problem['count']:,} {problem['what']}" for problem in wrong)

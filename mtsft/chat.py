@@ -4,6 +4,7 @@ DIR is the workdir of a run (its best checkpoint by held-out loss), or a Hugging
 rendered by the template of the training; /help lists the commands.
 """
 
+import codecs
 import sys
 from collections.abc import Iterator
 
@@ -33,7 +34,9 @@ def main() -> None:
 
 def _lines() -> Iterator[str]:
     # A line that is not UTF-8 comes as one that says so, whatever the locale: it is refused, and the next one is read.
-    sys.stdin.reconfigure(errors="surrogateescape")
+    # A locale without letters beyond ASCII says nothing of what is typed: it is UTF-8.
+    is_ascii = codecs.lookup(sys.stdin.encoding).name == "ascii"
+    sys.stdin.reconfigure(encoding="utf-8" if is_ascii else None, errors="surrogateescape")
     if not sys.stdin.isatty():
         yield from (line.rstrip("\n") for line in sys.stdin)
         return

@@ -1,48 +1,28 @@
 """What every door shares: flags, one-line errors and the exit status."""
 
+from mtsft.console import any_text_any_reader, leave_quietly_at_ctrl_c, raise_at_ctrl_c, write_out
+
+leave_quietly_at_ctrl_c()  # before the modules that take long to load
+
 import os
-import re
+import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
-from ml_collections import config_flags
 
-from mtsft.config_files import find_config
-from mtsft.errors import InputError, one_line
+from mtsft import __version__
+from mtsft.config_flag import define_config, with_config
+from mtsft.config_keys import near_keys
+from mtsft.errors import InputError, did_you_mean, one_line
 from mtsft.files import FULL, atomic_write, check_writable, expanded
+from mtsft.help_text import Entry, flag_entry, found_text, help_text, key_entries
 
-
-class _ConfigParser(flags.ArgumentParser):
-    """Reads a config by its name or its file, with or without :VARIANT.
-
-    Args:
-        files: the parser that reads FILE and FILE:VARIANT.
-    """
-
-    def __init__(self, files: flags.ArgumentParser):
-        self._files = files
-
-    def parse(self, argument: str) -> Any:
-        """The config that a flag's value names. Raises InputError where there is none."""
-        name, colon, variant = argument.partition(":")
-        try:
-            file = find_config(name)
-        except InputError as error:
-            raise InputError(f"--config={error}") from error
-        return self._files.parse(f"{file}{colon}{variant}")
-
-
-def define_config() -> flags.FlagHolder:
-    """The flag --config=NAME or FILE, with an override --config.key=value for every key."""
-    holder = config_flags.DEFINE_config_file("config", None, "A config: a name, such as quickstart, or a Python file.")
-    flag = flags.FLAGS["config"]
-    flag.parser = _ConfigParser(flag.parser)
-    return holder
+__all__ = ["define_config", "write_out"]
 
 
 def define_workdir(required: bool = True) -> flags.FlagHolder:
@@ -116,83 +96,104 @@ def _errors_naming(flag: flags.FlagHolder) -> Iterator[None]:
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main` and exits.
 
-    Exit status: 0 done; 2 the user's input is wrong, said in one line; 130 Ctrl-C; 1 anything else, a bug of ours.
+    Exit status: 0 done, and where a reader such as `head` has left; 2 the user's input is wrong, said in one line; 130
+    Ctrl-C; 1 anything else, a bug of ours.
     """
+    raise_at_ctrl_c()
     logging.set_verbosity(logging.ERROR)  # absl's own warnings would stand beside the one line
-    if "--help" in sys.argv:
-        print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
-        return
-    try:
-        if "config" in flags.FLAGS and _given_config() is None:
-            raise InputError("no --config; name one, such as --config=quickstart")
-        rest = flags.FLAGS(sys.argv)[1:]
-        if rest:
-            raise InputError(f"{one_line(rest[0], 80)!r} is not a flag; write --name=value (see --help)")
-        if "config" in flags.FLAGS and flags.FLAGS.config is None:
-            raise InputError("the config's get_config() returns nothing; it must return the config")
-        main()
-    except InputError as error:
-        _fail(error)
-    except flags.Error as error:
-        _fail(_flag_error_line(error))
-    except KeyboardInterrupt:
-        _leave(130)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in FULL:
-            _fail(f"{error.filename or 'the disk'}: {error.strerror}; free some space and run the same command again")
-        if _from_config(error):
-            _fail(_config_error_line(error))
-        traceback.print_exc()
-        _leave(1)
+    with any_text_any_reader():
+        try:
+            if not _answered(sys.argv[1:]):
+                _parse()
+                main()
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a full disk is told
+        except InputError as error:
+            _fail(error)
+        except flags.Error as error:
+            _fail(_flag_error_line(error))
+        except KeyboardInterrupt:
+            _leave(130)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                where = error.filename or "what is written to"
+                _fail(f"{where}: {error.strerror}; free some space and run the same command again")
+            if _from_override(error):
+                _fail(f"the config cannot be changed so: {type(error).__name__}: {error}")
+            traceback.print_exc()
+            _leave(1)
 
 
-def _given_config() -> str | None:
-    """What the command line says of --config, its variant with it. None where it says nothing."""
-    for flag, value in zip(sys.argv, [*sys.argv[1:], ""]):
-        name, equals, given = flag.lstrip("-").partition("=")
-        if flag.startswith("-") and name == "config":
-            return given if equals else value
-    return None
+def _answered(arguments: Sequence[str]) -> bool:
+    """Prints what --help, --help=WORD, -h or --version ask for, if one is there. Raises InputError for other words."""
+    for argument in arguments:
+        name, _, word = argument.partition("=")
+        if name in ("-version", "--version"):
+            print(f"mtsft {__version__}")
+            return True
+        if name in ("-h", "-help", "--help", "--helpshort", "--helpfull"):
+            # 0 columns, for text in lines of any length, where there is no terminal.
+            _help(word, shutil.get_terminal_size(fallback=(0, 0)).columns)
+            return True
+    return False
 
 
-def _no_config_line() -> str:
-    name = _given_config().partition(":")[0]
-    return f"--config={name}: is no config, a Python file with a get_config(); see configs/quickstart.py"
+def _help(word: str, width: int) -> None:
+    has_config = "config" in flags.FLAGS
+    entries = list(_flag_entries())
+    if word:
+        print(found_text(word, entries + (key_entries() if has_config else []), width))
+    else:
+        print(help_text(sys.modules["__main__"].__doc__, entries, has_config, width))
+
+
+def _flag_entries() -> Iterator[Entry]:
+    """The flags of the door; not those that absl and other libraries have for themselves."""
+    for module, found in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("mtsft") or module == sys.argv[0]:
+            for flag in found:
+                if "." not in flag.name:  # an override of --config
+                    choices = getattr(flag.parser, "enum_values", None) or ()
+                    yield flag_entry(flag.name, flag.default, flag.help, choices)
+    yield flag_entry("help", None, "This text; or what has a word in its name or meaning: --help=WORD.")
+    yield flag_entry("version", False, "The version of mtsft.")
+
+
+def _parse() -> None:
+    """Parses the flags. Raises InputError or flags.Error for wrong ones."""
+    if "config" in flags.FLAGS:
+        sys.argv, remark = with_config(sys.argv)
+        if remark:
+            print(f"{_door()}: {remark}", file=sys.stderr)
+    rest = flags.FLAGS(sys.argv)[1:]
+    if rest:
+        raise InputError(f"{one_line(rest[0], 80)!r} is not a flag; write --name=value (see --help)")
 
 
 def _flag_error_line(error: flags.Error) -> str:
+    if isinstance(error, flags.UnrecognizedFlagError):
+        name = error.flagname
+        known = [entry.label.partition("=")[0].lstrip("-") for entry in _flag_entries()]
+        keys = near_keys(name.removeprefix("config.")) if "config" in flags.FLAGS else []
+        hint = did_you_mean(name, known, "--") or (f"; did you mean --config.{keys[0]}?" if keys else "; see --help")
+        return f"--{one_line(name, 80)} is not a flag{hint}"
     # ml_collections repeats whole tracebacks; the last line says what is wrong.
     head, is_traceback, trace = str(error).partition("Traceback (most recent call last)")
-    if not is_traceback:
-        return head
-    reason = trace.strip().splitlines()[-1]
-    if "get_config() takes 0 positional arguments" in reason:
-        return f"--config={_given_config()}: this config has no variants; leave out what follows its colon"
-    return f"{head} {reason}"
+    return f"{head} {trace.strip().splitlines()[-1]}" if is_traceback else head
 
 
-def _config_error_line(error: Exception) -> str:
-    if isinstance(error, AttributeError) and error.name == "get_config":
-        return _no_config_line()
-    if isinstance(error, NameError | SyntaxError) and find_config(_given_config()).suffix != ".py":
-        return _no_config_line()  # data, read as Python
-    text = str(error.args[0] if error.args else error)
-    if isinstance(error, AttributeError | KeyError):
-        words = re.findall(r"[\w.?\"]+", text.replace("\\n", " "))
-        return f"unknown config key: {' '.join(words)}; mtsft/config.py lists every key"
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: {error.msg}; a config is a Python file"
-    return f"the config cannot be read: {type(error).__name__}: {text}"
-
-
-def _from_config(error: Exception) -> bool:
-    """Whether it was raised while ml_collections read a config file or an override of it, and not by our own code."""
+def _from_override(error: Exception) -> bool:
+    """Whether it was raised while ml_collections read an override of a config, and not by our own code."""
     modules = {frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)}
     return any(name.startswith("ml_collections") for name in modules)
 
 
+def _door() -> str:
+    return Path(sys.argv[0]).stem
+
+
 def _fail(error: object) -> None:
-    print(f"{Path(sys.argv[0]).stem}: {one_line(error, 1000)}", file=sys.stderr)
+    print(f"{_door()}: {one_line(error, 1000)}", file=sys.stderr)
     _leave(2)
 
 

@@ -2,6 +2,8 @@
 
 A config file is Python with a `get_config()` that takes `default()` and changes what it wants; any key can then be
 changed again on the command line, as --config.train.steps=500.
+
+The comment beside a key is its meaning: --help shows it, and no key may be without one.
 """
 
 import math
@@ -32,7 +34,7 @@ class DataConfig:
     corpus: str = ""  # "recall": the corpus built into the package, in place of data.train and data.eval
     corpus_dialogues: int = 20_000  # of the built-in corpus, to train on
     corpus_eval_dialogues: int = 500  # of the built-in corpus, held out
-    corpus_seed: int = 0
+    corpus_seed: int = 0  # of what is drawn for the built-in corpus
     tokenizer: str = ""  # a Hugging Face tokenizer folder or a SentencePiece .model file; "" trains one on data.train
     vocab_size: int = 8192  # of a tokenizer that is trained here, at most
     template: str = ""  # a Jinja file; "chatml", "chatml-tools", "llama3", "gemma"; or "" for the tokenizer's own
@@ -63,31 +65,31 @@ def default() -> ConfigDict:
     model.init_from = ""  # a Hugging Face folder, or a workdir, to start from; it then says all sizes and customs here
     model.vocab_size = 0  # rows of the embedding; 0 for as many as the tokenizer has ids
     model.grow_vocab = ""  # rows for tokens that model.init_from lacks: the "mean" of its own, or of their "covariance"
-    model.hidden_size = 512
-    model.intermediate_size = 1376
-    model.num_hidden_layers = 8
-    model.num_attention_heads = 8
-    model.num_key_value_heads = 4
-    model.head_dim = 64
+    model.hidden_size = 512  # width of the model
+    model.intermediate_size = 1376  # width inside the gated MLP
+    model.num_hidden_layers = 8  # layers, one after the other
+    model.num_attention_heads = 8  # heads of queries
+    model.num_key_value_heads = 4  # heads of keys and values, each shared by as many heads of queries
+    model.head_dim = 64  # width of a head
     model.max_position_embeddings = 0  # positions that the model is made for, as an export says; 0: sequence_length
     model.hidden_act = "silu"  # of the gated MLP; or "gelu", "gelu_pytorch_tanh"
-    model.rms_norm_eps = 1e-6
+    model.rms_norm_eps = 1e-6  # added to the mean square that a norm divides by
     model.zero_centered_norms = False  # norms scale by 1 + weight (Gemma)
     model.post_norms = False  # norms after attention and MLP as well (Gemma)
     model.qk_norm = False  # norms of every head's queries and keys (Qwen3, Gemma 3)
     model.attention_bias = False  # of queries, keys and values (Qwen2)
-    model.attention_output_bias = False
-    model.mlp_bias = False
+    model.attention_output_bias = False  # of the projection out of attention
+    model.mlp_bias = False  # of the matrices of the MLP
     model.query_pre_attn_scalar = 0.0  # scores are divided by its root; 0 for head_dim
     model.attn_logit_softcapping = 0.0  # scores stay within +- this (Gemma 2); 0 for no cap
     model.final_logit_softcapping = 0.0  # the same of logits
     model.scale_embeddings = False  # by the root of hidden_size (Gemma)
     model.sliding_window = 0  # tokens that a sliding layer looks back, its own with them
     model.layer_types = "full"  # attention, "full" or "sliding", that the layers repeat: "sliding,full"
-    model.rope_theta = 10_000.0
+    model.rope_theta = 10_000.0  # base of the wavelengths of rotary positions
     model.rope_scaling = ""  # JSON object under Hugging Face's names; rope_type "linear", "llama3" or "yarn"
     model.rope_local_theta = 0.0  # of sliding layers, which are not scaled then (Gemma 3); 0: they turn as all do
-    model.tie_word_embeddings = False
+    model.tie_word_embeddings = False  # whether the embedding is the head as well
     model.initializer_range = (
         0.02  # standard deviation of a fresh embedding and head; layers' matrices go by their size
     )
@@ -118,7 +120,7 @@ def default() -> ConfigDict:
     train.epochs = 1.0  # passes over the data, where train.steps is 0
     train.batch_size = 8  # rows of a batch, over all devices and hosts
     train.microbatches = 1  # parts that a batch is computed in, to save memory; changes no number
-    train.seed = 0
+    train.seed = 0  # of fresh parameters, the order of dialogues, and noise
     train.optimizer = "adamw"  # or "adafactor", "lion", or "muon": Muon for the layers' matrices, AdamW for the rest
     train.learning_rate = 3e-4  # at its peak; "lion" wants a third of AdamW's or less, and as much more weight decay
     train.learning_rate_groups = ""  # JSON object of factors by regex of parameter names, as {"embed|head": 0.1}
@@ -128,16 +130,16 @@ def default() -> ConfigDict:
     train.decay_fraction = 0.2  # share of the steps over which "wsd" decays
     train.end_learning_rate = 0.1  # at the end of a schedule that falls, as a share of the peak
     train.weight_decay = 0.1  # of matrices
-    train.b1 = 0.9
-    train.b2 = 0.95
-    train.eps = 1e-8
+    train.b1 = 0.9  # decay of the optimizer's first moments; "adafactor" has none
+    train.b2 = 0.95  # decay of second moments ("lion": of its momentum); "adafactor" has its own
+    train.eps = 1e-8  # that "adamw" adds to the root of second moments, by which it divides
     train.clip_norm = 1.0  # global norm that gradients are clipped to; 0 for no clipping
     train.freeze = ""  # regex of the names of parameters that are not trained, as "embed|layers/mlp"
     train.neftune_alpha = 0.0  # NEFTune's noise on embeddings, such as 5.0; 0 for none
     train.average_decay = 0.0  # of a moving average of parameters, which is then evaluated and exported; 0 for none
     train.may_change = ""  # keys, by comma, that a resumed run may have otherwise, as "objective.normalize"
     train.max_bad_steps = 10  # stop after so many steps in a row whose loss or gradient is not finite
-    train.log_every = 10  # steps
+    train.log_every = 10  # steps between lines of metrics.jsonl
 
     config.eval = evaluation = ConfigDict()
     evaluation.every = 500  # steps between evaluations on held-out dialogues, and once at the end; 0 for never

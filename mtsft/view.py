@@ -3,7 +3,6 @@
 text: every token in the terminal, in colour. html: one page that needs nothing else. json: one object a line.
 """
 
-import contextlib
 import itertools
 import sys
 
@@ -35,10 +34,11 @@ def main() -> None:
     if _OUTPUT.value is not None:
         cli.write_output(_OUTPUT, "".join(pieces).encode())
         return
-    with contextlib.suppress(BrokenPipeError):  # as by `| head`
-        for piece in pieces:
-            sys.stdout.write(piece)
-        sys.stdout.flush()
+    if _FORMAT.value == "html":
+        sys.stdout.reconfigure(encoding="utf-8")  # as the page says of itself
+    for piece in pieces:
+        if not cli.write_out(piece):
+            return
 
 
 if __name__ == "__main__":

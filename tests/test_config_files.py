@@ -81,10 +81,15 @@ def test_a_variant_is_given_to_the_config():
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("train.step", 3, "unknown config key: train.step; mtsft/config.py lists every key"),
-        ("steps", 3, "unknown config key: steps; mtsft/config.py lists every key"),
-        ("train", 3, "unknown config key: train; mtsft/config.py lists every key"),
-        ("train.steps.more", 3, "unknown config key: train.steps.more; mtsft/config.py lists every key"),
+        ("train.step", 3, "unknown config key train.step; did you mean train.steps?"),
+        ("steps", 3, "unknown config key steps; did you mean train.steps?"),
+        ("data.batch_size", 3, "unknown config key data.batch_size; did you mean train.batch_size or eval.batch_size?"),
+        ("Train.Learning-Rate", 3, "unknown config key Train.Learning-Rate; did you mean train.learning_rate?"),
+        ("nothing.at.all", 3, "unknown config key nothing.at.all; --help and mtsft/config.py list every key"),
+        ("train", 3, "train is a group of config keys; name one of them, such as train.steps"),
+        ("train.steps.more", 3, "unknown config key train.steps.more; did you mean train.steps?"),
+        ("train.steps", None, "train.steps=None: is of type NoneType; it must be int"),
+        ("train.steps", True, "train.steps=True: is of type bool; it must be int"),
         ("train.steps", "many", "train.steps='many': is of type str; it must be int"),
         ("train.steps", 3.5, "train.steps=3.5: is of type float; it must be int"),
     ],
@@ -99,7 +104,10 @@ def test_an_override_that_cannot_be_is_named(key, value, says):
     [
         ("x = 1", r"mine.py: is no config, a Python file with a get_config\(\); see configs/quickstart.py$"),
         ("def get_config(:", r"mine.py:1: .*; a config is a Python file$"),
-        ("def get_config(): pass", r"mine.py: get_config\(\) returns NoneType; it must return the config$"),
+        (
+            "def get_config(): pass",
+            r"mine.py: get_config\(\) returns NoneType; it must return the ConfigDict of mtsft.config.default\(\)$",
+        ),
     ],
 )
 def test_a_file_that_is_no_config_is_named(tmp_path, text, says):

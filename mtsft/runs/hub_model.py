@@ -97,6 +97,6 @@ def is_hub_folder(folder: epath.Path) -> bool:
     if any(folder.glob("*.safetensors*")):
         return True
     try:
-        return "model_type" in json.loads((folder / "config.json").read_text())
+        return "model_type" in json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, TypeError):
         return False

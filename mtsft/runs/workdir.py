@@ -94,7 +94,7 @@ def read_chat(workdir: epath.Path) -> ChatFormat:
     """The tokenizer and the chat template of a run. Raises InputError where something of them is missing."""
     path = workdir / _TEMPLATE
     try:
-        return ChatFormat.of(read_files(workdir / _TOKENIZER), path.read_text())
+        return ChatFormat.of(read_files(workdir / _TOKENIZER), path.read_text(encoding="utf-8"))
     except OSError as error:
         raise nothing_in(workdir, f"no {_TEMPLATE}") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:

@@ -312,7 +312,7 @@ def find(name: str, own: Mapping[str, str]) -> tuple[dict[str, str], str]:
             )
         return (dict(own), "of the tokenizer") if not name else ({"default": own[wanted]}, name)
     try:
-        text = expanded(name).read_text()
+        text = expanded(name).read_text(encoding="utf-8")
         if name.endswith(".json"):
             return _from_run(text, name)
         return {"default": text}, Path(name).name
