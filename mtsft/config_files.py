@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ _PACKAGE = Path(__file__).parent
 # Where the configs lie: inside the installed package, or beside it in a checkout of the repository.
 _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 _RECORDED, _OF_RUNS = "config.json", "fingerprint.json"  # in a workdir, and what tells it from other people's folders
+_UNKNOWN_KEY = re.compile(r'[Kk]ey "([\w.]+)"')  # as ConfigDict words its errors
 _SEVERAL = ("data.train", "data.eval")  # keys that may also hold several texts
 
 
@@ -135,9 +137,17 @@ def _call(path: Path, name: str, variant: list[str]) -> ConfigDict:
 
 def _raised(path: Path, error: Exception) -> str:
     """What a config file raised, and in which of its lines."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    text = one_line(error.args[0] if isinstance(error, KeyError | AttributeError) and error.args else error)
-    return f"{path}:{lines[-1] if lines else 1}: {type(error).__name__}: {text}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
+    where = f"{path}:{lines[-1]}" if lines else f"{path}"
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    unknown = _UNKNOWN_KEY.search(str(text)) if isinstance(error, KeyError | AttributeError) else None
+    if unknown:
+        try:
+            check_key(unknown[1])
+        except InputError as wrong:
+            return f"{where}: {wrong}"
+    return f"{where}: {type(error).__name__}: {one_line(text)}"
 
 
 def _check_whole(config: Any, path: Path) -> None:
