@@ -48,7 +48,11 @@ def main() -> int:
             runpy.run_module(f"mtsft.{verb}", run_name="__main__", alter_sys=True)
             return 0
         with any_text_any_reader():
-            return _answer(verb)
+            try:
+                return _answer(verb)
+            except OSError as error:  # a full disk
+                print(f"mtsft: {error.strerror}", file=sys.stderr)
+                return 2
     except KeyboardInterrupt:  # while a module loads: a door sees to its own
         return 130
 
@@ -65,6 +69,8 @@ def _answer(verb: str) -> int:
             known = doors()
             flag = "; the verb comes first" if verb.startswith("-") else did_you_mean(verb.lower(), known)
             raise InputError(f"{one_line(verb, 80)!r} is not one of {', '.join(known)}{flag}")
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except InputError as error:
         print(f"mtsft: {error}", file=sys.stderr)
         return 2

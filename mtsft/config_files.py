@@ -126,7 +126,8 @@ def _call(path: Path, name: str, variant: list[str]) -> ConfigDict:
     except InputError:
         raise
     except SyntaxError as error:
-        raise InputError(f"{error.filename}:{error.lineno}: {error.msg}; a config is a Python file") from error
+        file = path if error.filename == str(path.absolute()) else error.filename  # as it was written
+        raise InputError(f"{file}:{error.lineno}: {error.msg}; a config is a Python file") from error
     except Exception as error:
         if variant and "get_config() takes 0 positional arguments" in str(error):
             raise _no_variants(name) from error
@@ -179,8 +180,7 @@ def _read_recorded(path: Path) -> ConfigDict:
     with _errors_naming(path):
         for group, values in record.items():
             if not isinstance(values, dict):
-                check_key(group, is_group_allowed=True)
-                raise InputError(f"{group} holds no JSON object of keys")
+                check_key(group)
             for key, value in values.items():
                 _override(config, f"{group}.{key}", value)
     return config

@@ -52,21 +52,28 @@ def with_config(argv: Sequence[str]) -> tuple[list[str], str]:
         InputError: an override names no key, or nothing says what the config is.
     """
     argv = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
-    keys = [override[1] for argument in argv[1:] if (override := _OVERRIDE.match(argument))]
-    for key in keys:
-        check_key(key, is_group_allowed=True)
+    overrides = [argument for argument in argv[1:] if _OVERRIDE.match(argument)]
+    for override in overrides:
+        _check_override(override)
     config, rest = _taken(argv[1:], "config")
     if config is not None:
         return [argv[0], f"--config={config}", *rest], ""
     workdir, _ = _taken(rest, "workdir")
     if workdir and holds_run(workdir):
         return [argv[0], f"--config={workdir}", *rest], f"no --config; taking that of the run in {one_line(workdir)}"
-    if keys:
+    if overrides:
         return [argv[0], f"--config={_DEFAULT}", *rest], ""
     lack = f"no --config, and no run in {one_line(workdir, 100)} that has one" if workdir else "no --config"
     raise InputError(
         f"{lack}; name one, such as --config=quickstart, or set keys, such as --config.data.train=dialogues.jsonl"
     )
+
+
+def _check_override(override: str) -> None:
+    check_key(_OVERRIDE.match(override)[1])
+    flag, _, value = override.partition("=")
+    if any("\udc80" <= c <= "\udcff" for c in value):  # bytes, as Python has them where they are no text
+        raise InputError(f"{flag}: holds bytes that are no text in this locale; write UTF-8, under LC_ALL=C.UTF-8")
 
 
 def _taken(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:

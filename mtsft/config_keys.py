@@ -72,19 +72,13 @@ def _comment(node: ast.stmt, comments: dict[int, str], alone: set[int]) -> str:
     return " ".join(comments[line] for line in range(first, node.end_lineno + 1) if line in comments)
 
 
-def check_key(name: str, is_group_allowed: bool = False) -> None:
-    """Raises InputError for what is no key, with the one that was probably meant.
-
-    Args:
-        name: such as "train.steps".
-        is_group_allowed: whether it may be a group of keys too, such as "train".
-    """
+def check_key(name: str) -> None:
+    """Raises InputError for what is no key, such as "train.steps" is, with the one that was probably meant."""
     keys = config_keys()
-    of_group = [key for key in keys if key.startswith(f"{name}.")]
-    if name in keys or (of_group and is_group_allowed):
+    if name in keys:
         return
     written = one_line(name, 100)
-    if of_group:
+    if of_group := [key for key in keys if key.startswith(f"{name}.")]:
         raise InputError(f"{written} is a group of config keys; name one of them, such as {of_group[0]}")
     near = near_keys(name)
     hint = f"did you mean {' or '.join(near)}?" if near else "--help and mtsft/config.py list every key"

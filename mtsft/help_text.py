@@ -43,7 +43,7 @@ def help_text(about: str, flags: Iterable[Entry], has_config: bool, width: int =
     if has_config:
         lines += [
             "",
-            "Config keys and their defaults; each is set as --config.KEY=VALUE. --help=WORD shows those about a word.",
+            "Config keys and their defaults, set as --config.KEY=VALUE (--help=WORD finds some)",
             *_grouped(key_entries(), width),
         ]
     return "\n".join(lines)

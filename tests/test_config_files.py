@@ -123,3 +123,65 @@ def test_a_config_stands_for_itself():
     config = default()
     assert as_config(config) is config
     assert as_config("quickstart") == mtsft.load_config("quickstart")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return {}", "get_config() returns dict; it must return the ConfigDict of mtsft.config.default()"),
+        ("return 3", "get_config() returns int; it must return the ConfigDict of mtsft.config.default()"),
+        (
+            "from ml_collections import ConfigDict; return ConfigDict()",
+            "get_config() returns a ConfigDict without data.train; "
+            "it must return the ConfigDict of mtsft.config.default()",
+        ),
+        ("1 / 0", "2: ZeroDivisionError: division by zero"),
+        ("raise KeyError('a  b')", "2: KeyError: a b"),
+        ("from mtsft.config import default; default().train.stesp = 3", "2: unknown config key stesp; did you mean"),
+        ("from mtsft.config import default; default().data.steps = 3", "2: unknown config key steps; did you mean"),
+    ],
+)
+def test_what_a_config_file_does_wrong_is_told_with_its_line(tmp_path, monkeypatch, body, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(f"def get_config():\n    {body}\n")
+    with pytest.raises(InputError, match=rf"^mine\.py:\s?{re.escape(says)}"):
+        load_config("mine.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"train": {"stepz": 3}}', "unknown config key train.stepz; did you mean train.steps?"),
+        ('{"train": {"steps": null}}', "train.steps=None: is of type NoneType; it must be int"),
+        ('{"train": 3}', "train is a group of config keys; name one of them, such as train.steps"),
+        (
+            '{"model_type": "llama"}',
+            "is not the config of a run of mtsft; a Hugging Face folder is named by model.init",
+        ),
+        ("[]", "is not the config of a run of mtsft; "),
+        ("{", "is no config, nor one that a run recorded (Expecting property name"),
+    ],
+)
+def test_a_record_that_is_no_config_is_named(tmp_path, monkeypatch, text, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    for name in ("config.json", "."):
+        with pytest.raises(InputError, match=f"^config.json: {re.escape(says)}"):
+            load_config(name)
+
+
+def test_a_record_is_values_and_never_code(tmp_path):
+    (tmp_path / "c.json").write_text('{"data": {"train": ["a.jsonl", "b.jsonl"]}, "train": {"epochs": 3}}')
+    config = load_config(str(tmp_path / "c.json"), {"train.steps": 2})
+    assert (config.data.train, config.train.epochs, config.train.steps) == (("a.jsonl", "b.jsonl"), 3.0, 2)
+    with pytest.raises(InputError, match="this config has no variants"):
+        load_config(f"{tmp_path}/c.json:x")
+    with pytest.raises(InputError, match=r"is a folder without a config\.json, no workdir"):
+        load_config(str(tmp_path))
+
+
+def test_near_names_are_suggested():
+    with pytest.raises(InputError, match=r"qwen3_0_6b \(installed with mtsft\); did you mean qwen3_0_6b\?$"):
+        find_config("qwen3_06b:lora,gpu80")
+    with pytest.raises(InputError, match=r"^x/quickstart.py: no such file; the config that .* is named quickstart$"):
+        find_config("x/quickstart.py")

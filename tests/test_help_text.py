@@ -1,0 +1,70 @@
+"""What --help says: all of it, what has a word, and how it is laid out."""
+
+import pytest
+
+from mtsft.config_keys import config_keys
+from mtsft.errors import InputError
+from mtsft.help_text import Entry, flag_entry, found_text, help_text, key_entries
+
+FLAGS = [
+    flag_entry("workdir", None, "Where the run is."),
+    flag_entry("format", "text", "How.", ["text", "json"]),
+    flag_entry("numeric", False, "Also check."),
+]
+
+
+def test_all_is_there_a_line_each():
+    lines = help_text("About.\n", FLAGS, True).splitlines()
+    assert lines[:6] == [
+        "About.",
+        "",
+        "Flags",
+        "  --workdir=...                     Where the run is.",
+        "  --format=text                     How. One of text, json.",
+        "  --numeric                         Also check.",
+    ]
+    assert '  data.weigh_per="token"            ' in "\n".join(lines)
+    keys = [line.split("=")[0].strip() for line in lines[8:] if "=" in line]
+    assert keys == list(config_keys())
+    assert (
+        lines.index("lora")
+        < lines.index("train")
+        < lines.index("  train.seed=0" + " " * 22 + config_keys()["train.seed"].meaning)
+    )
+    assert "data.train" not in help_text("About.", FLAGS, False)
+
+
+def test_it_fits_a_terminal():
+    text = help_text("About.", FLAGS, True, width=84)
+    assert max(map(len, text.splitlines())) <= 84
+    words = " ".join(text.split())
+    assert all(" ".join(key.meaning.split()) in words for key in config_keys().values())
+    assert '\n  parallel.compilation_cache="~/.cache/mtsft/compiled"\n' + " " * 36 + "compiled programs" in text
+
+
+def test_a_word_is_found_in_names_and_meanings():
+    entries = [*FLAGS, Entry("train.b_x=1", "of Things"), Entry("lora.rank=0", "of adapters; --numeric")]
+    assert (
+        found_text("thing", entries)
+        == "Config keys, set as --config.KEY=VALUE\n\ntrain\n  train.b_x=1                       of Things"
+    )
+    both = found_text("NUMERIC", entries).splitlines()
+    assert both == [
+        "Flags",
+        "  --numeric                         Also check.",
+        "",
+        "Config keys, set as --config.KEY=VALUE",
+        "",
+        "lora",
+        "  lora.rank=0                       of adapters; --numeric",
+    ]
+    assert found_text("b x things", entries).endswith("train.b_x=1                       of Things")
+
+
+def test_a_word_that_nothing_has_is_told():
+    with pytest.raises(
+        InputError, match=r"^--help=zzz: no flag and no config key has that in .*; --help shows all of them$"
+    ):
+        found_text("zzz", key_entries())
+    with pytest.raises(InputError, match=r"; did you mean --help=learning_rate\?$"):
+        found_text("lerning_rate", key_entries())
