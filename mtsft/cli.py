@@ -132,8 +132,8 @@ def _answered(arguments: Sequence[str]) -> bool:
             print(f"mtsft {__version__}")
             return True
         if name in ("-h", "-help", "--help", "--helpshort", "--helpfull"):
-            # 0 columns, for text in lines of any length, where there is no terminal.
-            _help(word, shutil.get_terminal_size(fallback=(0, 0)).columns)
+            is_terminal = sys.stdout is not None and sys.stdout.isatty()
+            _help(word, shutil.get_terminal_size().columns if is_terminal else 0)
             return True
     return False
 
@@ -153,8 +153,7 @@ def _flag_entries() -> Iterator[Entry]:
         if module.startswith("mtsft") or module == sys.argv[0]:
             for flag in found:
                 if "." not in flag.name:  # an override of --config
-                    choices = getattr(flag.parser, "enum_values", None) or ()
-                    yield flag_entry(flag.name, flag.default, flag.help, choices)
+                    yield flag_entry(flag.name, flag.default, flag.help)
     yield flag_entry("help", None, "This text; or what has a word in its name or meaning: --help=WORD.")
     yield flag_entry("version", False, "The version of mtsft.")
 

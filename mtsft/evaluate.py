@@ -1,7 +1,8 @@
 """Held-out loss, in all and by turn: python -m mtsft.evaluate --config=... --workdir=DIR [--format=json].
 
 The model is the best of DIR by held-out loss, or without --workdir that of model.init_from; the dialogues are those
-that the config holds out. The losses are of what data.responses supervises: by default every turn of the assistant.
+that the config holds out, which is that of the run in DIR where --config is left out. The losses are of what
+data.responses supervises: by default every turn of the assistant.
 
 --generate=FILE also writes what the model says in each of their contexts beside what the dialogue has there, a JSON
 object a turn; --limit, --max_new, --temperature, --top_k, --top_p and --seed say of how many, and how.

@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -24,10 +24,9 @@ def key_entries() -> list[Entry]:
     return [Entry(f"{key.name}={_shown(key.default)}", key.meaning) for key in config_keys().values()]
 
 
-def flag_entry(name: str, default: Any, meaning: str, choices: Sequence[str] = ()) -> Entry:
-    """A flag: its name, its default (None for none), its meaning, and the values that it may have, if only these."""
-    label = f"--{name}" if default is False else f"--{name}={'...' if default is None else default}"
-    return Entry(label, f"{meaning} One of {', '.join(choices)}." if len(choices) > 1 else meaning)
+def flag_entry(name: str, default: Any, meaning: str) -> Entry:
+    """A flag: its name, its default (None for none) and its meaning."""
+    return Entry(f"--{name}" if default is False else f"--{name}={'...' if default is None else default}", meaning)
 
 
 def help_text(about: str, flags: Iterable[Entry], has_config: bool, width: int = 0) -> str:

@@ -1,6 +1,8 @@
 """Train a model on dialogues: python -m mtsft.train --config=quickstart --workdir=DIR [--config.key=value ...].
 
-Run again, the same command goes on from the last checkpoint. Exit status: 0 the run is finished; 75 it was asked to
+Run again, the same command goes on from the last checkpoint. Without --config a run starts from the default of every
+key, as in --workdir=DIR --config.data.train=FILE, and one that is in DIR goes on with its own config.
+Exit status: 0 the run is finished; 75 it was asked to
 stop (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1) and saved; 130 it was asked again by Ctrl-C and did not; 2 the input is wrong.
 """
 
