@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from mtsft.errors import InputError, one_line
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what an OSError says of a disk that is full
@@ -17,6 +19,24 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise InputError(f"{path}: there is no such home folder; write the path without ~") from None
+
+
+def folder_of(path: str | Path) -> epath.Path:
+    """A folder on disk, or one in a bucket (gs://...); it need not be there.
+
+    Raises:
+        InputError: the bucket cannot be read, or what reads it is not installed.
+    """
+    folder = epath.Path(path)
+    if "://" not in str(path):
+        return epath.Path(expanded(path))
+    try:
+        folder.exists()
+    except ImportError as error:
+        raise InputError(f"{path}: needs what is not installed: pip install 'mtsft[gcs]'") from error
+    except Exception as error:  # of many kinds, as the service and the network have them
+        raise InputError(f"{path}: cannot be read ({one_line(error, 150)})") from error
+    return folder
 
 
 def read_json_file(path: Path) -> tuple[bytes, dict[str, Any]]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mtsft.data.batches import read_ahead
 from mtsft.errors import InputError
-from mtsft.files import atomic_write
+from mtsft.files import atomic_write, folder_of
 from mtsft.model.parameters import Params, join
 from mtsft.runs import legs
 from mtsft.runs import workdir as workdirs
@@ -58,7 +58,8 @@ def train(
             for too long.
     """
     began = time.monotonic()
-    workdir = epath.Path(workdir).expanduser().resolve()
+    workdir = folder_of(workdir)
+    workdir = workdir if "://" in str(workdir) else workdir.resolve()  # which would make a local folder of a bucket's
     workdirs.check_free(workdir)
     config = with_template_date(config, workdir)
     setup = TrainingSetup.of(config, progress=_is_first())

@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from flow_support import PYTHONPATH
@@ -353,3 +354,13 @@ def test_preparing_accounts_for_every_dialogue(door, folder):
 def test_progress_is_shown_to_terminals_alone(door):
     status, _, error = door("prepare", "--config=config.py")
     assert (status, error) == (0, "")
+
+
+@pytest.mark.skipif(find_spec("gcsfs") is not None, reason="gcsfs is installed")
+def test_a_bucket_is_never_a_local_folder(folder, refused):
+    says = r"gs://nobucket/run: needs what is not installed: pip install 'mtsft\[gcs\]'"
+    for flags in (["--workdir=gs://nobucket/run"], ["--workdir=work", "--config.model.init_from=gs://nobucket/run"]):
+        refused(
+            "train", "--config=config.py", *flags, says=r"gs://nobucket/run: needs what is not installed: pip install"
+        )
+    assert not [path for path in folder.iterdir() if path.name.startswith("gs:")]
