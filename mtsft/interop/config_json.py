@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtsft.errors import InputError, one_line
-from mtsft.interop.config_keys import not_understood, not_understood_around
+from mtsft.interop.unread_keys import not_understood, not_understood_around
 from mtsft.interop.config_values import (
     Values,
     layer_names,
