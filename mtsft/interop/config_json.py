@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtsft.errors import InputError, one_line
-from mtsft.interop.unread_keys import not_understood, not_understood_around
 from mtsft.interop.config_values import (
     Values,
     layer_names,
@@ -18,6 +17,7 @@ from mtsft.interop.config_values import (
     shortest_pattern,
 )
 from mtsft.interop.families import FAMILIES, PLAIN, Family
+from mtsft.interop.unread_keys import not_understood, not_understood_around
 from mtsft.model.architecture import ACTIVATIONS
 
 # Known to change the computation, where it is neither null nor false nor 0; any other key that is not read is refused

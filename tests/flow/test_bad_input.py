@@ -358,7 +358,6 @@ def test_progress_is_shown_to_terminals_alone(door):
 
 @pytest.mark.skipif(find_spec("gcsfs") is not None, reason="gcsfs is installed")
 def test_a_bucket_is_never_a_local_folder(folder, refused):
-    says = r"gs://nobucket/run: needs what is not installed: pip install 'mtsft\[gcs\]'"
     for flags in (["--workdir=gs://nobucket/run"], ["--workdir=work", "--config.model.init_from=gs://nobucket/run"]):
         refused(
             "train", "--config=config.py", *flags, says=r"gs://nobucket/run: needs what is not installed: pip install"
