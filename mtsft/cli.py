@@ -16,10 +16,11 @@ from typing import Any
 from absl import flags, logging
 
 from mtsft import __version__
+from mtsft.buckets import is_failure
 from mtsft.config_flag import define_config, with_config
 from mtsft.config_keys import near_keys
 from mtsft.errors import InputError, did_you_mean, one_line
-from mtsft.files import FULL, atomic_write, check_writable, expanded
+from mtsft.files import FULL, atomic_write, check_writable, path_of
 from mtsft.help_text import Entry, flag_entry, found_text, help_text, key_entries
 
 __all__ = ["define_config", "write_out"]
@@ -75,13 +76,13 @@ def max_new_tokens() -> int:
 def check_output(flag: flags.FlagHolder) -> None:
     """Raises InputError where the file that a flag names could not be written; asked before the work for it."""
     with _errors_naming(flag):
-        check_writable(expanded(flag.value))
+        check_writable(path_of(flag.value))
 
 
 def write_output(flag: flags.FlagHolder, data: bytes) -> None:
     """Writes the file that a flag names, by an atomic write. Raises InputError where that fails."""
     with _errors_naming(flag):
-        atomic_write(expanded(flag.value), data)
+        atomic_write(path_of(flag.value), data)
 
 
 @contextmanager
@@ -118,6 +119,8 @@ def run(main: Callable[[], None]) -> None:
             if isinstance(error, OSError) and error.errno in FULL:
                 where = error.filename or "what is written to"
                 _fail(f"{where}: {error.strerror}; free some space and run the same command again")
+            if is_failure(error):
+                _fail(f"a bucket failed ({one_line(error, 300)}); see to the network, then run the same command again")
             if _from_override(error):
                 _fail(f"the config cannot be changed so: {type(error).__name__}: {error}")
             traceback.print_exc()

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from ml_collections import ConfigDict
 
 from mtsft.errors import InputError
-from mtsft.files import expanded
+from mtsft.files import path_of
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def data_config(config: ConfigDict) -> DataConfig:
     data, base = DataConfig(**config.data), config.model.init_from
     if not base or data.tokenizer:
         return data
-    workdir = expanded(base)
+    workdir = path_of(base)
     if (workdir / "template.json").exists():  # a run's, in place of a Hugging Face folder
         template = data.template or str(workdir / "template.json")
         return replace(data, tokenizer=str(workdir / "tokenizer"), template=template)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from mtsft.config import default
 from mtsft.config_keys import check_key, config_keys
 from mtsft.errors import InputError, did_you_mean, one_line
-from mtsft.files import expanded
+from mtsft.files import path_of
 
 _PACKAGE = Path(__file__).parent
 # Where the configs lie: inside the installed package, or beside it in a checkout of the repository.
@@ -35,7 +35,7 @@ def find_config(name: str) -> Path:
         InputError: there is no such file, and no such config.
     """
     given = _split(name)[0]
-    path = _path(given)
+    path = path_of(given)
     if path.is_file():
         return path
     if given in (names := config_names()):
@@ -89,7 +89,7 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> Config
 
 def holds_run(workdir: str) -> bool:
     """Whether a folder is the workdir of a run, whose config can be loaded by the folder's name."""
-    return all((_path(workdir) / name).is_file() for name in (_RECORDED, _OF_RUNS))
+    return all((path_of(workdir) / name).is_file() for name in (_RECORDED, _OF_RUNS))
 
 
 def as_config(config: ConfigDict | str) -> ConfigDict:
@@ -102,14 +102,6 @@ def _split(name: str) -> tuple[str, str, str]:
     scheme, is_remote, rest = name.partition("://")
     given, colon, variant = (rest if is_remote else name).partition(":")
     return f"{scheme}://{given}" if is_remote else given, colon, variant
-
-
-def _path(given: str) -> Path:
-    if "://" not in given:
-        return expanded(given)
-    from etils import epath  # a tenth of a second, for those alone who need it
-
-    return epath.Path(given)
 
 
 def _call(path: Path, name: str, variant: list[str]) -> ConfigDict:

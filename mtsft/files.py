@@ -6,37 +6,38 @@ import os
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
+from mtsft.buckets import bucket_path, is_bucket, write
 from mtsft.errors import InputError, one_line
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what an OSError says of a disk that is full
 
 
-def expanded(path: str | Path) -> Path:
-    """A path with the home folder that its ~ stands for. Raises InputError where there is no such user."""
+def path_of(path: str | Path) -> Path:
+    """The path that a flag or a key names: a local one, with the home folder that its ~ stands for, or one in a bucket.
+
+    The file or folder need not be there.
+
+    Raises:
+        InputError: there is no such home folder, or the bucket cannot be read (see `buckets.bucket_path`).
+    """
+    if is_bucket(path):
+        return bucket_path(path)
     try:
         return Path(path).expanduser()
     except RuntimeError:
         raise InputError(f"{path}: there is no such home folder; write the path without ~") from None
 
 
-def folder_of(path: str | Path) -> epath.Path:
-    """A folder on disk, or one in a bucket (gs://...); it need not be there.
+def local_path(path: str | Path, name: str) -> Path:
+    """As `path_of`, of what can be on a local disk alone. name: of the flag or key, for the error."""
+    if is_bucket(path):
+        raise InputError(f"{name}={path}: has to be a local folder; name one")
+    return path_of(path)
 
-    Raises:
-        InputError: the bucket cannot be read, or what reads it is not installed.
-    """
-    folder = epath.Path(path)
-    if "://" not in str(path):
-        return epath.Path(expanded(path))
-    try:
-        folder.exists()
-    except ImportError as error:
-        raise InputError(f"{path}: needs what is not installed: pip install 'mtsft[gcs]'") from error
-    except Exception as error:  # of many kinds, as the service and the network have them
-        raise InputError(f"{path}: cannot be read ({one_line(error, 150)})") from error
-    return folder
+
+def absolute(path: Path) -> Path:
+    """A path that another working folder does not change."""
+    return path if is_bucket(path) else Path(os.path.abspath(path))  # noqa: PTH100 (without following links)
 
 
 def read_json_file(path: Path) -> tuple[bytes, dict[str, Any]]:
@@ -59,7 +60,7 @@ def check_writable(path: Path) -> None:
         return
     part = _part(path)
     try:
-        part.touch()
+        write(part, b"") if is_bucket(path) else part.touch()
     finally:
         part.unlink(missing_ok=True)
 
@@ -67,13 +68,18 @@ def check_writable(path: Path) -> None:
 def atomic_write(path: Path, data: bytes) -> None:
     """Writes a file atomically: to a temporary file, which is then renamed; an error leaves no part of it behind.
 
+    A bucket has every object whole, or not at all: there the file is written under its own name.
+
     Args:
-        path: of pathlib or etils.epath; a device or a pipe, such as /dev/stdout, is written to directly.
+        path: a device or a pipe, such as /dev/stdout, is written to directly.
         data: what the file is to hold.
 
     Raises:
         OSError: the file cannot be written.
     """
+    if is_bucket(path):
+        write(path, data)
+        return
     if _is_device(path):
         path.write_bytes(data)
         return
@@ -85,9 +91,22 @@ def atomic_write(path: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Appends a line to a text file. Raises OSError where it cannot be written.
+
+    No object of a bucket can be appended to: there the file is read and written anew.
+    """
+    if is_bucket(path):
+        before = path.read_bytes() if path.exists() else b""
+        write(path, before + f"{line}\n".encode())
+        return
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+
+
 def _is_device(path: Path) -> bool:
     """Whether a path is of a device or a pipe, which a file must not replace."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    return not is_bucket(path) and path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _part(path: Path) -> Path:

@@ -13,7 +13,7 @@ from mtsft.dialogue.find_files import WeightedFile
 from mtsft.dialogue.record_format import RecordFormat
 from mtsft.encoding.spec import ChatFormat, EncodingSpec
 from mtsft.errors import InputError
-from mtsft.files import expanded
+from mtsft.files import local_path
 
 _CORPUS = "recall"
 
@@ -46,14 +46,14 @@ class DataFiles:
 
         Raises InputError for whatever is wrong with the names of files or the values.
         """
-        cache = expanded(data.cache_dir)
+        cache = local_path(data.cache_dir, "data.cache_dir")
         if data.corpus:
             train_files, eval_files = _write_corpus(data, cache / "corpora")
             weights = [1.0] * len(train_files)
         else:
-            weighted = find_files.find_weighted_files(data.train, "data.train")
+            weighted = find_files.find_weighted_files(data.train, "data.train", cache)
             train_files, weights = [file.path for file in weighted], [file.weight for file in weighted]
-            held_out = find_files.find_weighted_files(data.eval, "data.eval") if data.eval else []
+            held_out = find_files.find_weighted_files(data.eval, "data.eval", cache) if data.eval else []
             eval_files = [file.path for file in held_out]
             data = _under_names(data, [*weighted, *held_out])
         form = RecordFormat.of(data.format, data.columns, data.roles, data.system)

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mtsft.buckets import is_bucket, local_copy, matching
 from mtsft.dialogue.dataset_info import Names, named_dataset, refuse_folder
 from mtsft.errors import InputError, one_line
+from mtsft.files import path_of
 
 # The names of the split that a key wants of a dataset's folder, best first.
 _SPLITS = {"data.train": ("train",), "data.eval": ("validation", "valid", "val", "dev", "eval", "test")}
@@ -32,7 +34,7 @@ class WeightedFile(NamedTuple):
     names: Names = Names()
 
 
-def find_weighted_files(patterns: str | Sequence[str], key: str) -> list[WeightedFile]:
+def find_weighted_files(patterns: str | Sequence[str], key: str, cache: Path | None = None) -> list[WeightedFile]:
     """The files that a path or glob pattern names, each pattern's in sorted order, with their weights.
 
     Args:
@@ -40,6 +42,7 @@ def find_weighted_files(patterns: str | Sequence[str], key: str) -> list[Weighte
             Each may end in `=NUMBER`, the weight of its files (unless a file of that very name exists). FOLDER/NAME
             may be a dataset that FOLDER/dataset_info.json describes.
         key: the config key that names them, for errors.
+        cache: the folder where copies of files in buckets are kept, and read from; None where none are named.
 
     Raises:
         InputError: for a pattern that matches nothing, a file that is named twice, and a weight that is none.
@@ -51,11 +54,11 @@ def find_weighted_files(patterns: str | Sequence[str], key: str) -> list[Weighte
         if not pattern.strip():
             continue
         name, weight = _weighted(pattern.strip(), key)
-        expanded = os.path.expanduser(name)  # noqa: PTH111
-        is_there = _exists(name) or glob.glob(expanded, recursive=True)
-        described = None if is_there else named_dataset(Path(expanded))
+        described = None if _exists(name) or _named(name) else named_dataset(path_of(name))
         name, names = described or (name, Names())
         files += [WeightedFile(path, weight, names) for path in _matching(str(name), key)]
+    if any(is_bucket(file.path) for file in files):
+        files = [file._replace(path=_as_local(file.path, cache)) for file in files]
     if not files:
         raise InputError(f"{key} names no file; set it to a .jsonl file of dialogues")
     for path, count in Counter(file.path for file in files).items():
@@ -84,7 +87,25 @@ def unreadable_file(path: Path | str, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}")
 
 
+def _as_local(path: Path, cache: Path) -> Path:
+    """The file itself, or the copy in the cache of one in a bucket. Raises InputError where it cannot be fetched."""
+    try:
+        return local_copy(path, cache) if is_bucket(path) else path
+    except OSError as error:
+        raise InputError(f"{path}: cannot be fetched ({one_line(error.strerror or error, 150)})") from error
+
+
+def _named(pattern: str) -> list[Path]:
+    """What a glob pattern names, sorted. Raises OSError."""
+    if is_bucket(pattern):
+        path_of(pattern)  # whose errors are better
+        return matching(pattern)
+    return [Path(name) for name in sorted(glob.glob(os.path.expanduser(pattern), recursive=True))]  # noqa: PTH111
+
+
 def _exists(name: str) -> bool:
+    if is_bucket(name):
+        return path_of(name).exists()
     return os.path.exists(os.path.expanduser(name))  # noqa: PTH110, PTH111 (Path's raises for an unknown user)
 
 
@@ -95,7 +116,7 @@ def _weighted(pattern: str, key: str) -> tuple[str, float]:
         weight = float(number)
     except ValueError:
         return pattern, 1.0  # no weight, or an equals sign inside a name
-    if not name or _exists(pattern) or glob.glob(pattern, recursive=True):
+    if not name or _exists(pattern) or _named(pattern):
         return pattern, 1.0
     if not 0 < weight < math.inf:
         raise InputError(f"{pattern}: has the weight {number} in {key}; use a number above 0, such as {name}=0.5")
@@ -103,22 +124,19 @@ def _weighted(pattern: str, key: str) -> tuple[str, float]:
 
 
 def _matching(pattern: str, key: str) -> list[Path]:
-    expanded = os.path.expanduser(pattern)  # noqa: PTH111
     try:
         # A file whose own name holds *, ? or [ is taken as it is.
-        names = [expanded] if Path(expanded).is_file() else sorted(glob.glob(expanded, recursive=True))
-        folder = next((name for name in names if Path(name).is_dir()), None)
+        names = [path_of(pattern)] if _exists(pattern) else _named(pattern)
+        folder = next((path for path in names if path.is_dir()), None)
     except OSError as error:
         raise unreadable_file(pattern, error) from error
-    if not names and "://" in pattern:
-        raise InputError(f"{pattern}: data is read from local files only; copy it, and set {key} to the copy")
     if not names:
         raise InputError(f"{pattern}: no such file; set {key} to a .jsonl file of dialogues")
     if folder is not None and len(names) == 1:
-        return _of_folder(Path(folder), key)
+        return _of_folder(folder, key)
     if folder is not None:
         raise InputError(f"{folder}: is a folder; name its files, e.g. {key}='{folder}/*.jsonl'")
-    return [Path(name) for name in names]
+    return names
 
 
 def _of_folder(folder: Path, key: str) -> list[Path]:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mtsft.buckets import is_bucket, listed, remove, upload
 from mtsft.errors import InputError, one_line
+
+_LAST = ("adapter_config.json", "config.json")  # without which a folder holds no adapters, no model and no run
 
 
 class AtomicFolder:
@@ -30,6 +34,9 @@ class AtomicFolder:
     means nothing in another container, and is reused.) Some shared filesystems show locks to their own host alone,
     so a host leaves the temporary folders of other hosts alone.
 
+    Buckets know no renaming of folders. A folder there is filled in the temporary folder of this machine and uploaded,
+    the file without which no program takes it for a model (config.json) last.
+
     Attributes:
         folder: the folder to write.
         nbytes: that it will need on the disk.
@@ -39,8 +46,9 @@ class AtomicFolder:
 
     def __init__(self, folder: Path, nbytes: int):
         self.folder, self.nbytes, self.error = folder, nbytes, None
+        self._place = Path(tempfile.gettempdir()) if is_bucket(folder) else folder.parent
         self._prefix = f".{folder.name}.{socket.gethostname()}."
-        self.aside = folder.parent / f"{self._prefix}{os.getpid()}.tmp"
+        self.aside = self._place / f"{self._prefix}{os.getpid()}.tmp"
         self._lock: int | None = None
 
     def __enter__(self) -> "AtomicFolder":
@@ -68,7 +76,7 @@ class AtomicFolder:
     def __exit__(self, kind, *_) -> None:
         try:
             if kind is None:
-                self.do(lambda aside: aside.replace(self.folder))
+                self.do(self._publish)
                 self._agree()
         finally:
             self._discard()
@@ -84,12 +92,29 @@ class AtomicFolder:
         if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.array(self.error is not None)):
             raise self.error or InputError(f"{self.folder}: could not be written; the first process says why")
 
+    def _publish(self, aside: Path) -> None:
+        if not is_bucket(self.folder):
+            aside.replace(self.folder)
+            return
+        try:
+            upload(aside, self.folder, last=_LAST)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                remove(self.folder, first=_LAST)
+            raise
+
     def _begin(self, aside: Path) -> None:
-        if self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
+        there = listed(self.folder) if is_bucket(self.folder) else []
+        if there and not {*_LAST} & {*there}:
+            raise InputError(
+                f"{self.folder}: holds a part of a model that was being written, and no {_LAST[-1]}; remove it, or "
+                "choose another folder"
+            )
+        if there or (self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir()))):
             raise InputError(f"{self.folder}: is there already; choose a folder that is not, or an empty one")
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._place.mkdir(parents=True, exist_ok=True)
         self._remove_abandoned()
-        usage = shutil.disk_usage(self.folder.parent)
+        usage = shutil.disk_usage(self._place)
         if usage.total and usage.free < self.nbytes:  # /proc and the like have no size
             raise OSError(errno.ENOSPC, f"{self.nbytes / 1e9:.1f} GB are needed, {usage.free / 1e9:.1f} GB are free")
         aside.mkdir()
@@ -97,7 +122,7 @@ class AtomicFolder:
 
     def _remove_abandoned(self) -> None:
         named = re.compile(re.escape(self._prefix) + r"\d+\.tmp").fullmatch
-        for aside in self.folder.parent.glob(f"{glob.escape(self._prefix)}*.tmp"):
+        for aside in self._place.glob(f"{glob.escape(self._prefix)}*.tmp"):
             with contextlib.suppress(OSError):  # somebody else's, or just gone
                 # An empty one may be about to be locked.
                 if named(aside.name) and any(aside.iterdir()) and (lock := _locked(aside)) is not None:

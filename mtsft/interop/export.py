@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mtsft.errors import InputError
-from mtsft.files import expanded
+from mtsft.files import path_of
 from mtsft.interop import config_json, weight_names
 from mtsft.interop.atomic_folder import AtomicFolder
 from mtsft.interop.export_configs import generation_config, json_file, model_config, sentence_piece_config
@@ -63,7 +63,7 @@ def export(
     Raises:
         InputError: the folder is there already and not empty, cannot be written, or no family fits the model.
     """
-    folder = expanded(folder)
+    folder = path_of(folder)
     if dtype not in _KINDS:
         raise InputError(f"dtype={dtype!r}: use one of {', '.join(_KINDS)}")
     if any(path[-1].key in ADDED for path, _ in jax.tree_util.tree_leaves_with_path(params)):

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Sharding
 
 from mtsft.errors import InputError, one_line
-from mtsft.files import expanded, read_json_file
+from mtsft.files import path_of, read_json_file
 from mtsft.interop import config_json, weight_names
 from mtsft.interop.families import Family
 from mtsft.interop.safetensors_io import DTYPES, Tensor, are_equal, file_digest, progress_bar, read_header
@@ -50,7 +50,7 @@ class HubFolder:
     @classmethod
     def open(cls, path: str | Path) -> "HubFolder":
         """Reads config.json and the headers of the weights. Raises InputError for whatever is wrong with them."""
-        path = expanded(path)
+        path = path_of(path)
         text, config = read_config_json(path)
         family, fields = config_json.architecture_fields(config, str(path / CONFIG))
         files, weight_map = _files(path)

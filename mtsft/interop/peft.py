@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mtsft.errors import InputError, one_line
-from mtsft.files import expanded, read_json_file
+from mtsft.files import path_of, read_json_file
 from mtsft.interop import config_json, weight_names
 from mtsft.interop.atomic_folder import AtomicFolder
 from mtsft.interop.export import fetch, header_of, write_files
@@ -65,7 +65,7 @@ def export_adapter(
     Raises:
         InputError: as `export` does.
     """
-    folder = expanded(folder)
+    folder = path_of(folder)
     if config is None:
         config = model_config(arch, None, (), None, None, arch.dtype)
     family, fields = config_json.architecture_fields(config, PUBLISHED)
@@ -133,7 +133,7 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
     Raises:
         InputError: the folder is none, belongs to another model, or has adapters of a kind that is not supported.
     """
-    folder = expanded(folder)
+    folder = path_of(folder)
     modules = _modules(family, fields)
     config = read_adapter_config(folder, modules)
     lora = config.lora
@@ -177,7 +177,7 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
 
 def adapter_fingerprint(folder: str | Path) -> str:
     """Changes whenever the adapters of a PEFT folder do. Raises InputError where it holds none."""
-    folder = expanded(folder)
+    folder = path_of(folder)
     with _weights(folder).open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     return f"{weights} {hashlib.sha256(read_json_file(folder / ADAPTER_CONFIG)[0]).hexdigest()}"

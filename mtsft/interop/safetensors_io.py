@@ -6,7 +6,9 @@ here, because its own reads go through mapped memory, all of which counts as res
 
 import hashlib
 import json
+import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -15,11 +17,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from mtsft.buckets import is_bucket, read_range, size_of
 from mtsft.errors import InputError, one_line
 
 Range = tuple[int, int]
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 _EDGE = 64 << 10  # bytes at either end of a file that its digest is of
+_LONGEST_HEADER = 100_000_000  # bytes, in the format
 _METADATA = "__metadata__"
 _COMPARED = 4 << 20  # bytes of a tensor that are compared at a time
 
@@ -67,6 +71,8 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 def _header(file: Path) -> tuple[int, dict[str, Any]]:
     """The size of a header in bytes, and its JSON."""
+    if is_bucket(file):
+        return _header_in_bucket(file)
     try:
         with file.open("rb") as stream:  # before safetensors opens it, which has one reason for all failures
             with safe_open(file, framework="numpy"):
@@ -81,9 +87,26 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
         raise InputError(f"{file}: cannot be read ({reason}); correct that, or fetch it anew") from error
 
 
+def _header_in_bucket(file: Path) -> tuple[int, dict[str, Any]]:
+    """As `_header`, of a file in a bucket: the library is shown a file with its header and size, and nothing else."""
+    try:
+        size = size_of(file)
+        length = int.from_bytes(read_range(file, 0, 8), "little")
+        beginning = read_range(file, 0, 8 + min(length, _LONGEST_HEADER, size))
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / file.name
+            local.write_bytes(beginning)
+            os.truncate(local, size)  # a hole, which takes no room
+            return _header(local)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({one_line(error.strerror or error, 120)}); fetch it anew") from error
+    except InputError as error:
+        raise InputError(str(error).replace(str(local), str(file))) from error
+
+
 def file_digest(file: Path) -> bytes:
     """A digest of a file's name, size, header and edges."""
-    size = file.stat().st_size
+    size = size_of(file)
     with file.open("rb") as stream:
         header = stream.read(8)
         header += stream.read(int.from_bytes(header, "little"))
@@ -107,6 +130,8 @@ def read_box(tensor: Tensor, rows: Range, columns: Range) -> np.ndarray:
     Raises:
         InputError: the file cannot be read.
     """
+    if is_bucket(tensor.file):
+        return _box_in_bucket(tensor, rows, columns)
     box = np.empty((rows[1] - rows[0], columns[1] - columns[0]), tensor.dtype)
     whole_rows = columns == (0, tensor.width)
     runs = [box.reshape(-1)] if whole_rows else list(box)
@@ -120,6 +145,19 @@ def read_box(tensor: Tensor, rows: Range, columns: Range) -> np.ndarray:
             f"{tensor.file}: cannot be read ({one_line(error)}); check the disk, or copy it anew"
         ) from error
     return box
+
+
+def _box_in_bucket(tensor: Tensor, rows: Range, columns: Range) -> np.ndarray:
+    """As `read_box`, of a file in a bucket: whole rows are fetched, for a request takes longer than a row."""
+    row = tensor.width * tensor.dtype.itemsize
+    start, stop = (tensor.offset + number * row for number in rows)
+    try:
+        content = read_range(tensor.file, start, stop)
+        if len(content) != stop - start:
+            raise OSError("it ends too early")
+    except OSError as error:
+        raise InputError(f"{tensor.file}: cannot be read ({one_line(error)}); copy it anew") from error
+    return np.frombuffer(content, tensor.dtype).reshape(-1, tensor.width)[:, slice(*columns)]
 
 
 def are_equal(one: Tensor, two: Tensor) -> bool:

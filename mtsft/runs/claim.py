@@ -3,10 +3,10 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 
 from mtsft.errors import InputError
@@ -18,7 +18,7 @@ _ROOM = 2000  # bytes that one process tells the others
 
 
 @contextmanager
-def claimed(workdir: epath.Path) -> Iterator[WorkdirLock]:
+def claimed(workdir: Path) -> Iterator[WorkdirLock]:
     """Makes the folder of a run, if it is not there, and holds it; every process of the run calls this.
 
     Gives:
@@ -53,7 +53,7 @@ def _told_by_the_first(text: str) -> str:
     return bytes(multihost_utils.broadcast_one_to_all(said)).rstrip(b"\0").decode(errors="replace")
 
 
-def _check_all_see(workdir: epath.Path, token: str) -> None:
+def _check_all_see(workdir: Path, token: str) -> None:
     """Raises InputError, in all processes, unless every one of them sees the file of the first."""
     if jax.process_count() == 1:
         return

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from mtsft.diagnose.token_view import visible
 from mtsft.errors import InputError, one_line
-from mtsft.files import expanded
+from mtsft.files import append_line, path_of
 from mtsft.model.generate import Sampling
 
 HELP = """/reset          forget what was said (the system prompt stays)
@@ -115,10 +115,9 @@ class Conversation:
             raise InputError("nothing to save: the model has not said anything yet")
         record = {"messages": [{"role": role, "content": content} for role, content in self.messages]}
         try:
-            with expanded(path).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            append_line(path_of(path), json.dumps(record, ensure_ascii=False))
         except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
     def __repr__(self) -> str:
         return "\n".join(f"{role:>9}  {visible(content)}" for role, content in self.messages)

@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 import optax
-from etils import epath
 from jax.sharding import SingleDeviceSharding
 
+from mtsft.buckets import is_bucket
 from mtsft.config import default
 from mtsft.errors import InputError
-from mtsft.files import atomic_write, expanded
+from mtsft.files import atomic_write, path_of
 from mtsft.interop.atomic_folder import AtomicFolder
 from mtsft.interop.config_json import architecture_fields
 from mtsft.interop.export import export
@@ -29,6 +29,7 @@ from mtsft.runs import workdir as workdirs
 from mtsft.runs.hub_model import HubModel, is_hub_folder
 from mtsft.runs.trained_model import TrainedModel, WorkdirModel, open_trained
 from mtsft.training.checkpoint import Checkpoints
+from mtsft.training.staged_folder import mark_whole
 from mtsft.training.state import new_state
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -56,14 +57,16 @@ def from_hugging_face(folder: str | Path, output: str | Path, dtype: str = "floa
     nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
     def write(aside: Path) -> None:
-        workdirs.write_config(epath.Path(aside), config)
-        workdirs.write_run_files(epath.Path(aside), chat, base.published)
+        workdirs.write_config(aside, config)
+        workdirs.write_run_files(aside, chat, base.published)
         atomic_write(aside / workdirs.FINGERPRINT, json.dumps({workdirs.CONVERTED: base.fingerprint}).encode())
         state = new_state(base.restore(model, _on_one_device, progress=True), optax.identity())
-        with Checkpoints(epath.Path(aside).absolute() / "checkpoints", model, keep=1) as checkpoints:
+        with Checkpoints(aside / "checkpoints", model, keep=1) as checkpoints:
             checkpoints.save(0, state, None)
+        if is_bucket(output):
+            mark_whole(aside / "checkpoints")
 
-    with AtomicFolder(expanded(output), nbytes) as writer:
+    with AtomicFolder(path_of(output), nbytes) as writer:
         writer.do(write)
 
 
@@ -97,7 +100,7 @@ def to_hugging_face(
     base = open_trained(workdir, step)
     if adapter:
         return _write_adapter(base, output, base_name)
-    AtomicFolder(expanded(output), 0).check()  # before a model is read and merged for it
+    AtomicFolder(path_of(output), 0).check()  # before a model is read and merged for it
     fields = _with_positions(base)
     dtype = dtype or (base.config.model.dtype if isinstance(base, WorkdirModel) else "float32")
     model = Model(replace(base.model(scan_layers=True).arch, **fields), NO_LORA)
@@ -128,7 +131,7 @@ def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> li
     if not base.lora.rank:
         raise InputError(f"{base.path}: was trained without adapters (lora.rank=0); convert it without --adapter")
     name = base.config.model.init_from
-    if not name or not is_hub_folder(epath.Path(name)):
+    if not name or not is_hub_folder(path_of(name)):
         origin = f"the run in {name}" if name else "random parameters"
         raise InputError(
             f"{base.path}: its adapters are for {origin}, which PEFT cannot load; convert it without --adapter, which "
@@ -140,7 +143,7 @@ def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> li
             f"{base.path}: was trained with another model.{changed[0]} than {name} has, which no adapter can say; "
             "convert it without --adapter"
         )
-    AtomicFolder(expanded(output), 0).check()
+    AtomicFolder(path_of(output), 0).check()
     model = base.model(scan_layers=True)
     model = replace(model, arch=replace(model.arch, **_with_positions(base)))
     adapters = split(base.restore(model, _on_one_device, progress=True), base.lora.adds)[0]
@@ -172,7 +175,7 @@ def _files(base: TrainedModel) -> dict[str, bytes]:
 def _name_on_the_hub(published: Mapping[str, Any] | None, folder: str) -> str:
     """The name that a base's config.json was loaded by, where that is one of the Hub; else its folder."""
     name = str((published or {}).get("_name_or_path") or "")
-    return name if _HUB_NAME.fullmatch(name) and not expanded(name).exists() else folder
+    return name if _HUB_NAME.fullmatch(name) and not path_of(name).exists() else folder
 
 
 _on_one_device = partial(jax.tree.map, lambda _: SingleDeviceSharding(jax.local_devices()[0]))

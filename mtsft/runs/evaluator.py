@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from mtsft.errors import InputError
 from mtsft.evaluation.replies import replies
-from mtsft.files import folder_of
+from mtsft.files import path_of
 from mtsft.model.generate import Sampling, generate
 from mtsft.model.parameters import Params, join, split
 from mtsft.runs.compiled import compile_evaluation
@@ -56,7 +56,7 @@ class Evaluator:
             setup = TrainingSetup.of(with_template_date(config))
             _check_held_out(setup)
             return cls(setup, join(setup.create().params, setup.frozen()))
-        workdir = folder_of(workdir)
+        workdir = path_of(workdir)
         base = open_trained(workdir)  # refuses before any data is read
         if not isinstance(base, WorkdirModel):
             raise InputError(

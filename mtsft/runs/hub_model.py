@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 
 from mtsft.config import DataConfig
 from mtsft.data.chat_format import open_chat
@@ -92,7 +91,7 @@ class HubModel:
             yield self.read(each, shardings_of)
 
 
-def is_hub_folder(folder: epath.Path) -> bool:
+def is_hub_folder(folder: Path) -> bool:
     """Whether a folder holds a model as transformers keeps it, not a run."""
     if any(folder.glob("*.safetensors*")):
         return True

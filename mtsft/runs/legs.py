@@ -3,10 +3,10 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 from ml_collections import ConfigDict
 
 from mtsft.config import default
@@ -27,7 +27,7 @@ _SAME_OBJECTIVE = (
 _NOT_SAID = ("train.may_change", "data.template_date", "data.workers", "data.cache_dir", "parallel.compilation_cache")
 
 
-def last_leg(workdir: epath.Path) -> dict[str, Any]:
+def last_leg(workdir: Path) -> dict[str, Any]:
     """The record of the last leg; {} where there was none. Raises InputError for a damaged file."""
     legs = read_json_lines(workdir / LEGS)
     if legs and not isinstance(legs[-1].get("config"), dict):
@@ -35,7 +35,7 @@ def last_leg(workdir: epath.Path) -> dict[str, Any]:
     return legs[-1] if legs else {}
 
 
-def add_leg(workdir: epath.Path, step: int, steps: int, config: ConfigDict) -> None:
+def add_leg(workdir: Path, step: int, steps: int, config: ConfigDict) -> None:
     """Appends a leg.
 
     Args:
@@ -72,7 +72,7 @@ def changes(before: Mapping[str, Any], config: ConfigDict) -> dict[str, tuple[An
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
-def check_same_objective(changed: Mapping[str, tuple[Any, Any]], may_change: str, workdir: epath.Path) -> None:
+def check_same_objective(changed: Mapping[str, tuple[Any, Any]], may_change: str, workdir: Path) -> None:
     """Raises InputError where the rest of a run would be trained for something else, unless the user says so.
 
     Args:

@@ -14,8 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
+from mtsft.buckets import create, is_bucket
 from mtsft.errors import InputError, one_line
 from mtsft.files import atomic_write
 
@@ -35,7 +34,7 @@ class WorkdirLock:
         workdir: of the run; made already.
     """
 
-    def __init__(self, workdir: epath.Path):
+    def __init__(self, workdir: Path):
         self.token, self.taken_by = os.urandom(8).hex(), ""
         self._path, self._released = workdir / LOCK, threading.Event()
         self._since, self._beats = time.strftime("%Y-%m-%d %H:%M:%S %Z"), 0
@@ -58,7 +57,7 @@ class WorkdirLock:
 
     def __exit__(self, *_) -> None:
         self._released.set()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # a network that is away; others wait for PATIENCE
             if self._read().get("token") == self.token:
                 self._path.unlink()
 
@@ -71,9 +70,9 @@ class WorkdirLock:
             )
 
     def _create(self) -> bool:
-        """Writes the file where there is none; returns whether it did. In a bucket, where two could at once, never."""
-        if "://" in str(self._path):
-            return False
+        """Writes the file where there is none; returns whether it did."""
+        if is_bucket(self._path):
+            return create(self._path, self._content().encode())
         try:
             with Path(self._path).open("x") as file:
                 file.write(self._content())
@@ -107,7 +106,7 @@ class WorkdirLock:
 
     def _keep(self) -> None:
         while not self._released.wait(BEAT):
-            with contextlib.suppress(OSError):  # a network that is away; others wait for PATIENCE
+            with contextlib.suppress(Exception):  # a network that is away; others wait for PATIENCE
                 holder = self._read()
                 if holder and holder.get("token") != self.token:
                     self.taken_by = _who(holder)

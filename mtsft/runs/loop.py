@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mtsft.data.batches import read_ahead
 from mtsft.errors import InputError
-from mtsft.files import atomic_write, folder_of
+from mtsft.files import absolute, atomic_write, path_of
 from mtsft.model.parameters import Params, join
 from mtsft.runs import legs
 from mtsft.runs import workdir as workdirs
@@ -58,8 +57,7 @@ def train(
             for too long.
     """
     began = time.monotonic()
-    workdir = folder_of(workdir)
-    workdir = workdir if "://" in str(workdir) else workdir.resolve()  # which would make a local folder of a bucket's
+    workdir = absolute(path_of(workdir))
     workdirs.check_free(workdir)
     config = with_template_date(config, workdir)
     setup = TrainingSetup.of(config, progress=_is_first())
@@ -71,7 +69,7 @@ def train(
 
 def _train(
     setup: TrainingSetup,
-    workdir: epath.Path,
+    workdir: Path,
     lock: WorkdirLock,
     began: float,
     watch: Callable[[dict[str, Any]], None] | None,
@@ -140,7 +138,7 @@ def _take_steps(
     frozen: Params,
     start: int,
     checkpoints: Checkpoints,
-    workdir: epath.Path,
+    workdir: Path,
     meter: Meter,
     losses: list[float],
     watch: Callable[[dict[str, Any]], None] | None,
@@ -228,7 +226,7 @@ def _take_steps(
     return state
 
 
-def _write_or_check(workdir: epath.Path, setup: TrainingSetup) -> None:
+def _write_or_check(workdir: Path, setup: TrainingSetup) -> None:
     """Makes the workdir this run's, or checks that it is; writes the config and the tokenizer there."""
     told = setup.config.eval.new_series
     way_on = "" if told else "say eval.new_series=True, after which losses of the others count no longer"
@@ -238,7 +236,7 @@ def _write_or_check(workdir: epath.Path, setup: TrainingSetup) -> None:
 
 
 def _begin_leg(
-    setup: TrainingSetup, workdir: epath.Path, start: int, leg: dict[str, Any], changed: dict[str, tuple[Any, Any]]
+    setup: TrainingSetup, workdir: Path, start: int, leg: dict[str, Any], changed: dict[str, tuple[Any, Any]]
 ) -> None:
     """Writes down the config that training goes on with, and says what of it is new since the last leg."""
     if leg and start:

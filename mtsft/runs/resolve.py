@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from mtsft.config import default
 from mtsft.errors import InputError
-from mtsft.files import expanded
+from mtsft.files import absolute, path_of
 from mtsft.interop.export_configs import check_exportable
 from mtsft.runs.build_model import architecture_of
 from mtsft.runs.grow_vocab import check_method
@@ -35,8 +35,8 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, TrainedModel | None]:
         return config, None
     config, defaults = config.copy_and_resolve_references(), default().model
     for keys in (config.model, config.lora):
-        if keys.init_from and "://" not in keys.init_from:  # the run's config may be read from another folder
-            keys.init_from = str(expanded(keys.init_from).absolute())
+        if keys.init_from:  # the run's config may be read from another folder
+            keys.init_from = str(absolute(path_of(keys.init_from)))
     for name, value in base.fields.items():
         value = type(defaults[name])(value)
         given = config.model[name]

@@ -12,7 +12,7 @@ from mtsft.config import data_config, validate
 from mtsft.data.batches import BatchSource
 from mtsft.data.dataset import TokenizedDataset, open_dataset
 from mtsft.errors import InputError
-from mtsft.files import expanded
+from mtsft.files import local_path
 from mtsft.model.lora import TOKEN_ROWS
 from mtsft.model.parameters import Params, names, split
 from mtsft.model.transformer import Model
@@ -57,7 +57,7 @@ class TrainingSetup:
         """Opens the data and finds the devices. Raises InputError for whatever cannot work, before any compute."""
         validate(config)
         if config.parallel.compilation_cache:
-            folder = expanded(config.parallel.compilation_cache)
+            folder = local_path(config.parallel.compilation_cache, "parallel.compilation_cache")
             jax.config.update("jax_compilation_cache_dir", str(folder))
         mesh = make_mesh(config.parallel.mesh)
         partitioner = Partitioner(config.parallel.mode, mesh)

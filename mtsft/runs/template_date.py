@@ -2,14 +2,14 @@
 
 import datetime
 import json
+from pathlib import Path
 
-from etils import epath
 from ml_collections import ConfigDict
 
 CONFIG = "config.json"  # of a workdir: the config of its run
 
 
-def with_template_date(config: ConfigDict, workdir: epath.Path | None = None) -> ConfigDict:
+def with_template_date(config: ConfigDict, workdir: Path | None = None) -> ConfigDict:
     """The config with data.template_date set: to that of the run in `workdir` if there is one, or to today's.
 
     A run that is resumed the next day would otherwise see other prompts.

@@ -13,7 +13,7 @@ from mtsft.config import DataConfig
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import UNBOUNDED, ChatFormat, EncodingSpec
 from mtsft.errors import InputError
-from mtsft.files import folder_of
+from mtsft.files import path_of
 from mtsft.interop.config_json import architecture_fields, config_for
 from mtsft.interop.peft import adapter_fingerprint, read_adapter
 from mtsft.model.architecture import RUNTIME, Architecture
@@ -159,7 +159,7 @@ def open_base(path: str | Path) -> TrainedModel | None:
     """The model that model.init_from names; None for "". Raises InputError if there is none."""
     if not path:
         return None
-    folder = folder_of(path)
+    folder = path_of(path)
     if not folder.is_dir():
         raise InputError(
             f"{path}: no such folder; model.init_from is a Hugging Face folder or the workdir of a run "
@@ -178,7 +178,7 @@ def open_trained(path: str | Path, step: int | None = None) -> TrainedModel:
     Raises:
         InputError: there is no such model.
     """
-    folder = folder_of(path)
+    folder = path_of(path)
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise InputError(
             f"{path}: holds adapters alone; merge them into their base in PEFT, or train on from them with "

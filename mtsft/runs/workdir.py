@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from etils import epath
 from ml_collections import ConfigDict
 
+from mtsft.buckets import is_bucket
 from mtsft.config import default
 from mtsft.encoding.spec import ChatFormat
 from mtsft.errors import InputError, one_line
@@ -26,7 +26,7 @@ _TEMPLATE, _TOKENIZER, _PUBLISHED = "template.json", "tokenizer", "published.jso
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
 
-def write_run_files(workdir: epath.Path, chat: ChatFormat, published: Mapping[str, Any] | None = None) -> None:
+def write_run_files(workdir: Path, chat: ChatFormat, published: Mapping[str, Any] | None = None) -> None:
     """Writes all that the user of a trained model needs beside the config and the checkpoints.
 
     Args:
@@ -36,19 +36,20 @@ def write_run_files(workdir: epath.Path, chat: ChatFormat, published: Mapping[st
     """
     for name, content in chat.tokenizer.items():
         path = workdir / _TOKENIZER / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not is_bucket(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, content)
     atomic_write(workdir / _TEMPLATE, chat.as_json().encode())
     if published is not None:
         atomic_write(workdir / _PUBLISHED, (json.dumps(published, indent=1) + "\n").encode())
 
 
-def write_config(workdir: epath.Path, config: ConfigDict) -> None:
+def write_config(workdir: Path, config: ConfigDict) -> None:
     """Writes the config of a run, or of its present leg."""
     atomic_write(workdir / CONFIG, (config.to_json(indent=1) + "\n").encode())
 
 
-def check_free(workdir: epath.Path) -> None:
+def check_free(workdir: Path) -> None:
     """Raises InputError for a path that is no folder, or a folder that holds something else than a run."""
     if not workdir.exists():
         return
@@ -68,15 +69,17 @@ def check_free(workdir: epath.Path) -> None:
         )
 
 
-def make(workdir: epath.Path) -> None:
+def make(workdir: Path) -> None:
     """Makes the folder of a run, if it is not there. Raises InputError where it cannot be made."""
+    if is_bucket(workdir):  # which has no folders; to make one would make the bucket
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--workdir={workdir}: cannot be made ({one_line(error, 100)}); choose another") from error
 
 
-def read_run_config(workdir: epath.Path) -> ConfigDict:
+def read_run_config(workdir: Path) -> ConfigDict:
     """The config that a run left in its workdir. Raises InputError where there is no trained model."""
     path, config = workdir / CONFIG, default()
     for needed in (path, workdir / _TOKENIZER, workdir / "checkpoints"):
@@ -90,7 +93,7 @@ def read_run_config(workdir: epath.Path) -> ConfigDict:
     return config
 
 
-def read_chat(workdir: epath.Path) -> ChatFormat:
+def read_chat(workdir: Path) -> ChatFormat:
     """The tokenizer and the chat template of a run. Raises InputError where something of them is missing."""
     path = workdir / _TEMPLATE
     try:
@@ -101,7 +104,7 @@ def read_chat(workdir: epath.Path) -> ChatFormat:
         raise InputError(f"{path}: not the template of a run of this version: {one_line(error, 100)}") from error
 
 
-def read_published(workdir: epath.Path) -> dict[str, Any] | None:
+def read_published(workdir: Path) -> dict[str, Any] | None:
     """The config.json that the model of a run was published with; None for a model of its own. Raises InputError."""
     path = workdir / _PUBLISHED
     if not path.exists():
@@ -111,7 +114,7 @@ def read_published(workdir: epath.Path) -> dict[str, Any] | None:
     return published
 
 
-def read_result(workdir: epath.Path) -> dict[str, Any]:
+def read_result(workdir: Path) -> dict[str, Any]:
     """The result.json of an earlier end of the run; {} where there was none. Raises InputError."""
     path = workdir / RESULT
     return read_json_file(path)[1] if path.exists() else {}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from mtsft.dialogue.normalize import first_half_pair
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError, one_line
-from mtsft.files import expanded
+from mtsft.files import path_of
 from mtsft.template.built_in import BUILT_IN
 from mtsft.template.jinja import JinjaTemplate, Refused
 from mtsft.template.placeholders import Bindings
@@ -312,7 +312,7 @@ def find(name: str, own: Mapping[str, str]) -> tuple[dict[str, str], str]:
             )
         return (dict(own), "of the tokenizer") if not name else ({"default": own[wanted]}, name)
     try:
-        text = expanded(name).read_text(encoding="utf-8")
+        text = path_of(name).read_text(encoding="utf-8")
         if name.endswith(".json"):
             return _from_run(text, name)
         return {"default": text}, Path(name).name

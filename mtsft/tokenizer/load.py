@@ -7,9 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from etils import epath
-
 from mtsft.errors import InputError
+from mtsft.files import path_of
 from mtsft.tokenizer.base import Tokenizer, json_from
 from mtsft.tokenizer.huggingface import HuggingFaceTokenizer
 from mtsft.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -39,7 +38,7 @@ def read_files(path: str | Path) -> dict[str, bytes]:
     Raises:
         InputError: there is none, or it cannot be read.
     """
-    path = epath.Path(path).expanduser()
+    path = path_of(path)
     try:
         if not path.is_dir():
             return {"tokenizer.json" if path.suffix == ".json" else "tokenizer.model": path.read_bytes()}
@@ -56,8 +55,6 @@ def read_files(path: str | Path) -> dict[str, bytes]:
             more = sorted(file for file in (path / _MORE_TEMPLATES).iterdir() if file.suffix == ".jinja")
             files |= {f"{_MORE_TEMPLATES}/{file.name}": file.read_bytes() for file in more}
         return files
-    except ImportError as error:  # of what reads from a bucket
-        raise InputError(f"{path}: reading it needs what is not installed: pip install 'mtsft[gcs]'") from error
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror or error}); "

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -13,11 +14,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from mtsft.buckets import is_bucket
 from mtsft.errors import InputError, one_line
-from mtsft.files import atomic_write
+from mtsft.files import absolute, atomic_write
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
 from mtsft.training.checksums import checksums
+from mtsft.training.staged_folder import StagedFolder, is_staged
 from mtsft.training.state import TrainState, from_saved, to_saved
 
 _METRIC, _HELD_OUT = "eval_loss", "held_out"
@@ -38,7 +41,9 @@ class Checkpoints:
         keep: how many of the latest; 0 to read only, which changes nothing in the folder while a run may write to it.
     """
 
-    def __init__(self, folder: epath.Path, model: Model | None, keep: int, held_out: str = ""):
+    def __init__(self, folder: Path, model: Model | None, keep: int, held_out: str = ""):
+        self._staged = StagedFolder(folder) if is_staged(folder) else None
+        self._shown, folder = folder, self._staged.local if self._staged else absolute(folder)
         self._model, self._folder, self._held_out = model, folder, held_out
         best = policies.BestN(get_metric_fn=self._loss_of, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
@@ -46,16 +51,14 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             create=keep > 0,
             cleanup_tmp_directories=keep > 0,
-            enable_async_checkpointing=True,
+            enable_async_checkpointing=self._staged is None,
         )
         try:
-            self._manager = ocp.CheckpointManager(
-                folder if "://" in str(folder) else folder.absolute(), options=options
-            )
+            self._manager = ocp.CheckpointManager(epath.Path(folder), options=options)
         except (ValueError, OSError, LookupError, TypeError) as error:  # what it reads of every step
             raise InputError(
-                f"{_damaged_step(folder)}: this checkpoint cannot be read ({one_line(_origin(error), 200)}); if it is "
-                "damaged, move it away to go on without it"
+                f"{self._shown / _damaged_step(folder)}: this checkpoint cannot be read "
+                f"({one_line(_origin(error), 200)}); if it is damaged, move it away to go on without it"
             ) from error
 
     def __enter__(self) -> "Checkpoints":
@@ -63,6 +66,8 @@ class Checkpoints:
 
     def __exit__(self, *_) -> None:
         self._guard(self._manager.close)
+        if self._staged:
+            self._staged.close()
 
     @property
     def latest(self) -> int | None:
@@ -116,10 +121,14 @@ class Checkpoints:
         self._check_room(saved)
         keep = {**keep, _CHECKSUMS: checksums(saved)}
         self._guard(self._manager.save, step, args=ocp.args.StandardSave(saved), metrics=metrics, custom_metadata=keep)
+        if self._staged:
+            self._staged.push()
 
     def wait(self) -> None:
         """Waits for a save under way. Raises InputError if it found the disk full."""
         self._guard(self._manager.wait_until_finished)
+        if self._staged:
+            self._staged.wait()
 
     def restore(self, step: int, shapes: TrainState, shardings: Callable[[Any], Any]) -> TrainState:
         """The state of a checkpoint, on this run's devices whatever devices it came from.
@@ -157,6 +166,8 @@ class Checkpoints:
 
     def _restore(self, step: int, arguments: Any, target: Any) -> Any:
         """Arrays of a checkpoint, of the shapes of `target`. Raises InputError where they are not what was saved."""
+        if self._staged:
+            self._staged.fetch(step)
         try:
             restored = self._manager.restore(step, args=arguments)
         except Exception as error:
@@ -174,7 +185,7 @@ class Checkpoints:
         others = [other for other in self.steps if other != step]
         whole = f"it holds step {', '.join(map(str, others))} as well" if others else "it holds no other"
         return InputError(
-            f"{self._folder / str(step)}: this checkpoint cannot be read ({why}); "
+            f"{self._shown / str(step)}: this checkpoint cannot be read ({why}); "
             f"if it is damaged, move it away to go on without it: {whole}"
         )
 
@@ -194,7 +205,7 @@ class Checkpoints:
 
     def _check_room(self, saved: Any) -> None:
         """Raises InputError where the disk cannot hold this process's part, in place of a long traceback of Orbax."""
-        if "://" in str(self._folder):
+        if is_bucket(self._folder):
             return
         shards = [shard for leaf in jax.tree.leaves(saved) for shard in leaf.addressable_shards]
         if shutil.disk_usage(self._folder).free < sum(s.data.nbytes for s in shards if s.replica_id == 0):
@@ -229,14 +240,14 @@ def _state(fields: dict[str, Any]) -> TrainState:
     return TrainState(**{name: fields.get(_ON_DISK.get(name, name)) for name in TrainState._fields})
 
 
-def _damaged_step(folder: epath.Path) -> epath.Path:
-    """The folder of a step whose metrics cannot be read; that of all steps where it is something else."""
+def _damaged_step(folder: Path) -> str:
+    """The name of a step whose metrics cannot be read; "" where it is something else."""
     for metrics in folder.glob("*/metrics/metrics"):
         try:
             json.loads(metrics.read_text())
         except (OSError, ValueError):
-            return metrics.parent.parent
-    return folder
+            return metrics.parent.parent.name
+    return ""
 
 
 def _origin(error: BaseException) -> BaseException:
@@ -244,7 +255,7 @@ def _origin(error: BaseException) -> BaseException:
     return _origin(error.__cause__) if error.__cause__ else error
 
 
-def read_identity(path: epath.Path) -> dict[str, Any]:
+def read_identity(path: Path) -> dict[str, Any]:
     """What `check_same_run` wrote. Raises InputError where the file is damaged."""
     try:
         identity = json.loads(path.read_text())
@@ -255,9 +266,7 @@ def read_identity(path: epath.Path) -> dict[str, Any]:
     return identity
 
 
-def check_same_run(
-    path: epath.Path, identity: dict[str, Any], ways_on: Mapping[str, str] = MappingProxyType({})
-) -> None:
+def check_same_run(path: Path, identity: dict[str, Any], ways_on: Mapping[str, str] = MappingProxyType({})) -> None:
     """Writes what may not change between the starts of a run, or checks it against what an earlier start wrote.
 
     Args:

@@ -7,34 +7,38 @@ cut off, to be written again.
 import json
 import math
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from etils import epath
-
+from mtsft.buckets import is_bucket, upload
 from mtsft.errors import InputError, one_line
 from mtsft.files import atomic_write
+
+_OFTEN = 60.0  # seconds between two writes of a whole file
 
 
 class JsonLines:
     """A file of one JSON object a line, each with its step.
 
-    On a file system every line is written at once; an object store (gs://) cannot append, so there the whole file is
-    written at every `sync`.
+    On a file system every line is written at once. A bucket cannot append: there the whole file is written anew, at
+    every `sync` and for a line that comes _OFTEN after the last time.
 
     Args:
         path: of the file.
         after: a step; lines of later ones, and a last line that was cut off, are removed.
     """
 
-    def __init__(self, path: epath.Path, after: int):
+    def __init__(self, path: Path, after: int):
         self._path = path
         self._lines = [line + "\n" for line, record in _lines_of(path) if record["step"] <= after]
-        self._appends = "://" not in str(path)
+        self._appends, self._written = not is_bucket(path), time.monotonic()
+        atomic_write(path, "".join(self._lines).encode())
         if self._appends:
-            atomic_write(path, "".join(self._lines).encode())
             self._file = path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -45,13 +49,16 @@ class JsonLines:
             self._file.flush()
         else:
             self._lines.append(line)
+            if time.monotonic() - self._written > _OFTEN:
+                self.sync()
 
     def sync(self) -> None:
         """Waits until everything written is on disk."""
         if self._appends:
             os.fsync(self._file.fileno())
         else:
-            self._path.write_text("".join(self._lines))
+            atomic_write(self._path, "".join(self._lines).encode())
+            self._written = time.monotonic()
 
     def close(self) -> None:
         """Syncs and closes the file."""
@@ -60,7 +67,7 @@ class JsonLines:
             self._file.close()
 
 
-def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a file of JSON lines, each with its step, up to a line that was cut off; [] where there is none.
 
     Raises:
@@ -69,7 +76,7 @@ def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
     return [record for _, record in _lines_of(path)]
 
 
-def _lines_of(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:
+def _lines_of(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The lines of a file with their records, as `read_json_lines` reads them."""
     read = []
     try:
@@ -89,7 +96,7 @@ def _lines_of(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:
     return read
 
 
-def held_out_losses(path: epath.Path, until: int, held_out: str) -> list[float]:
+def held_out_losses(path: Path, until: int, held_out: str) -> list[float]:
     """The losses of the evaluations in an eval.jsonl, up to a step; nan for one that was not finite.
 
     Args:
@@ -113,14 +120,17 @@ class Log:
         active: False on all processes but one, which then write nothing.
     """
 
-    def __init__(self, workdir: epath.Path, start: int, active: bool):
+    def __init__(self, workdir: Path, start: int, active: bool):
         self._metrics = self._evaluations = self._board = None
         if active:
             from tensorboardX import SummaryWriter  # which imports PyTorch where there is one
 
             self._metrics = JsonLines(workdir / "metrics.jsonl", after=start)
             self._evaluations = JsonLines(workdir / "eval.jsonl", after=start)
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+            self._events = workdir / "tensorboard"
+            # Event files grow; in a bucket they are written anew as the lines are.
+            local = tempfile.mkdtemp(prefix="mtsft-events-") if is_bucket(workdir) else str(self._events)
+            self._board = SummaryWriter(local, purge_step=start + 1)
 
     def __enter__(self) -> "Log":
         return self
@@ -130,6 +140,9 @@ class Log:
             self._metrics.close()
             self._evaluations.close()
             self._board.close()
+            self._upload_events()
+            if is_bucket(self._events):
+                shutil.rmtree(self._board.logdir, ignore_errors=True)
 
     def train(self, record: dict[str, Any]) -> None:
         """Writes one logged step: scalars by name, `step` among them."""
@@ -150,6 +163,12 @@ class Log:
         if self._metrics:
             self._metrics.sync()
             self._evaluations.sync()
+            self._board.flush()
+            self._upload_events()
+
+    def _upload_events(self) -> None:
+        if is_bucket(self._events):
+            upload(Path(self._board.logdir), self._events)
 
     def _draw(self, group: str, record: dict[str, Any]) -> None:
         for name, value in record.items():
