@@ -53,7 +53,7 @@ class DataConfig:
     sequence_length: int = 2048  # slots of a row; dialogues are packed side by side into rows
     over_length: str = "error"  # dialogues longer than a row: "error", "drop", "keep_first", "keep_last", "windows"
     workers: int = 0  # tokenising processes; 0 for one a core
-    cache_dir: str = "~/.cache/mtsft"  # tokenised data, trained tokenizers and built-in corpora
+    cache_dir: str = "~/.cache/mtsft"  # tokenised data, trained tokenizers, corpora, copies of files in buckets
 
 
 def default() -> ConfigDict:

@@ -3,7 +3,7 @@
 import pytest
 
 from mtsft.errors import InputError
-from mtsft.files import atomic_write, check_writable, expanded, read_json_file
+from mtsft.files import atomic_write, check_writable, path_of, read_json_file
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
@@ -36,7 +36,7 @@ def test_what_cannot_be_written_is_known_before(tmp_path):
 
 def test_a_home_that_is_not_there_is_named():
     with pytest.raises(InputError, match=r"^~nobody-here/x: there is no such home folder; write the path without ~$"):
-        expanded("~nobody-here/x")
+        path_of("~nobody-here/x")
 
 
 def test_a_json_file_holds_an_object(tmp_path):

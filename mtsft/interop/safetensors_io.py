@@ -106,14 +106,18 @@ def _header_in_bucket(file: Path) -> tuple[int, dict[str, Any]]:
 
 def file_digest(file: Path) -> bytes:
     """A digest of a file's name, size, header and edges."""
-    size = size_of(file)
-    with file.open("rb") as stream:
-        header = stream.read(8)
-        header += stream.read(int.from_bytes(header, "little"))
-        first = stream.read(_EDGE)
-        stream.seek(max(0, size - _EDGE))
-        last = stream.read(_EDGE)
+    size, start = size_of(file), 8 + int.from_bytes(_bytes(file, 0, 8), "little")
+    header, first = _bytes(file, 0, start), _bytes(file, start, start + _EDGE)
+    last = _bytes(file, max(0, size - _EDGE), size)
     return hashlib.sha256(repr((file.name, size)).encode() + header + first + last).digest()
+
+
+def _bytes(file: Path, start: int, stop: int) -> bytes:
+    if is_bucket(file):
+        return read_range(file, start, stop)
+    with file.open("rb") as stream:
+        stream.seek(start)
+        return stream.read(stop - start)
 
 
 def read_box(tensor: Tensor, rows: Range, columns: Range) -> np.ndarray:

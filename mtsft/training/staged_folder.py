@@ -53,8 +53,9 @@ class StagedFolder:
         self._fetched: set[str] = set()
         self._thread, self._upload = ThreadPoolExecutor(1, "upload"), Future()
         self._upload.set_result(None)
-        steps = {name.removesuffix(f"/{WHOLE}") for name in listed(folder)}
-        self._there = {step for step in steps if step.isdigit()}
+        names = listed(folder)
+        self._there = {step for name in names if (step := name.removesuffix(f"/{WHOLE}")).isdigit()}
+        self._parts = {name.partition("/")[0] for name in names} - self._there
         download(folder, self.local, lambda name: self._is_small(name.split("/")))
         for step in self._there:
             (self.local / step / _ARRAYS).mkdir(parents=True, exist_ok=True)
@@ -76,6 +77,8 @@ class StagedFolder:
     def _push(self) -> None:
         steps = {path.name for path in self.local.iterdir() if path.name.isdigit()}
         for step in sorted(steps - self._there, key=int):
+            if step in self._parts:  # what a run left that was killed
+                remove(self._folder / step)
             upload(self.local / step, self._folder / step)
             write(self._folder / step / WHOLE, b"")
             self._there.add(step)

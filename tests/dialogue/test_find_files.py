@@ -49,10 +49,7 @@ def test_a_file_whose_name_holds_brackets_is_taken_as_it_is(three):
     ("patterns", "problem"),
     [
         ("gone.jsonl", r"gone.jsonl: no such file; set data.train to"),
-        (
-            "gs://bucket/a.jsonl",
-            r"gs://bucket/a.jsonl: data is read from local files only; copy it, and set data.train",
-        ),
+        ("hf://bucket/a.jsonl", r"hf://bucket/a.jsonl: hf:// is of no kind that is read; use gs://, s3:// or a local"),
         ("*.txt", r"\*.txt: no such file; set data.train to"),
         (("a.jsonl", "gone.jsonl"), r"gone.jsonl: no such file; set data.train to"),
         (

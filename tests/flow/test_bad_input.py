@@ -356,10 +356,13 @@ def test_progress_is_shown_to_terminals_alone(door):
     assert (status, error) == (0, "")
 
 
-@pytest.mark.skipif(find_spec("gcsfs") is not None, reason="gcsfs is installed")
-def test_a_bucket_is_never_a_local_folder(folder, refused):
-    for flags in (["--workdir=gs://nobucket/run"], ["--workdir=work", "--config.model.init_from=gs://nobucket/run"]):
-        refused(
-            "train", "--config=config.py", *flags, says=r"gs://nobucket/run: needs what is not installed: pip install"
-        )
-    assert not [path for path in folder.iterdir() if path.name.startswith("gs:")]
+@pytest.mark.parametrize(("scheme", "library", "extra"), [("gs", "gcsfs", "gcs"), ("s3", "s3fs", "s3")])
+def test_a_bucket_is_never_a_local_folder(folder, refused, scheme, library, extra):
+    if find_spec(library) is not None:
+        pytest.skip(f"{library} is installed")
+    url = f"{scheme}://nobucket/run"
+    keys = ("model.init_from", "data.train", "data.tokenizer", "data.template")
+    for flags in ([f"--workdir={url}"], *(["--workdir=work", f"--config.{key}={url}"] for key in keys)):
+        says = rf"{url}: needs what is not installed: pip install 'mtsft\[{extra}\]'$"
+        refused("train", "--config=config.py", *flags, says=says)
+    assert not [path for path in folder.iterdir() if path.name.startswith(f"{scheme}:")]

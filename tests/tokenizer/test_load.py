@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import sentencepiece
-from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -286,15 +285,6 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
 def test_tokenizers_load_no_other_library():
     script = "import sys, mtsft.tokenizer.load; print(*{'transformers', 'torch', 'jax'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "\n"
-
-
-def test_a_tokenizer_in_a_bucket_says_what_reads_from_there(monkeypatch):
-    def missing(self):
-        raise ImportError("Please install gcsfs")
-
-    monkeypatch.setattr(type(epath.Path("gs://bucket/tokenizer")), "is_dir", missing)
-    with pytest.raises(InputError, match=r"^gs://bucket/tokenizer: reading it needs .* pip install 'mtsft\[gcs\]'$"):
-        tokenizers.read_files("gs://bucket/tokenizer")
 
 
 def test_vocabularies_of_other_kinds_say_how_to_convert_them(tmp_path):

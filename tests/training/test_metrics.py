@@ -78,7 +78,7 @@ def test_a_line_is_on_disk_when_write_returns(path):
 
 
 class Stored:
-    """A file of an object store, which is written whole or not at all."""
+    """A file in a bucket, which is written whole or not at all."""
 
     def __init__(self, text):
         self.text = text
@@ -92,22 +92,26 @@ class Stored:
     def read_bytes(self):
         return self.text.encode()
 
-    def write_text(self, text):
-        self.text = text
-
 
 @pytest.mark.parametrize("earlier", [None, '{"step": 1}\n{"step": 2}\n{"st'])
-def test_an_object_store_holds_every_line_from_a_sync_on(earlier):
+def test_a_bucket_holds_every_line_from_a_sync_on(earlier, monkeypatch):
+    def write(path, data):
+        path.text = data.decode()
+
+    monkeypatch.setattr(metrics, "atomic_write", write)
     stored = Stored(earlier)
     lines = JsonLines(stored, after=1)
     kept = [{"step": 1}] if earlier else []
     lines.write({"step": 2, "loss": NAN})
-    assert stored.text == earlier
+    assert [strictly(line) for line in stored.text.splitlines()] == kept
     lines.sync()
     assert [strictly(line) for line in stored.text.splitlines()] == [*kept, {"step": 2, "loss": None}]
     lines.write({"step": 3})
     lines.close()
     assert [strictly(line)["step"] for line in stored.text.splitlines()] == [*(r["step"] for r in kept), 2, 3]
+    monkeypatch.setattr(metrics, "_OFTEN", -1)
+    lines.write({"step": 4})
+    assert [strictly(line)["step"] for line in stored.text.splitlines()] == [*(r["step"] for r in kept), 2, 3, 4]
 
 
 # The records
