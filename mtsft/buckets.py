@@ -136,7 +136,7 @@ def download(folder: Path, target: Path, wanted: Callable[[str], bool] = lambda 
     Raises:
         OSError: one cannot be fetched.
     """
-    for name in listed(folder):
+    for name in names_in(folder):
         if wanted(name):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             with _os_errors():
@@ -163,14 +163,14 @@ def upload(folder: Path, target: Path, last: Sequence[str] = ()) -> None:
 
 def remove(folder: Path, first: Sequence[str] = ()) -> None:
     """Deletes all files of a folder in a bucket, those named `first` before all others. Raises OSError."""
-    names = sorted(listed(folder), key=lambda name: name not in first)
+    names = sorted(names_in(folder), key=lambda name: name not in first)
     for some in ([name for name in names if name in first], [name for name in names if name not in first]):
         if some:
             with _os_errors():
                 _filesystem(folder).rm([f"{folder}/{name}" for name in some])
 
 
-def listed(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     """The names of all files in a folder of a bucket and in those within it, from the folder on. Raises OSError."""
     with _os_errors():
         beginning = str(folder).partition("://")[2].rstrip("/") + "/"

@@ -126,7 +126,7 @@ def _weighted(pattern: str, key: str) -> tuple[str, float]:
 def _matching(pattern: str, key: str) -> list[Path]:
     try:
         # A file whose own name holds *, ? or [ is taken as it is.
-        names = [path_of(pattern)] if _exists(pattern) else _named(pattern)
+        names = [path_of(pattern)] if path_of(pattern).is_file() else _named(pattern)
         folder = next((path for path in names if path.is_dir()), None)
     except OSError as error:
         raise unreadable_file(pattern, error) from error

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mtsft.buckets import is_bucket, listed, remove, upload
+from mtsft.buckets import is_bucket, names_in, remove, upload
 from mtsft.errors import InputError, one_line
 
 _LAST = ("adapter_config.json", "config.json")  # without which a folder holds no adapters, no model and no run
@@ -104,7 +104,7 @@ class AtomicFolder:
             raise
 
     def _begin(self, aside: Path) -> None:
-        there = listed(self.folder) if is_bucket(self.folder) else []
+        there = names_in(self.folder) if is_bucket(self.folder) else []
         if there and not {*_LAST} & {*there}:
             raise InputError(
                 f"{self.folder}: holds a part of a model that was being written, and no {_LAST[-1]}; remove it, or "

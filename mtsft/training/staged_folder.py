@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from mtsft.buckets import download, is_bucket, listed, remove, upload, write
+from mtsft.buckets import download, is_bucket, names_in, remove, upload, write
 from mtsft.errors import InputError
 
 # In the folder of a step, or of an item of it, in a bucket: it is whole. Orbax's own name, for its own folders in gs://.
@@ -53,7 +53,7 @@ class StagedFolder:
         self._fetched: set[str] = set()
         self._thread, self._upload = ThreadPoolExecutor(1, "upload"), Future()
         self._upload.set_result(None)
-        names = listed(folder)
+        names = names_in(folder)
         self._there = {step for name in names if (step := name.removesuffix(f"/{WHOLE}")).isdigit()}
         self._parts = {name.partition("/")[0] for name in names} - self._there
         download(folder, self.local, lambda name: self._is_small(name.split("/")))

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from safetensors.numpy import save_file
 
 from mtsft import buckets
-from mtsft.buckets import bucket_path, create, listed, local_copy, read_range, size_of, upload
+from mtsft.buckets import bucket_path, create, local_copy, names_in, read_range, size_of, upload
 from mtsft.dialogue.find_files import find_files, find_weighted_files
 from mtsft.errors import InputError
 from mtsft.files import append_line, atomic_write, check_writable, path_of
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.parity
 def test_a_file_is_written_whole_appended_to_and_read_by_ranges(bucket, monkeypatch):
     path = path_of(f"{bucket}/a/b.txt")
     check_writable(path)
-    assert listed(path_of(bucket)) == []
+    assert names_in(path_of(bucket)) == []
     atomic_write(path, b"0123456789")
     assert (path.read_bytes(), size_of(path)) == (b"0123456789", 10)
     for part in (1, 3, 100):
@@ -36,7 +37,7 @@ def test_a_file_is_written_whole_appended_to_and_read_by_ranges(bucket, monkeypa
     append_line(path, "next")
     append_line(path_of(f"{bucket}/new"), "first")
     assert path.read_bytes() == b"0123456789next\n"
-    assert listed(path_of(bucket)) == ["a/b.txt", "new"]
+    assert names_in(path_of(bucket)) == ["a/b.txt", "new"]
     assert not create(path, b"other")
     assert create(path_of(f"{bucket}/other"), b"other")
     assert path_of(f"{bucket}/other").read_bytes() == b"other"
@@ -142,24 +143,26 @@ def test_a_folder_gets_last_what_makes_it_one(bucket, tmp_path, monkeypatch):
         for name in ("config.json", "a.txt", "z.txt"):
             (aside / name).write_text(name)
 
-    def put(self, local, remote, *_, **__):
+    store = buckets._filesystem(bucket)
+
+    def put(local, remote):
         order.append(remote.rpartition("/")[2])
         if order[-1] == write.get("fails"):
             raise OSError("the network is away")
-        self.pipe_file(remote, Path(local).read_bytes())
+        store.pipe_file(remote, Path(local).read_bytes())
 
-    monkeypatch.setattr(type(buckets._filesystem(bucket)), "put_file", put)
+    monkeypatch.setattr(store, "put_file", put)
     write["fails"] = "config.json"
     says = f"^{output}: cannot be written .the network is away.; choose another folder$"
     with pytest.raises(InputError, match=says), AtomicFolder(output, 0) as writer:
         writer.do(fill)
     assert order == ["a.txt", "z.txt", "config.json"]
-    assert listed(output) == []
+    assert names_in(output) == []
 
     monkeypatch.setattr("mtsft.interop.atomic_folder.remove", lambda *_, **__: None)  # killed before it could
     with pytest.raises(InputError, match="the network is away"), AtomicFolder(output, 0) as writer:
         writer.do(fill)
-    assert listed(output) == ["a.txt", "z.txt"]
+    assert names_in(output) == ["a.txt", "z.txt"]
     with pytest.raises(InputError, match=f"^{output}: holds a part of a model that was being written, and no config"):
         AtomicFolder(output, 0).check()
 
@@ -167,7 +170,7 @@ def test_a_folder_gets_last_what_makes_it_one(bucket, tmp_path, monkeypatch):
     whole = path_of(f"{bucket}/whole")
     with AtomicFolder(whole, 0) as writer:
         writer.do(fill)
-    assert listed(whole) == ["a.txt", "config.json", "z.txt"]
+    assert names_in(whole) == ["a.txt", "config.json", "z.txt"]
     with pytest.raises(InputError, match=f"^{whole}: is there already"):
         AtomicFolder(whole, 0).check()
 
@@ -187,7 +190,7 @@ def test_a_step_without_its_mark_is_none_and_is_written_anew(bucket, tmp_path):
         (staged.local / "6" / "default" / "a").write_text("new")
         staged.push()
         staged.wait()
-        assert listed(folder) == [
+        assert names_in(folder) == [
             "3/_CHECKPOINT_METADATA", "3/commit_success.txt", "3/default/a", "6/commit_success.txt", "6/default/a",
         ]  # fmt: skip
         (staged.local / "3" / "default" / "a").unlink()
@@ -197,24 +200,24 @@ def test_a_step_without_its_mark_is_none_and_is_written_anew(bucket, tmp_path):
         staged.push()
     finally:
         staged.close()
-    assert listed(folder) == ["6/commit_success.txt", "6/default/a"]
+    assert names_in(folder) == ["6/commit_success.txt", "6/default/a"]
     assert not staged.local.exists()
 
 
 def test_several_processes_do_not_stage(stores, monkeypatch):
     monkeypatch.setattr(staged_folder.jax, "process_count", lambda: 2)
     with pytest.raises(InputError, match=r"^s3://b/c: runs of several processes keep their checkpoints on a disk that"):
-        StagedFolder(Path("s3://b/c"))
+        StagedFolder(epath.Path("s3://b/c"))
 
 
 def test_a_workdir_is_held_by_one(bucket, monkeypatch):
     monkeypatch.setattr(lock, "_SETTLE", 0.0)
     workdir = bucket_path(f"{bucket}/run")
     with WorkdirLock(workdir):
-        assert listed(workdir) == ["lock.json"]
+        assert names_in(workdir) == ["lock.json"]
         with (
             pytest.raises(InputError, match=f"^--workdir={workdir}: a run is going on there, process"),
             WorkdirLock(workdir),
         ):
             pass
-    assert listed(workdir) == []
+    assert names_in(workdir) == []

@@ -59,7 +59,10 @@ def test_a_file_whose_name_holds_brackets_is_taken_as_it_is(three):
         ("fold*", r"folder: is a folder without files of a split"),
         ((), r"data.train names no file; set it to"),
         ("", r"data.train names no file; set it to"),
-        ("~nobody-of-that-name/a.jsonl", r"~nobody-of-that-name/a.jsonl: no such file; set data.train to"),
+        (
+            "~nobody-of-that-name/a.jsonl",
+            r"~nobody-of-that-name/a.jsonl: there is no such home folder; write the path without ~",
+        ),
     ],
 )
 def test_a_pattern_that_names_no_file_is_refused(three, monkeypatch, patterns, problem):
