@@ -20,7 +20,7 @@ from mtsft.buckets import is_failure
 from mtsft.config_flag import define_config, with_config
 from mtsft.config_keys import near_keys
 from mtsft.errors import InputError, did_you_mean, one_line
-from mtsft.files import FULL, atomic_write, check_writable, path_of
+from mtsft.files import FULL, atomic_write, check_writable, path_of, reason
 from mtsft.help_text import Entry, flag_entry, found_text, help_text, key_entries
 
 __all__ = ["define_config", "write_out"]
@@ -91,7 +91,7 @@ def _errors_naming(flag: flags.FlagHolder) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"--{flag.name}={flag.value}: {error.strerror}; name a file that can be written") from error
+        raise InputError(f"--{flag.name}={flag.value}: {reason(error)}; name a file that can be written") from error
 
 
 def run(main: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mtsft.buckets import is_bucket
 from mtsft.config import default
 from mtsft.config_keys import check_key, config_keys
 from mtsft.errors import InputError, did_you_mean, one_line
@@ -37,6 +38,10 @@ def find_config(name: str) -> Path:
     given = _split(name)[0]
     path = path_of(given)
     if path.is_file():
+        if is_bucket(path) and path.suffix == ".py":
+            raise InputError(
+                f"--config={given}: is Python, which is run from local files alone; copy it, and name the copy"
+            )
         return path
     if given in (names := config_names()):
         return names[given]

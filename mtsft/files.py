@@ -40,6 +40,13 @@ def absolute(path: Path) -> Path:
     return path if is_bucket(path) else Path(os.path.abspath(path))  # noqa: PTH100 (without following links)
 
 
+def reason(error: OSError) -> str:
+    """Why a file could not be read or written, in some words of a line."""
+    if isinstance(error, FileNotFoundError) and not error.strerror:  # of a bucket, whose error is the name alone
+        return os.strerror(errno.ENOENT)
+    return one_line(error.strerror or error, 150)
+
+
 def read_json_file(path: Path) -> tuple[bytes, dict[str, Any]]:
     """The bytes of a file, and the JSON object that they hold. Raises InputError, naming the file."""
     try:

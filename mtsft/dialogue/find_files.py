@@ -13,7 +13,7 @@ from typing import NamedTuple
 from mtsft.buckets import is_bucket, local_copy, matching
 from mtsft.dialogue.dataset_info import Names, named_dataset, refuse_folder
 from mtsft.errors import InputError, one_line
-from mtsft.files import path_of
+from mtsft.files import path_of, reason
 
 # The names of the split that a key wants of a dataset's folder, best first.
 _SPLITS = {"data.train": ("train",), "data.eval": ("validation", "valid", "val", "dev", "eval", "test")}
@@ -84,7 +84,7 @@ def check_readable(path: Path) -> None:
 
 def unreadable_file(path: Path | str, error: OSError) -> InputError:
     """The error for a file that the system refuses to open or read."""
-    return InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}")
+    return InputError(f"{path}: cannot be read: {reason(error)}")
 
 
 def _as_local(path: Path, cache: Path) -> Path:
@@ -92,7 +92,7 @@ def _as_local(path: Path, cache: Path) -> Path:
     try:
         return local_copy(path, cache) if is_bucket(path) else path
     except OSError as error:
-        raise InputError(f"{path}: cannot be fetched ({one_line(error.strerror or error, 150)})") from error
+        raise InputError(f"{path}: cannot be fetched ({reason(error)})") from error
 
 
 def _named(pattern: str) -> list[Path]:

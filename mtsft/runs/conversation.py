@@ -8,7 +8,7 @@ from typing import Protocol
 
 from mtsft.diagnose.token_view import visible
 from mtsft.errors import InputError, one_line
-from mtsft.files import append_line, path_of
+from mtsft.files import append_line, path_of, reason
 from mtsft.model.generate import Sampling
 
 HELP = """/reset          forget what was said (the system prompt stays)
@@ -117,7 +117,7 @@ class Conversation:
         try:
             append_line(path_of(path), json.dumps(record, ensure_ascii=False))
         except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise InputError(f"{path}: cannot be written ({reason(error)})") from error
 
     def __repr__(self) -> str:
         return "\n".join(f"{role:>9}  {visible(content)}" for role, content in self.messages)

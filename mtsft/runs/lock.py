@@ -16,7 +16,7 @@ from typing import Any
 
 from mtsft.buckets import create, is_bucket
 from mtsft.errors import InputError, one_line
-from mtsft.files import atomic_write
+from mtsft.files import atomic_write, reason
 
 LOCK = "lock.json"
 BEAT, PATIENCE = 15.0, 50.0  # seconds between renewals, and after which a file that was not renewed is nobody's
@@ -49,9 +49,7 @@ class WorkdirLock:
                 if (holder := self._read()).get("token") != self.token:
                     raise self._held_by(holder)
         except OSError as error:
-            raise InputError(
-                f"--workdir={self._path.parent}: cannot be written ({one_line(error.strerror or error, 100)})"
-            ) from error
+            raise InputError(f"--workdir={self._path.parent}: cannot be written ({reason(error)})") from error
         threading.Thread(target=self._keep, name="lock", daemon=True).start()
         return self
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from mtsft.dialogue.normalize import first_half_pair
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError, one_line
-from mtsft.files import path_of
+from mtsft.files import path_of, reason
 from mtsft.template.built_in import BUILT_IN
 from mtsft.template.jinja import JinjaTemplate, Refused
 from mtsft.template.placeholders import Bindings
@@ -319,7 +319,7 @@ def find(name: str, own: Mapping[str, str]) -> tuple[dict[str, str], str]:
     except (OSError, UnicodeDecodeError, RuntimeError) as error:
         raise InputError(
             f"data.template={name!r}: neither a built-in template ({', '.join(BUILT_IN)}) nor a Jinja file that can "
-            f"be read ({one_line(getattr(error, 'strerror', None) or error, 80)})"
+            f"be read ({reason(error) if isinstance(error, OSError) else one_line(error, 80)})"
         ) from error
 
 

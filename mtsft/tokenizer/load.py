@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mtsft.errors import InputError
-from mtsft.files import path_of
+from mtsft.files import path_of, reason
 from mtsft.tokenizer.base import Tokenizer, json_from
 from mtsft.tokenizer.huggingface import HuggingFaceTokenizer
 from mtsft.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -57,7 +57,7 @@ def read_files(path: str | Path) -> dict[str, bytes]:
         return files
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror or error}); "
+            f"{path}: cannot be read ({reason(error)}); "
             "set data.tokenizer to a SentencePiece .model file or a Hugging Face tokenizer folder"
         ) from error
 

@@ -210,6 +210,17 @@ def test_several_processes_do_not_stage(stores, monkeypatch):
         StagedFolder(epath.Path("s3://b/c"))
 
 
+def test_a_bucket_that_may_only_be_read_is_no_workdir(bucket, monkeypatch):
+    def forbidden(*_, **__):
+        raise PermissionError("Access Denied")
+
+    workdir = path_of(f"{bucket}/run")
+    monkeypatch.setattr(buckets._filesystem(bucket), "pipe_file", forbidden)
+    says = rf"^--workdir={workdir}: cannot be written \(Access Denied\)$"
+    with pytest.raises(InputError, match=says), WorkdirLock(workdir):
+        pass
+
+
 def test_a_workdir_is_held_by_one(bucket, monkeypatch):
     monkeypatch.setattr(lock, "_SETTLE", 0.0)
     workdir = bucket_path(f"{bucket}/run")
