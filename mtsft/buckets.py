@@ -23,7 +23,8 @@ _EXTRAS = {"gs": "gcs", "s3": "s3"}  # of setup.cfg, by the scheme of a name
 _ANSWER = 30.0  # seconds that a bucket has for its first answer
 _PART = 8 << 20  # bytes of a range that are asked for at a time, side by side
 _VERSION = ("size", "ETag", "etag", "generation", "md5Hash", "LastModified", "updated")  # of an object, as they say it
-_LIBRARIES = ("gcsfs", "s3fs", "fsspec", "botocore", "aiobotocore", "aiohttp", "google")
+_LIBRARIES = ("gcsfs.", "s3fs.", "fsspec.", "botocore.", "aiobotocore.", "aiohttp.", "google.auth.", "google.cloud.")
+_OF_CODE = (TypeError, AttributeError, NameError, AssertionError)  # which a network does not raise
 _OF_TENSORSTORE = re.compile(r"(?:reading|writing|opening|deleting) \"?(?:gs|s3)://", re.IGNORECASE)
 
 
@@ -182,9 +183,9 @@ def names_in(folder: Path) -> list[str]:
 
 def is_failure(error: BaseException) -> bool:
     """Whether an error is of a bucket or of the network to it, and not of our own code."""
-    while error is not None:
+    while error is not None and not isinstance(error, _OF_CODE):
         modules = {frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)}
-        if any(name.partition(".")[0] in _LIBRARIES for name in modules) or _OF_TENSORSTORE.search(str(error)):
+        if any(f"{name}.".startswith(_LIBRARIES) for name in modules) or _OF_TENSORSTORE.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -79,6 +79,18 @@ def test_a_store_that_does_not_answer_is_given_up(silent, scheme):
     assert time.monotonic() - began < silent.seconds + 5
 
 
+def test_an_error_of_a_bucket_is_told_from_one_of_ours(bucket):
+    def error_of(function, *arguments):
+        with pytest.raises(Exception) as raised:  # noqa: PT011 (of many kinds)
+            function(*arguments)
+        return raised.value
+
+    assert buckets.is_failure(error_of(buckets._filesystem(bucket).cat_file, f"{bucket}/none"))
+    assert buckets.is_failure(ValueError("Error writing gs://b/checkpoints/4/manifest: Malformed"))
+    assert not buckets.is_failure(error_of(int, "x"))
+    assert not buckets.is_failure(error_of(buckets._filesystem(bucket).cat_file, None))
+
+
 def test_a_name_that_is_no_bucket_is_refused():
     with pytest.raises(InputError, match=r"^gs://: names no bucket; write gs://BUCKET/FOLDER$"):
         path_of("gs://")

@@ -97,13 +97,10 @@ def test_what_was_trained_is_handed_over_and_trained_on(place, make_config):
     convert.to_hugging_face(f"{place}/run", f"{place}/hf", dtype="float32")
     assert {"config.json", "generation_config.json", "model.safetensors"} < {*names_in(path_of(f"{place}/hf"))}
     assert_same(parameters(f"{place}/hf"), parameters(f"{place}/run"))
-    convert.from_hugging_face(f"{place}/hf", f"{place}/converted")
-    assert_same(parameters(f"{place}/converted"), parameters(f"{place}/run"))
-    with pytest.raises(InputError, match=f"^{place}/converted: is there already; choose a folder that is not"):
+    if place.startswith("gs://"):  # whose checkpoints Orbax reads itself; the rest goes the same way in both
         convert.from_hugging_face(f"{place}/hf", f"{place}/converted")
-
-    if place.startswith("gs://"):
-        return  # what follows reads and writes as what came before did, and takes long
+        assert_same(parameters(f"{place}/converted"), parameters(f"{place}/run"))
+        return
     lora = {"model.init_from": f"{place}/hf", "train.steps": 2, "eval.every": 0}
     loop.train(make_config(**lora, **{"lora.rank": 2}), f"{place}/lora")
     convert.to_hugging_face(f"{place}/lora", f"{place}/adapter", adapter=True)
@@ -133,7 +130,7 @@ def test_several_processes_share_a_bucket(folder, config_file):
     workdir = path_of("gs://mtsft-tests/two")
     done = subprocess.run(
         [ROOT / "launch" / "local.sh", "--processes", "2", "--devices-per-process", "2", "--logs", folder / "logs",
-         "--", f"--config={config_file}", "--config.train.steps=4", "--config.eval.every=0",
+         "--", f"--config={config_file}", "--config.train.steps=2", "--config.eval.every=0",
          "--config.parallel.mesh=data=2,fsdp=2", f"--workdir={workdir}"],
         cwd=ROOT,
         env=environment(PYTHON=sys.executable, XLA_FLAGS=QUICKLY_COMPILED),
@@ -143,5 +140,5 @@ def test_several_processes_share_a_bucket(folder, config_file):
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert [record["step"] for record in read_lines(workdir / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [record["step"] for record in read_lines(workdir / "metrics.jsonl")] == [1, 2]
     assert len(parameters(workdir)) == 4
