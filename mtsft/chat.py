@@ -14,7 +14,7 @@ from mtsft import cli
 
 _WORKDIR = cli.define_workdir()
 _SAMPLING = cli.define_sampling()
-_STEP = flags.DEFINE_integer("step", None, "The checkpoint of this step, in place of the best.")
+_STEP = cli.define_step()
 _SYSTEM = flags.DEFINE_string("system", "", "The system prompt.")
 
 
@@ -26,6 +26,8 @@ def main() -> None:
 
     sampling = Sampling(**_SAMPLING())
     model = ChatModel.load(_WORKDIR.value, _STEP.value)
+    if model.checkpoint is not None:
+        print(f"chat: {_WORKDIR.value}: {model.checkpoint}", file=sys.stderr)
     conversation = model.chat(_SYSTEM.value, cli.max_new_tokens(), sampling)
     if sys.stdin.isatty():
         print(HELP)

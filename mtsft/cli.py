@@ -16,13 +16,13 @@ from typing import Any
 from absl import flags, logging
 
 from mtsft import __version__
-from mtsft.config_flag import define_config, with_config
+from mtsft.config_flag import define_config, told_keys, with_config
 from mtsft.config_keys import near_keys
 from mtsft.errors import InputError, did_you_mean, one_line
 from mtsft.files import FULL, atomic_write, check_writable, expanded
 from mtsft.help_text import Entry, flag_entry, found_text, help_text, key_entries
 
-__all__ = ["define_config", "write_out"]
+__all__ = ["define_config", "told_keys", "write_out"]
 
 
 def define_workdir(required: bool = True) -> flags.FlagHolder:
@@ -53,6 +53,11 @@ def define_folder(name: str, description: str, example: str, required: bool = Tr
 
     flags.register_validator(name, check)
     return holder
+
+
+def define_step() -> flags.FlagHolder:
+    """The flag --step=NUMBER."""
+    return flags.DEFINE_integer("step", None, "The checkpoint of this step, in place of the best.")
 
 
 def define_sampling() -> Callable[[], dict[str, Any]]:

@@ -19,7 +19,7 @@ _OUTPUT = cli.define_folder("output", "The folder to write, which is not there y
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the parameters written.")
 _ADAPTER = flags.DEFINE_bool("adapter", False, "Write the adapters alone, as a PEFT folder.")
 _BASE = flags.DEFINE_string("base_name", "", "Of the base model, in an adapter folder: its name on the Hub.")
-_STEP = flags.DEFINE_integer("step", None, "The checkpoint of this step, in place of the best.")
+_STEP = cli.define_step()
 
 
 def main() -> None:

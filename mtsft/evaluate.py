@@ -1,14 +1,16 @@
 """Held-out loss, in all and by turn: python -m mtsft.evaluate --config=... --workdir=DIR [--format=json].
 
-The model is the best of DIR by held-out loss, or without --workdir that of model.init_from; the dialogues are those
-that the config holds out, which is that of the run in DIR where --config is left out. The losses are of what
-data.responses supervises: by default every turn of the assistant.
+The model is the best of the run in DIR by held-out loss, or without --workdir that of model.init_from. With --workdir
+the config is the run's own, and so the dialogues are those that it held out: --workdir=DIR is enough, and
+--config.data.eval=FILE evaluates it on others. A --config beside it says which dialogues these are, and no more. The
+losses are of what data.responses supervises: by default every turn of the assistant.
 
 --generate=FILE also writes what the model says in each of their contexts beside what the dialogue has there, a JSON
 object a turn; --limit, --max_new, --temperature, --top_k, --top_p and --seed say of how many, and how.
 """
 
 import json
+import sys
 
 from absl import flags
 
@@ -18,6 +20,7 @@ _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir(required=False)
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "A table to read, or one JSON object.")
 _GENERATE = flags.DEFINE_string("generate", None, "A file to write the model's replies to, as JSON lines.")
+_STEP = cli.define_step()
 _LIMIT = flags.DEFINE_integer("limit", 0, "Held-out dialogues to reply to; 0 for all.", lower_bound=0)
 _SAMPLING = cli.define_sampling()
 
@@ -36,7 +39,11 @@ def main() -> None:
     distributed.initialize()
     if _GENERATE.value is not None and jax.process_index() == 0:
         cli.check_output(_GENERATE)
-    subject = evaluator.Evaluator.of(_CONFIG.value, _WORKDIR.value)
+    subject = evaluator.Evaluator.of(_CONFIG.value, _WORKDIR.value, _STEP.value, cli.told_keys())
+    if jax.process_index() == 0:
+        said = [f"of {subject.checkpoint}"] if subject.checkpoint else []
+        for line in [*said, *subject.notes] if _FORMAT.value == "json" else []:
+            print(f"evaluate: {line}", file=sys.stderr, flush=True)
     scores = subject.evaluate()
     if jax.process_index() == 0:
         print(json.dumps(metrics.finite(scores)) if _FORMAT.value == "json" else as_table(scores), flush=True)

@@ -17,6 +17,7 @@ from mtsft.errors import InputError
 from mtsft.model.generate import GREEDY, Sampling, generate, stream
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
+from mtsft.runs.checkpoint_choice import CheckpointChoice
 from mtsft.runs.conversation import Conversation
 from mtsft.runs.trained_model import open_trained
 
@@ -30,12 +31,14 @@ class ChatModel:
         params: its parameters.
         encoder: conversations as its tokens.
         step: of the checkpoint; 0 for a model that was not trained here.
+        checkpoint: which one it is, and why; None for a model that was not trained here.
     """
 
     model: Model
     params: Params
     encoder: Encoder
     step: int
+    checkpoint: CheckpointChoice | None = None
 
     @classmethod
     def load(cls, path: str | Path, step: int | None = None, **runtime) -> "ChatModel":
@@ -55,7 +58,7 @@ class ChatModel:
         model = base.model(**runtime)
         device = SingleDeviceSharding(jax.local_devices()[0])
         params = base.restore(model, partial(jax.tree.map, lambda _: device))
-        return cls(model, params, base.encoder(), base.step)
+        return cls(model, params, base.encoder(), base.step, base.checkpoint)
 
     def chat(self, system: str = "", max_new: int = 512, sampling: Sampling = GREEDY) -> Conversation:
         """A conversation with it.

@@ -89,7 +89,7 @@ def to_hugging_face(
             folder.
 
     Returns:
-        What is in the folder otherwise than one might think, in sentences.
+        Which checkpoint it is, and what is in the folder otherwise than one might think, in sentences.
 
     Raises:
         InputError: there is no such model, or `output` is there already.
@@ -121,7 +121,8 @@ def to_hugging_face(
         progress=True,
     )
     inner = base.published is not None and architecture_fields(base.published, str(base.path))[0].inner
-    return [f"{output}: holds the text model alone; the other parts of its base are left out"] if inner else []
+    left_out = [f"{output}: holds the text model alone; the other parts of its base are left out"] if inner else []
+    return _checkpoint(base) + left_out
 
 
 def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> list[str]:
@@ -150,8 +151,16 @@ def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> li
     base_name = base_name or _name_on_the_hub(base.published, name)
     export_adapter(output, adapters, model.arch, base.lora, base_name, config=base.published, files=files)
     if base_name != name:
-        return []
-    return [f"{output}: names its base by the folder {name}; --base_name=ORGANISATION/MODEL names it by the Hub"]
+        return _checkpoint(base)
+    return [
+        *_checkpoint(base),
+        f"{output}: names its base by the folder {name}; --base_name=ORGANISATION/MODEL names it by the Hub",
+    ]
+
+
+def _checkpoint(base: TrainedModel) -> list[str]:
+    """A line that says which checkpoint was read."""
+    return [f"{base.path}: {base.checkpoint}"] if base.checkpoint else []
 
 
 def _with_positions(base: TrainedModel) -> dict:

@@ -33,10 +33,12 @@ class HubModel:
         published: its config.json.
         lora: no adapters, as in every such folder.
         step: 0; it has no checkpoints.
+        checkpoint: None.
     """
 
     lora = NO_LORA
     step = 0
+    checkpoint = None
 
     def __init__(self, path: Path):
         """Reads the config and the headers of the weights. Raises InputError for whatever is wrong with them."""

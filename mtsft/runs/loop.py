@@ -25,6 +25,7 @@ from mtsft.runs.lock import WorkdirLock
 from mtsft.runs.schedule import schedule_notes, schedule_of
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
+from mtsft.runs.trained_dialogues import keep_trained_dialogues
 from mtsft.stopping import UNFINISHED, Saving
 from mtsft.training.checkpoint import Checkpoints, check_same_run
 from mtsft.training.early_stopping import is_best, stops_after
@@ -91,6 +92,8 @@ def _train(
             _begin_leg(setup, workdir, start, leg, changed)
         elif changed:
             _say(f"nothing is left to train, so these changed for nothing: {', '.join(sorted(changed))}")
+        if not start and setup.base and setup.base.checkpoint:
+            _say(f"from {setup.base.path}: {setup.base.checkpoint}")
         state = setup.restore(checkpoints, start) if start else setup.create()
         frozen = setup.frozen()
         _say(*schedule_notes(config, setup.steps))
@@ -235,6 +238,7 @@ def _write_or_check(workdir: epath.Path, setup: TrainingSetup) -> None:
     check_same_run(workdir / workdirs.FINGERPRINT, identity(setup), {workdirs.HELD_OUT: way_on})
     if _is_first():
         workdirs.write_run_files(workdir, setup.dataset.spec.chat, setup.base and setup.base.published)
+        keep_trained_dialogues(workdir, setup.dataset.train, setup.config.model.init_from)
 
 
 def _begin_leg(

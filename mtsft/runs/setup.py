@@ -53,8 +53,18 @@ class TrainingSetup:
     base: TrainedModel | None
 
     @classmethod
-    def of(cls, config: ConfigDict, progress: bool = True) -> "TrainingSetup":
-        """Opens the data and finds the devices. Raises InputError for whatever cannot work, before any compute."""
+    def of(cls, config: ConfigDict, progress: bool = True, trains: bool = True) -> "TrainingSetup":
+        """Opens the data and finds the devices.
+
+        Args:
+            config: of a run.
+            progress: whether to show a progress bar.
+            trains: whether to train; else only the held-out dialogues are opened, and eval.batch_size is rounded up to
+                what the devices share.
+
+        Raises:
+            InputError: for whatever cannot work, before any compute.
+        """
         validate(config)
         if config.parallel.compilation_cache:
             folder = expanded(config.parallel.compilation_cache)
@@ -62,10 +72,11 @@ class TrainingSetup:
         mesh = make_mesh(config.parallel.mesh)
         partitioner = Partitioner(config.parallel.mode, mesh)
         train = config.train
-        check_batch_size("train.batch_size", train.batch_size, partitioner.num_shards, train.microbatches)
+        if trains:
+            check_batch_size("train.batch_size", train.batch_size, partitioner.num_shards, train.microbatches)
         optimizer = optimizer_of(config)
         config, base = resolve(config)
-        dataset = open_dataset(data_config(config), progress)
+        dataset = open_dataset(data_config(config), progress, trains)
         arch = architecture_of(config, dataset.tokenizer.vocab_size)
         fields = base.fields if base else asdict(arch)
         config = with_token_ids(config, dataset.tokenizer, fields, arch.vocab_size)
@@ -75,6 +86,10 @@ class TrainingSetup:
         if config.eval.patience and dataset.eval is None:
             raise InputError("eval.patience is set and nothing is held out to wait for; set data.eval_fraction")
         setup = cls(config, dataset, model, optimizer, partitioner, base)
+        if not trains:
+            config = config.copy_and_resolve_references()
+            config.eval.batch_size = -(-setup.eval_batch_size // partitioner.num_shards) * partitioner.num_shards
+            setup = replace(setup, config=config)
         check_batch_size("eval.batch_size", setup.eval_batch_size, partitioner.num_shards)
         check_rules(setup.whole_shapes)
         setup.check_growth()
@@ -83,7 +98,8 @@ class TrainingSetup:
         # Each raises InputError for what cannot work: a size that an axis does not divide, an empty dataset.
         setup.state_shardings(setup.shapes)
         setup.param_shardings(setup.frozen_shapes)
-        _ = setup.steps, setup.schedule, setup.rate_factors, setup.loss
+        if trains:
+            _ = setup.steps, setup.schedule, setup.rate_factors, setup.loss
         return setup
 
     def check_growth(self) -> None:

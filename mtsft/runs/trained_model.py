@@ -22,11 +22,13 @@ from mtsft.model.merge import merge
 from mtsft.model.parameters import Params, are_stacked, join, names, select, split
 from mtsft.model.transformer import Model
 from mtsft.runs.build_model import lora_of, model_of
+from mtsft.runs.checkpoint_choice import choose_checkpoint
 from mtsft.runs.hub_model import HubModel, ShardingsOf, is_hub_folder
 from mtsft.runs.initial_params import initial_params
 from mtsft.runs.workdir import (
     ADAPTERS_BEFORE,
     BASE,
+    CONVERTED,
     FINGERPRINT,
     HELD_OUT,
     nothing_in,
@@ -47,7 +49,7 @@ class WorkdirModel:
         fields: of its Architecture, all but those in RUNTIME.
         published: the config.json of the Hugging Face folder that it comes from; None where it comes from none.
         lora: its adapters, of rank 0 where it has none.
-        step: of the checkpoint.
+        checkpoint: which one it is, and why.
     """
 
     def __init__(self, path: Path, step: int | None = None):
@@ -62,21 +64,31 @@ class WorkdirModel:
         """
         self.path, self.config, self.published = path, read_run_config(path), read_published(path)
         self.lora = lora_of(self.config)
-        held_out = self._identity.get(HELD_OUT, "") if (path / FINGERPRINT).exists() else ""
-        with Checkpoints(path / "checkpoints", None, keep=0, held_out=held_out) as checkpoints:
-            steps = checkpoints.steps
-            if not steps:
-                raise nothing_in(path, "no checkpoint is whole yet")
-            if step is not None and step not in steps:
-                raise InputError(f"{path} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
-            self.step = checkpoints.best if step is None else step
+        self.checkpoint = choose_checkpoint(path, self.held_out, step)
+        if self.checkpoint is None:
+            raise nothing_in(path, "no checkpoint is whole yet")
         arch = model_of(self.config, self.chat.open()[1].vocab_size).arch
         self.fields = {name: value for name, value in asdict(arch).items() if name not in RUNTIME}
+
+    @property
+    def step(self) -> int:
+        """Of the checkpoint."""
+        return self.checkpoint.step
 
     @property
     def fingerprint(self) -> str:
         """Changes whenever the parameters do."""
         return json.dumps([self._identity, self.step])
+
+    @property
+    def held_out(self) -> str:
+        """The name of the dialogues that the run holds out; "" for none."""
+        return self._identity.get(HELD_OUT, "") if (self.path / FINGERPRINT).exists() else ""
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether no run made it: it was written from a Hugging Face folder."""
+        return (self.path / FINGERPRINT).exists() and CONVERTED in self._identity
 
     @property
     def _identity(self) -> dict[str, Any]:

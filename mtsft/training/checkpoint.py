@@ -77,9 +77,13 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step of the checkpoint with the least held-out loss, or the newest if none has one that is finite."""
+        return min(self.losses, key=self.losses.get, default=self.latest)
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """The held-out losses of the checkpoints that have a finite one, by step."""
         losses = {step: self._loss_of(self._manager.metrics(step) or {}) for step in self.steps}
-        finite = [step for step in losses if losses[step] < math.inf]
-        return min(finite, key=losses.get, default=self.latest)
+        return {step: loss for step, loss in losses.items() if loss < math.inf}
 
     def _loss_of(self, metrics: dict[str, Any]) -> float:
         """The held-out loss of a checkpoint; infinite for none, one that is not finite, and one of other dialogues."""

@@ -31,11 +31,13 @@ def test_a_run_goes_out_and_comes_in_bit_for_bit(folder, base, exported):
 
 def test_adapters_alone_go_out_as_a_folder(folder, adapted, exported):
     workdir, _ = adapted
-    (remark,) = convert.to_hugging_face(workdir, folder / "adapter", adapter=True)
+    checkpoint = f"{workdir}: step 2, the best by held-out loss {logged_loss(workdir):.4f} of one evaluation"
+    said, remark = convert.to_hugging_face(workdir, folder / "adapter", adapter=True)
+    assert said == checkpoint
     assert f"names its base by the folder {exported}; --base_name=" in remark
     described = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert (described["r"], described["base_model_name_or_path"]) == (2, str(exported))
-    assert convert.to_hugging_face(workdir, folder / "named", adapter=True, base_name="maker/model") == []
+    assert convert.to_hugging_face(workdir, folder / "named", adapter=True, base_name="maker/model") == [checkpoint]
     described = json.loads((folder / "named" / "adapter_config.json").read_text())
     assert described["base_model_name_or_path"] == "maker/model"
     beside = {path.name for path in (folder / "named").iterdir()}
@@ -43,6 +45,10 @@ def test_adapters_alone_go_out_as_a_folder(folder, adapted, exported):
     tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
     name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
     np.testing.assert_array_equal(tensors[name], parameters(workdir)["layers"][1]["mlp"]["up"]["lora_b"].T)
+
+
+def logged_loss(workdir):
+    return json.loads((workdir / "eval.jsonl").read_text().splitlines()[-1])["loss"]
 
 
 def test_conversions_that_make_no_sense_are_named(folder, base, exported):
