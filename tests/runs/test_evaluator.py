@@ -159,7 +159,7 @@ def test_the_step_is_the_one_that_is_asked_for(folder, make_config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "taken"), [("fsdp=4", "fsdp=-1"), ("data=2,tensor=2", "fsdp=-1"), ("tensor=2,data=4", "")]
+    ("mesh", "taken"), [("fsdp=4", "fsdp=-1"), ("data=2,tensor=2", "fsdp=-1"), ("tensor=2,data=4", "tensor=2,data=4")]
 )
 def test_a_mesh_of_other_devices_is_replaced(adapted, tmp_path, mesh, taken):
     workdir = shutil.copytree(adapted[0], tmp_path / "run")
