@@ -15,6 +15,7 @@ from mtsft import cli
 _WORKDIR = cli.define_workdir()
 _SAMPLING = cli.define_sampling()
 _STEP = cli.define_step()
+_BASE = cli.define_base()
 _SYSTEM = flags.DEFINE_string("system", "", "The system prompt.")
 
 
@@ -25,7 +26,7 @@ def main() -> None:
     from mtsft.runs.conversation import HELP, converse
 
     sampling = Sampling(**_SAMPLING())
-    model = ChatModel.load(_WORKDIR.value, _STEP.value)
+    model = ChatModel.load(_WORKDIR.value, _STEP.value, _BASE.value)
     if model.checkpoint is not None:
         print(f"chat: {_WORKDIR.value}: {model.checkpoint}", file=sys.stderr)
     conversation = model.chat(_SYSTEM.value, cli.max_new_tokens(), sampling)

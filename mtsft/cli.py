@@ -60,6 +60,12 @@ def define_step() -> flags.FlagHolder:
     return flags.DEFINE_integer("step", None, "The checkpoint of this step, in place of the best.")
 
 
+def define_base() -> flags.FlagHolder:
+    """The flag --base=FOLDER, whose value is a list of folders."""
+    meaning = "Where what the run started from is by now, if it moved; may be given again."
+    return flags.DEFINE_multi_string("base", [], meaning)
+
+
 def define_sampling() -> Callable[[], dict[str, Any]]:
     """Defines the flags of decoding. Returns a function that reads them, once parsed, as the fields of Sampling."""
     holders = {

@@ -18,8 +18,9 @@ _INPUT = cli.define_folder("input", "The folder to read.", "runs/mine")
 _OUTPUT = cli.define_folder("output", "The folder to write, which is not there yet.", "exported")
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the parameters written.")
 _ADAPTER = flags.DEFINE_bool("adapter", False, "Write the adapters alone, as a PEFT folder.")
-_BASE = flags.DEFINE_string("base_name", "", "Of the base model, in an adapter folder: its name on the Hub.")
+_BASE_NAME = flags.DEFINE_string("base_name", "", "Of the base model, in an adapter folder: its name on the Hub.")
 _STEP = cli.define_step()
+_BASE = cli.define_base()
 
 
 def main() -> None:
@@ -29,11 +30,11 @@ def main() -> None:
     if (_FROM.value is None) == (_TO.value is None):
         raise InputError("say what to convert: --to=hf (from a workdir), or --from=hf (to a workdir)")
     if _TO.value:
-        options = _DTYPE.value or "", _ADAPTER.value, _STEP.value, _BASE.value
+        options = _DTYPE.value or "", _ADAPTER.value, _STEP.value, _BASE_NAME.value, _BASE.value
         for remark in convert.to_hugging_face(_INPUT.value, _OUTPUT.value, *options):
             print(f"convert: {remark}", file=sys.stderr)
-    elif _ADAPTER.value or _STEP.value is not None or _BASE.value:
-        raise InputError("--adapter, --base_name and --step are of --to=hf")
+    elif _ADAPTER.value or _STEP.value is not None or _BASE_NAME.value or _BASE.value:
+        raise InputError("--adapter, --base, --base_name and --step are of --to=hf")
     else:
         convert.from_hugging_face(_INPUT.value, _OUTPUT.value, _DTYPE.value or "float32")
     print(_OUTPUT.value)

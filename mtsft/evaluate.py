@@ -21,6 +21,7 @@ _WORKDIR = cli.define_workdir(required=False)
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "A table to read, or one JSON object.")
 _GENERATE = flags.DEFINE_string("generate", None, "A file to write the model's replies to, as JSON lines.")
 _STEP = cli.define_step()
+_BASE = cli.define_base()
 _LIMIT = flags.DEFINE_integer("limit", 0, "Held-out dialogues to reply to; 0 for all.", lower_bound=0)
 _SAMPLING = cli.define_sampling()
 
@@ -39,7 +40,7 @@ def main() -> None:
     distributed.initialize()
     if _GENERATE.value is not None and jax.process_index() == 0:
         cli.check_output(_GENERATE)
-    subject = evaluator.Evaluator.of(_CONFIG.value, _WORKDIR.value, _STEP.value, cli.told_keys())
+    subject = evaluator.Evaluator.of(_CONFIG.value, _WORKDIR.value, _STEP.value, cli.told_keys(), _BASE.value)
     if jax.process_index() == 0:
         said = [f"of {subject.checkpoint}"] if subject.checkpoint else []
         for line in [*said, *subject.notes] if _FORMAT.value == "json" else []:

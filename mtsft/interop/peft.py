@@ -1,6 +1,7 @@
 """Low-rank adapters in folders of PEFT (https://github.com/huggingface/peft), there and back."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from mtsft.interop.peft_config import read_adapter_config
 from mtsft.interop.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MERGE, ROOT, as_module, last, taken
 from mtsft.interop.peft_modules import export_modules, read_modules
 from mtsft.interop.safetensors_io import Tensor, read_header, read_metadata
+from mtsft.interop.weights_digest import weights_digest
 from mtsft.model.architecture import Architecture
 from mtsft.model.lora import ADAPTERS, LoRA
 from mtsft.model.parameters import Params, names
@@ -29,6 +31,17 @@ from mtsft.model.parameters import Params, names
 _PICKLE = "adapter_model.bin"
 # Of the weights' metadata: our names of the matrices that are adapted. PEFT has one name for those that it keeps fused.
 _MATRICES = "mtsft_matrices"
+# The keys of an adapter_config.json that say which function its adapters are.
+_FUNCTION = (
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "trainable_token_indices",
+    "ensure_weight_tying",
+)
 _Part = tuple[tuple, tuple[int, int] | None]  # the path of one of our kernels, and its rows where several are fused
 
 
@@ -176,7 +189,19 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
 
 
 def adapter_fingerprint(folder: str | Path) -> str:
-    """Changes whenever the adapters of a PEFT folder do. Raises InputError where it holds none."""
+    """Changes whenever the adapters of a PEFT folder do, wherever it is, and however its config is written.
+
+    Raises InputError where it holds none.
+    """
+    folder = expanded(folder)
+    file, config = _weights(folder), read_json_file(folder / ADAPTER_CONFIG)[1]
+    said = {key: config[key] for key in _FUNCTION if config.get(key)} | {_MATRICES: read_metadata(file).get(_MATRICES)}
+    described = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{described}:{weights_digest(read_header(file))[:48]}"
+
+
+def earlier_adapter_fingerprint(folder: str | Path) -> str:
+    """What `adapter_fingerprint` was before, which older runs have kept: of the bytes of files."""
     folder = expanded(folder)
     with _weights(folder).open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()

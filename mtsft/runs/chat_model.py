@@ -41,7 +41,9 @@ class ChatModel:
     checkpoint: CheckpointChoice | None = None
 
     @classmethod
-    def load(cls, path: str | Path, step: int | None = None, **runtime) -> "ChatModel":
+    def load(
+        cls, path: str | Path, step: int | None = None, places: Sequence[str | Path] = (), **runtime
+    ) -> "ChatModel":
         """The model that was trained in a workdir, or of a Hugging Face folder; it needs nothing but what lies there.
 
         A run that froze parameters (as LoRA does) needs what it started from, too.
@@ -49,12 +51,13 @@ class ChatModel:
         Args:
             path: the workdir or the folder.
             step: of the checkpoint; None for the best by held-out loss, or the newest where nothing was held out.
+            places: folders where what the run started from may be by now, in place of where it was.
             runtime: dtype and the like, other than in training.
 
         Raises:
             InputError: there is no such model.
         """
-        base = open_trained(path, step)
+        base = open_trained(path, step, places)
         model = base.model(**runtime)
         device = SingleDeviceSharding(jax.local_devices()[0])
         params = base.restore(model, partial(jax.tree.map, lambda _: device))

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,9 @@ from mtsft.interop.export_configs import generation_config
 from mtsft.interop.peft import export_adapter
 from mtsft.interop.serving_files import serving_files
 from mtsft.model.lora import NO_LORA
-from mtsft.model.parameters import split
 from mtsft.model.transformer import Model
 from mtsft.runs import workdir as workdirs
-from mtsft.runs.hub_model import HubModel, is_hub_folder
+from mtsft.runs.hub_model import HubModel
 from mtsft.runs.trained_model import TrainedModel, WorkdirModel, open_trained
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.state import new_state
@@ -74,6 +73,7 @@ def to_hugging_face(
     adapter: bool = False,
     step: int | None = None,
     base_name: str = "",
+    places: Sequence[str | Path] = (),
 ) -> list[str]:
     """Writes what a run trained as a folder that transformers and vLLM load; with adapters merged, or only those.
 
@@ -87,6 +87,7 @@ def to_hugging_face(
         step: of the checkpoint; None for the best.
         base_name: of the base model, for the adapter folder; "" for the Hub's, where its config.json says it, else its
             folder.
+        places: folders where what the run started from may be by now, in place of where it was.
 
     Returns:
         Which checkpoint it is, and what is in the folder otherwise than one might think, in sentences.
@@ -94,7 +95,7 @@ def to_hugging_face(
     Raises:
         InputError: there is no such model, or `output` is there already.
     """
-    base = open_trained(workdir, step)
+    base = open_trained(workdir, step, places)
     if adapter:
         return _write_adapter(base, output, base_name)
     AtomicFolder(expanded(output), 0).check()  # before a model is read and merged for it
@@ -128,15 +129,17 @@ def to_hugging_face(
 def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> list[str]:
     if not base.lora.rank:
         raise InputError(f"{base.path}: was trained without adapters (lora.rank=0); convert it without --adapter")
-    name = base.config.model.init_from
-    if not name or not is_hub_folder(epath.Path(name)):
-        origin = f"the run in {name}" if name else "random parameters"
+    recorded = base.config.model.init_from
+    if not recorded or not base.is_of_hub_folder:
+        origin = f"the run in {recorded}" if recorded else "random parameters"
         raise InputError(
             f"{base.path}: its adapters are for {origin}, which PEFT cannot load; convert it without --adapter, which "
             "writes the whole model"
         )
-    original = open_trained(name).fields
-    if changed := [key for key in ("rope_theta", "rope_scaling") if base.fields[key] != original[key]]:
+    # The adapters do not need their base, but whoever loads them does: one that is there is looked at.
+    name = str(base.base().path) if base.base_folders else recorded
+    fields = architecture_fields(base.published, str(base.path))[1]
+    if changed := [key for key in ("rope_theta", "rope_scaling") if base.fields[key] != fields[key]]:
         raise InputError(
             f"{base.path}: was trained with another model.{changed[0]} than {name} has, which no adapter can say; "
             "convert it without --adapter"
@@ -144,7 +147,7 @@ def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> li
     AtomicFolder(expanded(output), 0).check()
     model = base.model(scan_layers=True)
     model = replace(model, arch=replace(model.arch, **_with_positions(base)))
-    adapters = split(base.restore(model, _on_one_device, progress=True), base.lora.adds)[0]
+    adapters = base.restore(model, _on_one_device, wanted=base.lora.adds)
     files = _files(base)
     stops = base.encoder().usual_stops
     files["generation_config.json"] = generation_config(files.get("generation_config.json"), stops, None, None)

@@ -56,6 +56,7 @@ class Evaluator:
         workdir: str | Path | None,
         step: int | None = None,
         told: Collection[str] = (),
+        places: Sequence[str | Path] = (),
     ) -> "Evaluator":
         """Reads a model and opens the dialogues.
 
@@ -65,6 +66,7 @@ class Evaluator:
                 model.init_from.
             step: of the checkpoint of the run; None for the best.
             told: the keys of `config` that somebody set one by one, and that are not left to the run.
+            places: folders where what the run started from may be by now, in place of where it was.
 
         Raises:
             InputError: there is no model, another one than the config's, or nothing is held out.
@@ -72,7 +74,7 @@ class Evaluator:
         if workdir is None:
             return cls._of_init_from(config, step)
         workdir = folder_of(workdir)
-        base = open_trained(workdir, step)  # refuses before any data is read
+        base = open_trained(workdir, step, places)  # refuses before any data is read
         if not isinstance(base, WorkdirModel):
             raise InputError(
                 f"{workdir}: is a Hugging Face folder, not a workdir; set model.init_from to it and leave out --workdir"

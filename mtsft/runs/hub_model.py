@@ -48,8 +48,17 @@ class HubModel:
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the parameters do."""
+        """Changes whenever the parameters do, or what the config says of the model; the same wherever the folder is."""
         return self.folder.fingerprint
+
+    def difference(self, fingerprint: str) -> str:
+        """In which way it is not the model of a fingerprint; "" where it is that model."""
+        if ":" not in fingerprint:  # of an older run
+            return "" if self.folder.earlier_fingerprint == fingerprint else "its files are others"
+        if fingerprint == self.fingerprint:
+            return ""
+        is_alike = fingerprint.partition(":")[0] == self.fingerprint.partition(":")[0]
+        return "its weights are others, though of equal shapes" if is_alike else "its config.json describes another"
 
     def adapters(self, path: str | Path) -> tuple[LoRA, Params]:
         """The adapters for it in a PEFT folder, layers stacked, on the host."""

@@ -68,7 +68,8 @@ def initial_params(
         params = base.read(smaller, shardings_of, progress)
         return grown(params, shapes, grow_vocab, seed, shardings_of(shapes)) if grow_vocab else params
 
-    lora, given = base.adapters(adapters) if adapters else (NO_LORA, {})
+    needs_adapters = adapters and any(map(model.lora.adds, names(plain)))  # the folder may be gone where it is not
+    lora, given = base.adapters(adapters) if needs_adapters else (NO_LORA, {})
     rows, others = split(plain, lambda name: name.endswith(TOKEN_ROWS))
     from_adapters, others = split(others, names(given).__contains__)
     drawn, others = split(others, lambda name: name.endswith(ADAPTERS))

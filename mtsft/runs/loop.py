@@ -20,14 +20,14 @@ from mtsft.runs import legs
 from mtsft.runs import workdir as workdirs
 from mtsft.runs.claim import claimed
 from mtsft.runs.compiled import compile_evaluation, compile_step
-from mtsft.runs.identity import check_hosts_agree, held_out_name, identity
+from mtsft.runs.identity import check_hosts_agree, check_started_from, held_out_name, identity
 from mtsft.runs.lock import WorkdirLock
 from mtsft.runs.schedule import schedule_notes, schedule_of
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
 from mtsft.runs.trained_dialogues import keep_trained_dialogues
 from mtsft.stopping import UNFINISHED, Saving
-from mtsft.training.checkpoint import Checkpoints, check_same_run
+from mtsft.training.checkpoint import Checkpoints, check_same_run, read_identity
 from mtsft.training.early_stopping import is_best, stops_after
 from mtsft.training.metrics import Log, Meter, held_out_losses, read_json_lines
 from mtsft.training.preemption import must_stop
@@ -63,7 +63,7 @@ def train(
     workdir = workdir if "://" in str(workdir) else workdir.resolve()  # which would make a local folder of a bucket's
     workdirs.check_free(workdir)
     config = with_template_date(config, workdir)
-    setup = TrainingSetup.of(config, progress=_is_first())
+    setup = TrainingSetup.of(config, progress=_is_first(), workdir=workdir)
     _say(*setup.dataset.summary())
     check_hosts_agree(setup)
     with claimed(workdir) as lock:
@@ -235,7 +235,10 @@ def _write_or_check(workdir: epath.Path, setup: TrainingSetup) -> None:
     """Makes the workdir this run's, or checks that it is; writes the config and the tokenizer there."""
     told = setup.config.eval.new_series
     way_on = "" if told else "say eval.new_series=True, after which losses of the others count no longer"
-    check_same_run(workdir / workdirs.FINGERPRINT, identity(setup), {workdirs.HELD_OUT: way_on})
+    path = workdir / workdirs.FINGERPRINT
+    earlier = read_identity(path) if path.exists() else {}
+    check_started_from(setup, earlier)
+    check_same_run(path, identity(setup, earlier), {workdirs.HELD_OUT: way_on})
     if _is_first():
         workdirs.write_run_files(workdir, setup.dataset.spec.chat, setup.base and setup.base.published)
         keep_trained_dialogues(workdir, setup.dataset.train, setup.config.model.init_from)

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import jax
 import optax
+from etils import epath
 from ml_collections import ConfigDict
 
 from mtsft.config import data_config, validate
@@ -16,6 +17,7 @@ from mtsft.files import expanded
 from mtsft.model.lora import TOKEN_ROWS
 from mtsft.model.parameters import Params, names, split
 from mtsft.model.transformer import Model
+from mtsft.runs.absent_base import AbsentBase
 from mtsft.runs.build_model import architecture_of, lora_of, optimizer_of
 from mtsft.runs.initial_params import initial_params
 from mtsft.runs.resolve import resolve
@@ -50,10 +52,12 @@ class TrainingSetup:
     model: Model
     optimizer: optax.GradientTransformation
     partitioner: Partitioner
-    base: TrainedModel | None
+    base: TrainedModel | AbsentBase | None
 
     @classmethod
-    def of(cls, config: ConfigDict, progress: bool = True, trains: bool = True) -> "TrainingSetup":
+    def of(
+        cls, config: ConfigDict, progress: bool = True, trains: bool = True, workdir: epath.Path | None = None
+    ) -> "TrainingSetup":
         """Opens the data and finds the devices.
 
         Args:
@@ -61,6 +65,7 @@ class TrainingSetup:
             progress: whether to show a progress bar.
             trains: whether to train; else only the held-out dialogues are opened, and eval.batch_size is rounded up to
                 what the devices share.
+            workdir: of the run, which may have come so far that it does without what it started from; None for none.
 
         Raises:
             InputError: for whatever cannot work, before any compute.
@@ -75,8 +80,11 @@ class TrainingSetup:
         if trains:
             check_batch_size("train.batch_size", train.batch_size, partitioner.num_shards, train.microbatches)
         optimizer = optimizer_of(config)
-        config, base = resolve(config)
-        dataset = open_dataset(data_config(config), progress, trains)
+        config, base = resolve(config, workdir)
+        data = data_config(config)
+        if isinstance(base, AbsentBase) and not config.data.tokenizer:
+            data = base.data(data)
+        dataset = open_dataset(data, progress, trains)
         arch = architecture_of(config, dataset.tokenizer.vocab_size)
         fields = base.fields if base else asdict(arch)
         config = with_token_ids(config, dataset.tokenizer, fields, arch.vocab_size)
@@ -93,6 +101,8 @@ class TrainingSetup:
         check_batch_size("eval.batch_size", setup.eval_batch_size, partitioner.num_shards)
         check_rules(setup.whole_shapes)
         setup.check_growth()
+        if isinstance(base, AbsentBase) and setup.frozen_shapes:
+            raise base.missing("what of it is frozen is read from there")
         if model.lora.rank and train.optimizer == "muon":
             raise InputError("train.optimizer='muon' moves the layers' matrices, which lora.rank freezes; use 'adamw'")
         # Each raises InputError for what cannot work: a size that an axis does not divide, an empty dataset.

@@ -25,9 +25,9 @@ def keep_trained_dialogues(workdir: epath.Path, store: Store, base: str | Path =
         base: what it starts from; where that is a run, what that one was trained on counts as well. "" for nothing.
     """
     digests = np.unique(np.asarray(store.digests_N, np.uint64))
-    if base and (folder_of(base) / _FILE).exists():
-        earlier, damage = _read(folder_of(base))
-        digests = digests if damage else np.union1d(digests, earlier)
+    for folder in (workdir, *([folder_of(base)] if base else [])):  # what a run has once kept stays
+        if (folder / _FILE).exists():
+            digests = np.union1d(digests, _read(folder)[0])
     content = io.BytesIO()
     np.save(content, digests, allow_pickle=False)
     atomic_write(workdir / _FILE, content.getvalue())

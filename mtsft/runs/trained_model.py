@@ -1,7 +1,7 @@
 """A model that was trained, of a workdir or a Hugging Face folder: to start from, to evaluate, to talk to."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property, reduce
 from pathlib import Path
@@ -15,7 +15,7 @@ from mtsft.encoding.spec import UNBOUNDED, ChatFormat, EncodingSpec
 from mtsft.errors import InputError
 from mtsft.files import folder_of
 from mtsft.interop.config_json import architecture_fields, config_for
-from mtsft.interop.peft import adapter_fingerprint, read_adapter
+from mtsft.interop.peft import read_adapter
 from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.lora import LoRA
 from mtsft.model.merge import merge
@@ -25,6 +25,7 @@ from mtsft.runs.build_model import lora_of, model_of
 from mtsft.runs.checkpoint_choice import choose_checkpoint
 from mtsft.runs.hub_model import HubModel, ShardingsOf, is_hub_folder
 from mtsft.runs.initial_params import initial_params
+from mtsft.runs.started_from import find_adapters, is_adapters_alone, not_found
 from mtsft.runs.workdir import (
     ADAPTERS_BEFORE,
     BASE,
@@ -52,16 +53,18 @@ class WorkdirModel:
         checkpoint: which one it is, and why.
     """
 
-    def __init__(self, path: Path, step: int | None = None):
+    def __init__(self, path: Path, step: int | None = None, places: Sequence[str | Path] = ()):
         """Reads the config and looks for the checkpoint.
 
         Args:
             path: the workdir.
             step: of the checkpoint; None for the best by held-out loss, or the newest where nothing was held out.
+            places: folders where what the run started from may be by now, in place of where it was.
 
         Raises:
             InputError: there is no such model.
         """
+        self._places = places
         self.path, self.config, self.published = path, read_run_config(path), read_published(path)
         self.lora = lora_of(self.config)
         self.checkpoint = choose_checkpoint(path, self.held_out, step)
@@ -79,6 +82,13 @@ class WorkdirModel:
     def fingerprint(self) -> str:
         """Changes whenever the parameters do."""
         return json.dumps([self._identity, self.step])
+
+    def difference(self, fingerprint: str) -> str:
+        """In which way it is not the model of a fingerprint; "" where it is that model."""
+        if fingerprint == self.fingerprint:
+            return ""
+        is_same_run = fingerprint.startswith(json.dumps([self._identity])[:-1])
+        return f"the checkpoint is now that of {self.checkpoint}" if is_same_run else "it is another run"
 
     @property
     def held_out(self) -> str:
@@ -115,11 +125,25 @@ class WorkdirModel:
         as_trained |= {"scan_layers": False, "attention_kernel": RUNTIME["attention_kernel"]}  # devices may be others
         return Model(Architecture(**self.fields, **as_trained | runtime), self.lora)
 
-    def restore(self, model: Model, shardings_of: ShardingsOf, progress: bool = False) -> Params:
-        """All its parameters, adapters and frozen ones included; arguments as those of `HubModel.restore`."""
+    def restore(
+        self,
+        model: Model,
+        shardings_of: ShardingsOf,
+        progress: bool = False,
+        wanted: Callable[[str], bool] = lambda name: True,
+    ) -> Params:
+        """All its parameters, adapters and frozen ones included.
+
+        Args:
+            model: as that of `HubModel.restore`.
+            shardings_of: likewise.
+            progress: likewise.
+            wanted: from the name of a parameter to whether it is read. What the run started from is asked for only
+                where something of it is.
+        """
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         trains = trained_names(self.lora, self.config.train.freeze, names(shapes))
-        trained, frozen = split(shapes, trains)
+        trained, frozen = split(split(shapes, wanted)[0], trains)
         field = "ema_params" if self.config.train.average_decay else "params"
         with Checkpoints(self.path / "checkpoints", model, keep=0) as checkpoints:
             params = checkpoints.restore_params(self.step, trained, shardings_of, field)
@@ -127,29 +151,39 @@ class WorkdirModel:
             return params
         adapters = self._adapters_before() if any(map(self.lora.adds, names(frozen))) else ""
         seed, grow = self.config.train.seed, self.config.model.grow_vocab
-        rest = initial_params(frozen, model, self._base(), seed, shardings_of, progress, adapters, grow)
+        rest = initial_params(frozen, model, self.base(), seed, shardings_of, progress, adapters, grow)
         return join(params, rest)
 
-    def _base(self) -> "TrainedModel | None":
-        """The model that the run started from; None for none. Raises InputError where that is another model by now."""
-        path = self.config.model.init_from
-        base = open_base(path)
-        if base and base.fingerprint != self._identity.get(BASE):
-            raise InputError(
-                f"{path}: is no longer the model that {self.path} was trained from, of which it keeps only what it "
-                "changed; put that model back"
-            )
-        return base
+    @property
+    def is_of_hub_folder(self) -> bool:
+        """Whether the run started from a Hugging Face folder."""
+        return not (self._identity.get(BASE) or "[").startswith("[")  # with which the fingerprint of a run begins
+
+    @property
+    def base_folders(self) -> list[str]:
+        """Where what the run started from may be, of those that are there."""
+        places = [place for place in (self.config.model.init_from, *self._places) if place]
+        return [str(place) for place in places if folder_of(place).is_dir() and folder_of(place) != self.path]
+
+    def base(self) -> "TrainedModel | None":
+        """The model that the run started from; None for none. Raises InputError where it is nowhere to be found."""
+        recorded, fingerprint = self.config.model.init_from, self._identity.get(BASE)
+        if not recorded:
+            return None
+        reasons = []
+        for place in self.base_folders:
+            if not is_adapters_alone(folder_of(place)):
+                base = open_trained(place, places=self._places)
+                reasons.append((place, base.difference(fingerprint)))
+                if not reasons[-1][1]:
+                    return base
+        raise not_found(recorded, reasons, self.path)
 
     def _adapters_before(self) -> str:
-        """The folder of the adapters that the run started from. Raises InputError where those are others by now."""
-        path = self.config.lora.init_from
-        if path and adapter_fingerprint(path) != self._identity.get(ADAPTERS_BEFORE):
-            raise InputError(
-                f"{path}: no longer holds the adapters that {self.path} was trained from, some of which it froze; "
-                "put them back"
-            )
-        return path
+        """The folder of the adapters that the run started from. Raises InputError where it is nowhere to be found."""
+        recorded = self.config.lora.init_from
+        fingerprint = self._identity.get(ADAPTERS_BEFORE)
+        return find_adapters(recorded, fingerprint, self.path, self._places) if recorded else ""
 
     def read(self, shapes: Params, shardings_of: ShardingsOf, progress: bool = False) -> Params:
         """Some of its parameters, adapters merged; arguments as those of `HubModel.read`."""
@@ -180,24 +214,25 @@ def open_base(path: str | Path) -> TrainedModel | None:
     return open_trained(folder)
 
 
-def open_trained(path: str | Path, step: int | None = None) -> TrainedModel:
+def open_trained(path: str | Path, step: int | None = None, places: Sequence[str | Path] = ()) -> TrainedModel:
     """The model of a workdir or a Hugging Face folder.
 
     Args:
         path: the folder.
         step: of the checkpoint of a workdir; None for the best by held-out loss.
+        places: folders where what the run started from may be by now, in place of where it was.
 
     Raises:
         InputError: there is no such model.
     """
     folder = folder_of(path)
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+    if is_adapters_alone(folder):
         raise InputError(
             f"{path}: holds adapters alone; merge them into their base in PEFT, or train on from them with "
             "model.init_from (the base) and lora.init_from"
         )
     if not is_hub_folder(folder):
-        return WorkdirModel(folder, step)
+        return WorkdirModel(folder, step, places)
     if step is not None:
         raise InputError(f"{path}: is a Hugging Face folder, which holds no steps; leave --step out")
     return HubModel(folder)

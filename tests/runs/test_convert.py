@@ -99,6 +99,9 @@ def test_adapters_on_what_peft_cannot_load_go_out_merged_alone(folder, adapted, 
     recorded = json.loads((workdir / "config.json").read_text())
     recorded["model"]["init_from"] = str(base) if origin == "a run" else ""
     (workdir / "config.json").write_text(json.dumps(recorded))
+    identity = json.loads((workdir / "fingerprint.json").read_text())
+    identity["model.init_from (parameters)"] = open_base(base).fingerprint if origin == "a run" else None
+    (workdir / "fingerprint.json").write_text(json.dumps(identity))
     named = f"the run in {base}" if origin == "a run" else "random parameters"
     with pytest.raises(InputError, match=rf"^{workdir}: its adapters are for {named}, which PEFT cannot load; "):
         convert.to_hugging_face(workdir, tmp_path / "out", adapter=True)
