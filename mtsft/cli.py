@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from absl import flags, logging
 
@@ -19,7 +19,7 @@ from mtsft import __version__
 from mtsft.config_flag import define_config, told_keys, with_config
 from mtsft.config_keys import near_keys
 from mtsft.errors import InputError, did_you_mean, one_line
-from mtsft.files import FULL, atomic_write, check_writable, expanded
+from mtsft.files import FULL, atomic_file, check_writable, expanded
 from mtsft.help_text import Entry, flag_entry, found_text, help_text, key_entries
 
 __all__ = ["define_config", "told_keys", "write_out"]
@@ -91,8 +91,15 @@ def check_output(flag: flags.FlagHolder) -> None:
 
 def write_output(flag: flags.FlagHolder, data: bytes) -> None:
     """Writes the file that a flag names, by an atomic write. Raises InputError where that fails."""
-    with _errors_naming(flag):
-        atomic_write(expanded(flag.value), data)
+    with output(flag) as file:
+        file.write(data)
+
+
+@contextmanager
+def output(flag: flags.FlagHolder) -> Iterator[BinaryIO]:
+    """The file that a flag names, to write to; it is there when it is whole. Raises InputError where that fails."""
+    with _errors_naming(flag), atomic_file(expanded(flag.value)) as file:
+        yield file
 
 
 @contextmanager

@@ -6,15 +6,21 @@ the config is the run's own, and so the dialogues are those that it held out: --
 losses are of what data.responses supervises: by default every turn of the assistant.
 
 --generate=FILE also writes what the model says in each of their contexts beside what the dialogue has there, a JSON
-object a turn; --limit, --max_new, --temperature, --top_k, --top_p and --seed say of how many, and how.
+object a turn, before the loss is computed; --limit, --max_new, --temperature, --top_k, --top_p and --seed say of how
+many, and how.
 """
 
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from mtsft import cli
+
+if TYPE_CHECKING:
+    from mtsft.model.generate import Sampling
+    from mtsft.runs.evaluator import Evaluator
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir(required=False)
@@ -45,14 +51,25 @@ def main() -> None:
         said = [f"of {subject.checkpoint}"] if subject.checkpoint else []
         for line in [*said, *subject.notes] if _FORMAT.value == "json" else []:
             print(f"evaluate: {line}", file=sys.stderr, flush=True)
+    if _GENERATE.value is not None:
+        _generate(subject, sampling)
     scores = subject.evaluate()
     if jax.process_index() == 0:
         print(json.dumps(metrics.finite(scores)) if _FORMAT.value == "json" else as_table(scores), flush=True)
-    if _GENERATE.value is not None:
-        records = subject.replies(sampling, cli.max_new_tokens(), _LIMIT.value)
-        if jax.process_index() == 0:
-            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            cli.write_output(_GENERATE, "".join(lines).encode())
+
+
+def _generate(subject: "Evaluator", sampling: "Sampling") -> None:
+    """Writes replies, some at a time: every process takes part in them, and the first one writes."""
+    import jax
+
+    records = subject.replies(sampling, cli.max_new_tokens(), _LIMIT.value)
+    if jax.process_index() != 0:
+        for _ in records:
+            pass
+        return
+    with cli.output(_GENERATE) as file:
+        for record in records:
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -74,12 +76,21 @@ def atomic_write(path: Path, data: bytes) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which is there when it is whole, as that of `atomic_write`; raises as that does."""
     if _is_device(path):
-        path.write_bytes(data)
+        with path.open("wb") as file:
+            yield file
         return
     part = _part(path)
     try:
-        part.write_bytes(data)
+        with part.open("wb") as file:
+            yield file
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

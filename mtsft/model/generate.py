@@ -133,6 +133,7 @@ def generate(
     rows: NamedSharding | None = None,
     watch: Callable[[int], None] = lambda count: None,
     vocab_size: int | None = None,
+    first_index: int = 0,
 ) -> list[list[int]]:
     """What the model says after each prompt, until a stop or `max_new` tokens.
 
@@ -152,6 +153,7 @@ def generate(
             prompts and gets all replies.
         watch: called after each batch with the number of its replies.
         vocab_size: above every id of the tokenizer; embeddings from there on are padding, never chosen. None for none.
+        first_index: of the first prompt, among all that are given in several calls.
 
     Returns:
         The tokens of each reply, its stop among them where there was one.
@@ -173,7 +175,7 @@ def generate(
         done_B, indices_B = np.ones(size, bool), np.zeros(size, np.int32)
         for row, i in enumerate(batch):
             padded_BxP[row, : len(prompts[i])] = prompts[i]
-            lengths_B[row], done_B[row], indices_B[row] = len(prompts[i]), False, i
+            lengths_B[row], done_B[row], indices_B[row] = len(prompts[i]), False, first_index + i
         arguments = (padded_BxP, lengths_B, done_B, indices_B)
         if rows is not None:
             arguments = [jax.make_array_from_callback(x.shape, rows, x.__getitem__) for x in arguments]

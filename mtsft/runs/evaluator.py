@@ -1,6 +1,6 @@
 """A trained model on held-out dialogues: its loss, and its replies."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mtsft.errors import InputError
-from mtsft.evaluation.replies import replies
+from mtsft.evaluation.replies import count_replies, replies
 from mtsft.files import folder_of
 from mtsft.model.generate import Sampling, generate
 from mtsft.model.parameters import Params, join, split
@@ -130,8 +130,8 @@ class Evaluator:
         step, said = (self.checkpoint.step, str(self.checkpoint)) if self.checkpoint else (None, None)
         return {**scores, "step": step, "checkpoint": said, "trained_on": self.trained_on, "notes": [*self.notes]}
 
-    def replies(self, sampling: Sampling, max_new: int, limit: int = 0) -> list[dict[str, Any]]:
-        """The model's replies in held-out contexts; see `mtsft.evaluation.replies.replies`.
+    def replies(self, sampling: Sampling, max_new: int, limit: int = 0) -> Iterator[dict[str, Any]]:
+        """The model's replies in held-out contexts, some at a time; see `mtsft.evaluation.replies.replies`.
 
         Args:
             sampling: how tokens are chosen.
@@ -141,24 +141,26 @@ class Evaluator:
         setup, stops = self.setup, self.setup.dataset.spec.encoder().stop_ids
         batch_size = -(-_BATCH // setup.partitioner.num_shards) * setup.partitioner.num_shards
 
-        def say(prompts: list[list[int]]) -> list[list[int]]:
+        def say(prompts: list[list[int]], first: int) -> list[list[int]]:
             most = [setup.model.arch.positions_after(len(prompt), max_new) for prompt in prompts]
-            with tqdm(total=len(prompts), desc="replies", disable=jax.process_index() > 0) as bar:
-                tokens = generate(
-                    setup.model,
-                    self.params,
-                    prompts,
-                    stops,
-                    max(most, default=0),
-                    sampling,
-                    batch_size=batch_size,
-                    rows=setup.partitioner.batch_sharding,
-                    watch=bar.update,
-                    vocab_size=setup.dataset.tokenizer.vocab_size,
-                )
+            tokens = generate(
+                setup.model,
+                self.params,
+                prompts,
+                stops,
+                max(most, default=0),
+                sampling,
+                batch_size=batch_size,
+                rows=setup.partitioner.batch_sharding,
+                watch=bar.update,
+                vocab_size=setup.dataset.tokenizer.vocab_size,
+                first_index=first,
+            )
             return [reply[:count] for reply, count in zip(tokens, most, strict=True)]
 
-        return replies(say, setup.dataset.eval, setup.dataset.tokenizer, stops, limit)
+        total = count_replies(setup.dataset.eval, limit)
+        with tqdm(total=total, desc="replies", disable=jax.process_index() > 0) as bar:
+            yield from replies(say, setup.dataset.eval, setup.dataset.tokenizer, stops, limit)
 
 
 def _check_held_out(setup: TrainingSetup) -> None:

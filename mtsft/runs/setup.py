@@ -81,6 +81,7 @@ class TrainingSetup:
             check_batch_size("train.batch_size", train.batch_size, partitioner.num_shards, train.microbatches)
         optimizer = optimizer_of(config)
         config, base = resolve(config, workdir)
+        check_model(config, partitioner)
         data = data_config(config)
         if isinstance(base, AbsentBase) and not config.data.tokenizer:
             data = base.data(data)
@@ -216,3 +217,22 @@ class TrainingSetup:
     def loss(self) -> ModelLoss:
         """What is trained: (all parameters, rows, rng) -> LossSums."""
         return build_loss(self.model, self.partitioner.constrain, **self.config.objective)
+
+
+def check_model(config: ConfigDict, partitioner: Partitioner) -> None:
+    """Raises InputError for what is wrong with a model or how it is to be trained, before any dialogue is read.
+
+    Args:
+        config: resolved; of the vocabulary it may know nothing yet.
+        partitioner: the devices.
+    """
+    config = config.copy_and_resolve_references()
+    config.lora.trainable_tokens = ""  # which only the tokenizer can find
+    arch = architecture_of(config, config.model.vocab_size or partitioner.mesh.size)
+    model = Model(arch, lora_of(config)).on(partitioner.mesh.devices.flat[0].platform)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    param_shardings(shapes, partitioner.mesh)
+    trained = split(shapes, trained_names(model.lora, config.train.freeze, names(shapes)))[0]
+    learning_rate_factors(config.train.learning_rate_groups, trained)
+    build_loss(model, partitioner.constrain, **config.objective)
+    schedule_of(config, steps=1)
