@@ -3,12 +3,8 @@
 import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
-
-import jax
-from jax.sharding import SingleDeviceSharding
 
 from mtsft.dialogue.formats import parse_record
 from mtsft.dialogue.schema import Message
@@ -19,12 +15,13 @@ from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
 from mtsft.runs.checkpoint_choice import CheckpointChoice
 from mtsft.runs.conversation import Conversation
+from mtsft.runs.local_devices import local_shardings
 from mtsft.runs.trained_model import open_trained
 
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A model on one device, with its tokenizer and its template. Build it with `load`.
+    """A model, spread over the devices of this process, with its tokenizer and its template. Build it with `load`.
 
     Attributes:
         model: its architecture, as pure functions.
@@ -59,8 +56,7 @@ class ChatModel:
         """
         base = open_trained(path, step, places)
         model = base.model(**runtime)
-        device = SingleDeviceSharding(jax.local_devices()[0])
-        params = base.restore(model, partial(jax.tree.map, lambda _: device))
+        params = base.restore(model, local_shardings(model.arch.hidden_size))
         return cls(model, params, base.encoder(), base.step, base.checkpoint)
 
     def chat(self, system: str = "", max_new: int = 512, sampling: Sampling = GREEDY) -> Conversation:

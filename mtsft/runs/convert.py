@@ -4,14 +4,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 from etils import epath
-from jax.sharding import SingleDeviceSharding
 
 from mtsft.config import default
 from mtsft.errors import InputError
@@ -26,9 +24,10 @@ from mtsft.model.lora import NO_LORA
 from mtsft.model.transformer import Model
 from mtsft.runs import workdir as workdirs
 from mtsft.runs.hub_model import HubModel
+from mtsft.runs.local_devices import local_shardings
 from mtsft.runs.trained_model import TrainedModel, WorkdirModel, open_trained
 from mtsft.training.checkpoint import Checkpoints
-from mtsft.training.state import new_state
+from mtsft.training.state import TrainState, create_state
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -58,7 +57,11 @@ def from_hugging_face(folder: str | Path, output: str | Path, dtype: str = "floa
         workdirs.write_config(epath.Path(aside), config)
         workdirs.write_run_files(epath.Path(aside), chat, base.published)
         atomic_write(aside / workdirs.FINGERPRINT, json.dumps({workdirs.CONVERTED: base.fingerprint}).encode())
-        state = new_state(base.restore(model, _on_one_device, progress=True), optax.identity())
+        shardings_of = local_shardings(model.arch.hidden_size)
+        params = base.restore(model, shardings_of, progress=True)
+        scalar = shardings_of(shapes)["norm"]["scale"]
+        shardings = TrainState(scalar, shardings_of(shapes), optax.EmptyState(), scalar, scalar)
+        state = create_state(params, optax.identity(), shardings)
         with Checkpoints(epath.Path(aside).absolute() / "checkpoints", model, keep=1) as checkpoints:
             checkpoints.save(0, state, None)
 
@@ -102,7 +105,8 @@ def to_hugging_face(
     fields = _with_positions(base)
     dtype = dtype or (base.config.model.dtype if isinstance(base, WorkdirModel) else "float32")
     model = Model(replace(base.model(scan_layers=True).arch, **fields), NO_LORA)
-    params = base.read(jax.eval_shape(model.init, jax.random.key(0)), _on_one_device, progress=True)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = base.read(shapes, local_shardings(model.arch.hidden_size), progress=True)
     tokenizer, stops = base.chat.open()[1], base.encoder().usual_stops
     special = {
         name: tokenizer.controls[text].id
@@ -147,7 +151,7 @@ def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> li
     AtomicFolder(expanded(output), 0).check()
     model = base.model(scan_layers=True)
     model = replace(model, arch=replace(model.arch, **_with_positions(base)))
-    adapters = base.restore(model, _on_one_device, wanted=base.lora.adds)
+    adapters = base.restore(model, local_shardings(model.arch.hidden_size), wanted=base.lora.adds)
     files = _files(base)
     stops = base.encoder().usual_stops
     files["generation_config.json"] = generation_config(files.get("generation_config.json"), stops, None, None)
@@ -185,6 +189,3 @@ def _name_on_the_hub(published: Mapping[str, Any] | None, folder: str) -> str:
     """The name that a base's config.json was loaded by, where that is one of the Hub; else its folder."""
     name = str((published or {}).get("_name_or_path") or "")
     return name if _HUB_NAME.fullmatch(name) and not expanded(name).exists() else folder
-
-
-_on_one_device = partial(jax.tree.map, lambda _: SingleDeviceSharding(jax.local_devices()[0]))

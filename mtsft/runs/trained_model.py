@@ -188,7 +188,7 @@ class WorkdirModel:
     def read(self, shapes: Params, shardings_of: ShardingsOf, progress: bool = False) -> Params:
         """Some of its parameters, adapters merged; arguments as those of `HubModel.read`."""
         model = self.model(scan_layers=are_stacked(shapes))
-        params = select(merge(self.restore(model, shardings_of, progress), self.lora), shapes)
+        params = select(merge(self.restore(model, shardings_of, progress), self.lora, donate=True), shapes)
         return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, shapes)
 
     def read_each(self, shapes: Sequence[Params], shardings_of: ShardingsOf) -> Iterator[Params]:

@@ -105,19 +105,38 @@ def check_rules(params, patterns: Sequence[str] = _ALWAYS) -> None:
 
 
 def param_shardings(
-    params, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES, leading: Mapping[str, str | None] = LEADING
+    params,
+    mesh: Mesh,
+    rules: Sequence[tuple[str, P]] = RULES,
+    leading: Mapping[str, str | None] = LEADING,
+    strict: bool = True,
 ):
-    """The NamedSharding of every parameter, by `param_specs`. Raises InputError where an axis does not divide one."""
+    """The NamedSharding of every parameter, by `param_specs`.
+
+    Args:
+        params: a tree of arrays or shapes.
+        mesh: whose axes the rules name.
+        rules: as RULES.
+        leading: as LEADING.
+        strict: whether a size that its axis does not divide is an error; else it is left whole.
+
+    Raises:
+        InputError: an axis does not divide a size.
+    """
 
     def sharding(path, leaf, spec):
-        for size, axis in zip(leaf.shape, spec):
-            if axis is not None and size % mesh.shape[axis]:
+        axes = list(spec)
+        for i, (size, axis) in enumerate(zip(leaf.shape, spec)):
+            if axis is None or size % mesh.shape[axis] == 0:
+                continue
+            if strict:
                 name = "/".join(str(getattr(entry, "key", entry)) for entry in path)
                 raise InputError(
                     f"parallel.mesh: {name} has a size of {size}, which {axis}={mesh.shape[axis]} does not divide; "
                     f"choose another {axis} or model size"
                 )
-        return NamedSharding(mesh, spec)
+            axes[i] = None
+        return NamedSharding(mesh, P(*axes))
 
     return jax.tree_util.tree_map_with_path(sharding, params, param_specs(params, rules, leading))
 

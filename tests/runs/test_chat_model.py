@@ -68,7 +68,7 @@ def test_the_best_by_held_out_loss_is_loaded(run):
     model = ChatModel.load(folder)
     assert model.step == 2
     assert_trees_close(model.params, saved[2], rtol=0, atol=1e-30)
-    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(model.params)} == {1}
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(model.params)} == {8}
 
 
 def test_a_step_can_be_chosen(run):
