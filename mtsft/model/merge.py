@@ -55,5 +55,4 @@ def _add(kernel: jax.Array, A: jax.Array, B: jax.Array, scale: float) -> jax.Arr
         return jax.lax.fori_loop(0, len(kernel), lambda i, done: done.at[i].set(one(done[i], A[i], B[i])), kernel)
     A, B = A.astype(jnp.float32), B.astype(jnp.float32)
     change = scale * jnp.matmul(A, B, precision=jax.lax.Precision.HIGHEST)
-    change = jax.lax.optimization_barrier(change)  # rounded by itself, on whatever devices
     return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)

@@ -63,7 +63,7 @@ def from_hugging_face(folder: str | Path, output: str | Path, dtype: str = "floa
         shardings = TrainState(scalar, shardings_of(shapes), optax.EmptyState(), scalar, scalar)
         state = create_state(params, optax.identity(), shardings)
         with Checkpoints(epath.Path(aside).absolute() / "checkpoints", model, keep=1) as checkpoints:
-            checkpoints.save(0, state, None)
+            checkpoints.save(0, state, None, donate=True)
 
     with AtomicFolder(expanded(output), nbytes) as writer:
         writer.do(write)

@@ -100,7 +100,12 @@ class Checkpoints:
         return kept if isinstance(kept, dict) else {}
 
     def save(
-        self, step: int, state: TrainState, eval_loss: float | None, keep: Mapping[str, Any] = MappingProxyType({})
+        self,
+        step: int,
+        state: TrainState,
+        eval_loss: float | None,
+        keep: Mapping[str, Any] = MappingProxyType({}),
+        donate: bool = False,
     ) -> None:
         """Starts to save; returns as soon as the state may be changed again. Saving twice is saving once.
 
@@ -109,6 +114,7 @@ class Checkpoints:
             state: of global arrays.
             eval_loss: its held-out loss; None where it was not evaluated.
             keep: plain values to keep beside it.
+            donate: whether the state is given up, so that it is not in memory twice.
 
         Raises:
             InputError: an earlier save, or this one, found the disk full.
@@ -116,7 +122,8 @@ class Checkpoints:
         if step == self.latest:
             return
         metrics = {} if eval_loss is None else {_METRIC: eval_loss, _HELD_OUT: self._held_out}
-        saved = _fields(jax.jit(to_saved, static_argnums=1)(state, self._model))
+        given_up = (0,) if donate else ()
+        saved = _fields(jax.jit(to_saved, static_argnums=1, donate_argnums=given_up)(state, self._model))
         self._check_room(saved)
         keep = {**keep, _CHECKSUMS: checksums(saved)}
         self._guard(self._manager.save, step, args=ocp.args.StandardSave(saved), metrics=metrics, custom_metadata=keep)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
+from safetensors.numpy import load_file
 from small_runs import parameters, same
 
 from mtsft.model.generate import Sampling
@@ -13,7 +14,7 @@ from mtsft.runs import convert
 from mtsft.runs.chat_model import ChatModel
 from mtsft.runs.local_devices import local_shardings
 from mtsft.runs.trained_model import WorkdirModel, open_trained
-from mtsft.training.state import TrainState
+from mtsft.training.checkpoint import Checkpoints
 
 PROMPT = [("user", "3?"), ("assistant", "3 it is"), ("user", "14?")]
 
@@ -71,7 +72,7 @@ def prefill(model):
 
 
 @pytest.mark.parametrize("which", ["base", "adapted"])
-def test_what_is_exported_is_spread_and_the_same_to_the_byte(request, on_one_device, monkeypatch, tmp_path, which):
+def test_what_is_exported_is_spread_and_the_same(request, on_one_device, monkeypatch, tmp_path, which):
     found = request.getfixturevalue(which)
     path, seen = found[0] if isinstance(found, tuple) else found, []
     export = convert.export
@@ -87,17 +88,27 @@ def test_what_is_exported_is_spread_and_the_same_to_the_byte(request, on_one_dev
     assert_spread(seen[0])
     files = {file.name for file in (tmp_path / "spread").iterdir()}
     assert files == {file.name for file in (tmp_path / "alone").iterdir()}
-    for name in files:
+    weights = "model.safetensors"
+    for name in files - {weights} if which == "adapted" else files:
         assert (tmp_path / "spread" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+    tensors, expected = (load_file(tmp_path / folder / weights) for folder in ("spread", "alone"))
+    for name, tensor in tensors.items():  # products of another shape may be rounded otherwise
+        np.testing.assert_allclose(tensor, expected[name], rtol=1e-6, atol=1e-8, err_msg=name)
 
 
 def test_what_is_brought_in_is_spread(exported, monkeypatch, tmp_path):
     seen = []
-    create = convert.create_state
-    monkeypatch.setattr(convert, "create_state", lambda *given: seen.append(create(*given)) or seen[0])
+    save = Checkpoints.save
+
+    def watched(self, step, state, *rest, donate):
+        assert_spread(state.params)
+        save(self, step, state, *rest, donate=donate)
+        seen.extend(leaf.is_deleted() for leaf in jax.tree.leaves(state))  # else the model would be there twice
+
+    monkeypatch.setattr(Checkpoints, "save", watched)
     convert.from_hugging_face(exported, tmp_path / "in", dtype="bfloat16")
-    assert isinstance(seen[0], TrainState)
-    assert_spread(seen[0].params)
+    assert len(seen) == 12 + 3
+    assert all(seen)
     assert open_trained(tmp_path / "in").is_converted
     assert same(parameters(tmp_path / "in"), parameters(exported, param_dtype="bfloat16"))
 
