@@ -17,6 +17,7 @@ from mtsft.model.lora import ADAPTERS, NO_LORA, TOKEN_ROWS, LoRA
 from mtsft.model.parameters import VOCABULARY_AXES, Params, are_stacked, join, names, select, split, unstack_layers
 from mtsft.model.quantization import is_quantized, quantize_kernel
 from mtsft.model.transformer import Model
+from mtsft.model.vocabulary import resized
 from mtsft.runs.grow_vocab import before_growth, grown
 from mtsft.runs.hub_model import ShardingsOf
 
@@ -58,27 +59,37 @@ def initial_params(
         adapters: a PEFT folder to read adapters from; "" to draw them.
         grow_vocab: how rows are made for tokens that `base` lacks, see grow_vocab.py; "" where it lacks none.
     """
-    quantized, plain = split(shapes, is_quantized)
+    quantized, unquantized = split(shapes, is_quantized)
     parts = [_quantized(quantized, model, base, seed, shardings_of, progress)] if quantized else []
     if base is None:
-        return reduce(join, [*parts, _draw(plain, model, seed, shardings_of)])
+        return reduce(join, [*parts, _draw(unquantized, model, seed, shardings_of)])
 
     def read(shapes):
-        smaller = before_growth(shapes, base.fields["vocab_size"]) if grow_vocab else shapes
+        plain = without_padding(shapes)
+        smaller = before_growth(plain, base.fields["vocab_size"]) if grow_vocab else plain
         params = base.read(smaller, shardings_of, progress)
-        return grown(params, shapes, grow_vocab, seed, shardings_of(shapes)) if grow_vocab else params
+        if grow_vocab:
+            params = grown(params, plain, grow_vocab, seed, shardings_of(plain))
+        return resized(params, shapes, shardings_of(shapes))
 
-    needs_adapters = adapters and any(map(model.lora.adds, names(plain)))  # the folder may be gone where it is not
+    def without_padding(shapes):
+        return before_growth(shapes, model.arch.vocab_size)
+
+    needs_adapters = adapters and any(
+        map(model.lora.adds, names(unquantized))
+    )  # the folder may be gone where it is not
     lora, given = base.adapters(adapters) if needs_adapters else (NO_LORA, {})
-    rows, others = split(plain, lambda name: name.endswith(TOKEN_ROWS))
+    rows, others = split(unquantized, lambda name: name.endswith(TOKEN_ROWS))
     from_adapters, others = split(others, names(given).__contains__)
     drawn, others = split(others, lambda name: name.endswith(ADAPTERS))
     if rows:
         parts.append(_token_rows(rows, model, read, (lora, given), shardings_of))
     if from_adapters:
         arrays = select(given if are_stacked(from_adapters) else unstack_layers(given), from_adapters)
-        _check_vocabulary(arrays, from_adapters, adapters)
-        parts.append(jax.tree.map(_put, arrays, shardings_of(from_adapters)))
+        plain = without_padding(from_adapters)
+        _check_vocabulary(arrays, plain, adapters)
+        arrays = jax.tree.map(_put, arrays, shardings_of(plain))
+        parts.append(resized(arrays, from_adapters, shardings_of(from_adapters)))
     if drawn:
         parts.append(_draw(drawn, model, seed, shardings_of))
     if others:

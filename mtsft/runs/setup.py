@@ -17,6 +17,7 @@ from mtsft.files import expanded
 from mtsft.model.lora import TOKEN_ROWS
 from mtsft.model.parameters import Params, names, split
 from mtsft.model.transformer import Model
+from mtsft.model.vocabulary import padding_for, resized
 from mtsft.runs.absent_base import AbsentBase
 from mtsft.runs.build_model import architecture_of, lora_of, optimizer_of
 from mtsft.runs.initial_params import initial_params
@@ -89,7 +90,8 @@ class TrainingSetup:
         arch = architecture_of(config, dataset.tokenizer.vocab_size)
         fields = base.fields if base else asdict(arch)
         config = with_token_ids(config, dataset.tokenizer, fields, arch.vocab_size)
-        model = Model(arch, lora_of(config)).on(mesh.devices.flat[0].platform)
+        padding = padding_for(arch.vocab_size, mesh.shape["tensor"])
+        model = Model(arch, lora_of(config), padding).on(mesh.devices.flat[0].platform)
         dataset.check_ids_below(model.arch.vocab_size)
         dataset.check_lengths(model.arch.max_position_embeddings)
         if config.eval.patience and dataset.eval is None:
@@ -148,7 +150,7 @@ class TrainingSetup:
     @property
     def parameter_counts(self) -> tuple[int, int]:
         """(numbers that are trained, numbers that the model has)."""
-        plain = replace(self.model, lora=replace(self.model.lora, quantize=""))
+        plain = replace(self.model, lora=replace(self.model.lora, quantize=""), padding=0)
         shapes = jax.eval_shape(plain.init, jax.random.key(0))
         trained, whole = split(shapes, self.trains)[0], shapes
         return tuple(sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (trained, whole))
@@ -195,8 +197,10 @@ class TrainingSetup:
         return initial_params(shapes, self.model, self.base, seed, self.param_shardings, progress, adapters, grow)
 
     def restore(self, checkpoints: Checkpoints, step: int) -> TrainState:
-        """The state of a checkpoint, on this run's devices."""
-        return checkpoints.restore(step, self.shapes, self.state_shardings)
+        """The state of a checkpoint, on this run's devices, with the padding of its vocabulary that these need."""
+        saved = replace(self, model=replace(self.model, padding=checkpoints.padding(step)))
+        state = checkpoints.restore(step, saved.shapes, saved.state_shardings)
+        return resized(state, self.shapes, self.state_shardings(self.shapes))
 
     def train_batches(self) -> BatchSource:
         """The batches of training, this process's rows of them."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mtsft.model.lora import LoRA
 from mtsft.model.merge import merge
 from mtsft.model.parameters import Params, are_stacked, join, names, select, split
 from mtsft.model.transformer import Model
+from mtsft.model.vocabulary import resized
 from mtsft.runs.build_model import lora_of, model_of
 from mtsft.runs.checkpoint_choice import choose_checkpoint
 from mtsft.runs.hub_model import HubModel, ShardingsOf, is_hub_folder
@@ -146,7 +147,10 @@ class WorkdirModel:
         trained, frozen = split(split(shapes, wanted)[0], trains)
         field = "ema_params" if self.config.train.average_decay else "params"
         with Checkpoints(self.path / "checkpoints", model, keep=0) as checkpoints:
-            params = checkpoints.restore_params(self.step, trained, shardings_of, field)
+            as_saved = replace(model, padding=checkpoints.padding(self.step))
+            saved = select(jax.eval_shape(as_saved.init, jax.random.key(0)), trained)
+            params = checkpoints.restore_params(self.step, saved, shardings_of, field)
+            params = resized(params, trained, shardings_of(trained))
         if not frozen:
             return params
         adapters = self._adapters_before() if any(map(self.lora.adds, names(frozen))) else ""

@@ -23,6 +23,7 @@ from mtsft.training.state import TrainState, from_saved, to_saved
 _METRIC, _HELD_OUT = "eval_loss", "held_out"
 _METADATA = "_CHECKPOINT_METADATA"  # of Orbax, a JSON object in the folder of a step
 _CHECKSUMS = "checksums"  # of every array, kept beside them
+_PADDING = "vocabulary_padding"  # rows of it in a checkpoint, see model/vocabulary.py
 _ON_DISK = {"ema_params": "average"}  # fields of TrainState that checkpoints hold under another key
 
 
@@ -99,6 +100,10 @@ class Checkpoints:
             raise self._unreadable(step, f"{_METADATA}: {one_line(error, 100)}") from error
         return kept if isinstance(kept, dict) else {}
 
+    def padding(self, step: int) -> int:
+        """Rows of padding behind the vocabulary in a checkpoint, which go by the devices that it was saved on."""
+        return self.kept(step).get(_PADDING, 0)
+
     def save(
         self,
         step: int,
@@ -125,7 +130,7 @@ class Checkpoints:
         given_up = (0,) if donate else ()
         saved = _fields(jax.jit(to_saved, static_argnums=1, donate_argnums=given_up)(state, self._model))
         self._check_room(saved)
-        keep = {**keep, _CHECKSUMS: checksums(saved)}
+        keep = {**keep, _CHECKSUMS: checksums(saved), _PADDING: self._model.padding}
         self._guard(self._manager.save, step, args=ocp.args.StandardSave(saved), metrics=metrics, custom_metadata=keep)
 
     def wait(self) -> None:

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mtsft.errors import InputError
-from mtsft.model.parameters import leading_axes, name_of, names
+from mtsft.model.parameters import VOCABULARY_AXES, leading_axes, name_of, names
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -118,7 +118,8 @@ def param_shardings(
         mesh: whose axes the rules name.
         rules: as RULES.
         leading: as LEADING.
-        strict: whether a size that its axis does not divide is an error; else it is left whole.
+        strict: whether a size that its axis does not divide is an error; else it is left whole. A vocabulary is in any
+            case: a model has padding where its own would not be divided, see model/vocabulary.py.
 
     Raises:
         InputError: an axis does not divide a size.
@@ -129,7 +130,7 @@ def param_shardings(
         for i, (size, axis) in enumerate(zip(leaf.shape, spec)):
             if axis is None or size % mesh.shape[axis] == 0:
                 continue
-            if strict:
+            if strict and VOCABULARY_AXES.get(tuple(str(getattr(entry, "key", entry)) for entry in path)) != i:
                 name = "/".join(str(getattr(entry, "key", entry)) for entry in path)
                 raise InputError(
                     f"parallel.mesh: {name} has a size of {size}, which {axis}={mesh.shape[axis]} does not divide; "
