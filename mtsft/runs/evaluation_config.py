@@ -46,7 +46,7 @@ def evaluation_config(
         InputError: what was given is of another model than the run's.
     """
     result, defaults = run.copy_and_resolve_references(), default()
-    if "attention_kernel" not in {key.partition(".")[2] for key in told}:
+    if "model.attention_kernel" not in told:
         result.model.attention_kernel = RUNTIME["attention_kernel"]  # devices may be others
     changed, left = {}, {}
     for group, keys in config.items():
