@@ -106,6 +106,8 @@ def run(main: Callable[[], None]) -> None:
             if not _answered(sys.argv[1:]):
                 _parse()
                 main()
+                if peers := sys.modules.get("mtsft.training.peers"):
+                    peers.leave_peers()
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where a full disk is told
         except InputError as error:
@@ -120,6 +122,8 @@ def run(main: Callable[[], None]) -> None:
                 _fail(f"{where}: {error.strerror}; free some space and run the same command again")
             if _from_override(error):
                 _fail(f"the config cannot be changed so: {type(error).__name__}: {error}")
+            if (peers := sys.modules.get("mtsft.training.peers")) and peers.blamed_on_peers(error):
+                _leave(peers.LOST)
             traceback.print_exc()
             _leave(1)
 

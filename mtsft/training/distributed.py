@@ -9,6 +9,7 @@ import os
 import jax
 
 from mtsft.errors import InputError
+from mtsft.training.peers import watch_peers
 
 _NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -31,6 +32,7 @@ def initialize() -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if not given:
         jax.distributed.initialize()
+        _watch()
         return
     if missing := [name for name in _NAMES if name not in given]:
         raise InputError(f"{given[0]} is set but {' and '.join(missing)} is not; set all of {', '.join(_NAMES)}")
@@ -40,3 +42,13 @@ def initialize() -> None:
     except ValueError:
         raise InputError(f"JAX_NUM_PROCESSES={count!r} and JAX_PROCESS_ID={index!r} must be numbers") from None
     jax.distributed.initialize(address, count, index)
+    _watch()
+
+
+def _watch() -> None:
+    try:
+        from jax._src.distributed import global_state  # the one way to the store that processes share
+    except ImportError:
+        return
+    if jax.process_count() > 1:
+        watch_peers(global_state.client, jax.process_index(), jax.process_count())
