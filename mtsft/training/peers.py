@@ -8,6 +8,7 @@ run then says which it was, and ends. Where process 0 has ended, and the store w
 
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -142,6 +143,16 @@ def say_lost(lost: dict[int, str], count: int) -> None:
     os.write(2, line.encode())
 
 
+_STATUS = re.compile(r"[A-Z_]{5,}: ")  # of absl, with which errors of XLA, its collectives and its services begin
+
+
+def _is_of_the_runtime(error: BaseException | None) -> bool:
+    """Whether an error, or one that it comes from, is of JAX's runtime: as a ValueError, say, where that raises so."""
+    return error is not None and (
+        bool(_STATUS.match(str(error))) or _is_of_the_runtime(error.__cause__ or error.__context__)
+    )
+
+
 _peers: Peers | None = None
 
 
@@ -160,12 +171,8 @@ def leave_peers() -> None:
 
 
 def blamed_on_peers(error: Exception) -> bool:
-    """Whether an error comes from a peer that is gone, which is then said, in a line.
-
-    Args:
-        error: of a function of JAX.
-    """
-    if _peers is None or type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError"):
+    """Whether an error comes from a peer that is gone, which is then said, in a line."""
+    if _peers is None or not _is_of_the_runtime(error):
         return False
     lost = _peers.missing(within=_SUSPICION + _GRACE)
     if lost:

@@ -75,7 +75,7 @@ def test_one_that_is_killed_is_named_in_seconds_and_in_one_line():
     second.kill()
     status, err, took = ended(first, within=30)
     second.communicate()
-    assert status == peers.LOST == 69
+    assert status == peers.LOST == 69, err
     who = f"process 1 of 2 (pid {second.pid} on {socket.gethostname()})"
     assert err.splitlines()[-1].startswith(f"train: {who} has ended; ")
     assert AGAIN in err
