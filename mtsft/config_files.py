@@ -82,6 +82,8 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> Config
         config = _read_recorded(path)
     else:
         config = _call(path, name, [variant] if colon else [])
+    if not isinstance(overrides or {}, Mapping) or not all(isinstance(key, str) for key in overrides or {}):
+        raise InputError('overrides are values by dotted key, such as {"train.steps": 360}')
     for key, value in (overrides or {}).items():
         _override(config, key, value)
     return config
@@ -218,4 +220,5 @@ def _override(config: ConfigDict, key: str, value: Any) -> None:
         keys[name] = value
     except TypeError as error:
         wanted, kind = type(was).__name__, type(value).__name__
-        raise InputError(f"{key}={one_line(repr(value), 60)}: is of type {kind}; it must be {wanted}") from error
+        hint = ", such as JSON text" if isinstance(was, str) and isinstance(value, dict | list) else ""
+        raise InputError(f"{key}={one_line(repr(value), 60)}: is of type {kind}; it must be {wanted}{hint}") from error

@@ -94,5 +94,5 @@ def _texts(files: Sequence[Path], form: RecordFormat) -> Iterator[str]:
             for message in dialogue.messages:
                 yield message.role
                 yield message.content or ""
-    if is_empty and errors:
-        raise errors[0]
+    if is_empty:
+        raise errors[0] if errors else InputError(f"{files[0]}: holds no dialogue, only empty lines")

@@ -17,19 +17,19 @@ from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE, HELD_OUT
 
 
 def identity(setup: TrainingSetup) -> dict[str, Any]:
-    """What may not change between the starts of one run, by name."""
+    """What may not change between the starts of one run, by name; what others follow from comes before them."""
     return {
-        "data.train (tokenised)": setup.dataset.train.content,
-        HELD_OUT: held_out_name(setup),
+        BASE: setup.base and setup.base.fingerprint,
         "data.tokenizer": setup.dataset.tokenizer.fingerprint,
         "data.sequence_length": setup.config.data.sequence_length,
+        "data.train (tokenised)": setup.dataset.train.content,
+        HELD_OUT: held_out_name(setup),
         # How layers are compiled, what is recomputed and in which precision may change.
         **{
             f"model.{name}": value
             for name, value in asdict(setup.model.arch).items()
             if name not in RUNTIME or name == "param_dtype"
         },
-        BASE: setup.base and setup.base.fingerprint,
         ADAPTERS_BEFORE: adapter_fingerprint(setup.config.lora.init_from) if setup.config.lora.init_from else None,
         "lora.rank": setup.model.lora.rank,
         "lora.alpha": setup.model.lora.alpha,

@@ -103,10 +103,7 @@ def describe(
         steps: of the run in all, now.
         was: the schedule of the last leg.
     """
-    lines = []
-    if changed:
-        said = (f"{key} {_short(a)} -> {_short(b)}" for key, (a, b) in sorted(changed.items()))
-        lines.append(f"changed since the last start: {', '.join(said)}")
+    lines = [said] if (said := describe_keys(changed)) else []
     now, then = float(schedule(step)), float(was(min(step, before - 1)))
     if steps != before and abs(now - then) > 0.01 * then:
         lines.append(
@@ -114,6 +111,12 @@ def describe(
             f"{now:.3g}, where the run had come to {then:.3g}"
         )
     return lines
+
+
+def describe_keys(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """The keys that changed since the last leg, as `changes` gives them, for a line that is printed; "" for none."""
+    said = (f"{key} {_short(a)} -> {_short(b)}" for key, (a, b) in sorted(changed.items()))
+    return f"changed since the last start: {', '.join(said)}" if changed else ""
 
 
 def _short(value: Any) -> str:

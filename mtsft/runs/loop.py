@@ -62,6 +62,8 @@ def train(
     workdir = folder_of(workdir)
     workdir = workdir if "://" in str(workdir) else workdir.resolve()  # which would make a local folder of a bucket's
     workdirs.check_free(workdir)
+    if _is_first():
+        workdirs.check_can_be_written(workdir)
     config = with_template_date(config, workdir)
     setup = TrainingSetup.of(config, progress=_is_first())
     _say(*setup.dataset.summary())
@@ -83,7 +85,7 @@ def _train(
     leg = legs.last_leg(workdir)
     changed = legs.changes(leg["config"], config) if leg else {}
     legs.check_same_objective(changed, config.train.may_change, workdir)
-    _write_or_check(workdir, setup)
+    _write_or_check(workdir, setup, legs.describe_keys(changed))
     with Checkpoints(workdir / "checkpoints", setup.model, config.checkpoint.keep, held_out) as checkpoints:
         start, earlier = checkpoints.latest or 0, workdirs.read_result(workdir)
         _check_leaves_nothing_out(setup, start, earlier, workdir)
@@ -238,11 +240,11 @@ def _take_steps(
     return state
 
 
-def _write_or_check(workdir: epath.Path, setup: TrainingSetup) -> None:
-    """Makes the workdir this run's, or checks that it is; writes the config and the tokenizer there."""
+def _write_or_check(workdir: epath.Path, setup: TrainingSetup, changed: str) -> None:
+    """Makes the workdir this run's, or checks that it is; writes the tokenizer there. changed: keys, for the error."""
     told = setup.config.eval.new_series
     way_on = "" if told else "say eval.new_series=True, after which losses of the others count no longer"
-    check_same_run(workdir / workdirs.FINGERPRINT, identity(setup), {workdirs.HELD_OUT: way_on})
+    check_same_run(workdir / workdirs.FINGERPRINT, identity(setup), {workdirs.HELD_OUT: way_on}, changed)
     if _is_first():
         workdirs.write_run_files(workdir, setup.dataset.spec.chat, setup.base and setup.base.published)
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mtsft.config import default
 from mtsft.encoding.spec import ChatFormat
 from mtsft.errors import InputError, one_line
-from mtsft.files import atomic_write, read_json_file
+from mtsft.files import atomic_write, check_writable, read_json_file
 from mtsft.interop import config_json
 from mtsft.runs.template_date import CONFIG
 from mtsft.tokenizer.load import read_files
@@ -23,6 +23,8 @@ BASE, ADAPTERS_BEFORE = "model.init_from (parameters)", "lora.init_from (paramet
 RESULT = "result.json"  # how it ended
 CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made
 _TEMPLATE, _TOKENIZER, _PUBLISHED = "template.json", "tokenizer", "published.json"
+_LINES = ("legs.jsonl", "metrics.jsonl", "eval.jsonl")
+_FILES = (FINGERPRINT, CONFIG, RESULT, _TEMPLATE, _PUBLISHED, *_LINES)
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
 
@@ -68,6 +70,24 @@ def check_free(workdir: epath.Path) -> None:
         )
 
 
+def check_can_be_written(workdir: epath.Path) -> None:
+    """Raises InputError where a run's folder on disk, or the one that it is to be made in, cannot be written to."""
+    if "://" in str(workdir):
+        return
+    there = next(folder for folder in (workdir, *workdir.parents) if folder.exists())
+    for name in _FILES:
+        if (workdir / name).is_dir():
+            raise InputError(f"{workdir / name}: is a folder, where a run keeps a file; move it away")
+    try:
+        check_writable(there / FINGERPRINT if there == workdir else there / ".mtsft")
+    except OSError as error:
+        what = "cannot be written" if there == workdir else f"cannot be made in {there}"
+        why = one_line(error.strerror or error, 100)
+        raise InputError(
+            f"--workdir={workdir}: {what} ({why}); make that writable, or choose another folder"
+        ) from error
+
+
 def make(workdir: epath.Path) -> None:
     """Makes the folder of a run, if it is not there. Raises InputError where it cannot be made."""
     try:
@@ -85,7 +105,7 @@ def read_run_config(workdir: epath.Path) -> ConfigDict:
     try:
         with config.ignore_type():  # tuples come back as lists
             config.update(json.loads(path.read_text()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: not the config of a run of this version: {one_line(error, 100)}") from error
     return config
 
