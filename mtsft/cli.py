@@ -8,10 +8,11 @@ import os
 import shutil
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from absl import flags, logging
 
@@ -101,6 +102,7 @@ def run(main: Callable[[], None]) -> None:
     """
     raise_at_ctrl_c()
     logging.set_verbosity(logging.ERROR)  # absl's own warnings would stand beside the one line
+    warnings.showwarning = _show_warning
     with any_text_any_reader():
         try:
             if not _answered(sys.argv[1:]):
@@ -126,6 +128,23 @@ def run(main: Callable[[], None]) -> None:
                 _leave(peers.LOST)
             traceback.print_exc()
             _leave(1)
+
+
+_warned: set[tuple[type, str, int]] = set()  # kinds and places of warnings that were shown
+
+
+def _show_warning(
+    message: Warning | str,
+    kind: type[Warning],
+    path: str,
+    line: int,
+    file: TextIO | None = None,
+    text: str | None = None,
+) -> None:
+    """Shows a warning in a line; those of one place in some library once, whatever each is about."""
+    if (kind, path, line) not in _warned:
+        _warned.add((kind, path, line))
+        print(f"{_door()}: {one_line(message)} ({kind.__name__} of {path}:{line})", file=file or sys.stderr, flush=True)
 
 
 def _answered(arguments: Sequence[str]) -> bool:

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +81,22 @@ def atomic_write(path: Path, data: bytes) -> None:
         return
     part = _part(path)
     try:
-        part.write_bytes(data)
-        part.replace(path)
+        with errors_naming(path):
+            part.write_bytes(data)
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def errors_naming(path: Path) -> Iterator[None]:
+    """Gives an OSError that names no file, as that of a write to an open one does not, the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _is_device(path: Path) -> bool:

@@ -34,7 +34,7 @@ from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.token_tree import TokenTree
 from mtsft.errors import InputError
-from mtsft.files import FULL
+from mtsft.files import FULL, errors_naming
 from mtsft.progress import Progress
 from mtsft.template.chat_template import ChatTemplate
 
@@ -175,7 +175,8 @@ def open_store(
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
             try:
-                _build(files, spec, building, workers or os.cpu_count() or 1, progress)
+                with errors_naming(folder):
+                    _build(files, spec, building, workers or os.cpu_count() or 1, progress)
                 building.rename(path)
             finally:
                 shutil.rmtree(building, ignore_errors=True)

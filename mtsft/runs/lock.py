@@ -17,7 +17,7 @@ from typing import Any
 from etils import epath
 
 from mtsft.errors import InputError, one_line
-from mtsft.files import atomic_write
+from mtsft.files import atomic_write, errors_naming
 from mtsft.processes import place, started
 
 LOCK = "lock.json"
@@ -76,7 +76,7 @@ class WorkdirLock:
         if "://" in str(self._path):
             return False
         try:
-            with Path(self._path).open("x") as file:
+            with errors_naming(self._path), Path(self._path).open("x") as file:
                 file.write(self._content())
         except FileExistsError:
             return False

@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from mtsft.errors import InputError, one_line
-from mtsft.files import atomic_write
+from mtsft.files import atomic_write, errors_naming
 
 
 class JsonLines:
@@ -41,8 +41,9 @@ class JsonLines:
         """Appends one object; numbers that are not finite become null, as JSON has no others."""
         line = json.dumps(finite(record)) + "\n"
         if self._appends:
-            self._file.write(line)
-            self._file.flush()
+            with errors_naming(self._path):
+                self._file.write(line)
+                self._file.flush()
         else:
             self._lines.append(line)
 
