@@ -24,6 +24,7 @@ RESULT = "result.json"  # how it ended
 CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made
 _TEMPLATE, _TOKENIZER, _PUBLISHED = "template.json", "tokenizer", "published.json"
 _LINES = ("legs.jsonl", "metrics.jsonl", "eval.jsonl")
+_FOLDERS = ("checkpoints", _TOKENIZER, "tensorboard")
 _FILES = (FINGERPRINT, CONFIG, RESULT, _TEMPLATE, _PUBLISHED, *_LINES)
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
@@ -75,9 +76,14 @@ def check_can_be_written(workdir: epath.Path) -> None:
     if "://" in str(workdir):
         return
     there = next(folder for folder in (workdir, *workdir.parents) if folder.exists())
-    for name in _FILES:
-        if (workdir / name).is_dir():
-            raise InputError(f"{workdir / name}: is a folder, where a run keeps a file; move it away")
+    for name in _FOLDERS:
+        if (workdir / name).is_file():
+            raise InputError(f"{workdir / name}: is a file, where a run keeps a folder; move it away")
+    tokenizer = workdir / _TOKENIZER
+    files = [workdir / name for name in _FILES] + (list(tokenizer.iterdir()) if tokenizer.exists() else [])
+    for path in files:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, where a run keeps a file; move it away")
     try:
         check_writable(there / FINGERPRINT if there == workdir else there / ".mtsft")
     except OSError as error:

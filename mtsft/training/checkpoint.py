@@ -58,6 +58,8 @@ class Checkpoints:
                 f"{_damaged_step(folder)}: this checkpoint cannot be read ({one_line(_origin(error), 200)}); if it is "
                 "damaged, move it away to go on without it"
             ) from error
+        for step in self.steps:
+            self._loss_at(step)  # or a damaged one would be found at the first save
 
     def __enter__(self) -> "Checkpoints":
         return self
