@@ -1,10 +1,14 @@
 """Checkpoints: Orbax, sharded and asynchronous, and the check that a workdir still holds the same run."""
 
 import errno
+import inspect
 import json
+import logging
 import math
 import shutil
+import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -169,6 +173,7 @@ class Checkpoints:
 
     def _restore(self, step: int, arguments: Any, target: Any) -> Any:
         """Arrays of a checkpoint, of the shapes of `target`. Raises InputError where they are not what was saved."""
+        _hush_failed_reads()
         try:
             restored = self._manager.restore(step, args=arguments)
         except Exception as error:
@@ -251,6 +256,25 @@ def _damaged_step(folder: epath.Path) -> epath.Path:
         if not is_whole:
             return metrics.parent.parent
     return folder
+
+
+@lru_cache(maxsize=1)
+def _hush_failed_reads() -> None:
+    """Keeps quiet those reads that fail beside the one which is told.
+
+    Orbax begins all of them, and waits for none once one has failed: each would print a long text of its own when it
+    is collected, or that its event loop is closed, from whatever thread.
+    """
+    uncaught, unraisable = sys.excepthook, sys.unraisablehook
+
+    def is_of_a_closed_loop(error: BaseException | None) -> bool:
+        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+    sys.excepthook = lambda kind, error, trace: is_of_a_closed_loop(error) or uncaught(kind, error, trace)
+    sys.unraisablehook = lambda said: (
+        is_of_a_closed_loop(said.exc_value) or inspect.iscoroutine(said.object) or unraisable(said)
+    )
+    logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
 
 
 def _origin(error: BaseException) -> BaseException:
