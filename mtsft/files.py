@@ -41,15 +41,15 @@ def folder_of(path: str | Path) -> epath.Path:
     return folder
 
 
-def read_json_file(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """The bytes of a file, and the JSON object that they hold. Raises InputError, naming the file."""
+def read_json_file(path: Path, remedy: str = "fetch it anew") -> tuple[bytes, dict[str, Any]]:
+    """The bytes of a file, and the JSON object that they hold. Raises InputError, naming the file and the remedy."""
     try:
         text = path.read_bytes()
         value = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({one_line(error, 100)}); fetch it anew") from error
+        raise InputError(f"{path}: cannot be read as JSON ({one_line(error, 100)}); {remedy}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object; fetch it anew")
+        raise InputError(f"{path}: holds no JSON object; {remedy}")
     return text, value
 
 

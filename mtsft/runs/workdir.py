@@ -58,7 +58,7 @@ def check_free(workdir: epath.Path) -> None:
     if not workdir.is_dir():
         raise InputError(f"--workdir={workdir}: is a file; choose a folder")
     if (workdir / FINGERPRINT).exists():
-        if CONVERTED in read_json_file(workdir / FINGERPRINT)[1]:
+        if CONVERTED in read_json_file(workdir / FINGERPRINT, "restore it from a copy")[1]:
             raise InputError(
                 f"--workdir={workdir}: holds a converted model; set model.init_from to it, and choose another --workdir"
             )
@@ -132,7 +132,7 @@ def read_published(workdir: epath.Path) -> dict[str, Any] | None:
     path = workdir / _PUBLISHED
     if not path.exists():
         return None
-    published = read_json_file(path)[1]
+    published = read_json_file(path, "restore it from a copy")[1]
     config_json.architecture_fields(published, str(path))  # refuses a damaged one
     return published
 
@@ -140,7 +140,7 @@ def read_published(workdir: epath.Path) -> dict[str, Any] | None:
 def read_result(workdir: epath.Path) -> dict[str, Any]:
     """The result.json of an earlier end of the run; {} where there was none. Raises InputError."""
     path = workdir / RESULT
-    return read_json_file(path)[1] if path.exists() else {}
+    return read_json_file(path, "move it away: a run writes it anew when it ends")[1] if path.exists() else {}
 
 
 def nothing_in(workdir: Path, lack: str) -> InputError:

@@ -215,3 +215,11 @@ def test_a_split_in_two_kinds_of_files_is_refused(tmp_path, names):
         InputError, match=rf"holds files of the split 'train' of several kinds \({names[0]}, {names[1]}\)"
     ):
         find_files(str(tmp_path), "data.train")
+
+
+def test_an_empty_folder_is_called_one(tmp_path):
+    with pytest.raises(InputError) as caught:
+        find_files(str(tmp_path), "data.eval")
+    assert str(caught.value) == (
+        f"{tmp_path}: is an empty folder; set data.eval to a file of dialogues, or a folder of such"
+    )
