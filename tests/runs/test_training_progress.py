@@ -1,5 +1,6 @@
 """What a run prints is what its files hold, and its last lines can be pasted."""
 
+import io
 import json
 import re
 import shlex
@@ -7,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from small_runs import SIZES
 
-from mtsft.runs import loop, next_commands
+from mtsft.runs import evaluator, loop, next_commands
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.training_progress import end_lines, record_line
 
@@ -73,6 +75,19 @@ def test_a_run_prints_a_line_for_every_record_of_its_files(folder, exported, mak
     assert (result["best_held_out_loss"], result["best_step"]) == min(
         (record["loss"], record["step"]) for record in evaluations
     )
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_an_evaluation_shows_how_far_it_is(base, make_config, monkeypatch):
+    sizes = {f"model.{name}": value for name, value in SIZES.items()}
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    evaluator.evaluate_workdir(make_config(**sizes), base)
+    assert "\revaluating:   0%|" in sys.stderr.getvalue()
+    assert "0 of 1 batches" in sys.stderr.getvalue()
 
 
 @pytest.fixture
