@@ -26,6 +26,7 @@ kills. Should this script itself be killed, its processes save and end as well.
 environment:
   PYTHON                the interpreter (default: the python3 of the active environment or of ./.venv, else python3)
   MTSFT_GRACE_SECONDS   time between TERM and KILL when a process has failed (default 30)
+  MTSFT_PEER_SECONDS    time in which a process may be silent before the others take it for lost (default 60)
 
 example:
   launch/local.sh --processes 2 --devices-per-process 4 -- --config=quickstart --workdir=/tmp/run

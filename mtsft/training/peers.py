@@ -6,6 +6,7 @@ ended on this machine is found in a second, one that has ended or stands still a
 run then says which it was, and ends. Where process 0 has ended, and the store with it, JAX aborts the others itself.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -23,8 +24,7 @@ from mtsft.stopping import flush_and_exit
 
 # The exit status of a process whose peer is gone: EX_UNAVAILABLE of sysexits.h.
 LOST = 69
-_PATIENCE = 60.0  # seconds without a beat; JAX's own, of 100, ends processes without a word of which is missing
-_SUSPICION = 5.0  # the same, once a collective has failed
+_SUSPICION = 5.0  # seconds without a beat that are enough once a collective has failed
 _GRACE = 3.0  # seconds in which a process may end by itself, of the very error that a peer has ended of
 _KEY = "mtsft/peers/"
 
@@ -46,10 +46,11 @@ class Peers:
         store: that all processes share; the process 0 holds it.
         index: of this process.
         count: of all.
-        patience: seconds without a beat after which a process is lost.
+        patience: seconds without a beat after which a process is lost. JAX's own are 100, and end processes without a
+            word of which is missing.
     """
 
-    def __init__(self, store: KeyValueStore, index: int, count: int, patience: float = _PATIENCE):
+    def __init__(self, store: KeyValueStore, index: int, count: int, patience: float):
         self._store, self._index, self._count, self._patience = store, index, count, patience
         self._interval = min(1.0 + count / 64, patience / 4)
         self._left = threading.Event()
@@ -136,11 +137,16 @@ def _who(record: dict[str, Any]) -> str:
 def say_lost(lost: dict[int, str], count: int) -> None:
     """Prints which processes of a run of `count` are lost, a line."""
     which = "; ".join(f"process {index} of {count} {what}" for index, what in sorted(lost.items()))
-    line = (
-        f"{Path(sys.argv[0]).stem}: {which}; its own output may say why; start all processes again with the same "
-        "command: train goes on from its last checkpoint\n"
+    tell(
+        f"{which}; its own output may say why; start all processes again with the same command: train goes on from its "
+        "last checkpoint"
     )
-    os.write(2, line.encode())
+
+
+def tell(line: str) -> None:
+    """Prints a line on standard error, from any thread."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{Path(sys.argv[0]).stem}: {line}\n".encode())
 
 
 _STATUS = re.compile(r"[A-Z_]{5,}: ")  # of absl, with which errors of XLA, its collectives and its services begin
@@ -156,11 +162,10 @@ def _is_of_the_runtime(error: BaseException | None) -> bool:
 _peers: Peers | None = None
 
 
-def watch_peers(store: KeyValueStore, index: int, count: int) -> None:
+def watch_peers(store: KeyValueStore, index: int, count: int, patience: float) -> None:
     """Watches the other processes until `leave_peers`. Ends this one, with the status LOST, where one is lost."""
     global _peers
-    patience = os.environ.get("MTSFT_PEER_SECONDS", "")
-    _peers = Peers(store, index, count, float(patience) if patience.replace(".", "", 1).isdigit() else _PATIENCE)
+    _peers = Peers(store, index, count, patience)
     _peers.watch()
 
 

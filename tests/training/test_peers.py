@@ -11,7 +11,8 @@ import time
 import pytest
 from flow_support import ROOT, environment
 
-from mtsft.training import peers
+from mtsft.errors import InputError
+from mtsft.training import distributed, peers
 from mtsft.training.peers import Peers
 
 PROGRAM = """
@@ -102,6 +103,35 @@ def test_those_that_end_as_they_should_say_nothing():
     for process in start_two(3):
         status, err, _ = ended(process, within=60)
         assert (status, [line for line in err.splitlines() if line.startswith("train: ")]) == (0, [])
+
+
+WAITS = """
+import sys
+from mtsft.training import distributed
+distributed._QUIET, distributed._JOIN, sys.argv = 0.2, 1.0, ["train"]
+distributed.initialize()
+"""
+
+
+def test_one_that_waits_in_vain_says_for_what_and_ends():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    names = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="1")
+    command = [sys.executable, "-c", WAITS]
+    done = subprocess.run(command, cwd=ROOT, env=environment(**names), capture_output=True, text=True, timeout=60)
+    assert done.returncode == peers.LOST
+    waits = f"for all 2 processes to come to {address}, itself number 1"
+    first, last = done.stderr.splitlines()
+    assert first == f"train: this process waits {waits}"
+    assert last.startswith(f"train: gave up waiting {waits}; start all of them, with one JAX_COORDINATOR_ADDRESS ")
+
+
+@pytest.mark.parametrize("seconds", ["0", "soon", "inf", "nan"])
+def test_a_wrong_patience_is_refused(monkeypatch, seconds):
+    monkeypatch.setenv("MTSFT_PEER_SECONDS", seconds)
+    with pytest.raises(InputError, match=rf"^MTSFT_PEER_SECONDS='{seconds}': must be a number of seconds above 0$"):
+        distributed._watch()
 
 
 class Store(dict):
