@@ -107,9 +107,7 @@ def run(main: Callable[[], None]) -> None:
         try:
             if not _answered(sys.argv[1:]):
                 _parse()
-                main()
-                if peers := sys.modules.get("mtsft.training.peers"):
-                    peers.leave_peers()
+                _call(main)
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where a full disk is told
         except InputError as error:
@@ -145,6 +143,19 @@ def _show_warning(
     if (kind, path, line) not in _warned:
         _warned.add((kind, path, line))
         print(f"{_door()}: {one_line(message)} ({kind.__name__} of {path}:{line})", file=file or sys.stderr, flush=True)
+
+
+def _call(main: Callable[[], None]) -> None:
+    """Calls `main`; in a run of several processes, tells the others that this one ends, unless by an error."""
+    status = 0
+    try:
+        main()
+    except SystemExit as end:
+        status = end.code
+    if peers := sys.modules.get("mtsft.training.peers"):
+        peers.leave_peers()
+    if status:
+        sys.exit(status)
 
 
 def _answered(arguments: Sequence[str]) -> bool:

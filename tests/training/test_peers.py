@@ -17,6 +17,8 @@ from mtsft.training.peers import Peers
 
 PROGRAM = """
 import sys
+import time
+import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from mtsft import cli
@@ -27,20 +29,22 @@ def main():
     for _ in range(steps):
         assert multihost_utils.process_allgather(np.ones(1)).sum() == 2
         print("stepped", flush=True)
+    time.sleep(5 * jax.process_index())
+    sys.exit(status)
 
-steps, sys.argv[:] = int(sys.argv[1]), ["train"]
+steps, status, sys.argv[:] = int(sys.argv[1]), int(sys.argv[2]), ["train"]
 cli.run(main)
 """
 
 
-def start_two(steps, seconds="60"):
-    """Two processes that add up a number, in so many steps, once both have taken the first."""
+def start_two(steps, seconds="60", status=0):
+    """Two processes that add up a number, in so many steps, once both have taken the first; the second ends later."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(steps)],
+            [sys.executable, "-c", PROGRAM, str(steps), str(status)],
             cwd=ROOT,
             env=environment(
                 JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
@@ -99,10 +103,11 @@ def test_one_that_is_stopped_is_named(victim):
     assert "Traceback" not in err
 
 
-def test_those_that_end_as_they_should_say_nothing():
-    for process in start_two(3):
-        status, err, _ = ended(process, within=60)
-        assert (status, [line for line in err.splitlines() if line.startswith("train: ")]) == (0, [])
+@pytest.mark.parametrize("status", [0, 75])
+def test_those_that_end_as_they_should_say_nothing(status):
+    for process in start_two(3, status=status):
+        code, err, _ = ended(process, within=60)
+        assert (code, [line for line in err.splitlines() if line.startswith("train: ")]) == (status, [])
 
 
 WAITS = """
