@@ -111,7 +111,9 @@ def open_with_adapters(path: str | Path, step: int | None = None, base: str = ""
         raise InputError(f"{folder / ADAPTER_CONFIG}: names no base model; name its folder with --base=FOLDER")
     if not folder_of(name).is_dir():
         said = (
-            f"--base={base}: no such folder" if base else f"{path}: its base model {one_line(name, 120)} is no folder"
+            f"--base={base}: no such folder"
+            if base
+            else f"{path}: its base model {one_line(name, 120)} is no folder here"
         )
         raise InputError(
             f"{said}; name the folder of the base with --base=FOLDER (hf download NAME --local-dir FOLDER fetches one "

@@ -28,7 +28,7 @@ def test_without_the_file_the_most_probable_tokens_are_said():
             Sampling(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05),
         ),
         (dict(do_sample=True, temperature=0.6, top_k=20, top_p=0.95), Sampling(temperature=0.6, top_p=0.95, top_k=20)),
-        (dict(do_sample=True, top_k=64, top_p=0.95, cache_implementation="x"), Sampling(temperature=1, top_k=64, top_p=0.95)),
+        (dict(do_sample=True, top_k=64, top_p=0.95, bos_token_id=2), Sampling(temperature=1, top_k=64, top_p=0.95)),
         (dict(_from_model_config=True, eos_token_id=2, use_cache=True), GREEDY),
         # What is drawn by default is the most probable all the same; a user who turns the temperature up has the rest.
         (dict(temperature=0.6, top_p=0.9), Sampling(top_p=0.9)),
