@@ -45,7 +45,7 @@ def _part(title: str, part: Report) -> Iterator[str]:
     yield from _table("role", ["supervised"], sorted(part["by_role"].items()))
     turns = sorted(part["by_turn"].items())
     later = sum(count for _, count in turns[12:])
-    rows = [(f"turn {turn}", count) for turn, count in turns[:12]]
+    rows = [(f"turn {turn + 1}", count) for turn, count in turns[:12]]
     yield from _table("turn", ["supervised"], [*rows, *([("later", later)] if later else [])])
     yield "  lengths    " + "  ".join(f"{name} {length:,}" for name, length in part["lengths"].items())
     rows = [(f"{f['row_length']:,}", f"{f['fill']:.4f}", f["rows"], f["too_long"]) for f in part["fill"]]
