@@ -32,8 +32,8 @@ def places(tree: TokenTree) -> dict[int, Place]:
     follows_N = parents_N == np.arange(-1, size - 1)
     num_children_N = np.bincount(parents_N[parents_N >= 0], minlength=size)
     branches_N = num_children_N > 1
-    starts = np.flatnonzero(~follows_N | np.concatenate([[False], branches_N[:-1]])).tolist() if size else []
-    ends = [start - 1 for start in starts[1:]] + [size - 1]
+    starts = np.flatnonzero(~follows_N | np.concatenate([[True], branches_N])[:size]).tolist()
+    ends = [*(start - 1 for start in starts[1:]), size - 1]
     is_leaf = {start: num_children_N[end] == 0 for start, end in zip(starts, ends)}
     children: dict[int, list[int]] = {}
     for start in starts:

@@ -29,7 +29,7 @@ STYLE = """<style>
 .mtsft-tree .supervised { opacity: 1; background: #bde5c0; color: #0b3d12; box-shadow: inset 0 0 0 1px #6fb877; }
 .mtsft-tree .marker { outline: 1px dotted; outline-offset: -1px; font-size: .85em; }
 .mtsft-tree sup, .mtsft-tree i { opacity: .8; font-size: .75em; }
-.mtsft-tree .branch { position: relative; margin: .3em 0 .3em .5em; padding-left: clamp(.7em, 2vw, 1.4em);
+.mtsft-tree .branch { position: relative; margin-left: .5em; padding-left: clamp(.7em, 2vw, 1.4em);
   border-left: 2px solid rgb(128 128 128 / .6); }
 .mtsft-tree .branch::before { content: ""; position: absolute; left: -2px; top: 0; width: .6em; height: .8em;
   border: solid rgb(128 128 128 / .6); border-width: 0 0 2px 2px; border-bottom-left-radius: .5em; }
