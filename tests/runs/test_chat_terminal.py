@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import time
@@ -10,7 +11,11 @@ import time
 import pytest
 from flow_support import QUICKLY_COMPILED, ROOT, environment
 
-PATIENCE = 120  # seconds
+PATIENCE = 60  # seconds
+# Makes standard input the terminal that Ctrl-C comes from, and goes on as another command.
+OWN_TERMINAL = (
+    "import os, sys; os.setsid(); os.close(os.open(os.ttyname(0), os.O_RDWR)); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 class Terminal:
@@ -20,22 +25,16 @@ class Terminal:
         self.side, other = pty.openpty()
         self.seen = ""
         env = environment(xla=QUICKLY_COMPILED, TERM="xterm-256color")
-        command = [sys.executable, "-m", "mtsft.chat", *map(str, flags)]
-
-        def own_terminal():
-            os.setsid()
-            os.close(os.open(os.ttyname(0), os.O_RDWR))  # which makes it the one that Ctrl-C comes from
-
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdin=other, stdout=out or other, stderr=other, preexec_fn=own_terminal
-        )
+        command = [sys.executable, "-c", OWN_TERMINAL, sys.executable, "-m", "mtsft.chat", *map(str, flags)]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=other, stdout=out or other, stderr=other)
         os.close(other)
 
     def until(self, wanted, count=1):
         """What is shown until `wanted` was shown so many times."""
         deadline = time.monotonic() + PATIENCE
         while self.seen.count(wanted) < count:
-            assert time.monotonic() < deadline, self.seen
+            left = deadline - time.monotonic()
+            assert select.select([self.side], [], [], max(left, 0))[0], self.seen
             self.seen += os.read(self.side, 1 << 16).decode()
         return self.seen
 
@@ -72,7 +71,8 @@ def test_a_person_sees_what_speaks_who_speaks_and_how_to_leave(terminals, export
     chat = terminals(f"--workdir={exported}", "--max_new=3", "--top_k=7", "--temperature=0.5")
     head = plain(chat.until("you> "))
     assert head == (
-        f"model     {exported}\ntemplate  of the tokenizer\nsampling  temperature 0.5, top_p 1, top_k 7, at most 3 a reply\n"
+        f"model     {exported}\ntemplate  of the tokenizer\n"
+        "sampling  temperature 0.5, top_p 1, top_k 7, at most 3 a reply\n"
         "/help lists the commands; /quit or Ctrl-D leaves, Ctrl-C stops a reply\nyou> "
     )
     chat.type("3?\n")
