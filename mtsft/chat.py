@@ -16,9 +16,9 @@ from mtsft import cli
 
 _WORKDIR = cli.define_workdir()
 _SAMPLING = cli.define_sampling(of_model=True)
-_STEP = flags.DEFINE_integer("step", None, "The checkpoint of this step, in place of the best.")
+_STEP = cli.define_step()
+_BASE = cli.define_base()
 _SYSTEM = flags.DEFINE_string("system", "", "The system prompt.")
-_BASE = flags.DEFINE_string("base", "", "The folder of the base of adapters, where it is not the one that they name.")
 
 
 def main() -> None:

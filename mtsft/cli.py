@@ -55,6 +55,17 @@ def define_folder(name: str, description: str, example: str, required: bool = Tr
     return holder
 
 
+def define_step() -> flags.FlagHolder:
+    """The flag --step=NUMBER."""
+    return flags.DEFINE_integer("step", None, "The checkpoint of this step, in place of the best.")
+
+
+def define_base() -> flags.FlagHolder:
+    """The flag --base=FOLDER, whose value is a list of folders."""
+    meaning = "Where what the run started from is by now, if it moved; may be given again."
+    return flags.DEFINE_multi_string("base", [], meaning)
+
+
 def define_sampling(of_model: bool = False) -> Callable[[], dict[str, Any]]:
     """Defines the flags of decoding. Returns a function that reads them, once parsed, as the fields of Sampling.
 

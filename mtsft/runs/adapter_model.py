@@ -1,5 +1,6 @@
 """A model as a PEFT folder of adapters and their base make it: to talk to, to merge."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -88,31 +89,35 @@ class AdapterModel:
     read_each = WorkdirModel.read_each
 
 
-def open_with_adapters(path: str | Path, step: int | None = None, base: str = "") -> TrainedModel | AdapterModel:
+def open_with_adapters(
+    path: str | Path, step: int | None = None, places: Sequence[str | Path] = ()
+) -> TrainedModel | AdapterModel:
     """The model of a workdir, a Hugging Face folder, or a PEFT adapter folder.
 
     Args:
         path: the folder.
         step: of the checkpoint of a workdir; None for the best by held-out loss.
-        base: the folder of the adapters' base; "" for the one that adapter_config.json names.
+        places: the folder where the base of the adapters is by now, alone; () for where adapter_config.json says.
 
     Raises:
         InputError: there is no such model, or its base is not where it is said to be.
     """
     folder = folder_of(path)
     if not is_adapter_folder(folder):
-        if base:
+        if places:
             raise InputError(f"{path}: is no adapter folder; leave out --base")
         return open_trained(path, step)
     if step is not None:
         raise InputError(f"{path}: is an adapter folder, which holds no steps; leave --step out")
-    name = base or read_json_file(folder / ADAPTER_CONFIG)[1].get("base_model_name_or_path") or ""
+    if len(places) > 1:
+        raise InputError(f"{path}: its adapters have one base, and --base names {len(places)}; name one")
+    name = str(places[0]) if places else read_json_file(folder / ADAPTER_CONFIG)[1].get("base_model_name_or_path") or ""
     if not isinstance(name, str) or not name:
         raise InputError(f"{folder / ADAPTER_CONFIG}: names no base model; name its folder with --base=FOLDER")
     if not folder_of(name).is_dir():
         said = (
-            f"--base={base}: no such folder"
-            if base
+            f"--base={name}: no such folder"
+            if places
             else f"{path}: its base model {one_line(name, 120)} is no folder here"
         )
         raise InputError(

@@ -43,7 +43,9 @@ class ChatModel:
     name: str = ""
 
     @classmethod
-    def load(cls, path: str | Path, step: int | None = None, base: str = "", **runtime) -> "ChatModel":
+    def load(
+        cls, path: str | Path, step: int | None = None, places: Sequence[str | Path] = (), **runtime
+    ) -> "ChatModel":
         """The model that was trained in a workdir, or of a Hugging Face folder; it needs nothing but what lies there.
 
         A run that froze parameters (as LoRA does) needs what it started from, too, and a PEFT folder its base.
@@ -51,13 +53,13 @@ class ChatModel:
         Args:
             path: the workdir, the folder, or a folder of PEFT adapters.
             step: of the checkpoint; None for the best by held-out loss, or the newest where nothing was held out.
-            base: the folder of the adapters' base; "" for the one that they name.
+            places: folders where the base of the adapters may be by now, in place of where they say.
             runtime: dtype and the like, other than in training.
 
         Raises:
             InputError: there is no such model.
         """
-        trained = open_with_adapters(path, step, base)
+        trained = open_with_adapters(path, step, places)
         model = trained.model(**runtime)
         device = SingleDeviceSharding(jax.local_devices()[0])
         params = trained.restore(model, partial(jax.tree.map, lambda _: device))

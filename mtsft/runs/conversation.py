@@ -128,12 +128,12 @@ class Conversation:
     def settings(self) -> str:
         """How replies are made, in a line."""
         if not self.sampling.temperature:
-            said = ["the most probable tokens"]
+            said = ["always the most probable token"]
         else:
             said = [f"{name} {self.setting(name):g}" for name in ("temperature", "top_p", "top_k")]
         if self.sampling.penalizes:
             said.append(f"repetition_penalty {self.sampling.repetition_penalty:g}")
-        return f"{', '.join(said)}, at most {self.max_new:,} a reply"
+        return f"{', '.join(said)}, at most {self.max_new:,} tokens a reply"
 
     def say(self, text: str) -> str:
         """The model's reply to `text`. Raises InputError as `stream` does."""

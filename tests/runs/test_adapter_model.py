@@ -43,15 +43,17 @@ def test_adapters_over_their_base_are_the_run_that_they_come_from(adapters, adap
 
 
 def test_a_base_that_moved_is_asked_for_and_taken_from_its_new_place(copied, exported, tmp_path):
-    change(copied / "adapter_config.json", base_model_name_or_path="/nowhere/base")
-    with pytest.raises(InputError, match=r"peft: its base model /nowhere/base is no folder here; name the .*--base=FO"):
+    change(copied / "adapter_config.json", base_model_name_or_path=str(tmp_path / "gone"))
+    with pytest.raises(InputError, match=r"peft: its base model .*/gone is no folder here; name the .*--base=FOLDER"):
         ChatModel.load(copied)
     moved = shutil.copytree(exported, tmp_path / "moved")
-    assert ChatModel.load(copied, base=str(moved)).reply(ASKED, 5) == ChatModel.load(copied, base=str(exported)).reply(
+    assert ChatModel.load(copied, places=[moved]).reply(ASKED, 5) == ChatModel.load(copied, places=[exported]).reply(
         ASKED, 5
     )
-    with pytest.raises(InputError, match=r"^--base=/nowhere: no such folder; name the folder of the base"):
-        ChatModel.load(copied, base="/nowhere")
+    with pytest.raises(InputError, match=rf"^--base={tmp_path}/none: no such folder; name the folder of the ba"):
+        ChatModel.load(copied, places=[tmp_path / "none"])
+    with pytest.raises(InputError, match=r"peft: its adapters have one base, and --base names 2; name one$"):
+        ChatModel.load(copied, places=[moved, exported])
     change(copied / "adapter_config.json", base_model_name_or_path=None)
     with pytest.raises(InputError, match=r"adapter_config\.json: names no base model; name its folder with --base="):
         ChatModel.load(copied)
@@ -84,7 +86,7 @@ def test_a_template_and_sampling_that_lie_beside_them_are_theirs_and_others_the_
 
 def test_what_is_no_adapter_folder_takes_no_base_and_adapters_no_step(adapters, adapted, exported):
     with pytest.raises(InputError, match=r"adapted: is no adapter folder; leave out --base$"):
-        ChatModel.load(adapted[0], base=str(exported))
+        ChatModel.load(adapted[0], places=[exported])
     with pytest.raises(InputError, match=r"peft: is an adapter folder, which holds no steps; leave --step out$"):
         ChatModel.load(adapters, step=2)
 

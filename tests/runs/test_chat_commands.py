@@ -94,7 +94,7 @@ def test_settings_are_shown_and_changed_for_the_replies_to_come(conversation, mo
     drawn = Sampling(temperature=0.5, top_p=0.9, top_k=20, repetition_penalty=1.1, seed=5)
     assert model.asked == [(1, 7, GREEDY), (3, 9, drawn)]
     assert conversation.settings() == (
-        "temperature 0.5, top_p 0.9, top_k 20, repetition_penalty 1.1, at most 9 a reply"
+        "temperature 0.5, top_p 0.9, top_k 20, repetition_penalty 1.1, at most 9 tokens a reply"
     )
 
 

@@ -72,7 +72,7 @@ def test_a_person_sees_what_speaks_who_speaks_and_how_to_leave(terminals, export
     head = plain(chat.until("you> "))
     assert head == (
         f"model     {exported}\ntemplate  of the tokenizer\n"
-        "sampling  temperature 0.5, top_p 1, top_k 7, at most 3 a reply\n"
+        "sampling  temperature 0.5, top_p 1, top_k 7, at most 3 tokens a reply\n"
         "/help lists the commands; /quit or Ctrl-D leaves, Ctrl-C stops a reply\nyou> "
     )
     chat.type("3?\n")
