@@ -48,7 +48,6 @@ class WorkdirModel:
         published: the config.json of the Hugging Face folder that it comes from; None where it comes from none.
         lora: its adapters, of rank 0 where it has none.
         step: of the checkpoint.
-        held_out: the name of the dialogues that its losses were measured on; "" where it has none.
     """
 
     def __init__(self, path: Path, step: int | None = None):
@@ -63,8 +62,8 @@ class WorkdirModel:
         """
         self.path, self.config, self.published = path, read_run_config(path), read_published(path)
         self.lora = lora_of(self.config)
-        self.held_out = self._identity.get(HELD_OUT, "") if (path / FINGERPRINT).exists() else ""
-        with Checkpoints(path / "checkpoints", None, keep=0, held_out=self.held_out) as checkpoints:
+        held_out = self._identity.get(HELD_OUT, "") if (path / FINGERPRINT).exists() else ""
+        with Checkpoints(path / "checkpoints", None, keep=0, held_out=held_out) as checkpoints:
             steps = checkpoints.steps
             if not steps:
                 raise nothing_in(path, "no checkpoint is whole yet")

@@ -9,6 +9,8 @@ from mtsft.config_keys import changed_keys
 from mtsft.interop.model_card import TrainingRecord
 from mtsft.runs.legs import NOT_SAID
 from mtsft.runs.trained_model import WorkdirModel
+from mtsft.runs.workdir import FINGERPRINT, HELD_OUT
+from mtsft.training.checkpoint import read_identity
 from mtsft.training.metrics import read_json_lines
 
 # Keys whose values are paths, which are nobody's business beside their last part.
@@ -32,6 +34,8 @@ def training_record(trained: WorkdirModel) -> TrainingRecord:
         trained_on = _last_parts(list(data.train) if not isinstance(data.train, str) else data.train.split(","))
         held_out = f"{data.eval_fraction:.1%} of the dialogues" if data.eval_fraction else ""
         held_out = str(_last_parts(data.eval)) if data.eval else held_out
+    fingerprint = trained.path / FINGERPRINT
+    series = read_identity(fingerprint).get(HELD_OUT, "") if fingerprint.exists() else ""
     return TrainingRecord(
         step=trained.step,
         base=str(_last_parts(config.model.init_from)),
@@ -39,7 +43,7 @@ def training_record(trained: WorkdirModel) -> TrainingRecord:
         held_out=held_out,
         config=values,
         losses=_losses(trained.path / "metrics.jsonl", trained.step, None),
-        held_out_losses=_losses(trained.path / "eval.jsonl", trained.step, trained.held_out),
+        held_out_losses=_losses(trained.path / "eval.jsonl", trained.step, series),
     )
 
 

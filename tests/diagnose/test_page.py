@@ -4,6 +4,8 @@ import base64
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -176,6 +178,17 @@ def test_nothing_runs_and_nothing_styles_a_page_but_its_own(drawn):
 
     assert policy.split("; ") == ["default-src 'none'", source("style"), source("script"), "form-action 'none'"]
     assert whole.index("Content-Security-Policy") < whole.index("<style>")
+
+
+def test_the_script_of_a_page_is_one_that_a_browser_can_read(drawn, tmp_path):
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("reading JavaScript needs node")
+    (script,) = re.findall("<script>(.*?)</script>", "".join(drawn("html")), re.DOTALL)
+    (tmp_path / "page.js").write_text(script)
+    subprocess.run([node, "--check", tmp_path / "page.js"], check=True)
+    (tmp_path / "page.js").write_text(script + "}")
+    assert subprocess.run([node, "--check", tmp_path / "page.js"], capture_output=True).returncode == 1
 
 
 def test_a_page_has_the_config_in_its_head_what_is_changed_first(drawn):

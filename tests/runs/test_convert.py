@@ -71,6 +71,16 @@ def test_a_folder_says_how_it_was_trained_and_no_path_of_its_maker(folder, adapt
     assert not {"data.cache_dir", "parallel.compilation_cache", "model.hidden_size"} & {*config}
 
 
+def test_losses_of_other_held_out_dialogues_and_of_later_steps_are_not_told(adapted, tmp_path):
+    shutil.copytree(adapted[0], tmp_path / "run")
+    evaluations = tmp_path / "run" / "eval.jsonl"
+    (own,) = [json.loads(line) for line in evaluations.read_text().splitlines()]
+    others = [own | {"step": 1, "held_out": "others"}, own | {"step": 1, "loss": 9.5}, own, own | {"step": 3}]
+    evaluations.write_text("".join(json.dumps(record) + "\n" for record in [*others, own | {"step": 1, "loss": None}]))
+    record = training_record(WorkdirModel(tmp_path / "run"))
+    assert record.held_out_losses == [(1, 9.5), (2, own["loss"])]
+
+
 def test_what_is_named_by_several_paths_is_told_by_their_last_parts(folder, make_config, base, tmp_path):
     shutil.copytree(base, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
