@@ -56,20 +56,44 @@ def define_folder(name: str, description: str, example: str, required: bool = Tr
     return holder
 
 
-def define_sampling() -> Callable[[], dict[str, Any]]:
-    """Defines the flags of decoding. Returns a function that reads them, once parsed, as the fields of Sampling."""
+def define_step() -> flags.FlagHolder:
+    """The flag --step=NUMBER."""
+    return flags.DEFINE_integer("step", None, "The checkpoint of this step, in place of the best.")
+
+
+def define_base() -> flags.FlagHolder:
+    """The flag --base=FOLDER, whose value is a list of folders."""
+    meaning = "Where what the run started from is by now, if it moved; may be given again."
+    return flags.DEFINE_multi_string("base", [], meaning)
+
+
+def define_sampling(of_model: bool = False) -> Callable[[], dict[str, Any]]:
+    """Defines the flags of decoding. Returns a function that reads them, once parsed, as the fields of Sampling.
+
+    of_model: whether what no flag says is left to the model; what that function returns then lacks it.
+    """
+    shared = " (where not given, as the model's generation_config.json says)" if of_model else ""
+
+    def default(value: float) -> float | None:
+        return None if of_model else value
+
+    temperature = f"Of what is drawn; 0 for the most probable tokens{shared}."
+    most_probable = f"Draw of the fewest that make up this probability{shared}."
+    penalty = f"Divides the logits of tokens that were said before; 1 for none{shared}."
     holders = {
-        "temperature": flags.DEFINE_float("temperature", 0.0, "Of what is drawn; 0 for the most probable tokens."),
-        "top_k": flags.DEFINE_integer("top_k", 0, "Draw of so many most probable tokens; 0 for all."),
-        "top_p": flags.DEFINE_float("top_p", 1.0, "Draw of the fewest tokens that make up this probability."),
+        "temperature": flags.DEFINE_float("temperature", default(0.0), temperature),
+        "top_k": flags.DEFINE_integer("top_k", default(0), f"Draw of so many most probable tokens; 0 for all{shared}."),
+        "top_p": flags.DEFINE_float("top_p", default(1.0), most_probable),
+        "repetition_penalty": flags.DEFINE_float("repetition_penalty", default(1.0), penalty),
         "seed": flags.DEFINE_integer("seed", 0, "Of what is drawn.", lower_bound=0, upper_bound=2**32 - 1),
     }
-    flags.DEFINE_integer("max_new", 512, "Tokens of a reply at most.", lower_bound=1)
-    return lambda: {name: holder.value for name, holder in holders.items()}
+    most = f"Tokens of a reply at most{shared}."
+    flags.DEFINE_integer("max_new", default(512), most, lower_bound=1)
+    return lambda: {name: holder.value for name, holder in holders.items() if holder.value is not None}
 
 
-def max_new_tokens() -> int:
-    """Tokens of a reply at most, as --max_new says."""
+def max_new_tokens() -> int | None:
+    """Tokens of a reply at most, as --max_new says; None where it is left to the model."""
     return flags.FLAGS.max_new
 
 

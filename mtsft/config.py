@@ -6,9 +6,11 @@ changed again on the command line, as --config.train.steps=500.
 The comment beside a key is its meaning: --help shows it, and no key may be without one.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -158,6 +160,12 @@ def default() -> ConfigDict:
     parallel.mesh = ""  # such as "data=2,fsdp=4,tensor=1"; -1 for what is left; "" puts all devices on data
     parallel.compilation_cache = "~/.cache/mtsft/compiled"  # compiled programs, kept between runs; "" for none
     return config.lock()
+
+
+def flat_values(config: ConfigDict) -> dict[str, Any]:
+    """A config as plain values by key, such as "train.steps"; tuples as lists."""
+    record = json.loads(config.to_json_best_effort())
+    return {f"{group}.{name}": value for group, keys in record.items() for name, value in keys.items()}
 
 
 def data_config(config: ConfigDict) -> DataConfig:

@@ -50,7 +50,7 @@ def export(
         params: without adapters, layers stacked or not, on any devices.
         arch: the model's.
         config: the config.json that the model came with; None to make one.
-        tokenizer_files: by name.
+        tokenizer_files: the tokenizer's and what else lies beside the weights, by name.
         stop_ids: tokens that end a turn, the usual one first.
         bos_id: the token at the beginning of a text; None for none.
         pad_id: the padding token; None for none.

@@ -1,6 +1,5 @@
 """The legs of a run: each start that took steps, with its config; and what changed between two of them."""
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +8,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from mtsft.config import default
+from mtsft.config import default, flat_values
 from mtsft.errors import InputError, one_line
 from mtsft.training.metrics import JsonLines, read_json_lines
 
@@ -24,7 +23,7 @@ _SAME_OBJECTIVE = (
     "train.end_learning_rate",
 )
 # What says where things are and how they are computed, not what is trained.
-_NOT_SAID = ("train.may_change", "data.template_date", "data.workers", "data.cache_dir", "parallel.compilation_cache")
+NOT_SAID = ("train.may_change", "data.template_date", "data.workers", "data.cache_dir", "parallel.compilation_cache")
 
 
 def last_leg(workdir: epath.Path) -> dict[str, Any]:
@@ -47,14 +46,14 @@ def add_leg(workdir: epath.Path, step: int, steps: int, config: ConfigDict) -> N
     if jax.process_index() == 0:
         began = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         file = JsonLines(workdir / LEGS, after=steps)
-        file.write({"step": step, "began": began, "steps": steps, "config": _flat(config)})
+        file.write({"step": step, "began": began, "steps": steps, "config": flat_values(config)})
         file.close()
 
 
 def config_of(leg: Mapping[str, Any]) -> ConfigDict:
     """The config of a leg; keys that it does not know have their defaults."""
     config = default()
-    known = {key: value for key, value in leg["config"].items() if key in _flat(config)}
+    known = {key: value for key, value in leg["config"].items() if key in flat_values(config)}
     with config.ignore_type():  # tuples come back as lists
         config.update_from_flattened_dict(known)
     return config
@@ -67,8 +66,8 @@ def changes(before: Mapping[str, Any], config: ConfigDict) -> dict[str, tuple[An
         before: the config of a leg.
         config: of the run now.
     """
-    now = _flat(config)
-    keys = [key for key in {**now, **before} if key not in _NOT_SAID]
+    now = flat_values(config)
+    keys = [key for key in {**now, **before} if key not in NOT_SAID]
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
@@ -121,9 +120,3 @@ def describe_keys(changed: Mapping[str, tuple[Any, Any]]) -> str:
 
 def _short(value: Any) -> str:
     return one_line(repr(value), 60)
-
-
-def _flat(config: ConfigDict) -> dict[str, Any]:
-    """A config as plain values by key."""
-    record = json.loads(config.to_json_best_effort())
-    return {f"{group}.{name}": value for group, keys in record.items() for name, value in keys.items()}

@@ -143,7 +143,8 @@ class Log:
         if self._evaluations:
             self._evaluations.write(record)
             self._draw("eval", {name: value for name, value in record.items() if name not in ("by_turn", "held_out")})
-            by_turn = {f"turn_{entry['turn']:02d}": entry["loss"] for entry in record["by_turn"]}
+            # People see them, so they count from 1, as the table of `evaluate` does.
+            by_turn = {f"assistant_turn_{entry['turn'] + 1:02d}": entry["loss"] for entry in record["by_turn"]}
             self._draw("eval_loss_by_turn", {"step": record["step"], **by_turn})
 
     def sync(self) -> None:

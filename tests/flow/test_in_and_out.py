@@ -54,6 +54,7 @@ def test_adapters_on_a_folder_over_a_mesh_talk_and_go_out(folder, tmp_path):
     assert all(record["reference"].startswith("It is ") for record in records)
     run("convert", "--to=hf", f"--input={tmp_path / 'work'}", f"--output={tmp_path / 'adapter'}", "--adapter")
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",

@@ -264,8 +264,8 @@ def test_tensorboard_gets_every_scalar_by_name(tmp_path):
         "eval/loss",
         "eval/supervised_tokens",
         "eval/dialogues",
-        "eval_loss_by_turn/turn_00",
-        "eval_loss_by_turn/turn_03",
+        "eval_loss_by_turn/assistant_turn_01",
+        "eval_loss_by_turn/assistant_turn_04",
     }
 
 
