@@ -37,7 +37,7 @@ class DataConfig:
     corpus_seed: int = 0  # of what is drawn for the built-in corpus
     tokenizer: str = ""  # a Hugging Face tokenizer folder or a SentencePiece .model file; "" trains one on data.train
     vocab_size: int = 8192  # of a tokenizer that is trained here, at most
-    template: str = ""  # a Jinja file; "chatml", "chatml-tools", "llama3", "gemma"; or "" for the tokenizer's own
+    template: str = ""  # "chatml-tools", "chatml", "llama3", "gemma", a Jinja file; "": the tokenizer's, else the first
     template_variables: str = ""  # JSON object of keyword arguments for the template, as {"enable_thinking": false}
     template_date: str = ""  # YYYY-MM-DD that a template is told when it asks for today's; "" is the day of the start
     stops: str = ""  # tokens that end a turn, separated by commas; "" takes them from the tokenizer and the template
