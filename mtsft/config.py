@@ -35,7 +35,7 @@ class DataConfig:
     corpus_dialogues: int = 20_000  # of the built-in corpus, to train on
     corpus_eval_dialogues: int = 500  # of the built-in corpus, held out
     corpus_seed: int = 0  # of what is drawn for the built-in corpus
-    tokenizer: str = ""  # a Hugging Face tokenizer folder or a SentencePiece .model file; "" trains one on data.train
+    tokenizer: str = ""  # a Hugging Face folder, ORG/NAME of the Hub, or a SentencePiece .model file; "" trains one
     vocab_size: int = 8192  # of a tokenizer that is trained here, at most
     template: str = ""  # "chatml-tools", "chatml", "llama3", "gemma", a Jinja file; "": the tokenizer's, else the first
     template_variables: str = ""  # JSON object of keyword arguments for the template, as {"enable_thinking": false}
@@ -62,7 +62,7 @@ def default() -> ConfigDict:
     config.data = ConfigDict(asdict(DataConfig()))
 
     config.model = model = ConfigDict()
-    model.init_from = ""  # a Hugging Face folder, or a workdir, to start from; it then says all sizes and customs here
+    model.init_from = ""  # a Hugging Face folder, ORG/NAME[@REVISION] of the Hub, or a workdir; it then says all here
     model.vocab_size = 0  # rows of the embedding; 0 for as many as the tokenizer has ids
     model.grow_vocab = ""  # rows for tokens that model.init_from lacks: the "mean" of its own, or of their "covariance"
     model.hidden_size = 512  # width of the model
@@ -100,7 +100,7 @@ def default() -> ConfigDict:
     model.attention_kernel = "auto"  # of model/attention/kernels.py; "auto" takes the first that fits the devices
 
     config.lora = lora = ConfigDict()
-    lora.init_from = ""  # a PEFT adapter folder to start from, which then says what follows; "" for fresh adapters
+    lora.init_from = ""  # a PEFT adapter folder, or ORG/NAME of the Hub, which says what follows; "" for fresh ones
     lora.rank = 0  # of low-rank adapters, which are then all that is trained; 0 for none
     lora.alpha = 16.0  # adapters are scaled by alpha / rank
     lora.targets = r"layers/(attention|mlp)/"  # regex found in the names of matrices, as layers/attention/query

@@ -112,7 +112,7 @@ def test_every_folder_and_every_file_that_is_no_door_is_drawn():
         len(drawn)
         == len({*drawn})
         == len(folders)
-        + len(("errors", "console", "stopping", "files", "config", "config_keys", "config_files"))
+        + len(("errors", "console", "stopping", "files", "hub", "config", "config_keys", "config_files"))
         + len(("config_flag", "help_text", "cli", "presets", ""))
     )
 

@@ -20,6 +20,7 @@ from mtsft.runs import legs
 from mtsft.runs import workdir as workdirs
 from mtsft.runs.claim import claimed
 from mtsft.runs.compiled import compile_evaluation, compile_step
+from mtsft.runs.hub_commits import hub_notes, with_hub_commits
 from mtsft.runs.identity import check_hosts_agree, held_out_name, identity
 from mtsft.runs.lock import WorkdirLock
 from mtsft.runs.schedule import schedule_notes, schedule_of
@@ -61,7 +62,8 @@ def train(
     workdir = folder_of(workdir)
     workdir = workdir if "://" in str(workdir) else workdir.resolve()  # which would make a local folder of a bucket's
     workdirs.check_free(workdir)
-    config = with_template_date(config, workdir)
+    config = with_hub_commits(with_template_date(config, workdir), workdir)
+    _say(*hub_notes(config))
     setup = TrainingSetup.of(config, progress=_is_first())
     _say(*setup.dataset.summary())
     check_hosts_agree(setup)

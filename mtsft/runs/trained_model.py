@@ -14,7 +14,9 @@ from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import UNBOUNDED, ChatFormat, EncodingSpec
 from mtsft.errors import InputError
 from mtsft.files import folder_of
+from mtsft.hub import located
 from mtsft.interop.config_json import architecture_fields, config_for
+from mtsft.interop.hub_files import MODEL_FILES
 from mtsft.interop.peft import adapter_fingerprint, read_adapter
 from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.lora import LoRA
@@ -159,11 +161,11 @@ def open_base(path: str | Path) -> TrainedModel | None:
     """The model that model.init_from names; None for "". Raises InputError if there is none."""
     if not path:
         return None
-    folder = folder_of(path)
+    folder = folder_of(located(path, MODEL_FILES))
     if not folder.is_dir():
         raise InputError(
-            f"{path}: no such folder; model.init_from is a Hugging Face folder or the workdir of a run "
-            "(hf download NAME --local-dir FOLDER fetches one from the Hub)"
+            f"{path}: no such folder; model.init_from is a Hugging Face folder or the workdir of a run, or "
+            "ORGANISATION/NAME, a model of the Hugging Face Hub"
         )
     return open_trained(folder)
 
@@ -172,13 +174,13 @@ def open_trained(path: str | Path, step: int | None = None) -> TrainedModel:
     """The model of a workdir or a Hugging Face folder.
 
     Args:
-        path: the folder.
+        path: the folder, or the name of one on the Hugging Face Hub.
         step: of the checkpoint of a workdir; None for the best by held-out loss.
 
     Raises:
         InputError: there is no such model.
     """
-    folder = folder_of(path)
+    folder = folder_of(located(path, MODEL_FILES))
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise InputError(
             f"{path}: holds adapters alone; merge them into their base in PEFT, or train on from them with "
