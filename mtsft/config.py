@@ -119,7 +119,8 @@ def default() -> ConfigDict:
     train.steps = 0  # optimizer steps; 0 leaves it to train.epochs
     train.epochs = 1.0  # passes over the data, where train.steps is 0
     train.batch_size = 8  # rows of a batch, over all devices and hosts
-    train.microbatches = 1  # parts that a batch is computed in, to save memory; changes no number
+    train.rows_per_device = 0  # rows that a device computes at a time, at most, to save memory; 0 for all of its rows
+    train.microbatches = 0  # parts that a batch is computed in, in place of train.rows_per_device; changes no number
     train.seed = 0  # of fresh parameters, the order of dialogues, and noise
     train.optimizer = "adamw"  # or "adafactor", "lion", or "muon": Muon for the layers' matrices, AdamW for the rest
     train.learning_rate = 3e-4  # at its peak; "lion" wants a third of AdamW's or less, and as much more weight decay
@@ -188,6 +189,8 @@ def validate(config: ConfigDict) -> None:
         "train.steps": 0,
         "train.epochs": 0,
         "train.warmup_steps": 0,
+        "train.rows_per_device": 0,
+        "train.microbatches": 0,
         "train.log_every": 1,
         "train.max_bad_steps": 1,
         "train.clip_norm": 0,

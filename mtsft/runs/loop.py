@@ -98,6 +98,11 @@ def _train(
         _say(*schedule_notes(config, setup.steps))
         doing = "starting at" if not start else "resuming after" if start < setup.steps else "nothing left to do after"
         _say(f"{doing} step {start:,} of {setup.steps:,}, {_describe(setup)}")
+        if (parts := setup.microbatches) > 1:
+            rows = config.train.batch_size // setup.partitioner.num_shards // parts
+            _say(
+                f"a batch of {config.train.batch_size} rows is computed in {parts} parts, {rows} rows of each a device"
+            )
         meter = Meter(
             config.train.batch_size * config.data.sequence_length,
             began,
