@@ -9,6 +9,9 @@ login`. Full training on v5e-8 and h200 is by Adafactor, as AdamW's moments do n
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
+    gpu24      refused              8.9 / 13.3
+    gpu40      refused              15.4 / 20.5
+    gpu48      refused              15.4 / 20.5
     gpu80      refused              15.4 / 20.5
     h200       29.9 / 93.1          15.4 / 20.5
     v5e-8      3.8 / 13.3           2.2 / 4.8

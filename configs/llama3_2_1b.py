@@ -9,6 +9,9 @@ login`.
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
+    gpu24      4.6 / 14.7           2.4 / 5.0
+    gpu40      13.8 / 28.5          2.4 / 5.0
+    gpu48      13.8 / 28.5          2.4 / 5.0
     gpu80      13.8 / 28.5          2.4 / 5.0
     h200       13.8 / 28.5          2.4 / 5.0
     v5e-8      1.7 / 4.6            0.4 / 2.3

@@ -9,6 +9,9 @@ login`.
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
+    gpu24      refused              6.3 / 9.6
+    gpu40      refused              6.3 / 9.6
+    gpu48      12.0 / 38.3          6.3 / 9.6
     gpu80      35.9 / 64.5          6.3 / 9.6
     h200       35.9 / 64.5          6.3 / 9.6
     v5e-8      4.5 / 10.0           0.9 / 3.1

@@ -9,6 +9,9 @@ moments do not fit; on gpu80 it is refused.
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
+    gpu24      refused              14.0 / 17.9
+    gpu40      refused              14.0 / 17.9
+    gpu48      refused              14.0 / 17.9
     gpu80      refused              14.0 / 17.9
     h200       27.0 / 85.8          14.0 / 17.9
     v5e-8      3.4 / 12.3           2.0 / 4.6

@@ -8,6 +8,9 @@ The base model has a chat template, and so has Qwen2.5-1.5B-Instruct, of the sam
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
+    gpu24      5.8 / 18.1           3.1 / 5.7
+    gpu40      17.2 / 32.3          3.1 / 5.7
+    gpu48      17.2 / 32.3          3.1 / 5.7
     gpu80      17.2 / 32.3          3.1 / 5.7
     h200       17.2 / 32.3          3.1 / 5.7
     v5e-8      2.2 / 5.3            0.5 / 2.6

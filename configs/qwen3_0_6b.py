@@ -8,6 +8,9 @@ It has a chat template.
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
+    gpu24      6.7 / 13.6           1.2 / 3.3
+    gpu40      6.7 / 13.6           1.2 / 3.3
+    gpu48      6.7 / 13.6           1.2 / 3.3
     gpu80      6.7 / 13.6           1.2 / 3.3
     h200       6.7 / 13.6           1.2 / 3.3
     v5e-8      0.8 / 2.9            0.2 / 1.7

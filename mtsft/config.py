@@ -100,7 +100,9 @@ def default() -> ConfigDict:
     model.attention_kernel = "auto"  # of model/attention/kernels.py; "auto" takes the first that fits the devices
 
     config.lora = lora = ConfigDict()
-    lora.init_from = ""  # a PEFT adapter folder, or ORG/NAME of the Hub, which says what follows; "" for fresh ones
+    lora.init_from = (
+        ""  # a PEFT folder, or ORG/NAME of the Hub, or a run of adapters, to start from; it says what follows
+    )
     lora.rank = 0  # of low-rank adapters, which are then all that is trained; 0 for none
     lora.alpha = 16.0  # adapters are scaled by alpha / rank
     lora.targets = r"layers/(attention|mlp)/"  # regex found in the names of matrices, as layers/attention/query

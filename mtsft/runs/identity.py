@@ -10,16 +10,16 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mtsft.errors import InputError
-from mtsft.interop.peft import adapter_fingerprint
 from mtsft.model.architecture import RUNTIME
 from mtsft.runs.setup import TrainingSetup
-from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE, HELD_OUT
+from mtsft.runs.trained_model import fingerprint_of_adapters
+from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE, HELD_OUT, TRAINED_ON
 
 
 def identity(setup: TrainingSetup) -> dict[str, Any]:
     """What may not change between the starts of one run, by name."""
     return {
-        "data.train (tokenised)": setup.dataset.train.content,
+        TRAINED_ON: setup.dataset.train.content,
         HELD_OUT: held_out_name(setup),
         "data.tokenizer": setup.dataset.tokenizer.fingerprint,
         "data.sequence_length": setup.config.data.sequence_length,
@@ -30,7 +30,7 @@ def identity(setup: TrainingSetup) -> dict[str, Any]:
             if name not in RUNTIME or name == "param_dtype"
         },
         BASE: setup.base and setup.base.fingerprint,
-        ADAPTERS_BEFORE: adapter_fingerprint(setup.config.lora.init_from) if setup.config.lora.init_from else None,
+        ADAPTERS_BEFORE: fingerprint_of_adapters(setup.config.lora.init_from) if setup.config.lora.init_from else None,
         "lora.rank": setup.model.lora.rank,
         "lora.alpha": setup.model.lora.alpha,
         "lora.targets": setup.model.lora.targets if setup.model.lora.rank else "",

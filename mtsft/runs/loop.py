@@ -84,7 +84,7 @@ def _train(
     leg = legs.last_leg(workdir)
     changed = legs.changes(leg["config"], config) if leg else {}
     legs.check_same_objective(changed, config.train.may_change, workdir)
-    _write_or_check(workdir, setup)
+    _write_or_check(workdir, setup, changed)
     with Checkpoints(workdir / "checkpoints", setup.model, config.checkpoint.keep, held_out) as checkpoints:
         start, earlier = checkpoints.latest or 0, workdirs.read_result(workdir)
         _check_leaves_nothing_out(setup, start, earlier, workdir)
@@ -235,11 +235,13 @@ def _take_steps(
     return state
 
 
-def _write_or_check(workdir: epath.Path, setup: TrainingSetup) -> None:
+def _write_or_check(workdir: epath.Path, setup: TrainingSetup, changed: dict[str, tuple[Any, Any]]) -> None:
     """Makes the workdir this run's, or checks that it is; writes the config and the tokenizer there."""
     told = setup.config.eval.new_series
     way_on = "" if told else "say eval.new_series=True, after which losses of the others count no longer"
-    check_same_run(workdir / workdirs.FINGERPRINT, identity(setup), {workdirs.HELD_OUT: way_on})
+    other_data = f"train on from it in a new workdir: {legs.continued(workdir, setup.config, changed)}"
+    ways_on = {workdirs.HELD_OUT: way_on, workdirs.TRAINED_ON: other_data}
+    check_same_run(workdir / workdirs.FINGERPRINT, identity(setup), ways_on)
     if _is_first():
         workdirs.write_run_files(workdir, setup.dataset.spec.chat, setup.base and setup.base.published)
 
