@@ -1,6 +1,5 @@
 """Gemma-3-4B on dialogues of your own: all of its parameters, or low-rank adapters on a frozen base in bfloat16.
 
-    hf download google/gemma-3-4b-it --local-dir models/gemma-3-4b-it
     mtsft train --config=gemma3_4b:lora,gpu80 --workdir=runs/gemma3_4b --config.data.train=dialogues.jsonl
 
 The instruct model, as the base has no chat template. Its licence is to be accepted on its page first, then `hf auth
@@ -24,4 +23,4 @@ from mtsft.presets import fine_tune
 
 def get_config(variant="lora,gpu80"):
     """The config of a variant, MODE,MACHINE."""
-    return fine_tune("gemma3_4b", variant, "models/gemma-3-4b-it", learning_rate=1e-5, lora_learning_rate=2e-4)
+    return fine_tune("gemma3_4b", variant, "google/gemma-3-4b-it", learning_rate=1e-5, lora_learning_rate=2e-4)

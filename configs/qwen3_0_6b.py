@@ -1,6 +1,5 @@
 """Qwen3-0.6B on dialogues of your own: all of its parameters, or low-rank adapters on a frozen base in bfloat16.
 
-    hf download Qwen/Qwen3-0.6B --local-dir models/Qwen3-0.6B
     mtsft train --config=qwen3_0_6b:lora,gpu80 --workdir=runs/qwen3_0_6b --config.data.train=dialogues.jsonl
 
 It has a chat template.
@@ -23,4 +22,4 @@ from mtsft.presets import fine_tune
 
 def get_config(variant="lora,gpu80"):
     """The config of a variant, MODE,MACHINE."""
-    return fine_tune("qwen3_0_6b", variant, "models/Qwen3-0.6B", learning_rate=2e-5, lora_learning_rate=2e-4)
+    return fine_tune("qwen3_0_6b", variant, "Qwen/Qwen3-0.6B", learning_rate=2e-5, lora_learning_rate=2e-4)

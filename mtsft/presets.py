@@ -4,7 +4,10 @@ A variant is MODE,MACHINE, as in --config=llama3_1_8b:lora,gpu80. "full" trains 
 unless the table below says otherwise; "lora" trains low-rank adapters on a frozen base in bfloat16 (of Llama-3.1-8B on
 gpu24 in int8). Machines are gpu24, gpu40, gpu48, gpu80 (a GPU of so many GB: RTX 4090 or L4, A100-40GB, L40S or A6000,
 A100 or H100), h200, v5e-8, v5e-16 (8 and 16 chips of 16 GB) and v5p-8 (4 chips of 95 GB). v5e-16 is several hosts:
-start it as configs/pod.py, with the model, too, where every host reads it.
+start it as configs/pod.py, with the model, too, where every host reads it (HF_HOME).
+
+The model is named as the Hugging Face Hub has it, and found in its local cache or downloaded; one that lies elsewhere
+is named by model.init_from=FOLDER.
 
 A batch is 32 rows of 4,096 slots, 131,072 tokens, on every machine; a machine chooses how many rows a device computes
 at a time, which changes nothing that is learned: with another train.batch_size there are more or fewer parts, and
@@ -123,7 +126,7 @@ def fine_tune(
     Args:
         name: of the model in VARIANTS, which is the name of its config.
         variant: MODE,MACHINE, such as "lora,gpu80".
-        init_from: the model's folder.
+        init_from: the model's name on the Hugging Face Hub.
         learning_rate: of full training, at its peak.
         lora_learning_rate: of adapters, at its peak.
 
