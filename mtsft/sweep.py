@@ -37,7 +37,7 @@ def main() -> None:
         # Imported here, where a signal is noticed already.
         from mtsft.runs.sweep import Sweep
         from mtsft.runs.sweep_plan import plan, read_lines, read_lists
-        from mtsft.runs.sweep_results import as_text, in_order
+        from mtsft.runs.sweep_results import results_as_text, in_order
 
         if not _SWEEP.value and _LINES.value is None:
             raise InputError("nothing to sweep over; name a key and its values: --sweep=train.learning_rate=1e-5,2e-5")
@@ -48,7 +48,9 @@ def main() -> None:
     records = [asdict(result) for result in in_order(results)]
     if requests.interrupts > 1:
         stopping.flush_and_exit(128 + signal.SIGINT)
-    cli.write_out((json.dumps(records, ensure_ascii=False) if _FORMAT.value == "json" else as_text(results)) + "\n")
+    cli.write_out(
+        (json.dumps(records, ensure_ascii=False) if _FORMAT.value == "json" else results_as_text(results)) + "\n"
+    )
     if failed := [result.run for result in results if result.status == "failed"]:
         raise InputError(f"{len(failed)} of {len(results)} runs failed: {', '.join(failed)}")
     if any(result.status != "finished" for result in results):

@@ -95,7 +95,7 @@ def write_table(folder: epath.Path, results: Sequence[SweepResult]) -> None:
     atomic_write(folder / "sweep.json", (json.dumps(records, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def as_text(results: Sequence[SweepResult]) -> str:
+def results_as_text(results: Sequence[SweepResult]) -> str:
     """The table in columns, and below it what its losses do not tell, and why runs failed."""
     columns = [name for name in asdict(results[0]) if name not in ("error", "held_out", "overrides")]
     rows = [columns, *([_shown(name, getattr(result, name)) for name in columns] for result in in_order(results))]
