@@ -37,7 +37,7 @@ def main() -> None:
         # Imported here, where a signal is noticed already.
         from mtsft.runs.sweep import Sweep
         from mtsft.runs.sweep_plan import plan, read_lines, read_lists
-        from mtsft.runs.sweep_results import results_as_text, in_order
+        from mtsft.runs.sweep_results import in_order, results_as_text
 
         if not _SWEEP.value and _LINES.value is None:
             raise InputError("nothing to sweep over; name a key and its values: --sweep=train.learning_rate=1e-5,2e-5")
