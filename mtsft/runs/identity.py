@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from mtsft.errors import InputError
 from mtsft.model.architecture import RUNTIME
+from mtsft.runs.run_adapters import fingerprint_of_adapters
 from mtsft.runs.setup import TrainingSetup
-from mtsft.runs.trained_model import fingerprint_of_adapters
 from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE, HELD_OUT, TRAINED_ON
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial, reduce
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,28 +26,14 @@ class BaseModel(Protocol):
 
     fields: dict[str, Any]
 
+    def adapters(self, path: str | Path) -> tuple[LoRA, Params]:
+        """The adapters for it in a PEFT folder, layers stacked, on the host."""
+
     def read(self, shapes: Params, shardings_of: ShardingsOf, progress: bool = False) -> Params:
         """Those of its parameters that `shapes` has, in these dtypes, stacked or apart."""
 
     def read_each(self, shapes: Sequence[Params], shardings_of: ShardingsOf) -> Iterator[Params]:
         """Those of its parameters that each of `shapes` has, layers apart."""
-
-
-class Adapters(NamedTuple):
-    """Adapters that a run starts from.
-
-    Attributes:
-        source: where they were read, for errors.
-        lora: what is trained, and how.
-        params: layers stacked, float32, on the host.
-    """
-
-    source: str
-    lora: LoRA
-    params: Params
-
-
-NO_ADAPTERS = Adapters("", NO_LORA, {})
 
 
 def initial_params(
@@ -56,7 +43,7 @@ def initial_params(
     seed: int,
     shardings_of: ShardingsOf,
     progress: bool = False,
-    adapters: Adapters = NO_ADAPTERS,
+    adapters: str = "",
     grow_vocab: str = "",
 ) -> Params:
     """Parameters before the first step, each made on the devices that hold it, and the same on any devices.
@@ -68,7 +55,7 @@ def initial_params(
         seed: of what is drawn.
         shardings_of: from shapes to the shardings of their arrays.
         progress: whether to show a progress bar.
-        adapters: those to start from; without any they are drawn.
+        adapters: a PEFT folder to read adapters from; "" to draw them.
         grow_vocab: how rows are made for tokens that `base` lacks, see grow_vocab.py; "" where it lacks none.
     """
     quantized, plain = split(shapes, is_quantized)
@@ -81,15 +68,15 @@ def initial_params(
         params = base.read(smaller, shardings_of, progress)
         return grown(params, shapes, grow_vocab, seed, shardings_of(shapes)) if grow_vocab else params
 
-    given = adapters.params
+    lora, given = base.adapters(adapters) if adapters else (NO_LORA, {})
     rows, others = split(plain, lambda name: name.endswith(TOKEN_ROWS))
     from_adapters, others = split(others, names(given).__contains__)
     drawn, others = split(others, lambda name: name.endswith(ADAPTERS))
     if rows:
-        parts.append(_token_rows(rows, model, read, adapters, shardings_of))
+        parts.append(_token_rows(rows, model, read, (lora, given), shardings_of))
     if from_adapters:
         arrays = select(given if are_stacked(from_adapters) else unstack_layers(given), from_adapters)
-        _check_vocabulary(arrays, from_adapters, adapters.source)
+        _check_vocabulary(arrays, from_adapters, adapters)
         parts.append(jax.tree.map(_put, arrays, shardings_of(from_adapters)))
     if drawn:
         parts.append(_draw(drawn, model, seed, shardings_of))
@@ -102,7 +89,7 @@ def _token_rows(
     shapes: Params,
     model: Model,
     read: Callable[[Params], Params],
-    before: Adapters,
+    before: tuple[LoRA, Params],
     shardings_of: ShardingsOf,
 ) -> Params:
     """The rows of tokens that are trained apart: those of adapters that a run starts from, else the base's own.
@@ -111,7 +98,7 @@ def _token_rows(
         shapes: of the rows.
         model: whose parameters they are.
         read: from shapes to parameters of the base.
-        before: the adapters that the run starts from.
+        before: what the adapters that the run starts from train, and their parameters.
         shardings_of: from shapes to the shardings of their arrays.
     """
     whole = jax.eval_shape(model.init, jax.random.key(0))
@@ -120,9 +107,9 @@ def _token_rows(
     for (part, leaf), axis in VOCABULARY_AXES.items():
         if part not in shapes:
             continue
-        ids, at = model.lora.tokens_of(part), {token: i for i, token in enumerate(before.lora.tokens_of(part))}
+        ids, at = model.lora.tokens_of(part), {token: i for i, token in enumerate(before[0].tokens_of(part))}
         kept = [i for i, token in enumerate(ids) if token in at]
-        trained_NxD = before.params[part][TOKEN_ROWS][[at[ids[i]] for i in kept]] if kept else None
+        trained_NxD = before[1][part][TOKEN_ROWS][[at[ids[i]] for i in kept]] if kept else None
 
         def rows_of(table, axis=axis, ids=ids, kept=kept, trained_NxD=trained_NxD):
             rows_NxD = jnp.moveaxis(table, axis, 0)[np.array(ids)].astype(jnp.float32)

@@ -11,7 +11,7 @@ from mtsft.runs.build_model import architecture_of
 from mtsft.runs.grow_vocab import check_method
 from mtsft.runs.hub_model import HubModel
 from mtsft.runs.trainable_tokens import as_key
-from mtsft.runs.trained_model import TrainedModel, open_adapters, open_base
+from mtsft.runs.trained_model import TrainedModel, open_base
 
 # Keys of `model` that may differ from the model of model.init_from: they stretch its positions.
 _CHANGEABLE = ("rope_theta", "rope_scaling", "max_position_embeddings")
@@ -59,7 +59,7 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, TrainedModel | None]:
 
 def _with_adapters(config: ConfigDict, base: TrainedModel) -> ConfigDict:
     """A config whose adapters are those of lora.init_from, but for their dropout, which is the config's own."""
-    lora, defaults = open_adapters(config.lora.init_from, base).lora, default().lora
+    lora, defaults = base.adapters(config.lora.init_from)[0], default().lora
     tokens = {"embed": lora.embed_tokens, "head": lora.head_tokens}
     values = {
         "rank": lora.rank,

@@ -17,12 +17,12 @@ from mtsft.model.lora import TOKEN_ROWS
 from mtsft.model.parameters import Params, names, split
 from mtsft.model.transformer import Model
 from mtsft.runs.build_model import architecture_of, lora_of, optimizer_of
-from mtsft.runs.initial_params import NO_ADAPTERS, initial_params
+from mtsft.runs.initial_params import initial_params
 from mtsft.runs.resolve import resolve
 from mtsft.runs.schedule import schedule_of
 from mtsft.runs.train_batches import count_rows, count_steps, train_batches
 from mtsft.runs.trainable_tokens import with_token_ids
-from mtsft.runs.trained_model import TrainedModel, open_adapters
+from mtsft.runs.trained_model import TrainedModel
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.freeze import trained_names
 from mtsft.training.learning_rate import learning_rate_factors
@@ -168,8 +168,8 @@ class TrainingSetup:
 
     def _initial(self, shapes: Params) -> Params:
         progress = jax.process_index() == 0
-        seed, path, grow = self.config.train.seed, self.config.lora.init_from, self.config.model.grow_vocab
-        adapters = open_adapters(path, self.base) if path else NO_ADAPTERS
+        seed, adapters = self.config.train.seed, self.config.lora.init_from
+        grow = self.config.model.grow_vocab
         return initial_params(shapes, self.model, self.base, seed, self.param_shardings, progress, adapters, grow)
 
     def restore(self, checkpoints: Checkpoints, step: int) -> TrainState:

@@ -3,13 +3,11 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import cached_property, partial, reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mtsft.config import DataConfig
 from mtsft.encoding.encoder import Encoder
@@ -19,7 +17,6 @@ from mtsft.files import folder_of
 from mtsft.hub import located
 from mtsft.interop.config_json import architecture_fields, config_for
 from mtsft.interop.hub_files import MODEL_FILES
-from mtsft.interop.peft import adapter_fingerprint, read_adapter
 from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.lora import LoRA
 from mtsft.model.merge import merge
@@ -27,7 +24,8 @@ from mtsft.model.parameters import Params, are_stacked, join, names, select, spl
 from mtsft.model.transformer import Model
 from mtsft.runs.build_model import lora_of, model_of
 from mtsft.runs.hub_model import HubModel, ShardingsOf, is_hub_folder
-from mtsft.runs.initial_params import NO_ADAPTERS, Adapters, initial_params
+from mtsft.runs.initial_params import initial_params
+from mtsft.runs.run_adapters import fingerprint_of_adapters, read_adapters
 from mtsft.runs.workdir import (
     ADAPTERS_BEFORE,
     BASE,
@@ -87,10 +85,10 @@ class WorkdirModel:
         return read_identity(self.path / FINGERPRINT)
 
     def adapters(self, path: str | Path) -> tuple[LoRA, Params]:
-        """The adapters for it in a PEFT folder, layers stacked, on the host."""
+        """The adapters for it in a PEFT folder or a run's workdir, layers stacked, on the host."""
         fields = self.fields | {"max_position_embeddings": self.fields["max_position_embeddings"] or 1}
         family = architecture_fields(self.published or config_for(fields), str(self.path))[0]
-        return read_adapter(path, family, self.fields)
+        return read_adapters(path, family, self.fields, self.fingerprint)
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -117,33 +115,10 @@ class WorkdirModel:
             params = checkpoints.restore_params(self.step, trained, shardings_of, field)
         if not frozen:
             return params
-        base, path = self._base(), self._adapters_before() if any(map(self.lora.adds, names(frozen))) else ""
-        adapters = open_adapters(path, base) if path else NO_ADAPTERS
+        adapters = self._adapters_before() if any(map(self.lora.adds, names(frozen))) else ""
         seed, grow = self.config.train.seed, self.config.model.grow_vocab
-        rest = initial_params(frozen, model, base, seed, shardings_of, progress, adapters, grow)
+        rest = initial_params(frozen, model, self._base(), seed, shardings_of, progress, adapters, grow)
         return join(params, rest)
-
-    def own_adapters(self, base: "TrainedModel") -> Adapters:
-        """What it trained beside its base, every process the whole. Raises InputError unless that is `base`."""
-        model = self.model(scan_layers=True, param_dtype="float32")
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
-        trains = trained_names(self.lora, self.config.train.freeze, names(shapes))
-        wanted = split(shapes, self.lora.adds)[0]
-        if not self.lora.rank or not all(map(trains, names(wanted))):
-            raise InputError(
-                f"{self.path}: was trained without adapters, or with some of them frozen; start from the whole model, "
-                f"with model.init_from={self.path}"
-            )
-        if self._identity.get(BASE) != base.fingerprint:
-            raise InputError(
-                f"{self.path}: its adapters are for {self.config.model.init_from or 'parameters drawn at random'}, and "
-                f"model.init_from is another model, {base.path}"
-            )
-        everywhere = NamedSharding(Mesh(np.array(jax.devices()), ("all",)), PartitionSpec())
-        field = "ema_params" if self.config.train.average_decay else "params"
-        with Checkpoints(self.path / "checkpoints", model, keep=0) as checkpoints:
-            params = checkpoints.restore_params(self.step, wanted, partial(jax.tree.map, lambda _: everywhere), field)
-        return Adapters(str(self.path), self.lora, jax.tree.map(np.asarray, params))
 
     def _base(self) -> "TrainedModel | None":
         """The model that the run started from; None for none. Raises InputError where that is another model by now."""
@@ -193,30 +168,6 @@ def open_base(path: str | Path) -> TrainedModel | None:
             "ORGANISATION/NAME, a model of the Hugging Face Hub"
         )
     return open_trained(folder)
-
-
-def open_adapters(path: str, base: TrainedModel) -> Adapters:
-    """The adapters that lora.init_from names: of a PEFT folder, or those that a run trained.
-
-    Args:
-        path: the folder, or its name on the Hugging Face Hub; or the workdir of the run.
-        base: the model that they are for.
-
-    Raises:
-        InputError: there are none, or they are for another model.
-    """
-    if _is_workdir(path):
-        return WorkdirModel(folder_of(path)).own_adapters(base)
-    return Adapters(path, *base.adapters(path))
-
-
-def fingerprint_of_adapters(path: str) -> str:
-    """Changes whenever the adapters that lora.init_from names do. Raises InputError where there are none."""
-    return WorkdirModel(folder_of(path)).fingerprint if _is_workdir(path) else adapter_fingerprint(path)
-
-
-def _is_workdir(path: str) -> bool:
-    return (folder_of(path) / FINGERPRINT).exists()
 
 
 def open_trained(path: str | Path, step: int | None = None) -> TrainedModel:
