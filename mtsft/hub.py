@@ -161,7 +161,8 @@ def _why_not(hub: HubName, error: Exception, lack: str, by_hand: str) -> str:
         return f"{hub}: no such folder, and no such model on the Hugging Face Hub; `hf auth login` if it is private"
     if kind == "RevisionNotFoundError":
         return f"{hub}: has no such commit, branch or tag; {page} lists them"
-    return f"{lack}, and it could not be downloaded ({one_line(error, 150)}); on a machine with a network: {by_hand}"
+    why = one_line(error.__cause__ or error, 150)
+    return f"{lack}, and it could not be downloaded ({why}); on a machine with a network: {by_hand}"
 
 
 @contextlib.contextmanager

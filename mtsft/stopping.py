@@ -6,7 +6,6 @@ a program can call `notice_signals` first of all.
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -18,8 +17,9 @@ from collections.abc import Sequence
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # The exit status of a run that was asked to stop before its end: EX_TEMPFAIL of sysexits.h. The same command goes on.
 UNFINISHED = 75
+# A variable with the id of the process that started this one, where this one is to stop when that ends.
+PARENT = "MTSFT_PARENT"
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Stopped(BaseException):
@@ -124,6 +124,8 @@ def notice_signals() -> None:
     """
     if not _requests.notice():
         return
+    if parent := os.environ.pop(PARENT, ""):
+        _stop_after(parent)
     usual = sys.excepthook
 
     def hook(kind, error, trace):
@@ -133,6 +135,16 @@ def notice_signals() -> None:
         usual(kind, error, trace)
 
     sys.excepthook = hook
+
+
+def _stop_after(parent: str) -> None:
+    """SIGTERM comes when the parent ends, even by SIGKILL (Linux alone: elsewhere the process goes on)."""
+    import ctypes  # for those alone who need it
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if str(os.getppid()) != parent:  # it ended before
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Saving:
@@ -207,12 +219,6 @@ class PassedOn:
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-
-def end_with_parent() -> None:
-    """In a process that was just forked: SIGTERM comes to it when its parent ends, however that is (Linux alone)."""
-    if sys.platform == "linux":
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def flush_and_exit(status: int) -> None:

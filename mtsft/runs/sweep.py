@@ -18,7 +18,7 @@ from mtsft.files import atomic_write
 from mtsft.runs.sweep_plan import Overrides
 from mtsft.runs.sweep_results import SweepResult, read_sweep_result, write_table
 from mtsft.runs.workdir import RESULT, read_result
-from mtsft.stopping import UNFINISHED, PassedOn, end_with_parent
+from mtsft.stopping import PARENT, UNFINISHED, PassedOn
 
 _POLL = 0.1  # seconds
 _INTERRUPTED = 130  # the exit status of a run that was asked to stop twice by Ctrl-C
@@ -108,9 +108,8 @@ class Sweep:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | _share_of_gpus(slot, jobs),
+                env=os.environ | {PARENT: str(os.getpid())} | _share_of_gpus(slot, jobs),
                 start_new_session=True,
-                preexec_fn=end_with_parent,
             )
 
     def _end(self, name: str, code: int) -> None:
