@@ -318,5 +318,5 @@ def _is_first() -> bool:
 
 
 def _say(*lines: str) -> None:
-    if _is_first():
+    if lines and _is_first():
         print(*lines, sep="\n", flush=True)
