@@ -24,7 +24,7 @@ def compile_step(setup: TrainingSetup) -> Callable:
         draw_rng=step_rng_of(setup.model, train.seed, train.neftune_alpha),
         optimizer=setup.optimizer,
         schedule=setup.schedule,
-        microbatches=train.microbatches,
+        microbatches=setup.microbatches,
         weight_per_batch=mean_weight if setup.config.objective.normalize == "dataset" else 0.0,
         rate_factors=setup.rate_factors,
         ema_decay=train.average_decay,

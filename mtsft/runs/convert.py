@@ -16,10 +16,12 @@ from jax.sharding import SingleDeviceSharding
 from mtsft.config import default
 from mtsft.errors import InputError
 from mtsft.files import atomic_write, expanded
+from mtsft.hub import hub_name, located
 from mtsft.interop.atomic_folder import AtomicFolder
 from mtsft.interop.config_json import architecture_fields
 from mtsft.interop.export import export
 from mtsft.interop.export_configs import generation_config
+from mtsft.interop.hub_files import MODEL_FILES
 from mtsft.interop.model_card import CARD, model_card
 from mtsft.interop.peft import export_adapter
 from mtsft.interop.serving_files import serving_files
@@ -134,7 +136,7 @@ def _write_adapter(base: TrainedModel | AdapterModel, output: str | Path, base_n
     if not base.lora.rank:
         raise InputError(f"{base.path}: was trained without adapters (lora.rank=0); convert it without --adapter")
     name = base.config.model.init_from
-    if not name or not is_hub_folder(epath.Path(name)):
+    if not name or not is_hub_folder(epath.Path(located(name, MODEL_FILES))):
         origin = f"the run in {name}" if name else "random parameters"
         raise InputError(
             f"{base.path}: its adapters are for {origin}, which PEFT cannot load; convert it without --adapter, which "
@@ -188,7 +190,10 @@ def _files(base: TrainedModel | AdapterModel) -> dict[str, bytes]:
 
 
 def _name_on_the_hub(published: Mapping[str, Any] | None, folder: str) -> str:
-    """The name that a base's config.json was loaded by, where that is one of the Hub; else its folder."""
+    """The name on the Hub of what the run started from; else the one that its config.json was loaded by, where that is
+    one of the Hub; else its folder."""
+    if hub := hub_name(folder):
+        return hub.repository
     name = str((published or {}).get("_name_or_path") or "")
     return name if _HUB_NAME.fullmatch(name) and not expanded(name).exists() else folder
 

@@ -14,6 +14,7 @@ from mtsft.model.generate import Sampling, generate
 from mtsft.model.parameters import Params, join, split
 from mtsft.progress import Progress
 from mtsft.runs.compiled import compile_evaluation
+from mtsft.runs.hub_commits import with_hub_commits
 from mtsft.runs.identity import identity
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
@@ -62,7 +63,7 @@ class Evaluator:
             raise InputError(
                 f"{workdir}: is a Hugging Face folder, not a workdir; set model.init_from to it and leave out --workdir"
             )
-        config = with_template_date(config.copy_and_resolve_references(), workdir)
+        config = with_hub_commits(with_template_date(config.copy_and_resolve_references(), workdir), workdir)
         # Those of model.init_from may be others.
         config.data.tokenizer = str(workdir / "tokenizer")
         config.data.template = config.data.template or str(workdir / "template.json")

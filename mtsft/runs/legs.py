@@ -1,7 +1,9 @@
 """The legs of a run: each start that took steps, with its config; and what changed between two of them."""
 
+import shlex
 import time
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import jax
@@ -87,6 +89,29 @@ def check_same_objective(changed: Mapping[str, tuple[Any, Any]], may_change: str
                 f"{workdir} holds a run with {key}={was}, and now it is {now}, another objective for the steps that "
                 f"are left; restore it, choose another --workdir, or say train.may_change={key}"
             )
+
+
+def continued(workdir: epath.Path, config: ConfigDict, changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """The command, for a shell, that trains on from a run in a new workdir, with what the user changed.
+
+    The new run has the tokenizer and the template of this one; adapters go on over the base that they are for.
+
+    Args:
+        workdir: of the run.
+        config: of the run now.
+        changed: as `changes` gives it.
+    """
+    start = "lora.init_from" if config.lora.rank and config.model.init_from else "model.init_from"
+    overrides = {key: now for key, (_, now) in changed.items() if now is not None and not key.endswith("init_from")}
+    overrides = {start: str(workdir), **overrides}
+    flags = {"config": str(workdir), "workdir": _free(workdir)} | {f"config.{key}": v for key, v in overrides.items()}
+    words = (f"--{name}={','.join(v) if isinstance(v, list) else v}" for name, v in flags.items())
+    return shlex.join(["mtsft", "train", *words])
+
+
+def _free(workdir: epath.Path) -> str:
+    """A name beside that of a workdir under which there is nothing yet."""
+    return next(name for n in count(2) if not epath.Path(name := f"{workdir}-{n}").exists())
 
 
 def describe(

@@ -19,6 +19,7 @@ from mtsft.runs import legs
 from mtsft.runs import workdir as workdirs
 from mtsft.runs.claim import claimed
 from mtsft.runs.compiled import compile_evaluation, compile_step
+from mtsft.runs.hub_commits import hub_notes, with_hub_commits
 from mtsft.runs.identity import check_hosts_agree, held_out_name, identity
 from mtsft.runs.lock import WorkdirLock
 from mtsft.runs.schedule import schedule_notes, schedule_of
@@ -64,7 +65,8 @@ def train(
     workdirs.check_free(workdir)
     if _is_first():
         workdirs.check_can_be_written(workdir)
-    config = with_template_date(config, workdir)
+    config = with_hub_commits(with_template_date(config, workdir), workdir)
+    _say(*hub_notes(config))
     setup = TrainingSetup.of(config, progress=_is_first())
     _say(*setup.dataset.summary())
     check_hosts_agree(setup)
@@ -85,7 +87,7 @@ def _train(
     leg = legs.last_leg(workdir)
     changed = legs.changes(leg["config"], config) if leg else {}
     legs.check_same_objective(changed, config.train.may_change, workdir)
-    _write_or_check(workdir, setup, legs.describe_keys(changed))
+    _write_or_check(workdir, setup, changed)
     with Checkpoints(workdir / "checkpoints", setup.model, config.checkpoint.keep, held_out) as checkpoints:
         start, earlier = checkpoints.latest or 0, workdirs.read_result(workdir)
         _check_leaves_nothing_out(setup, start, earlier, workdir)
@@ -99,6 +101,11 @@ def _train(
         _say(*schedule_notes(config, setup.steps))
         doing = "starting at" if not start else "resuming after" if start < setup.steps else "nothing left to do after"
         _say(f"{doing} step {start:,} of {setup.steps:,}, {_describe(setup)}")
+        if (parts := setup.microbatches) > 1:
+            rows = config.train.batch_size // setup.partitioner.num_shards // parts
+            _say(
+                f"a batch of {config.train.batch_size} rows is computed in {parts} parts, {rows} rows of each a device"
+            )
         meter = Meter(
             config.train.batch_size * config.data.sequence_length,
             began,
@@ -240,11 +247,13 @@ def _take_steps(
     return state
 
 
-def _write_or_check(workdir: epath.Path, setup: TrainingSetup, changed: str) -> None:
-    """Makes the workdir this run's, or checks that it is; writes the tokenizer there. changed: keys, for the error."""
+def _write_or_check(workdir: epath.Path, setup: TrainingSetup, changed: dict[str, tuple[Any, Any]]) -> None:
+    """Makes the workdir this run's, or checks that it is; writes the tokenizer there."""
     told = setup.config.eval.new_series
     way_on = "" if told else "say eval.new_series=True, after which losses of the others count no longer"
-    check_same_run(workdir / workdirs.FINGERPRINT, identity(setup), {workdirs.HELD_OUT: way_on}, changed)
+    other_data = f"train on from it in a new workdir: {legs.continued(workdir, setup.config, changed)}"
+    ways_on = {workdirs.HELD_OUT: way_on, workdirs.TRAINED_ON: other_data}
+    check_same_run(workdir / workdirs.FINGERPRINT, identity(setup), ways_on, legs.describe_keys(changed))
     if _is_first():
         workdirs.write_run_files(workdir, setup.dataset.spec.chat, setup.base and setup.base.published)
 
@@ -307,5 +316,5 @@ def _is_first() -> bool:
 
 
 def _say(*lines: str) -> None:
-    if _is_first():
+    if lines and _is_first():
         print(*lines, sep="\n", flush=True)

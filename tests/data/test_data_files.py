@@ -14,7 +14,7 @@ from mtsft.errors import InputError
 def data(write_jsonl, tmp_path):
     turns = [("user", "Hello there"), ("assistant", "I am well")]
     train, held_out = write_jsonl([turns] * 3, "train.jsonl"), write_jsonl([turns], "held_out.jsonl")
-    values = dict(vocab_size=280, cache_dir=str(tmp_path / "cache"), sequence_length=64)
+    values = dict(vocab_size=300, cache_dir=str(tmp_path / "cache"), sequence_length=64)
     return DataConfig(train=f"{train}=2.0", eval=str(held_out), eval_fraction=0.5, **values)
 
 
