@@ -3,7 +3,8 @@
 The model is the best of the run in DIR by held-out loss, or without --workdir that of model.init_from. With --workdir
 the config is the run's own, and so the dialogues are those that it held out: --workdir=DIR is enough, and
 --config.data.eval=FILE evaluates it on others. A --config beside it says which dialogues these are, and no more. The
-losses are of what data.responses supervises: by default every turn of the assistant.
+losses are of what data.responses supervises: by default every turn of the assistant. Turns in JSON are indices, counted
+from 0; the table counts them from 1.
 
 --generate=FILE also writes what the model says in each of their contexts beside what the dialogue has there, a JSON
 object a turn, before the loss is computed; --limit, --max_new, --temperature, --top_k, --top_p and --seed say of how

@@ -9,11 +9,11 @@ from etils import epath
 
 from mtsft.config import DataConfig
 from mtsft.errors import InputError
-from mtsft.files import folder_of
 from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.lora import LoRA
 from mtsft.model.parameters import Params
 from mtsft.runs.hub_model import ShardingsOf
+from mtsft.runs.started_from import is_there
 from mtsft.runs.workdir import BASE, FINGERPRINT, read_published, read_run_config
 from mtsft.training.checkpoint import Checkpoints, read_identity
 
@@ -78,7 +78,7 @@ def goes_on_without(path: str, workdir: epath.Path | None) -> bool:
         path: of the folder; "" for none.
         workdir: of the run; None for none.
     """
-    if not path or workdir is None or folder_of(path).is_dir():
+    if not path or workdir is None or is_there(path):
         return False
     if not (workdir / FINGERPRINT).exists() or not (workdir / "checkpoints").is_dir():
         return False

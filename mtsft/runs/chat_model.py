@@ -10,13 +10,14 @@ from mtsft.dialogue.formats import parse_record
 from mtsft.dialogue.schema import Message
 from mtsft.encoding.encoder import Encoder
 from mtsft.errors import InputError
+from mtsft.interop.generation_defaults import NO_DEFAULTS, GenerationDefaults, read_generation_defaults
 from mtsft.model.generate import GREEDY, Sampling, generate, stream
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
+from mtsft.runs.adapter_model import AdapterModel, open_with_adapters
 from mtsft.runs.checkpoint_choice import CheckpointChoice
 from mtsft.runs.conversation import Conversation
 from mtsft.runs.local_devices import local_shardings
-from mtsft.runs.trained_model import open_trained
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class ChatModel:
         encoder: conversations as its tokens.
         step: of the checkpoint; 0 for a model that was not trained here.
         checkpoint: which one it is, and why; None for a model that was not trained here.
+        defaults: how its own generation_config.json has it sampled.
+        name: what it was loaded from, in words.
     """
 
     model: Model
@@ -36,6 +39,8 @@ class ChatModel:
     encoder: Encoder
     step: int
     checkpoint: CheckpointChoice | None = None
+    defaults: GenerationDefaults = NO_DEFAULTS
+    name: str = ""
 
     @classmethod
     def load(
@@ -43,34 +48,39 @@ class ChatModel:
     ) -> "ChatModel":
         """The model that was trained in a workdir, or of a Hugging Face folder; it needs nothing but what lies there.
 
-        A run that froze parameters (as LoRA does) needs what it started from, too.
+        A run that froze parameters (as LoRA does) needs what it started from, too, and a PEFT folder its base.
 
         Args:
-            path: the workdir or the folder.
+            path: the workdir, the folder, or a folder of PEFT adapters.
             step: of the checkpoint; None for the best by held-out loss, or the newest where nothing was held out.
-            places: folders where what the run started from may be by now, in place of where it was.
+            places: folders where what the run started from, or the base of the adapters, may be by now, in place of
+                where it was.
             runtime: dtype and the like, other than in training.
 
         Raises:
             InputError: there is no such model.
         """
-        base = open_trained(path, step, places)
-        model = base.model(**runtime)
-        params = base.restore(model, local_shardings(model.arch.hidden_size))
-        return cls(model, params, base.encoder(), base.step, base.checkpoint)
+        trained = open_with_adapters(path, step, places)
+        model = trained.model(**runtime)
+        params = trained.restore(model, local_shardings(model.arch.hidden_size))
+        defaults = read_generation_defaults(trained.chat.tokenizer.get("generation_config.json"))
+        said = f", {trained.checkpoint}" if trained.checkpoint else ""
+        said += f", adapters over {trained.base.path}" if isinstance(trained, AdapterModel) else ""
+        return cls(model, params, trained.encoder(), trained.step, trained.checkpoint, defaults, f"{path}{said}")
 
-    def chat(self, system: str = "", max_new: int = 512, sampling: Sampling = GREEDY) -> Conversation:
+    def chat(self, system: str = "", max_new: int | None = None, sampling: Sampling | None = None) -> Conversation:
         """A conversation with it.
 
         Args:
             system: the system prompt; "" for none.
-            max_new: tokens of a reply at most.
-            sampling: how the tokens of a reply are chosen; by default the most probable ones.
+            max_new: tokens of a reply at most; None for as many as its generation_config.json says.
+            sampling: how the tokens of a reply are chosen; None for what its generation_config.json says, which is the
+                most probable ones where it says nothing.
 
         Raises:
             InputError: the template refuses the system prompt, or the model has no room after it.
         """
-        return Conversation(self, sampling, max_new, system)
+        return Conversation(self, sampling or self.defaults.sampling, max_new or self.defaults.max_new, system)
 
     def prompt(self, messages: Sequence[Message | tuple[str, str]]) -> list[int]:
         """The tokens of a conversation so far, up to where the model goes on; rendered as in training.

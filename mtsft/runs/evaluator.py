@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from mtsft.errors import InputError
 from mtsft.evaluation.replies import count_replies, replies
 from mtsft.files import folder_of
 from mtsft.model.generate import Sampling, generate
 from mtsft.model.parameters import Params, join, split
+from mtsft.progress import Progress
 from mtsft.runs.checkpoint_choice import CheckpointChoice
 from mtsft.runs.compiled import compile_evaluation
 from mtsft.runs.evaluation_config import evaluation_config
@@ -152,14 +152,14 @@ class Evaluator:
                 sampling,
                 batch_size=batch_size,
                 rows=setup.partitioner.batch_sharding,
-                watch=bar.update,
+                watch=bar.advance,
                 vocab_size=setup.dataset.tokenizer.vocab_size,
                 first_index=first,
             )
             return [reply[:count] for reply, count in zip(tokens, most, strict=True)]
 
         total = count_replies(setup.dataset.eval, limit)
-        with tqdm(total=total, desc="replies", disable=jax.process_index() > 0) as bar:
+        with Progress("replies", total, "replies", jax.process_index() == 0) as bar:
             yield from replies(say, setup.dataset.eval, setup.dataset.tokenizer, stops, limit)
 
 

@@ -12,34 +12,37 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mtsft.errors import InputError
-from mtsft.interop.peft import adapter_fingerprint
 from mtsft.model.architecture import RUNTIME
 from mtsft.runs.absent_base import AbsentBase
+from mtsft.runs.run_adapters import fingerprint_of_adapters
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.started_from import adapter_difference, is_there
 from mtsft.runs.trained_model import TrainedModel
-from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE, HELD_OUT
+from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE, HELD_OUT, TRAINED_ON
 
 
 def identity(setup: TrainingSetup, earlier: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """What may not change between the starts of one run, by name.
+    """What may not change between the starts of one run, by name; what others follow from comes before them.
 
     Args:
         setup: of the run.
         earlier: what an earlier start gave; a model and adapters that are still those keep their fingerprints.
     """
-    return {
-        "data.train (tokenised)": setup.dataset.train.content,
-        HELD_OUT: held_out_name(setup),
+    dialogues = {TRAINED_ON: setup.dataset.train.content, HELD_OUT: held_out_name(setup)}
+    tokens = {
         "data.tokenizer": setup.dataset.tokenizer.fingerprint,
         "data.sequence_length": setup.config.data.sequence_length,
+    }
+    trains_tokenizer = not (setup.config.data.tokenizer or setup.base)  # on the dialogues
+    return {
+        BASE: setup.base and _base(setup.base, earlier.get(BASE)),
+        **(dialogues | tokens if trains_tokenizer else tokens | dialogues),
         # How layers are compiled, what is recomputed and in which precision may change.
         **{
             f"model.{name}": value
             for name, value in asdict(setup.model.arch).items()
             if name not in RUNTIME or name == "param_dtype"
         },
-        BASE: setup.base and _base(setup.base, earlier.get(BASE)),
         ADAPTERS_BEFORE: _adapters(setup.config.lora.init_from, earlier.get(ADAPTERS_BEFORE)),
         "lora.rank": setup.model.lora.rank,
         "lora.alpha": setup.model.lora.alpha,
@@ -86,7 +89,7 @@ def _adapters(folder: str, earlier: str | None) -> str | None:
         return None
     if not is_there(folder):
         return earlier
-    return earlier if earlier and not adapter_difference(folder, earlier) else adapter_fingerprint(folder)
+    return earlier if earlier and not adapter_difference(folder, earlier) else fingerprint_of_adapters(folder)
 
 
 def held_out_name(setup: TrainingSetup) -> str:

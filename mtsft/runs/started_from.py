@@ -7,23 +7,32 @@ from etils import epath
 
 from mtsft.errors import InputError
 from mtsft.files import folder_of
-from mtsft.interop.peft import adapter_fingerprint, earlier_adapter_fingerprint
-from mtsft.interop.peft_format import ADAPTER_WEIGHTS
+from mtsft.hub import hub_name, located
+from mtsft.interop.hf_folder import INDEX, SINGLE
+from mtsft.interop.hub_files import CONFIG_FILES
+from mtsft.interop.peft import earlier_adapter_fingerprint
+from mtsft.interop.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from mtsft.runs.run_adapters import fingerprint_of_adapters, is_run
 
 
 def adapter_difference(folder: str | Path, fingerprint: str) -> str:
-    """In which way the adapters of a PEFT folder are not those of a fingerprint; "" where they are."""
-    if ":" not in fingerprint:  # of an older run
+    """In which way the adapters of a PEFT folder or of a run are not those of a fingerprint; "" where they are."""
+    was_run = fingerprint.startswith("[")
+    if was_run != is_run(folder):
+        return "they are of another kind"
+    if not was_run and ":" not in fingerprint:  # kept by an older version
         return "" if earlier_adapter_fingerprint(folder) == fingerprint else "its files are others"
-    now = adapter_fingerprint(folder)
+    now = fingerprint_of_adapters(folder)
     if now == fingerprint:
         return ""
+    if was_run:
+        return "its best checkpoint is another, or it is another run"
     is_alike = fingerprint.partition(":")[0] == now.partition(":")[0]
     return "its weights are others" if is_alike else "its adapter_config.json describes others"
 
 
 def find_adapters(recorded: str, fingerprint: str, workdir: Path, places: Sequence[str | Path]) -> str:
-    """The folder of the adapters that a run started from.
+    """The folder of the adapters that a run started from, or their name on the Hub.
 
     Args:
         recorded: where they were.
@@ -36,7 +45,7 @@ def find_adapters(recorded: str, fingerprint: str, workdir: Path, places: Sequen
     """
     reasons = []
     for place in (recorded, *places):
-        if not (folder_of(place) / ADAPTER_WEIGHTS).exists():
+        if not (is_run(place) or hub_name(place) or (folder_of(place) / ADAPTER_WEIGHTS).exists()):
             continue
         reasons.append((place, adapter_difference(place, fingerprint)))
         if not reasons[-1][1]:
@@ -69,10 +78,16 @@ def not_found(
 
 
 def is_there(folder: str | Path) -> bool:
-    """Whether a config names a folder, and there is one."""
-    return bool(folder) and folder_of(folder).is_dir()
+    """Whether a config names a folder, or a name of the Hub, and what it names is there or can be downloaded."""
+    if hub_name(folder) is None:
+        return bool(folder) and folder_of(folder).is_dir()
+    try:
+        return bool(located(folder, CONFIG_FILES))
+    except InputError:
+        return False
 
 
-def is_adapters_alone(folder: epath.Path) -> bool:
-    """Whether a folder holds adapters, and not the model that they are for."""
-    return (folder / "adapter_config.json").exists() and not (folder / "config.json").exists()
+def is_adapter_folder(folder: epath.Path) -> bool:
+    """Whether a folder holds PEFT adapters and no whole model."""
+    whole = (folder / SINGLE, folder / INDEX)
+    return (folder / ADAPTER_CONFIG).exists() and not any(file.exists() for file in whole)

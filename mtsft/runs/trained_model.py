@@ -14,8 +14,9 @@ from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import UNBOUNDED, ChatFormat, EncodingSpec
 from mtsft.errors import InputError
 from mtsft.files import folder_of
+from mtsft.hub import located
 from mtsft.interop.config_json import architecture_fields, config_for
-from mtsft.interop.peft import read_adapter
+from mtsft.interop.hub_files import MODEL_FILES
 from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.lora import LoRA
 from mtsft.model.merge import merge
@@ -26,7 +27,8 @@ from mtsft.runs.build_model import lora_of, model_of
 from mtsft.runs.checkpoint_choice import choose_checkpoint
 from mtsft.runs.hub_model import HubModel, ShardingsOf, is_hub_folder
 from mtsft.runs.initial_params import initial_params
-from mtsft.runs.started_from import find_adapters, is_adapters_alone, not_found
+from mtsft.runs.run_adapters import read_adapters
+from mtsft.runs.started_from import find_adapters, is_adapter_folder, is_there, not_found
 from mtsft.runs.workdir import (
     ADAPTERS_BEFORE,
     BASE,
@@ -106,10 +108,10 @@ class WorkdirModel:
         return read_identity(self.path / FINGERPRINT)
 
     def adapters(self, path: str | Path) -> tuple[LoRA, Params]:
-        """The adapters for it in a PEFT folder, layers stacked, on the host."""
+        """The adapters for it in a PEFT folder or a run's workdir, layers stacked, on the host."""
         fields = self.fields | {"max_position_embeddings": self.fields["max_position_embeddings"] or 1}
         family = architecture_fields(self.published or config_for(fields), str(self.path))[0]
-        return read_adapter(path, family, self.fields)
+        return read_adapters(path, family, self.fields, self.difference)
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -167,7 +169,7 @@ class WorkdirModel:
     def base_folders(self) -> list[str]:
         """Where what the run started from may be, of those that are there."""
         places = [place for place in (self.config.model.init_from, *self._places) if place]
-        return [str(place) for place in places if folder_of(place).is_dir() and folder_of(place) != self.path]
+        return [str(place) for place in places if is_there(place) and folder_of(place) != self.path]
 
     def base(self) -> "TrainedModel | None":
         """The model that the run started from; None for none. Raises InputError where it is nowhere to be found."""
@@ -176,7 +178,7 @@ class WorkdirModel:
             return None
         reasons = []
         for place in self.base_folders:
-            if not is_adapters_alone(folder_of(place)):
+            if not is_adapter_folder(folder_of(place)):
                 base = open_trained(place, places=self._places)
                 reasons.append((place, base.difference(fingerprint)))
                 if not reasons[-1][1]:
@@ -209,11 +211,11 @@ def open_base(path: str | Path) -> TrainedModel | None:
     """The model that model.init_from names; None for "". Raises InputError if there is none."""
     if not path:
         return None
-    folder = folder_of(path)
+    folder = folder_of(located(path, MODEL_FILES))
     if not folder.is_dir():
         raise InputError(
-            f"{path}: no such folder; model.init_from is a Hugging Face folder or the workdir of a run "
-            "(hf download NAME --local-dir FOLDER fetches one from the Hub)"
+            f"{path}: no such folder; model.init_from is a Hugging Face folder or the workdir of a run, or "
+            "ORGANISATION/NAME, a model of the Hugging Face Hub"
         )
     return open_trained(folder)
 
@@ -222,15 +224,15 @@ def open_trained(path: str | Path, step: int | None = None, places: Sequence[str
     """The model of a workdir or a Hugging Face folder.
 
     Args:
-        path: the folder.
+        path: the folder, or the name of one on the Hugging Face Hub.
         step: of the checkpoint of a workdir; None for the best by held-out loss.
         places: folders where what the run started from may be by now, in place of where it was.
 
     Raises:
         InputError: there is no such model.
     """
-    folder = folder_of(path)
-    if is_adapters_alone(folder):
+    folder = folder_of(located(path, MODEL_FILES))
+    if is_adapter_folder(folder):
         raise InputError(
             f"{path}: holds adapters alone; merge them into their base in PEFT, or train on from them with "
             "model.init_from (the base) and lora.init_from"
