@@ -69,6 +69,11 @@ def with_config(argv: Sequence[str]) -> tuple[list[str], str]:
     )
 
 
+def told_keys() -> set[str]:
+    """The keys that the command line sets one by one, once it is parsed."""
+    return {*config_flags.get_override_values(flags.FLAGS["config"])}
+
+
 def _check_override(override: str) -> None:
     check_key(_OVERRIDE.match(override)[1])
     flag, _, value = override.partition("=")

@@ -1,23 +1,34 @@
 """Held-out loss, in all and by turn: python -m mtsft.evaluate --config=... --workdir=DIR [--format=json].
 
-The model is the best of DIR by held-out loss, or without --workdir that of model.init_from; the dialogues are those
-that the config holds out, which is that of the run in DIR where --config is left out. The losses are of what
-data.responses supervises: by default every turn of the assistant.
+The model is the best of the run in DIR by held-out loss, or without --workdir that of model.init_from. With --workdir
+the config is the run's own, and so the dialogues are those that it held out: --workdir=DIR is enough, and
+--config.data.eval=FILE evaluates it on others. A --config beside it says which dialogues these are, and no more. The
+losses are of what data.responses supervises: by default every turn of the assistant. Turns in JSON are indices, counted
+from 0; the table counts them from 1.
 
 --generate=FILE also writes what the model says in each of their contexts beside what the dialogue has there, a JSON
-object a turn; --limit, --max_new, --temperature, --top_k, --top_p and --seed say of how many, and how.
+object a turn, before the loss is computed; --limit, --max_new, --temperature, --top_k, --top_p and --seed say of how
+many, and how.
 """
 
 import json
+import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from mtsft import cli
 
+if TYPE_CHECKING:
+    from mtsft.model.generate import Sampling
+    from mtsft.runs.evaluator import Evaluator
+
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir(required=False)
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "A table to read, or one JSON object.")
 _GENERATE = flags.DEFINE_string("generate", None, "A file to write the model's replies to, as JSON lines.")
+_STEP = cli.define_step()
+_BASE = cli.define_base()
 _LIMIT = flags.DEFINE_integer("limit", 0, "Held-out dialogues to reply to; 0 for all.", lower_bound=0)
 _SAMPLING = cli.define_sampling()
 
@@ -36,15 +47,30 @@ def main() -> None:
     distributed.initialize()
     if _GENERATE.value is not None and jax.process_index() == 0:
         cli.check_output(_GENERATE)
-    subject = evaluator.Evaluator.of(_CONFIG.value, _WORKDIR.value)
+    subject = evaluator.Evaluator.of(_CONFIG.value, _WORKDIR.value, _STEP.value, cli.told_keys(), _BASE.value)
+    if jax.process_index() == 0:
+        said = [f"of {subject.checkpoint}"] if subject.checkpoint else []
+        for line in [*said, *subject.notes] if _FORMAT.value == "json" else []:
+            print(f"evaluate: {line}", file=sys.stderr, flush=True)
+    if _GENERATE.value is not None:
+        _generate(subject, sampling)
     scores = subject.evaluate()
     if jax.process_index() == 0:
         print(json.dumps(metrics.finite(scores)) if _FORMAT.value == "json" else as_table(scores), flush=True)
-    if _GENERATE.value is not None:
-        records = subject.replies(sampling, cli.max_new_tokens(), _LIMIT.value)
-        if jax.process_index() == 0:
-            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            cli.write_output(_GENERATE, "".join(lines).encode())
+
+
+def _generate(subject: "Evaluator", sampling: "Sampling") -> None:
+    """Writes replies, some at a time: every process takes part in them, and the first one writes."""
+    import jax
+
+    records = subject.replies(sampling, cli.max_new_tokens(), _LIMIT.value)
+    if jax.process_index() != 0:
+        for _ in records:
+            pass
+        return
+    with cli.output(_GENERATE) as file:
+        for record in records:
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
 
 
 if __name__ == "__main__":

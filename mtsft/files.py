@@ -1,10 +1,13 @@
 """Paths, JSON files, and atomic writes."""
 
 import errno
+import io
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mtsft.buckets import bucket_path, is_bucket, write
 from mtsft.errors import InputError, one_line
@@ -47,15 +50,15 @@ def reason(error: OSError) -> str:
     return one_line(error.strerror or error, 150)
 
 
-def read_json_file(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """The bytes of a file, and the JSON object that they hold. Raises InputError, naming the file."""
+def read_json_file(path: Path, remedy: str = "fetch it anew") -> tuple[bytes, dict[str, Any]]:
+    """The bytes of a file, and the JSON object that they hold. Raises InputError, naming the file and the remedy."""
     try:
         text = path.read_bytes()
         value = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({one_line(error, 100)}); fetch it anew") from error
+        raise InputError(f"{path}: cannot be read as JSON ({one_line(error, 100)}); {remedy}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object; fetch it anew")
+        raise InputError(f"{path}: holds no JSON object; {remedy}")
     return text, value
 
 
@@ -84,16 +87,28 @@ def atomic_write(path: Path, data: bytes) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which is there when it is whole, as that of `atomic_write`; raises as that does."""
     if is_bucket(path):
-        write(path, data)
+        file = io.BytesIO()
+        yield file
+        write(path, file.getvalue())
         return
     if _is_device(path):
-        path.write_bytes(data)
+        with path.open("wb") as file:
+            yield file
         return
     part = _part(path)
     try:
-        part.write_bytes(data)
-        part.replace(path)
+        with errors_naming(path):
+            with part.open("wb") as file:
+                yield file
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -109,6 +124,17 @@ def append_line(path: Path, line: str) -> None:
         return
     with path.open("a", encoding="utf-8") as file:
         file.write(f"{line}\n")
+
+
+@contextmanager
+def errors_naming(path: Path) -> Iterator[None]:
+    """Gives an OSError that names no file, as that of a write to an open one does not, the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _is_device(path: Path) -> bool:

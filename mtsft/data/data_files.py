@@ -41,17 +41,23 @@ class DataFiles:
     workers: int
 
     @classmethod
-    def find(cls, data: DataConfig) -> "DataFiles":
+    def find(cls, data: DataConfig, trains: bool = True) -> "DataFiles":
         """What a config names. A built-in corpus is written, and a tokenizer trained, unless they are in the cache.
 
-        Raises InputError for whatever is wrong with the names of files or the values.
+        Args:
+            data: the keys of the config.
+            trains: whether training files are wanted where data.eval names those that are held out.
+
+        Raises:
+            InputError: for whatever is wrong with the names of files or the values.
         """
         cache = local_path(data.cache_dir, "data.cache_dir")
         if data.corpus:
             train_files, eval_files = _write_corpus(data, cache / "corpora")
             weights = [1.0] * len(train_files)
         else:
-            weighted = find_files.find_weighted_files(data.train, "data.train", cache)
+            wanted = trains or not data.eval
+            weighted = find_files.find_weighted_files(data.train, "data.train", cache) if wanted else []
             train_files, weights = [file.path for file in weighted], [file.weight for file in weighted]
             held_out = find_files.find_weighted_files(data.eval, "data.eval", cache) if data.eval else []
             eval_files = [file.path for file in held_out]

@@ -21,7 +21,7 @@ class TokenizedDataset:
     Attributes:
         spec: how training dialogues became tokens.
         tokenizer: what the tokens are of.
-        train: the training dialogues, as often as each is seen in an epoch.
+        train: the training dialogues, as often as each is seen in an epoch; None where none are to be trained.
         eval: the held-out dialogues; None where nothing is held out.
         sequence_length: slots of a row.
         weights: how often the dialogues of each training file are seen in an epoch.
@@ -29,7 +29,7 @@ class TokenizedDataset:
 
     spec: EncodingSpec
     tokenizer: Tokenizer
-    train: Store
+    train: Store | None
     eval: Store | None
     sequence_length: int
     weights: Sequence[float] = ()
@@ -49,11 +49,15 @@ class TokenizedDataset:
         sides = {"train": self.train, "eval": self.eval}
         return {name: store.stats.as_record() for name, store in sides.items() if store is not None}
 
+    @property
+    def _stores(self) -> list[Store]:
+        return [store for store in (self.train, self.eval) if store is not None]
+
     def check_ids_below(self, vocab_size: int) -> None:
         """Raises InputError for a token that a model of `vocab_size` embeddings does not have."""
         if self.tokenizer.vocab_size <= vocab_size:
             return
-        for store in filter(None, (self.train, self.eval)):
+        for store in self._stores:
             if (highest := store.highest_token) >= vocab_size:
                 raise InputError(
                     f"the dialogues have the token {highest} ({self.tokenizer.decode([highest])!r}), and the model "
@@ -63,7 +67,7 @@ class TokenizedDataset:
 
     def check_lengths(self, max_positions: int) -> None:
         """Raises InputError for a dialogue longer than `max_positions`, those of the model; 0 for no such limit."""
-        longest = max(int(store.lengths_N.max(initial=0)) for store in (self.train, self.eval) if store is not None)
+        longest = max((int(store.lengths_N.max(initial=0)) for store in self._stores), default=0)
         if 0 < max_positions < longest:
             raise InputError(
                 f"a dialogue has {longest:,} tokens, and the model is made for {max_positions:,} positions; lower "
@@ -89,7 +93,7 @@ class TokenizedDataset:
         return lines
 
 
-def open_dataset(data: DataConfig, progress: bool = True) -> TokenizedDataset:
+def open_dataset(data: DataConfig, progress: bool = True, trains: bool = True) -> TokenizedDataset:
     """The data of a run, tokenised, or found tokenised.
 
     What is made on the way (corpus, tokenizer, stores) is kept in data.cache_dir and found there the next time.
@@ -97,17 +101,18 @@ def open_dataset(data: DataConfig, progress: bool = True) -> TokenizedDataset:
     Args:
         data: which dialogues are read, and how they become tokens.
         progress: whether to show a progress bar.
+        trains: whether the training dialogues are wanted, too.
 
     Raises:
         InputError: something is wrong with the values, the files or a dialogue.
     """
-    files = DataFiles.find(data)
+    files = DataFiles.find(data, trains)
 
     def store(paths: Sequence[Path], spec: EncodingSpec) -> Store:
         spec.encoder()  # refuses before any process starts
         return open_store(paths, spec, files.cache / "stores", files.workers, progress)
 
-    train_store = store(files.train_files, files.train_spec)
+    train_store = store(files.train_files, files.train_spec) if trains else None
     eval_store = store(files.eval_files, files.eval_spec) if files.eval_files else None
     if data.eval and not len(eval_store):
         raise InputError(
@@ -116,7 +121,7 @@ def open_dataset(data: DataConfig, progress: bool = True) -> TokenizedDataset:
     return TokenizedDataset(
         spec=files.train_spec,
         tokenizer=files.train_spec.chat.open()[1],
-        train=train_store if set(files.weights) == {1.0} else train_store.mixed(files.weights),
+        train=train_store.mixed(files.weights) if trains and set(files.weights) != {1.0} else train_store,
         eval=eval_store if eval_store is not None and len(eval_store) else None,
         sequence_length=files.train_spec.config.sequence_length,
         weights=files.weights,

@@ -1,7 +1,8 @@
 """Reads Hugging Face folders: checked by their config and headers first; then only the bytes needed are read."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +15,14 @@ from mtsft.errors import InputError, one_line
 from mtsft.files import path_of, read_json_file
 from mtsft.interop import config_json, weight_names
 from mtsft.interop.families import Family
-from mtsft.interop.safetensors_io import DTYPES, Tensor, are_equal, file_digest, progress_bar, read_header
+from mtsft.interop.safetensors_io import DTYPES, Tensor, are_equal, file_digest, read_header
 from mtsft.interop.sharded_read import ShardedLeaf
 from mtsft.interop.weight_names import TensorSlice
+from mtsft.interop.weights_digest import weights_digest
 from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
+from mtsft.progress import Progress
 
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 _NAMED = 4  # names that an error lists
@@ -36,8 +39,7 @@ class HubFolder:
         family: of the model.
         fields: of its Architecture, all but those in RUNTIME.
         tensors: where each is in the files, by the name that models of the family are published with.
-        fingerprint: of config.json and of each weights file's size, header and edges; cheap, so it tells folders
-            apart, and does not prove them equal.
+        files: of the weights.
     """
 
     path: Path
@@ -45,13 +47,13 @@ class HubFolder:
     family: Family
     fields: dict[str, Any]
     tensors: Mapping[str, Tensor]
-    fingerprint: str
+    files: Sequence[Path]
 
     @classmethod
     def open(cls, path: str | Path) -> "HubFolder":
         """Reads config.json and the headers of the weights. Raises InputError for whatever is wrong with them."""
         path = path_of(path)
-        text, config = read_config_json(path)
+        config = read_config_json(path)[1]
         family, fields = config_json.architecture_fields(config, str(path / CONFIG))
         files, weight_map = _files(path)
         headers = {file: read_header(file) for file in files}
@@ -59,12 +61,28 @@ class HubFolder:
         tensors = {weight_names.standard_name(family, name): tensor for name, tensor in by_name.items()}
         if fields["tie_word_embeddings"]:
             tensors = _with_embedding(tensors, *weight_names.tied_names(family))
-        digest = hashlib.sha256(hashlib.sha256(text).digest())
-        for file in files:
-            digest.update(file_digest(file))
-        folder = cls(path, config, family, fields, tensors, digest.hexdigest())
+        folder = cls(path, config, family, fields, tensors, files)
         folder._check()
         return folder
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """ "DESCRIBED:WEIGHTS", digests of `fields` and of the tensors, see weights_digest.py.
+
+        So it stays the same where config.json is written anew by another version of transformers, or the weights are
+        spread over other files, and nothing else is said by that.
+        """
+        described = hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode()).hexdigest()[:16]
+        names = {tensor_slice.name for tensor_slice in self._tensor_slices.values()}
+        return f"{described}:{weights_digest({name: self.tensors[name] for name in names})[:48]}"
+
+    @property
+    def earlier_fingerprint(self) -> str:
+        """What `fingerprint` was before, which older runs have kept: of the bytes of files."""
+        digest = hashlib.sha256(hashlib.sha256((self.path / CONFIG).read_bytes()).digest())
+        for file in self.files:
+            digest.update(file_digest(file))
+        return digest.hexdigest()
 
     def read(self, shapes: Any, shardings: Any, progress: bool = False) -> Params:
         """Parameters, on their devices. A process reads the bytes that its devices need, in pieces of bounded size.
@@ -89,7 +107,7 @@ class HubFolder:
             for (path, shape), sharding in zip(leaves, structure.flatten_up_to(shardings), strict=True)
         ]
         total = sum(plan.nbytes for plan in plans)
-        with progress_bar(total, "reading weights", progress) as bar:
+        with Progress("reading weights", total, "B", progress) as bar:
             return structure.unflatten([plan.read(bar) for plan in plans])
 
     @cached_property

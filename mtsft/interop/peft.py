@@ -1,6 +1,7 @@
 """Low-rank adapters in folders of PEFT (https://github.com/huggingface/peft), there and back."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,16 +13,19 @@ import numpy as np
 
 from mtsft.errors import InputError, one_line
 from mtsft.files import path_of, read_json_file
+from mtsft.hub import located
 from mtsft.interop import config_json, weight_names
 from mtsft.interop.atomic_folder import AtomicFolder
 from mtsft.interop.export import fetch, header_of, write_files
 from mtsft.interop.export_configs import PUBLISHED, json_file, model_config
 from mtsft.interop.families import Family
 from mtsft.interop.hf_folder import leaf_shapes, tensor_shapes
+from mtsft.interop.hub_files import ADAPTER_FILES
 from mtsft.interop.peft_config import read_adapter_config
 from mtsft.interop.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MERGE, ROOT, as_module, last, taken
 from mtsft.interop.peft_modules import export_modules, read_modules
 from mtsft.interop.safetensors_io import Tensor, read_header, read_metadata
+from mtsft.interop.weights_digest import weights_digest
 from mtsft.model.architecture import Architecture
 from mtsft.model.lora import ADAPTERS, LoRA
 from mtsft.model.parameters import Params, names
@@ -29,6 +33,17 @@ from mtsft.model.parameters import Params, names
 _PICKLE = "adapter_model.bin"
 # Of the weights' metadata: our names of the matrices that are adapted. PEFT has one name for those that it keeps fused.
 _MATRICES = "mtsft_matrices"
+# The keys of an adapter_config.json that say which function its adapters are.
+_FUNCTION = (
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "trainable_token_indices",
+    "ensure_weight_tying",
+)
 _Part = tuple[tuple, tuple[int, int] | None]  # the path of one of our kernels, and its rows where several are fused
 
 
@@ -122,7 +137,7 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
     gets all of A and its rows of B.
 
     Args:
-        folder: the PEFT folder.
+        folder: the PEFT folder, or the name of one on the Hugging Face Hub.
         family: of the base model.
         fields: of the base model's Architecture.
 
@@ -133,7 +148,7 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
     Raises:
         InputError: the folder is none, belongs to another model, or has adapters of a kind that is not supported.
     """
-    folder = path_of(folder)
+    folder = path_of(located(folder, ADAPTER_FILES))
     modules = _modules(family, fields)
     config = read_adapter_config(folder, modules)
     lora = config.lora
@@ -176,8 +191,20 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
 
 
 def adapter_fingerprint(folder: str | Path) -> str:
-    """Changes whenever the adapters of a PEFT folder do. Raises InputError where it holds none."""
-    folder = path_of(folder)
+    """Changes whenever the adapters of a PEFT folder do, wherever it is, and however its config is written.
+
+    Raises InputError where it holds none.
+    """
+    folder = path_of(located(folder, ADAPTER_FILES))
+    file, config = _weights(folder), read_json_file(folder / ADAPTER_CONFIG)[1]
+    said = {key: config[key] for key in _FUNCTION if config.get(key)} | {_MATRICES: read_metadata(file).get(_MATRICES)}
+    described = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{described}:{weights_digest(read_header(file))[:48]}"
+
+
+def earlier_adapter_fingerprint(folder: str | Path) -> str:
+    """What `adapter_fingerprint` was before, which older runs have kept: of the bytes of files."""
+    folder = path_of(located(folder, ADAPTER_FILES))
     with _weights(folder).open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     return f"{weights} {hashlib.sha256(read_json_file(folder / ADAPTER_CONFIG)[0]).hexdigest()}"

@@ -17,15 +17,16 @@ class Embedding(nnx.Module):
     """The row of each token, some of which may be trained apart from the others.
 
     Attributes:
-        embedding: (V, D) in the parameter dtype.
+        embedding: (V, D) in the parameter dtype; more rows, of 0, where there is padding.
         token_rows: (N, D) in float32, in place of the rows of lora.embed_tokens; None where there are none.
     """
 
-    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs):
+    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs, padding: int):
         self.token_ids = lora.embed_tokens
         dtype = DTYPES[lora.param_dtype("embed", arch.param_dtype)]
         init = nnx.initializers.normal(arch.initializer_range)
-        self.embedding = nnx.Param(init(rngs.params(), (arch.vocab_size, arch.hidden_size), dtype))
+        rows_VxD = init(rngs.params(), (arch.vocab_size, arch.hidden_size), dtype)
+        self.embedding = nnx.Param(jnp.pad(rows_VxD, ((0, padding), (0, 0))))
         self.token_rows = _rows_apart(self.embedding[...], self.token_ids)
 
     def __call__(self, tokens_BxL: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -46,15 +47,16 @@ class Head(nnx.Module):
     """The matrix from hidden states to logits, where it is not the embedding's.
 
     Attributes:
-        kernel: (D, V) in the parameter dtype.
+        kernel: (D, V) in the parameter dtype; more columns, of 0, where there is padding.
         token_rows: (N, D) in float32, in place of the columns of lora.head_tokens; None where there are none.
     """
 
-    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs):
+    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs, padding: int):
         self.token_ids = lora.head_tokens
         dtype = DTYPES[lora.param_dtype("head", arch.param_dtype)]
         init = nnx.initializers.normal(arch.initializer_range)
-        self.kernel = nnx.Param(init(rngs.params(), (arch.hidden_size, arch.vocab_size), dtype))
+        kernel_DxV = init(rngs.params(), (arch.hidden_size, arch.vocab_size), dtype)
+        self.kernel = nnx.Param(jnp.pad(kernel_DxV, ((0, 0), (0, padding))))
         self.token_rows = _rows_apart(self.kernel[...].T, self.token_ids)
 
 

@@ -27,6 +27,7 @@ from mtsft.model.layers import Embedding, Head, RMSNorm
 from mtsft.model.lora import NO_LORA, LoRA
 from mtsft.model.parameters import Params
 from mtsft.model.rope import rotary
+from mtsft.model.vocabulary import without_padding
 
 
 class StepRng(NamedTuple):
@@ -73,9 +74,9 @@ class Output(NamedTuple):
 class Transformer(nnx.Module):
     """Tokens to hidden states; `Model` is what everything outside this file uses."""
 
-    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs):
+    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs, padding: int = 0):
         self.arch = arch
-        self.embed = Embedding(arch, lora, rngs)
+        self.embed = Embedding(arch, lora, rngs, padding)
 
         def make_layer(key):
             return Layer(arch, lora, _streams(key))
@@ -84,7 +85,7 @@ class Transformer(nnx.Module):
         self.layers = nnx.vmap(make_layer)(keys) if arch.scan_layers else nnx.List(map(make_layer, keys))
         self.norm = RMSNorm(arch, lora, "norm", arch.hidden_size)
         if not arch.tie_word_embeddings:
-            self.head = Head(arch, lora, rngs)
+            self.head = Head(arch, lora, rngs, padding)
 
     def __call__(
         self, tokens_BxL, positions_BxL, attend, cache=None, constrain=lambda x: x, step_rng: StepRng | None = None
@@ -181,6 +182,7 @@ class Model:
     Attributes:
         arch: sizes and numerics.
         lora: its adapters.
+        padding: rows behind the vocabulary, see model/vocabulary.py; of the embedding, and columns of the head.
 
     Raises:
         InputError: for adapters that fit no matrix.
@@ -188,6 +190,7 @@ class Model:
 
     arch: Architecture
     lora: LoRA = NO_LORA
+    padding: int = 0
 
     def __post_init__(self):
         if self.lora.rank and not any(map(self.lora.adapts, MATRICES)):
@@ -200,7 +203,7 @@ class Model:
     @cached_property
     def graphdef(self) -> nnx.GraphDef:
         """The decoder without its parameters."""
-        return nnx.split(nnx.eval_shape(lambda: Transformer(self.arch, self.lora, _streams(jax.random.key(0)))))[0]
+        return nnx.split(nnx.eval_shape(lambda: self._transformer(jax.random.key(0))))[0]
 
     @property
     def unrolled(self) -> "Model":
@@ -213,7 +216,14 @@ class Model:
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters; the same values whether layers are scanned or unrolled, adapted or not."""
-        return nnx.to_pure_dict(nnx.state(Transformer(self.arch, self.lora, _streams(key)), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(self._transformer(key), nnx.Param))
+
+    def _transformer(self, key: jax.Array) -> Transformer:
+        return Transformer(self.arch, self.lora, _streams(key), self.padding)
+
+    def cap(self, logits: jax.Array) -> jax.Array:
+        """Logits (..., V) as the architecture caps them; those of padding are minus infinity."""
+        return without_padding(soft_cap(logits, self.arch.final_logit_softcapping), self.arch.vocab_size)
 
     def _merge(self, params: Params) -> Transformer:
         return nnx.merge(self.graphdef, nnx.State(params))
@@ -226,7 +236,7 @@ class Model:
         constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
         step_rng: StepRng | None = None,
     ) -> Output:
-        """Hidden states and the projection to logits, which are still to be capped where the architecture says so.
+        """Hidden states and the projection to logits, which are still to be capped by `cap`.
 
         Args:
             params: as `init` gives them.
@@ -311,4 +321,4 @@ class Model:
         if apart is not None:
             projection_DxV = projection_DxV.at[:, apart.ids_N].set(apart.columns_DxN)
         logits = jnp.matmul(hidden_BxLxD, projection_DxV, preferred_element_type=jnp.float32)
-        return soft_cap(logits, self.arch.final_logit_softcapping)
+        return self.cap(logits)

@@ -3,72 +3,84 @@
 import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
-
-import jax
-from jax.sharding import SingleDeviceSharding
 
 from mtsft.dialogue.formats import parse_record
 from mtsft.dialogue.schema import Message
 from mtsft.encoding.encoder import Encoder
 from mtsft.errors import InputError
+from mtsft.interop.generation_defaults import NO_DEFAULTS, GenerationDefaults, read_generation_defaults
 from mtsft.model.generate import GREEDY, Sampling, generate, stream
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
+from mtsft.runs.adapter_model import AdapterModel, open_with_adapters
+from mtsft.runs.checkpoint_choice import CheckpointChoice
 from mtsft.runs.conversation import Conversation
-from mtsft.runs.trained_model import open_trained
+from mtsft.runs.local_devices import local_shardings
 
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A model on one device, with its tokenizer and its template. Build it with `load`.
+    """A model, spread over the devices of this process, with its tokenizer and its template. Build it with `load`.
 
     Attributes:
         model: its architecture, as pure functions.
         params: its parameters.
         encoder: conversations as its tokens.
         step: of the checkpoint; 0 for a model that was not trained here.
+        checkpoint: which one it is, and why; None for a model that was not trained here.
+        defaults: how its own generation_config.json has it sampled.
+        name: what it was loaded from, in words.
     """
 
     model: Model
     params: Params
     encoder: Encoder
     step: int
+    checkpoint: CheckpointChoice | None = None
+    defaults: GenerationDefaults = NO_DEFAULTS
+    name: str = ""
 
     @classmethod
-    def load(cls, path: str | Path, step: int | None = None, **runtime) -> "ChatModel":
+    def load(
+        cls, path: str | Path, step: int | None = None, places: Sequence[str | Path] = (), **runtime
+    ) -> "ChatModel":
         """The model that was trained in a workdir, or of a Hugging Face folder; it needs nothing but what lies there.
 
-        A run that froze parameters (as LoRA does) needs what it started from, too.
+        A run that froze parameters (as LoRA does) needs what it started from, too, and a PEFT folder its base.
 
         Args:
-            path: the workdir or the folder.
+            path: the workdir, the folder, or a folder of PEFT adapters.
             step: of the checkpoint; None for the best by held-out loss, or the newest where nothing was held out.
+            places: folders where what the run started from, or the base of the adapters, may be by now, in place of
+                where it was.
             runtime: dtype and the like, other than in training.
 
         Raises:
             InputError: there is no such model.
         """
-        base = open_trained(path, step)
-        model = base.model(**runtime)
-        device = SingleDeviceSharding(jax.local_devices()[0])
-        params = base.restore(model, partial(jax.tree.map, lambda _: device))
-        return cls(model, params, base.encoder(), base.step)
+        trained = open_with_adapters(path, step, places)
+        model = trained.model(**runtime)
+        params = trained.restore(model, local_shardings(model.arch.hidden_size))
+        defaults = read_generation_defaults(trained.chat.tokenizer.get("generation_config.json"))
+        said = f", {trained.checkpoint}" if trained.checkpoint else ""
+        said += f", adapters over {trained.base.path}" if isinstance(trained, AdapterModel) else ""
+        return cls(model, params, trained.encoder(), trained.step, trained.checkpoint, defaults, f"{path}{said}")
 
-    def chat(self, system: str = "", max_new: int = 512, sampling: Sampling = GREEDY) -> Conversation:
+    def chat(self, system: str = "", max_new: int | None = None, sampling: Sampling | None = None) -> Conversation:
         """A conversation with it.
 
         Args:
             system: the system prompt; "" for none.
-            max_new: tokens of a reply at most.
-            sampling: how the tokens of a reply are chosen; by default the most probable ones.
+            max_new: tokens of a reply at most; None for as many as its generation_config.json says.
+            sampling: how the tokens of a reply are chosen; None for what its generation_config.json says, which is the
+                most probable ones where it says nothing.
 
         Raises:
             InputError: the template refuses the system prompt, or the model has no room after it.
         """
-        return Conversation(self, sampling, max_new, system)
+        return Conversation(self, sampling or self.defaults.sampling, max_new or self.defaults.max_new, system)
 
     def prompt(self, messages: Sequence[Message | tuple[str, str]]) -> list[int]:
         """The tokens of a conversation so far, up to where the model goes on; rendered as in training.

@@ -2,35 +2,37 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
-from jax.sharding import SingleDeviceSharding
 
 from mtsft.buckets import is_bucket
 from mtsft.config import default
 from mtsft.errors import InputError
-from mtsft.files import atomic_write, path_of
+from mtsft.files import absolute, atomic_write, path_of
+from mtsft.hub import hub_name
 from mtsft.interop.atomic_folder import AtomicFolder
 from mtsft.interop.config_json import architecture_fields
 from mtsft.interop.export import export
 from mtsft.interop.export_configs import generation_config
+from mtsft.interop.model_card import CARD, model_card
 from mtsft.interop.peft import export_adapter
 from mtsft.interop.serving_files import serving_files
 from mtsft.model.lora import NO_LORA
-from mtsft.model.parameters import split
 from mtsft.model.transformer import Model
 from mtsft.runs import workdir as workdirs
-from mtsft.runs.hub_model import HubModel, is_hub_folder
+from mtsft.runs.adapter_model import AdapterModel, open_with_adapters
+from mtsft.runs.hub_model import HubModel
+from mtsft.runs.local_devices import local_shardings
 from mtsft.runs.trained_model import TrainedModel, WorkdirModel, open_trained
+from mtsft.runs.training_record import training_record
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.staged_folder import mark_whole
-from mtsft.training.state import new_state
+from mtsft.training.state import TrainState, create_state
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -60,9 +62,13 @@ def from_hugging_face(folder: str | Path, output: str | Path, dtype: str = "floa
         workdirs.write_config(aside, config)
         workdirs.write_run_files(aside, chat, base.published)
         atomic_write(aside / workdirs.FINGERPRINT, json.dumps({workdirs.CONVERTED: base.fingerprint}).encode())
-        state = new_state(base.restore(model, _on_one_device, progress=True), optax.identity())
-        with Checkpoints(aside / "checkpoints", model, keep=1) as checkpoints:
-            checkpoints.save(0, state, None)
+        shardings_of = local_shardings(model.arch.hidden_size)
+        params = base.restore(model, shardings_of, progress=True)
+        scalar = shardings_of(shapes)["norm"]["scale"]
+        shardings = TrainState(scalar, shardings_of(shapes), optax.EmptyState(), scalar, scalar)
+        state = create_state(params, optax.identity(), shardings)
+        with Checkpoints(absolute(aside) / "checkpoints", model, keep=1) as checkpoints:
+            checkpoints.save(0, state, None, donate=True)
         if is_bucket(output):
             mark_whole(aside / "checkpoints")
 
@@ -77,34 +83,38 @@ def to_hugging_face(
     adapter: bool = False,
     step: int | None = None,
     base_name: str = "",
+    places: Sequence[str | Path] = (),
 ) -> list[str]:
     """Writes what a run trained as a folder that transformers and vLLM load; with adapters merged, or only those.
 
     The chat template has the variables that the run set as its defaults, and eos_token is the token that ends a turn.
+    README.md says what was trained on, with which config, and how the losses went.
 
     Args:
-        workdir: of the run.
+        workdir: of the run; or a Hugging Face folder, or PEFT adapters over one, which are merged.
         output: the folder to write.
         dtype: of the parameters written, "float32" or "bfloat16"; "" for what the run computed in.
         adapter: whether to write a PEFT adapter folder, whose base is what model.init_from named.
         step: of the checkpoint; None for the best.
-        base_name: of the base model, for the adapter folder; "" for the Hub's, where its config.json says it, else its
-            folder.
+        base_name: of the base model, for the adapter folder and the README.md; "" for the Hub's, where its config.json
+            says it, else its folder.
+        places: folders where what the run, or the adapters, started from may be by now, in place of where it was.
 
     Returns:
-        What is in the folder otherwise than one might think, in sentences.
+        Which checkpoint it is, and what is in the folder otherwise than one might think, in sentences.
 
     Raises:
         InputError: there is no such model, or `output` is there already.
     """
-    base = open_trained(workdir, step)
+    base = open_with_adapters(workdir, step, places)
     if adapter:
         return _write_adapter(base, output, base_name)
     AtomicFolder(path_of(output), 0).check()  # before a model is read and merged for it
     fields = _with_positions(base)
     dtype = dtype or (base.config.model.dtype if isinstance(base, WorkdirModel) else "float32")
     model = Model(replace(base.model(scan_layers=True).arch, **fields), NO_LORA)
-    params = base.read(jax.eval_shape(model.init, jax.random.key(0)), _on_one_device, progress=True)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = base.read(shapes, local_shardings(model.arch.hidden_size), progress=True)
     tokenizer, stops = base.chat.open()[1], base.encoder().usual_stops
     special = {
         name: tokenizer.controls[text].id
@@ -116,7 +126,7 @@ def to_hugging_face(
         params,
         model.arch,
         config=base.published,
-        tokenizer_files=_files(base),
+        tokenizer_files=_files(base) | _card(base, output, base_name),
         stop_ids=stops,
         bos_id=special.get("bos_token"),
         pad_id=special.get("pad_token"),
@@ -124,21 +134,27 @@ def to_hugging_face(
         progress=True,
     )
     inner = base.published is not None and architecture_fields(base.published, str(base.path))[0].inner
-    return [f"{output}: holds the text model alone; the other parts of its base are left out"] if inner else []
+    left_out = [f"{output}: holds the text model alone; the other parts of its base are left out"] if inner else []
+    return _checkpoint(base) + left_out
 
 
-def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> list[str]:
+def _write_adapter(base: TrainedModel | AdapterModel, output: str | Path, base_name: str) -> list[str]:
+    if not isinstance(base, WorkdirModel):
+        raise InputError(f"{base.path}: is no workdir of a run, whose adapters could be written; leave out --adapter")
     if not base.lora.rank:
         raise InputError(f"{base.path}: was trained without adapters (lora.rank=0); convert it without --adapter")
-    name = base.config.model.init_from
-    if not name or not is_hub_folder(path_of(name)):
-        origin = f"the run in {name}" if name else "random parameters"
+    recorded = base.config.model.init_from
+    if not recorded or not base.is_of_hub_folder:
+        origin = f"the run in {recorded}" if recorded else "random parameters"
         raise InputError(
             f"{base.path}: its adapters are for {origin}, which PEFT cannot load; convert it without --adapter, which "
             "writes the whole model"
         )
-    original = open_trained(name).fields
-    if changed := [key for key in ("rope_theta", "rope_scaling") if base.fields[key] != original[key]]:
+    # The adapters do not need their base, but whoever loads them does: one that is there is looked at.
+    base_model = base.base() if base.base_folders else None
+    name = str(base_model.path) if base_model and not hub_name(recorded) else recorded
+    fields = architecture_fields(base.published, str(base.path))[1]
+    if changed := [key for key in ("rope_theta", "rope_scaling") if base.fields[key] != fields[key]]:
         raise InputError(
             f"{base.path}: was trained with another model.{changed[0]} than {name} has, which no adapter can say; "
             "convert it without --adapter"
@@ -146,25 +162,45 @@ def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> li
     AtomicFolder(path_of(output), 0).check()
     model = base.model(scan_layers=True)
     model = replace(model, arch=replace(model.arch, **_with_positions(base)))
-    adapters = split(base.restore(model, _on_one_device, progress=True), base.lora.adds)[0]
+    adapters = base.restore(model, local_shardings(model.arch.hidden_size), wanted=base.lora.adds)
     files = _files(base)
     stops = base.encoder().usual_stops
     files["generation_config.json"] = generation_config(files.get("generation_config.json"), stops, None, None)
+    files |= _card(base, output, base_name, adapter=True)
     base_name = base_name or _name_on_the_hub(base.published, name)
     export_adapter(output, adapters, model.arch, base.lora, base_name, config=base.published, files=files)
     if base_name != name:
-        return []
-    return [f"{output}: names its base by the folder {name}; --base_name=ORGANISATION/MODEL names it by the Hub"]
+        return _checkpoint(base)
+    return [
+        *_checkpoint(base),
+        f"{output}: names its base by the folder {name}; --base_name=ORGANISATION/MODEL names it by the Hub",
+    ]
 
 
-def _with_positions(base: TrainedModel) -> dict:
+def _checkpoint(base: TrainedModel) -> list[str]:
+    """A line that says which checkpoint was read."""
+    return [f"{base.path}: {base.checkpoint}"] if base.checkpoint else []
+
+
+def _card(base: TrainedModel | AdapterModel, output: str | Path, base_name: str, adapter: bool = False) -> dict:
+    """The README.md of what a run trained, by its name; nothing for a model of others."""
+    if not isinstance(base, WorkdirModel):
+        return {}
+    origin = base.config.model.init_from
+    named = base_name or (_name_on_the_hub(base.published, origin) if origin else "")
+    hub_base = named if _HUB_NAME.fullmatch(named) and not path_of(named).exists() else ""
+    return {CARD: model_card(path_of(output).name, training_record(base), hub_base, adapter)}
+
+
+def _with_positions(base: TrainedModel | AdapterModel) -> dict:
     """The fields of a model; where it is made for any number of positions, with those of a row in its training."""
     if base.fields["max_position_embeddings"]:
         return base.fields
-    return base.fields | {"max_position_embeddings": base.config.data.sequence_length}
+    run = base.base if isinstance(base, AdapterModel) else base
+    return base.fields | {"max_position_embeddings": run.config.data.sequence_length}
 
 
-def _files(base: TrainedModel) -> dict[str, bytes]:
+def _files(base: TrainedModel | AdapterModel) -> dict[str, bytes]:
     """The files of its tokenizer as what serves it needs them."""
     template, tokenizer = base.chat.open()
     stops = base.encoder().usual_stops
@@ -173,9 +209,9 @@ def _files(base: TrainedModel) -> dict[str, bytes]:
 
 
 def _name_on_the_hub(published: Mapping[str, Any] | None, folder: str) -> str:
-    """The name that a base's config.json was loaded by, where that is one of the Hub; else its folder."""
+    """The name on the Hub of what the run started from; else the one that its config.json was loaded by, where that is
+    one of the Hub; else its folder."""
+    if hub := hub_name(folder):
+        return hub.repository
     name = str((published or {}).get("_name_or_path") or "")
     return name if _HUB_NAME.fullmatch(name) and not path_of(name).exists() else folder
-
-
-_on_one_device = partial(jax.tree.map, lambda _: SingleDeviceSharding(jax.local_devices()[0]))

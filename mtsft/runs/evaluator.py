@@ -1,23 +1,27 @@
 """A trained model on held-out dialogues: its loss, and its replies."""
 
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from mtsft.errors import InputError
-from mtsft.evaluation.replies import replies
+from mtsft.evaluation.replies import count_replies, replies
 from mtsft.files import path_of
 from mtsft.model.generate import Sampling, generate
 from mtsft.model.parameters import Params, join, split
+from mtsft.progress import Progress
+from mtsft.runs.checkpoint_choice import CheckpointChoice
 from mtsft.runs.compiled import compile_evaluation
-from mtsft.runs.identity import identity
+from mtsft.runs.evaluation_config import evaluation_config
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
-from mtsft.runs.trained_model import WorkdirModel, open_trained
+from mtsft.runs.trained_dialogues import count_trained
+from mtsft.runs.trained_model import TrainedModel, WorkdirModel, open_trained
+from mtsft.training.sharding import make_mesh, param_shardings
 
 _BATCH = 32  # contexts that are replied to at a time, or some more to fill all devices
 
@@ -32,51 +36,102 @@ class Evaluator:
     """A model and the held-out dialogues that it is evaluated on. Build it with `of`.
 
     Attributes:
-        setup: of the config: dialogues, model, devices.
+        setup: of the config: dialogues, model, devices; without training dialogues.
         params: all parameters of the model.
+        checkpoint: which checkpoint they are of, and why; None for a Hugging Face folder.
+        trained_on: how many of the dialogues the model was trained on, word for word; None where that is not known.
+        notes: sentences on what else there is to know.
     """
 
     setup: TrainingSetup
     params: Params
+    checkpoint: CheckpointChoice | None
+    trained_on: int | None
+    notes: Sequence[str]
 
     @classmethod
-    def of(cls, config: ConfigDict, workdir: str | Path | None) -> "Evaluator":
+    def of(
+        cls,
+        config: ConfigDict,
+        workdir: str | Path | None,
+        step: int | None = None,
+        told: Collection[str] = (),
+        places: Sequence[str | Path] = (),
+    ) -> "Evaluator":
         """Reads a model and opens the dialogues.
 
         Args:
-            config: which dialogues are held out, and the devices.
-            workdir: of the run whose best model is evaluated, with its own tokenizer; None for model.init_from.
+            config: which dialogues are held out, and the devices; what it leaves at the default is as in the run.
+            workdir: of the run whose model is evaluated, with its own config, tokenizer and template; None for
+                model.init_from.
+            step: of the checkpoint of the run; None for the best.
+            told: the keys of `config` that somebody set one by one, and that are not left to the run.
+            places: folders where what the run started from may be by now, in place of where it was.
 
         Raises:
             InputError: there is no model, another one than the config's, or nothing is held out.
         """
         if workdir is None:
-            if not config.model.init_from:
-                raise InputError("nothing to evaluate: give a --workdir, or set model.init_from")
-            setup = TrainingSetup.of(with_template_date(config))
-            _check_held_out(setup)
-            return cls(setup, join(setup.create().params, setup.frozen()))
+            return cls._of_init_from(config, step)
         workdir = path_of(workdir)
-        base = open_trained(workdir)  # refuses before any data is read
+        base = open_trained(workdir, step, places)  # refuses before any data is read
         if not isinstance(base, WorkdirModel):
             raise InputError(
                 f"{workdir}: is a Hugging Face folder, not a workdir; set model.init_from to it and leave out --workdir"
             )
-        config = with_template_date(config.copy_and_resolve_references(), workdir)
+        config, notes = evaluation_config(base.config, config, told, workdir)
+        config.model.update({name: type(config.model[name])(value) for name, value in base.fields.items()})
+        config.model.init_from = config.model.grow_vocab = config.lora.init_from = ""  # the workdir says all of it
         # Those of model.init_from may be others.
-        config.data.tokenizer = str(workdir / "tokenizer")
-        config.data.template = config.data.template or str(workdir / "template.json")
-        setup = TrainingSetup.of(config)
+        if "data.tokenizer" not in told:
+            config.data.tokenizer = str(workdir / "tokenizer")
+        if "data.template" not in told:
+            config.data.template = str(workdir / "template.json")
+        if not {"parallel.mesh", "parallel.mode"} & {*told}:
+            _fit_devices(config, base)
+        setup = TrainingSetup.of(with_template_date(config, workdir), trains=False)
         _check_held_out(setup)
-        _check_same_model(setup, base.config, workdir)
-        return cls(setup, base.restore(setup.model, setup.param_shardings))
+        return cls._checked(setup, base.restore(setup.model, setup.param_shardings), base, notes)
+
+    @classmethod
+    def _of_init_from(cls, config: ConfigDict, step: int | None) -> "Evaluator":
+        if not config.model.init_from:
+            raise InputError("nothing to evaluate: give a --workdir, or set model.init_from")
+        if step is not None:
+            raise InputError("--step is of --workdir, which is left out")
+        setup = TrainingSetup.of(with_template_date(config), trains=False)
+        _check_held_out(setup)
+        return cls._checked(setup, join(setup.create().params, setup.frozen()), setup.base, [])
+
+    @classmethod
+    def _checked(cls, setup: TrainingSetup, params: Params, base: TrainedModel, notes: Sequence[str]) -> "Evaluator":
+        """With what is to be said of the dialogues."""
+        trained_on, notes = None, [*notes]
+        if isinstance(base, WorkdirModel) and not base.is_converted:
+            trained_on, unknown = count_trained(base.path, setup.dataset.eval)
+            if trained_on is None:
+                notes.append(f"whether the model was trained on these dialogues could not be checked: {unknown}")
+            elif trained_on:
+                notes.append(
+                    f"{trained_on:,} of the {len(setup.dataset.eval):,} dialogues are word for word among those that "
+                    "the model was trained on"
+                )
+            if base.held_out and base.held_out != setup.dataset.eval.content[:16]:
+                notes.append("these are other dialogues than the run held out, whose losses are not to be compared")
+        return cls(setup, params, base.checkpoint, trained_on, notes)
 
     def evaluate(self) -> dict[str, Any]:
-        """Held-out loss; see `mtsft.evaluation.held_out.evaluate`."""
-        return compile_evaluation(self.setup)(*split(self.params, self.setup.trains))
+        """Held-out loss.
 
-    def replies(self, sampling: Sampling, max_new: int, limit: int = 0) -> list[dict[str, Any]]:
-        """The model's replies in held-out contexts; see `mtsft.evaluation.replies.replies`.
+        Returns:
+            What `mtsft.evaluation.held_out.evaluate` does, and {step, checkpoint (in words), trained_on, notes}.
+        """
+        scores = compile_evaluation(self.setup)(*split(self.params, self.setup.trains))
+        step, said = (self.checkpoint.step, str(self.checkpoint)) if self.checkpoint else (None, None)
+        return {**scores, "step": step, "checkpoint": said, "trained_on": self.trained_on, "notes": [*self.notes]}
+
+    def replies(self, sampling: Sampling, max_new: int, limit: int = 0) -> Iterator[dict[str, Any]]:
+        """The model's replies in held-out contexts, some at a time; see `mtsft.evaluation.replies.replies`.
 
         Args:
             sampling: how tokens are chosen.
@@ -86,24 +141,26 @@ class Evaluator:
         setup, stops = self.setup, self.setup.dataset.spec.encoder().stop_ids
         batch_size = -(-_BATCH // setup.partitioner.num_shards) * setup.partitioner.num_shards
 
-        def say(prompts: list[list[int]]) -> list[list[int]]:
+        def say(prompts: list[list[int]], first: int) -> list[list[int]]:
             most = [setup.model.arch.positions_after(len(prompt), max_new) for prompt in prompts]
-            with tqdm(total=len(prompts), desc="replies", disable=jax.process_index() > 0) as bar:
-                tokens = generate(
-                    setup.model,
-                    self.params,
-                    prompts,
-                    stops,
-                    max(most, default=0),
-                    sampling,
-                    batch_size=batch_size,
-                    rows=setup.partitioner.batch_sharding,
-                    watch=bar.update,
-                    vocab_size=setup.dataset.tokenizer.vocab_size,
-                )
+            tokens = generate(
+                setup.model,
+                self.params,
+                prompts,
+                stops,
+                max(most, default=0),
+                sampling,
+                batch_size=batch_size,
+                rows=setup.partitioner.batch_sharding,
+                watch=bar.advance,
+                vocab_size=setup.dataset.tokenizer.vocab_size,
+                first_index=first,
+            )
             return [reply[:count] for reply, count in zip(tokens, most, strict=True)]
 
-        return replies(say, setup.dataset.eval, setup.dataset.tokenizer, stops, limit)
+        total = count_replies(setup.dataset.eval, limit)
+        with Progress("replies", total, "replies", jax.process_index() == 0) as bar:
+            yield from replies(say, setup.dataset.eval, setup.dataset.tokenizer, stops, limit)
 
 
 def _check_held_out(setup: TrainingSetup) -> None:
@@ -111,14 +168,15 @@ def _check_held_out(setup: TrainingSetup) -> None:
         raise InputError("nothing is held out to evaluate on; set data.eval or data.eval_fraction")
 
 
-def _check_same_model(setup: TrainingSetup, trained: ConfigDict, workdir: Path) -> None:
-    for name in identity(setup):
-        group, _, key = name.partition(".")
-        if group not in ("model", "lora") or key not in trained[group]:
-            continue
-        was, now = trained[group][key], setup.config[group][key]
-        if was != now:
-            raise InputError(
-                f"{workdir} holds a model with {name}={was}, and the config says {now}; "
-                "evaluate it with the config that it was trained with"
-            )
+def _fit_devices(config: ConfigDict, base: WorkdirModel) -> None:
+    """Changes a mesh that was made for other devices: parameters are cut over all there are, if their sizes divide."""
+    try:
+        make_mesh(config.parallel.mesh)
+    except InputError:
+        config.parallel.mode = "jit"
+        try:
+            config.parallel.mesh = "fsdp=-1"
+            shapes = jax.eval_shape(base.model(scan_layers=True).init, jax.random.key(0))
+            param_shardings(shapes, make_mesh(config.parallel.mesh))
+        except InputError:
+            config.parallel.mesh = ""

@@ -13,11 +13,11 @@ from mtsft.data.chat_format import open_chat
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import UNBOUNDED, ChatFormat, EncodingSpec
 from mtsft.interop.hf_folder import HubFolder
-from mtsft.interop.peft import read_adapter
 from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.lora import NO_LORA, LoRA
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
+from mtsft.runs.run_adapters import read_adapters
 
 ShardingsOf = Callable[[Any], Any]  # from the shapes of arrays to their shardings
 
@@ -32,10 +32,12 @@ class HubModel:
         published: its config.json.
         lora: no adapters, as in every such folder.
         step: 0; it has no checkpoints.
+        checkpoint: None.
     """
 
     lora = NO_LORA
     step = 0
+    checkpoint = None
 
     def __init__(self, path: Path):
         """Reads the config and the headers of the weights. Raises InputError for whatever is wrong with them."""
@@ -45,12 +47,21 @@ class HubModel:
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the parameters do."""
+        """Changes whenever the parameters do, or what the config says of the model; the same wherever the folder is."""
         return self.folder.fingerprint
 
+    def difference(self, fingerprint: str) -> str:
+        """In which way it is not the model of a fingerprint; "" where it is that model."""
+        if ":" not in fingerprint:  # of an older run
+            return "" if self.folder.earlier_fingerprint == fingerprint else "its files are others"
+        if fingerprint == self.fingerprint:
+            return ""
+        is_alike = fingerprint.partition(":")[0] == self.fingerprint.partition(":")[0]
+        return "its weights are others, though of equal shapes" if is_alike else "its config.json describes another"
+
     def adapters(self, path: str | Path) -> tuple[LoRA, Params]:
-        """The adapters for it in a PEFT folder, layers stacked, on the host."""
-        return read_adapter(path, self.folder.family, self.fields)
+        """The adapters for it in a PEFT folder or a run's workdir, layers stacked, on the host."""
+        return read_adapters(path, self.folder.family, self.fields, self.difference)
 
     @cached_property
     def chat(self) -> ChatFormat:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,27 +12,38 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mtsft.errors import InputError
-from mtsft.interop.peft import adapter_fingerprint
 from mtsft.model.architecture import RUNTIME
+from mtsft.runs.absent_base import AbsentBase
+from mtsft.runs.run_adapters import fingerprint_of_adapters
 from mtsft.runs.setup import TrainingSetup
-from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE, HELD_OUT
+from mtsft.runs.started_from import adapter_difference, is_there
+from mtsft.runs.trained_model import TrainedModel
+from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE, HELD_OUT, TRAINED_ON
 
 
-def identity(setup: TrainingSetup) -> dict[str, Any]:
-    """What may not change between the starts of one run, by name."""
-    return {
-        "data.train (tokenised)": setup.dataset.train.content,
-        HELD_OUT: held_out_name(setup),
+def identity(setup: TrainingSetup, earlier: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """What may not change between the starts of one run, by name; what others follow from comes before them.
+
+    Args:
+        setup: of the run.
+        earlier: what an earlier start gave; a model and adapters that are still those keep their fingerprints.
+    """
+    dialogues = {TRAINED_ON: setup.dataset.train.content, HELD_OUT: held_out_name(setup)}
+    tokens = {
         "data.tokenizer": setup.dataset.tokenizer.fingerprint,
         "data.sequence_length": setup.config.data.sequence_length,
+    }
+    trains_tokenizer = not (setup.config.data.tokenizer or setup.base)  # on the dialogues
+    return {
+        BASE: setup.base and _base(setup.base, earlier.get(BASE)),
+        **(dialogues | tokens if trains_tokenizer else tokens | dialogues),
         # How layers are compiled, what is recomputed and in which precision may change.
         **{
             f"model.{name}": value
             for name, value in asdict(setup.model.arch).items()
             if name not in RUNTIME or name == "param_dtype"
         },
-        BASE: setup.base and setup.base.fingerprint,
-        ADAPTERS_BEFORE: adapter_fingerprint(setup.config.lora.init_from) if setup.config.lora.init_from else None,
+        ADAPTERS_BEFORE: _adapters(setup.config.lora.init_from, earlier.get(ADAPTERS_BEFORE)),
         "lora.rank": setup.model.lora.rank,
         "lora.alpha": setup.model.lora.alpha,
         "lora.targets": setup.model.lora.targets if setup.model.lora.rank else "",
@@ -45,6 +58,38 @@ def identity(setup: TrainingSetup) -> dict[str, Any]:
         "train.batch_size": setup.config.train.batch_size,
         "train.seed": setup.config.train.seed,
     }
+
+
+def check_started_from(setup: TrainingSetup, earlier: Mapping[str, Any]) -> None:
+    """Raises InputError, which says in which way, where a run would go on from another model or other adapters.
+
+    Args:
+        setup: of the run.
+        earlier: its identity, as an earlier start gave it.
+    """
+    why, recorded = "", earlier.get(BASE)
+    if recorded and setup.base:
+        why, key = setup.base.difference(recorded), "model.init_from"
+    if not why and (recorded := earlier.get(ADAPTERS_BEFORE)) and is_there(setup.config.lora.init_from):
+        why, key = adapter_difference(setup.config.lora.init_from, recorded), "lora.init_from"
+    if why:
+        group, _, name = key.partition(".")
+        raise InputError(
+            f"{key}={setup.config[group][name]}: is not what the run started from ({why}); restore that, or name its "
+            f"place with --config.{key}=FOLDER, or choose another --workdir"
+        )
+
+
+def _base(base: TrainedModel | AbsentBase, earlier: str | None) -> str | None:
+    return earlier if earlier and not base.difference(earlier) else base.fingerprint
+
+
+def _adapters(folder: str, earlier: str | None) -> str | None:
+    if not folder:
+        return None
+    if not is_there(folder):
+        return earlier
+    return earlier if earlier and not adapter_difference(folder, earlier) else fingerprint_of_adapters(folder)
 
 
 def held_out_name(setup: TrainingSetup) -> str:

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from mtsft.errors import InputError
 from mtsft.model.block import MATRICES
@@ -17,6 +16,8 @@ from mtsft.model.lora import ADAPTERS, NO_LORA, TOKEN_ROWS, LoRA
 from mtsft.model.parameters import VOCABULARY_AXES, Params, are_stacked, join, names, select, split, unstack_layers
 from mtsft.model.quantization import is_quantized, quantize_kernel
 from mtsft.model.transformer import Model
+from mtsft.model.vocabulary import resized
+from mtsft.progress import Progress
 from mtsft.runs.grow_vocab import before_growth, grown
 from mtsft.runs.hub_model import ShardingsOf
 
@@ -58,26 +59,37 @@ def initial_params(
         adapters: a PEFT folder to read adapters from; "" to draw them.
         grow_vocab: how rows are made for tokens that `base` lacks, see grow_vocab.py; "" where it lacks none.
     """
-    quantized, plain = split(shapes, is_quantized)
+    quantized, unquantized = split(shapes, is_quantized)
     parts = [_quantized(quantized, model, base, seed, shardings_of, progress)] if quantized else []
     if base is None:
-        return reduce(join, [*parts, _draw(plain, model, seed, shardings_of)])
+        return reduce(join, [*parts, _draw(unquantized, model, seed, shardings_of)])
 
     def read(shapes):
-        smaller = before_growth(shapes, base.fields["vocab_size"]) if grow_vocab else shapes
+        plain = without_padding(shapes)
+        smaller = before_growth(plain, base.fields["vocab_size"]) if grow_vocab else plain
         params = base.read(smaller, shardings_of, progress)
-        return grown(params, shapes, grow_vocab, seed, shardings_of(shapes)) if grow_vocab else params
+        if grow_vocab:
+            params = grown(params, plain, grow_vocab, seed, shardings_of(plain))
+        return resized(params, shapes, shardings_of(shapes))
 
-    lora, given = base.adapters(adapters) if adapters else (NO_LORA, {})
-    rows, others = split(plain, lambda name: name.endswith(TOKEN_ROWS))
+    def without_padding(shapes):
+        return before_growth(shapes, model.arch.vocab_size)
+
+    needs_adapters = adapters and any(
+        map(model.lora.adds, names(unquantized))
+    )  # the folder may be gone where it is not
+    lora, given = base.adapters(adapters) if needs_adapters else (NO_LORA, {})
+    rows, others = split(unquantized, lambda name: name.endswith(TOKEN_ROWS))
     from_adapters, others = split(others, names(given).__contains__)
     drawn, others = split(others, lambda name: name.endswith(ADAPTERS))
     if rows:
         parts.append(_token_rows(rows, model, read, (lora, given), shardings_of))
     if from_adapters:
         arrays = select(given if are_stacked(from_adapters) else unstack_layers(given), from_adapters)
-        _check_vocabulary(arrays, from_adapters, adapters)
-        parts.append(jax.tree.map(_put, arrays, shardings_of(from_adapters)))
+        plain = without_padding(from_adapters)
+        _check_vocabulary(arrays, plain, adapters)
+        arrays = jax.tree.map(_put, arrays, shardings_of(plain))
+        parts.append(resized(arrays, from_adapters, shardings_of(from_adapters)))
     if drawn:
         parts.append(_draw(drawn, model, seed, shardings_of))
     if others:
@@ -178,14 +190,14 @@ def _quantized(
     else:
         one_by_one = base.read_each(kernels, shardings_of)
     quantized: Params = {}
-    with tqdm(desc="quantizing weights", total=len(kernels), unit="matrix", disable=not progress) as bar:
+    with Progress("quantizing weights", len(kernels), "matrices", progress) as bar:
         for part, matrix in matrices:
             shardings = shardings_at(layer_shapes[0][part][matrix], "layers", 0, part, matrix)
             quantize = jax.jit(partial(quantize_kernel, kind=lora.quantize), out_shardings=shardings)
             made = []
             for _ in layers:
                 made.append(jax.block_until_ready(quantize(*jax.tree.leaves(next(one_by_one)))))
-                bar.update()
+                bar.advance()
             if stacked:
                 path = ("layers", part, matrix)
                 stack = jax.jit(_stack, out_shardings=shardings_at(shapes["layers"][part][matrix], *path))

@@ -1,23 +1,34 @@
 """A config completed by the model that it starts from."""
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from mtsft.config import default
 from mtsft.errors import InputError
 from mtsft.files import absolute, path_of
+from mtsft.hub import hub_name
 from mtsft.interop.export_configs import check_exportable
+from mtsft.runs.absent_base import AbsentBase, goes_on_without
 from mtsft.runs.build_model import architecture_of
 from mtsft.runs.grow_vocab import check_method
 from mtsft.runs.hub_model import HubModel
 from mtsft.runs.trainable_tokens import as_key
 from mtsft.runs.trained_model import TrainedModel, open_base
+from mtsft.runs.workdir import read_run_config
 
+# Keys of `lora` that the folder of lora.init_from says.
+_ADAPTERS = ("rank", "alpha", "targets", "modules_to_save", "trainable_tokens")
 # Keys of `model` that may differ from the model of model.init_from: they stretch its positions.
 _CHANGEABLE = ("rope_theta", "rope_scaling", "max_position_embeddings")
 
 
-def resolve(config: ConfigDict) -> tuple[ConfigDict, TrainedModel | None]:
+def resolve(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict, TrainedModel | AbsentBase | None]:
     """A config whose model is that of model.init_from, and that model.
+
+    Args:
+        config: of a run.
+        workdir: of the run, which may hold what it needs where model.init_from is gone; None for none.
 
     Returns:
         (the config with every size of the model and its adapters filled in, the model of model.init_from or None).
@@ -26,7 +37,8 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, TrainedModel | None]:
         InputError: a key of `model` or `lora` has another value than the model, or one that no export could have.
     """
     check_method(config.model.grow_vocab)
-    base = open_base(config.model.init_from)
+    path = config.model.init_from
+    base = AbsentBase(workdir) if goes_on_without(path, workdir) else open_base(path)
     if base is None and config.model.grow_vocab:
         raise InputError("model.grow_vocab is set, and there is no model to grow: set model.init_from, or leave it out")
     if base is None:
@@ -35,7 +47,7 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, TrainedModel | None]:
         return config, None
     config, defaults = config.copy_and_resolve_references(), default().model
     for keys in (config.model, config.lora):
-        if keys.init_from:  # the run's config may be read from another folder
+        if keys.init_from and hub_name(keys.init_from) is None:  # the config may be read from another folder
             keys.init_from = str(absolute(path_of(keys.init_from)))
     for name, value in base.fields.items():
         value = type(defaults[name])(value)
@@ -52,10 +64,13 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, TrainedModel | None]:
     if base.published is not None:
         name = "config.json" if isinstance(base, HubModel) else "published.json"
         check_exportable(architecture_of(config, 0), base.published, str(base.path / name))
+    if config.lora.init_from and goes_on_without(config.lora.init_from, workdir):
+        config.lora.update({name: read_run_config(workdir).lora[name] for name in _ADAPTERS})
+        return config, base
     return (_with_adapters(config, base) if config.lora.init_from else config), base
 
 
-def _with_adapters(config: ConfigDict, base: TrainedModel) -> ConfigDict:
+def _with_adapters(config: ConfigDict, base: TrainedModel | AbsentBase) -> ConfigDict:
     """A config whose adapters are those of lora.init_from, but for their dropout, which is the config's own."""
     lora, defaults = base.adapters(config.lora.init_from)[0], default().lora
     tokens = {"embed": lora.embed_tokens, "head": lora.head_tokens}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import jax
 import optax
@@ -16,6 +17,8 @@ from mtsft.files import local_path
 from mtsft.model.lora import TOKEN_ROWS
 from mtsft.model.parameters import Params, names, split
 from mtsft.model.transformer import Model
+from mtsft.model.vocabulary import padding_for, resized
+from mtsft.runs.absent_base import AbsentBase
 from mtsft.runs.build_model import architecture_of, lora_of, optimizer_of
 from mtsft.runs.initial_params import initial_params
 from mtsft.runs.resolve import resolve
@@ -28,7 +31,7 @@ from mtsft.training.freeze import trained_names
 from mtsft.training.learning_rate import learning_rate_factors
 from mtsft.training.losses.table import ModelLoss, build_loss
 from mtsft.training.partitioner import Partitioner
-from mtsft.training.sharding import check_batch_size, check_rules, make_mesh, param_shardings
+from mtsft.training.sharding import check_batch_size, check_rules, count_microbatches, make_mesh, param_shardings
 from mtsft.training.state import TrainState, create_state, new_state, state_shardings
 
 
@@ -50,11 +53,24 @@ class TrainingSetup:
     model: Model
     optimizer: optax.GradientTransformation
     partitioner: Partitioner
-    base: TrainedModel | None
+    base: TrainedModel | AbsentBase | None
 
     @classmethod
-    def of(cls, config: ConfigDict, progress: bool = True) -> "TrainingSetup":
-        """Opens the data and finds the devices. Raises InputError for whatever cannot work, before any compute."""
+    def of(
+        cls, config: ConfigDict, progress: bool = True, trains: bool = True, workdir: Path | None = None
+    ) -> "TrainingSetup":
+        """Opens the data and finds the devices.
+
+        Args:
+            config: of a run.
+            progress: whether to show a progress bar.
+            trains: whether to train; else only the held-out dialogues are opened, and eval.batch_size is rounded up to
+                what the devices share.
+            workdir: of the run, which may have come so far that it does without what it started from; None for none.
+
+        Raises:
+            InputError: for whatever cannot work, before any compute.
+        """
         validate(config)
         if config.parallel.compilation_cache:
             folder = local_path(config.parallel.compilation_cache, "parallel.compilation_cache")
@@ -62,28 +78,41 @@ class TrainingSetup:
         mesh = make_mesh(config.parallel.mesh)
         partitioner = Partitioner(config.parallel.mode, mesh)
         train = config.train
-        check_batch_size("train.batch_size", train.batch_size, partitioner.num_shards, train.microbatches)
+        if trains:
+            _microbatches(config, partitioner)  # refuses numbers that do not divide, before anything is read
         optimizer = optimizer_of(config)
-        config, base = resolve(config)
-        dataset = open_dataset(data_config(config), progress)
+        config, base = resolve(config, workdir)
+        check_model(config, partitioner)
+        data = data_config(config)
+        if isinstance(base, AbsentBase) and not config.data.tokenizer:
+            data = base.data(data)
+        dataset = open_dataset(data, progress, trains)
         arch = architecture_of(config, dataset.tokenizer.vocab_size)
         fields = base.fields if base else asdict(arch)
         config = with_token_ids(config, dataset.tokenizer, fields, arch.vocab_size)
-        model = Model(arch, lora_of(config)).on(mesh.devices.flat[0].platform)
+        padding = padding_for(arch.vocab_size, mesh.shape["tensor"])
+        model = Model(arch, lora_of(config), padding).on(mesh.devices.flat[0].platform)
         dataset.check_ids_below(model.arch.vocab_size)
         dataset.check_lengths(model.arch.max_position_embeddings)
         if config.eval.patience and dataset.eval is None:
             raise InputError("eval.patience is set and nothing is held out to wait for; set data.eval_fraction")
         setup = cls(config, dataset, model, optimizer, partitioner, base)
+        if not trains:
+            config = config.copy_and_resolve_references()
+            config.eval.batch_size = -(-setup.eval_batch_size // partitioner.num_shards) * partitioner.num_shards
+            setup = replace(setup, config=config)
         check_batch_size("eval.batch_size", setup.eval_batch_size, partitioner.num_shards)
         check_rules(setup.whole_shapes)
         setup.check_growth()
+        if isinstance(base, AbsentBase) and setup.frozen_shapes:
+            raise base.missing("what of it is frozen is read from there")
         if model.lora.rank and train.optimizer == "muon":
             raise InputError("train.optimizer='muon' moves the layers' matrices, which lora.rank freezes; use 'adamw'")
         # Each raises InputError for what cannot work: a size that an axis does not divide, an empty dataset.
         setup.state_shardings(setup.shapes)
         setup.param_shardings(setup.frozen_shapes)
-        _ = setup.steps, setup.schedule, setup.rate_factors, setup.loss
+        if trains:
+            _ = setup.steps, setup.schedule, setup.rate_factors, setup.loss
         return setup
 
     def check_growth(self) -> None:
@@ -109,9 +138,14 @@ class TrainingSetup:
         return count_rows(self.config, self.dataset)
 
     @property
+    def microbatches(self) -> int:
+        """Parts that a batch of training is computed in."""
+        return _microbatches(self.config, self.partitioner)
+
+    @property
     def eval_batch_size(self) -> int:
         """Rows of a batch in evaluation."""
-        return self.config.eval.batch_size or self.config.train.batch_size // self.config.train.microbatches
+        return self.config.eval.batch_size or self.config.train.batch_size // self.microbatches
 
     @cached_property
     def whole_shapes(self) -> Params:
@@ -121,7 +155,7 @@ class TrainingSetup:
     @property
     def parameter_counts(self) -> tuple[int, int]:
         """(numbers that are trained, numbers that the model has)."""
-        plain = replace(self.model, lora=replace(self.model.lora, quantize=""))
+        plain = replace(self.model, lora=replace(self.model.lora, quantize=""), padding=0)
         shapes = jax.eval_shape(plain.init, jax.random.key(0))
         trained, whole = split(shapes, self.trains)[0], shapes
         return tuple(sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (trained, whole))
@@ -168,8 +202,10 @@ class TrainingSetup:
         return initial_params(shapes, self.model, self.base, seed, self.param_shardings, progress, adapters, grow)
 
     def restore(self, checkpoints: Checkpoints, step: int) -> TrainState:
-        """The state of a checkpoint, on this run's devices."""
-        return checkpoints.restore(step, self.shapes, self.state_shardings)
+        """The state of a checkpoint, on this run's devices, with the padding of its vocabulary that these need."""
+        saved = replace(self, model=replace(self.model, padding=checkpoints.padding(step)))
+        state = checkpoints.restore(step, saved.shapes, saved.state_shardings)
+        return resized(state, self.shapes, self.state_shardings(self.shapes))
 
     def train_batches(self) -> BatchSource:
         """The batches of training, this process's rows of them."""
@@ -190,3 +226,27 @@ class TrainingSetup:
     def loss(self) -> ModelLoss:
         """What is trained: (all parameters, rows, rng) -> LossSums."""
         return build_loss(self.model, self.partitioner.constrain, **self.config.objective)
+
+
+def _microbatches(config: ConfigDict, partitioner: Partitioner) -> int:
+    train = config.train
+    return count_microbatches(train.batch_size, partitioner.num_shards, train.microbatches, train.rows_per_device)
+
+
+def check_model(config: ConfigDict, partitioner: Partitioner) -> None:
+    """Raises InputError for what is wrong with a model or how it is to be trained, before any dialogue is read.
+
+    Args:
+        config: resolved; of the vocabulary it may know nothing yet.
+        partitioner: the devices.
+    """
+    config = config.copy_and_resolve_references()
+    config.lora.trainable_tokens = ""  # which only the tokenizer can find
+    arch = architecture_of(config, config.model.vocab_size or partitioner.mesh.size)
+    model = Model(arch, lora_of(config)).on(partitioner.mesh.devices.flat[0].platform)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    param_shardings(shapes, partitioner.mesh)
+    trained = split(shapes, trained_names(model.lora, config.train.freeze, names(shapes)))[0]
+    learning_rate_factors(config.train.learning_rate_groups, trained)
+    build_loss(model, partitioner.constrain, **config.objective)
+    schedule_of(config, steps=1)

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 # Multipliers of MurmurHash3's finalizer (Austin Appleby, public domain), which spreads every bit over a word; and of
 # places, two so that a checksum is of 64 bits: odd numbers near 2**32 over the golden ratio, and over its square.
@@ -19,14 +18,14 @@ def checksums(arrays: Any) -> dict[str, tuple[str, int, int]]:
     A sum over the entries, modulo 2**32, of their bits mixed with their places: so that it matters which entry is
     where, and not in which order, or on which devices, they are added up.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(arrays)
-    sums = jax.device_get(jax.jit(lambda arrays: [_checksum(array) for array in arrays])([leaf for _, leaf in leaves]))
-    return {
-        jax.tree_util.keystr(path): (leaf.dtype.name, *np.asarray(each).tolist())
-        for (path, leaf), each in zip(leaves, sums, strict=True)
-    }
+    sums = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        # One at a time: what is computed on the way takes as much memory as the array.
+        sums[jax.tree_util.keystr(path)] = (leaf.dtype.name, *jax.device_get(_checksum(leaf)).tolist())
+    return sums
 
 
+@jax.jit
 def _checksum(array: jax.Array) -> jax.Array:
     """uint32 (2,)."""
     words = jax.lax.bitcast_convert_type(array, _WORDS[array.dtype.itemsize]).astype(jnp.uint32)

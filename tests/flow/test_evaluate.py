@@ -14,7 +14,7 @@ def get_config():
     config.data.corpus = "recall"
     config.data.corpus_dialogues = 30
     config.data.corpus_eval_dialogues = 3
-    config.data.vocab_size = 400
+    config.data.vocab_size = 408
     config.data.sequence_length = 320
     config.data.workers = 1
     config.data.cache_dir = "cache"
@@ -38,7 +38,7 @@ def door(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
     (folder / "config.py").write_text(CONFIG)
 
-    def run(verb, *flags):
+    def run(verb, *flags, config="config.py"):
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder / "home"),
@@ -47,7 +47,7 @@ def door(tmp_path_factory):
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": QUICKLY_COMPILED,
         }
-        command = [sys.executable, "-m", f"mtsft.{verb}", "--config=config.py", *flags]
+        command = [sys.executable, "-m", f"mtsft.{verb}", *([f"--config={config}"] if config else []), *flags]
         end = subprocess.run(command, cwd=folder, env=env, capture_output=True, timeout=120)
         return end.returncode, end.stdout.decode(), end.stderr.decode()
 
@@ -62,26 +62,39 @@ def test_evaluation_agrees_with_that_of_training(door):
     status, out, error = door("evaluate", "--workdir=work", "--format=json", "--config.data.corpus_dialogues=20")
     assert status == 0, error
     scores = json.loads(out)
+    known = {name: scores.pop(name) for name in ("step", "checkpoint", "trained_on", "notes")}
     assert list(scores) == ["loss", "supervised_tokens", "dialogues", "by_turn"]
     assert [list(entry) for entry in scores["by_turn"]] == [["turn", "loss", "supervised_tokens"]] * len(
         scores["by_turn"]
     )
     (evaluation,) = [json.loads(line) for line in (door.folder / "work" / "eval.jsonl").read_text().splitlines()]
     assert scores == {name: value for name, value in evaluation.items() if name not in ("step", "held_out")}
+    said = f"step 2, the best by held-out loss {scores['loss']:.4f} of one evaluation"
+    changed = "changed on purpose: data.corpus_dialogues=20 (the run's: 30)"
+    assert known == {"step": 2, "checkpoint": said, "trained_on": 0, "notes": [changed]}
+    assert error.splitlines()[-2:] == [f"evaluate: of {said}", f"evaluate: {changed}"]
 
 
 def test_the_table_shows_every_turn(door):
     status, out, error = door("evaluate", "--workdir=work")
     assert status == 0, error
     evaluation = json.loads((door.folder / "work" / "eval.jsonl").read_text())
-    first, _, empty, header, *lines = out.splitlines()
+    first, _, checkpoint, empty, header, *lines = out.splitlines()
     assert first == f"held-out loss {evaluation['loss']:.4f} (nats per supervised token)"
+    assert checkpoint == f"of step 2, the best by held-out loss {evaluation['loss']:.4f} of one evaluation"
     assert empty == ""
     assert {len(line) for line in lines} == {len(header)}
     assert [line.split() for line in lines] == [
         [str(entry["turn"] + 1), f"{entry['loss']:.4f}", str(entry["supervised_tokens"])]
         for entry in evaluation["by_turn"]
     ]
+
+
+def test_the_workdir_alone_is_enough(door):
+    expected, _ = door("evaluate", "--workdir=work", "--format=json")[1:]
+    status, out, error = door("evaluate", "--workdir=work", "--format=json", config=None)
+    assert (status, out) == (0, expected), error
+    assert error.splitlines()[0] == "evaluate: no --config; taking that of the run in work"
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,16 @@ def test_what_is_drawn_goes_by_the_seed_and_the_place_of_a_prompt_not_by_its_bat
     assert generate(*model_and_params, prompts, [], 6, Sampling(temperature=1e6, seed=2)) != together
 
 
+def test_prompts_may_come_in_several_calls(model_and_params):
+    model, params = model_and_params
+    prompts = [[1, 2], [3, 4, 5], [6], [7, 8]]
+    sampling = Sampling(temperature=1.0, seed=3)
+    whole = generate(model, params, prompts, [], 6, sampling)
+    halves = [generate(model, params, prompts[i : i + 2], [], 6, sampling, first_index=i) for i in (0, 2)]
+    assert halves[0] + halves[1] == whole
+    assert generate(model, params, prompts[2:], [], 6, sampling) != whole[2:]
+
+
 def test_decoding_over_a_mesh_is_decoding_on_one_device(model_and_params):
     model, params = model_and_params
     mesh = make_mesh("data=2,fsdp=2,tensor=2")

@@ -66,7 +66,7 @@ def test_a_base_that_changed_is_refused_on_resume(folder, adapted, exported):
     content = bytearray((changed / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (changed / "model.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match=r"holds a run with another model.init_from \(parameters\)"):
+    with pytest.raises(InputError, match=rf"^model.init_from={changed}: is not what the run started from "):
         loop.train(config, workdir)
     # The same folder with other weights: whoever reads the run has to notice.
     moved, file = shutil.copytree(workdir, folder / "moved"), moved_base(folder, exported) / "model.safetensors"
@@ -77,9 +77,11 @@ def test_a_base_that_changed_is_refused_on_resume(folder, adapted, exported):
     assert same(before, parameters(workdir))
     file.write_bytes(content)
     for read in (ChatModel.load, lambda path: evaluator.evaluate_workdir(adapted[1], path)):
-        with pytest.raises(InputError, match=rf"^{file.parent}: is no longer the model that {moved} was trained from"):
+        with pytest.raises(
+            InputError, match=rf"^{file.parent}: no longer holds the model that {moved} was trained from"
+        ):
             read(moved)
-    with pytest.raises(InputError, match="is no longer the model"):
+    with pytest.raises(InputError, match="no longer holds the model"):
         convert.to_hugging_face(moved, folder / "never", adapter=True)
     assert not (folder / "never").exists()
 
@@ -146,7 +148,7 @@ def test_frozen_adapters_are_those_of_the_folder_again(folder, adapted, exported
     file.write_bytes(content)
     with pytest.raises(InputError, match=rf"^{before}: no longer holds the adapters that {folder}/half frozen was tra"):
         ChatModel.load(folder / "half frozen")
-    with pytest.raises(InputError, match=r"holds a run with another lora.init_from \(parameters\)"):
+    with pytest.raises(InputError, match=rf"^lora.init_from={before}: is not what the run started from "):
         loop.train(config, folder / "half frozen")
 
 

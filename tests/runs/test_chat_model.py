@@ -68,7 +68,7 @@ def test_the_best_by_held_out_loss_is_loaded(run):
     model = ChatModel.load(folder)
     assert model.step == 2
     assert_trees_close(model.params, saved[2], rtol=0, atol=1e-30)
-    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(model.params)} == {1}
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(model.params)} == {8}
 
 
 def test_a_step_can_be_chosen(run):
@@ -284,7 +284,12 @@ def test_evaluation_is_of_the_best_with_its_own_tokenizer(copied_and_config, sma
     assert scores["dialogues"] == 2
     for step in (3, 4):
         shutil.rmtree(folder / "checkpoints" / str(step))
-    assert evaluator.evaluate_workdir(config, folder) == scores
+    again = evaluator.evaluate_workdir(config, folder)
+    said = [each.pop("checkpoint") for each in (scores, again)]
+    assert said == [
+        f"step 2, the best by held-out loss 1.0000 of {count}" for count in ("2 evaluations", "one evaluation")
+    ]
+    assert again == scores
     assert as_table(scores).splitlines()[0] == f"held-out loss {scores['loss']:.4f} (nats per supervised token)"
     assert as_table(scores).splitlines()[-1].split()[0] == "2"
 
@@ -292,7 +297,7 @@ def test_evaluation_is_of_the_best_with_its_own_tokenizer(copied_and_config, sma
 def test_evaluation_refuses_another_model(copied_and_config):
     folder, config = copied_and_config
     config.model.intermediate_size = 48
-    with pytest.raises(InputError, match=r"holds a model with model.intermediate_size=64, and the config says 48; "):
+    with pytest.raises(InputError, match=r"holds a model with model.intermediate_size=64, and here it is 48; "):
         evaluator.evaluate_workdir(config, folder)
 
 

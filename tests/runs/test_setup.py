@@ -119,6 +119,10 @@ def test_the_schedule_the_microbatches_and_the_steps_are_the_configs(make_run, c
     compile_step(run)
     assert run.steps == 20
     assert compiled["microbatches"] == 2
+    run = make_run(**changes, **{"train.rows_per_device": 1, "train.batch_size": 2 * run.config.train.batch_size})
+    compile_step(run)
+    assert run.partitioner.num_shards * compiled["microbatches"] == run.config.train.batch_size
+    assert run.eval_batch_size == run.partitioner.num_shards
     assert [float(compiled["schedule"](step)) for step in (0, 3, 20)] == pytest.approx([0.125, 0.5, 0.1])
 
 
@@ -256,3 +260,38 @@ def test_what_is_trained_may_not_change_within_a_run(make_run):
 def test_muon_is_refused_where_adapters_leave_it_nothing(make_run):
     with pytest.raises(InputError, match=r"^train.optimizer='muon' moves the layers' matrices, which lora.rank freeze"):
         make_run(**{"lora.rank": 2, "train.optimizer": "muon"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("model.dtype", "float16", "model.dtype='float16': use one of float32, bfloat16"),
+        ("model.param_dtype", "bf16", "model.param_dtype='bf16': use one of float32, bfloat16"),
+        ("model.attention_kernel", "flash", "model.attention_kernel='flash': use one of auto, plain"),
+        ("model.remat", "some", "model.remat='some': use one of none, full, dots, dots_no_batch"),
+        ("model.hidden_act", "relu", "model.hidden_act='relu': use one of silu, gelu, gelu_pytorch_tanh"),
+        ("model.layer_types", "wide", "model.layer_types='wide': write the kinds"),
+        ("model.rope_scaling", "[]", "model.rope_scaling='[]': write one JSON object"),
+        ("model.grow_vocab", "zeros", "model.grow_vocab='zeros': use one of mean, covariance"),
+        ("lora.quantize", "int3", "lora.quantize='int3': use 'int8' or 'nf4'"),
+        ("train.optimizer", "sgd", "train.optimizer='sgd': use one of adamw, adafactor, lion, muon"),
+        ("train.schedule", "stairs", "train.schedule='stairs': use one of constant, linear, cosine, wsd"),
+        ("train.learning_rate_groups", '{"heads": 2}', "train.learning_rate_groups"),
+        ("train.freeze", "nothing_of_it", "train.freeze='nothing_of_it'"),
+        ("objective.loss", "dpo", "objective.loss='dpo': use one of response, all_roles"),
+        ("objective.normalize", "mean", "objective.normalize='mean': use 'dataset' or 'batch'"),
+        ("parallel.mode", "xmap", "parallel.mode='xmap': use one of jit, pmap"),
+        ("parallel.mesh", "tensor=8", "parallel.mesh: layers/mlp/"),
+    ],
+)
+def test_a_word_that_names_nothing_is_found_before_the_data_is_opened(make_run, monkeypatch, key, value, says):
+    def opened(*_, **__):
+        raise AssertionError("the data is opened")
+
+    monkeypatch.setattr("mtsft.runs.setup.open_dataset", opened)
+    odd = {"model.intermediate_size": 20} if key == "parallel.mesh" else {}
+    with pytest.raises(InputError) as refusal:
+        make_run(**{key: value, **odd})
+    assert str(refusal.value).startswith(says)
+    with pytest.raises(AssertionError, match="the data is opened"):
+        make_run()

@@ -49,7 +49,7 @@ def test_a_run_is_evaluated_with_its_own_template(folder, base, make_config):
     scores = evaluator.evaluate_workdir(config, folder / "says more")
     assert scores["loss"] == pytest.approx(logged["loss"], rel=1e-6)
     subject = evaluator.Evaluator.of(config, folder / "says more")
-    assert "assistant says" in subject.replies(GREEDY, 1, limit=1)[0]["prompt"]
+    assert "assistant says" in next(subject.replies(GREEDY, 1, limit=1))["prompt"]
 
 
 def test_replies_stay_within_the_positions_of_the_model(exported, make_config, monkeypatch):
@@ -61,7 +61,7 @@ def test_replies_stay_within_the_positions_of_the_model(exported, make_config, m
         return [[7] * max_new for _ in prompts]
 
     monkeypatch.setattr(evaluator, "generate", say)
-    monkeypatch.setattr(evaluator, "replies", lambda say, *rest: say([[1] * 60, [1] * 64, [1] * 3]))
+    monkeypatch.setattr(evaluator, "replies", lambda say, *rest: say([[1] * 60, [1] * 64, [1] * 3], 0))
     assert [len(reply) for reply in subject.replies(GREEDY, 20)] == [4, 0, 20]
     assert [len(reply) for reply in subject.replies(GREEDY, 10**9)] == [4, 0, 61]
     assert asked == [20, 61]

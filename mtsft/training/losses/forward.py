@@ -1,13 +1,11 @@
 """The model and the objective joined: rows to the log-likelihood of their tokens."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 
 from mtsft.data.batches import PackedBatch
 from mtsft.model.attention.layout import AttentionLayout
-from mtsft.model.attention.scores import soft_cap
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model, Output, StepRng
 from mtsft.training.objective import LossSums, loss_sums, token_nll
@@ -56,7 +54,6 @@ def _apply(model, params, rows, constrain, step_rng) -> Output:
 
 
 def _nll(model, output: Output, rows, weights_BxL, chunk) -> jax.Array:
-    cap = partial(soft_cap, cap=model.arch.final_logit_softcapping)
     return token_nll(
         output.hidden_BxLxD,
         output.projection_DxV,
@@ -64,6 +61,6 @@ def _nll(model, output: Output, rows, weights_BxL, chunk) -> jax.Array:
         rows.parents,
         weights_BxL,
         chunk,
-        cap,
+        model.cap,
         output.token_columns,
     )
