@@ -47,10 +47,12 @@ class _Requests:
         self._terminals: list[int] = []
 
     def notice(self, signals: Sequence[int] = SIGNALS) -> bool:
-        """Begins to notice; returns whether it is this call that did."""
+        """Begins to notice; returns whether it is this call that did. What nohup hands down ignored stays so."""
         if self._previous or threading.current_thread() is not threading.main_thread():
             return False
         self.asked, self._interrupts, self._said = 0, 0, False
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            signals = [number for number in signals if number != signal.SIGHUP]
         self._terminals = [number for number in (1, 2) if os.isatty(number)]
         read, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)

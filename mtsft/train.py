@@ -4,7 +4,8 @@ Run again, the same command goes on from the last checkpoint. Without --config a
 key, as in --workdir=DIR --config.data.train=FILE, and one that is in DIR goes on with its own config.
 
 Exit status: 0 the run is finished; 75 it was asked to stop (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1) and saved; 130 it was
-asked again by Ctrl-C and did not; 2 the input is wrong; 69 another process of the run is gone, which is named.
+asked again by Ctrl-C and did not; 2 the input is wrong; 69 another process of the run is gone, which is named. Under
+nohup SIGHUP stays ignored.
 """
 
 import sys

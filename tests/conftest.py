@@ -1,6 +1,7 @@
 """Strict settings for every test: eight virtual CPU devices, warnings are errors, ranks never promote silently."""
 
 import os
+import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiled without optimisation: tests compile much and compute little.
@@ -19,6 +20,10 @@ from mtsft.template import chat_template as template
 from mtsft.tokenizer import sentencepiece
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tests that run in the background or under nohup would hand down ignored signals, which bash could not trap.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 TEXTS = [
     "Hello there, how are you today?",

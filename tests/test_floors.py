@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict, fields
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -116,6 +117,12 @@ def test_every_folder_and_every_file_that_is_no_door_is_drawn():
         + len(("config_keys", "config_files"))
         + len(("config_flag", "help_text", "cli", "presets", ""))
     )
+
+
+def test_no_two_files_of_tests_share_a_name():
+    """Which pytest refuses only when it collects both."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert [name for name, times in Counter(names).items() if times > 1] == []
 
 
 def test_a_public_name_is_defined_once():

@@ -126,6 +126,23 @@ def test_a_terminal_that_is_closed_does_not_keep_a_run_from_saving(tmp_path):
     assert (tmp_path / "saved").exists()
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_under_nohup_a_terminal_that_closes_stops_nothing(several):
+    process = begin(f"""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        {"" if several else "stopping.notice_signals()"}
+        with stopping.Saving(several={several}):
+            print("ready", flush=True)
+            while True:
+                time.sleep(1)
+    """)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGUSR1)
+    assert [process.stderr.readline() for _ in range(2)] == ["\n", "SIGUSR1: saving\n"]
+    process.kill()
+    ended(process)
+
+
 def test_in_a_notebook_handlers_are_put_back():
     before = [signal.getsignal(number) for number in SIGNALS]
     with stopping.Saving(several=False) as saving:

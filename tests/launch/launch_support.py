@@ -62,7 +62,6 @@ def start(started, name, *args, env):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=signals_as_usual,
     )
     started.append(process)
     return process
@@ -86,11 +85,6 @@ def wait_for(condition, process=None):
         assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)
-
-
-def signals_as_usual():
-    """A test run in the background hands down an ignored SIGINT, which bash could not trap."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def process_exists(pid):
