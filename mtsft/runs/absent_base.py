@@ -7,6 +7,8 @@ from typing import Any
 
 from mtsft.config import DataConfig
 from mtsft.errors import InputError
+from mtsft.hub import located
+from mtsft.interop.hub_files import MODEL_FILES
 from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.lora import LoRA
 from mtsft.model.parameters import Params
@@ -63,9 +65,13 @@ class AbsentBase:
 
     def missing(self, why: str) -> InputError:
         """The error of something that needs the folder. why: it is needed."""
+        path = self.config.model.init_from
+        try:
+            located(path, MODEL_FILES)
+        except InputError as error:  # a name of the Hub, of which this says more
+            return InputError(f"{error}; {why}")
         return InputError(
-            f"{self.config.model.init_from}: no such folder, and {why}; if it moved, name its new place with "
-            "--config.model.init_from=FOLDER"
+            f"{path}: no such folder, and {why}; if it moved, name its new place with --config.model.init_from=FOLDER"
         )
 
 

@@ -26,7 +26,7 @@ def test_the_loop_measures_what_it_is_handed(folder, config, capsys):
     assert given == [(2, ["embed", "head", "layers", "norm"])]
     assert result["charm"] == 0.5
     assert json.loads((folder / "measured" / "result.json").read_text())["charm"] == 0.5
-    assert capsys.readouterr().out.endswith("\nmeasured:\ncharm 0.5\n")
+    assert "\nmeasured:\ncharm 0.5\n" in capsys.readouterr().out
     assert "charm" not in loop.train(config, folder / "not measured")
 
 

@@ -59,7 +59,7 @@ def test_a_run_keeps_the_commit_that_it_began_with(cache, exported, make_config,
     assert evaluate_workdir(config, tmp_path / "run")["loss"] > 0
     with config.unlocked():
         config.model.init_from = f"{NAME}@{SECOND}"
-    with pytest.raises(InputError, match=r"holds a run with another model\.rms_norm_eps"):
+    with pytest.raises(InputError, match=rf"@{SECOND}: is not what the run started from \(its config\.json desc"):
         loop.train(config, tmp_path / "run")
 
 
@@ -92,10 +92,12 @@ def test_a_model_of_the_cache_can_be_talked_to(cache):
 
 
 def test_where_the_cache_lost_the_commit_a_resume_says_so(cache, make_config, tmp_path):
-    config = make_config(**{"model.init_from": NAME})
-    loop.train(config, tmp_path / "run")
+    whole, adapters = (make_config(**{"model.init_from": NAME, "lora.rank": rank}) for rank in (0, 2))
+    loop.train(whole, tmp_path / "whole")
+    loop.train(adapters, tmp_path / "adapters")
     Path(cache / "snapshots" / FIRST).rename(cache / "snapshots" / SECOND)
+    assert loop.train(whole, tmp_path / "whole")["finished"]  # which needs nothing of it
     with pytest.raises(
         InputError, match=rf"^{NAME}@{FIRST}: no such folder, and not in the Hugging Face cache .*: hf down"
     ):
-        loop.train(config, tmp_path / "run")
+        loop.train(adapters, tmp_path / "adapters")
