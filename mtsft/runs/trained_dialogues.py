@@ -4,6 +4,7 @@ A run keeps them in its workdir, 8 bytes a dialogue, so that neither its trainin
 """
 
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from mtsft.data.store import Store
 from mtsft.errors import one_line
 from mtsft.files import atomic_write, path_of
 
-_FILE = "trained_dialogues.npy"  # uint64, ascending: `Store.digests_N`
+_FILE = "trained_dialogues.npz"  # whose one array, uint64, ascending, is of `Store.digests_N`
+_NAME = "digests_N"
 
 
 def keep_trained_dialogues(workdir: Path, store: Store, base: str | Path = "") -> None:
@@ -28,7 +30,7 @@ def keep_trained_dialogues(workdir: Path, store: Store, base: str | Path = "") -
         if (folder / _FILE).exists():
             digests = np.union1d(digests, _read(folder)[0])
     content = io.BytesIO()
-    np.save(content, digests, allow_pickle=False)
+    np.savez(content, **{_NAME: digests})  # a zip archive, which has a checksum
     atomic_write(workdir / _FILE, content.getvalue())
 
 
@@ -54,8 +56,8 @@ def _read(workdir: Path) -> tuple[np.ndarray, str]:
     """The digests, and what is wrong with the file; "" for nothing."""
     path = workdir / _FILE
     try:
-        digests = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        digests = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)[_NAME]
+    except (OSError, ValueError, LookupError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
         return np.zeros(0, np.uint64), f"{path} cannot be read ({one_line(error, 100)})"
     if digests.dtype != np.uint64 or digests.ndim != 1:
         return np.zeros(0, np.uint64), f"{path} holds something else than digests of dialogues"

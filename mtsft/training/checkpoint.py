@@ -27,7 +27,7 @@ from mtsft.training.checksums import checksums
 from mtsft.training.staged_folder import StagedFolder, is_staged
 from mtsft.training.state import TrainState, from_saved, to_saved
 
-_METRIC, _HELD_OUT = "eval_loss", "held_out"
+_METRIC, _HELD_OUT, _STEP = "eval_loss", "held_out", "step"
 _METADATA = "_CHECKPOINT_METADATA"  # of Orbax, a JSON object in the folder of a step
 _CHECKSUMS = "checksums"  # of every array, kept beside them
 _PADDING = "vocabulary_padding"  # rows of it in a checkpoint, see model/vocabulary.py
@@ -101,9 +101,17 @@ class Checkpoints:
     def _loss_at(self, step: int) -> float:
         """The same of a step. Raises InputError where its metrics are damaged."""
         try:
-            return self._loss_of(self._manager.metrics(step) or {})
+            metrics = self._manager.metrics(step) or {}
+            loss = self._loss_of(metrics)
         except (OSError, ValueError, TypeError) as error:
             raise self._unreadable(step, one_line(_origin(error), 100)) from error
+        self._check_step(step, metrics, "metrics")
+        return loss
+
+    def _check_step(self, step: int, record: Mapping[str, Any], name: str) -> None:
+        """Raises InputError where what a checkpoint keeps says that it is of another step."""
+        if record.get(_STEP, step) != step:
+            raise self._unreadable(step, f"its {name} are those of step {record[_STEP]}")
 
     def _loss_of(self, metrics: dict[str, Any]) -> float:
         """The held-out loss of a checkpoint; infinite for none, one that is not finite, and one of other dialogues."""
@@ -119,7 +127,9 @@ class Checkpoints:
             kept = json.loads(path.read_text())["custom_metadata"] if path.exists() else {}
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise self._unreadable(step, f"{_METADATA}: {one_line(error, 100)}") from error
-        return kept if isinstance(kept, dict) else {}
+        kept = kept if isinstance(kept, dict) else {}
+        self._check_step(step, kept, "arrays")
+        return kept
 
     def padding(self, step: int) -> int:
         """Rows of padding behind the vocabulary in a checkpoint, which go by the devices that it was saved on."""
@@ -147,11 +157,11 @@ class Checkpoints:
         """
         if step == self.latest:
             return
-        metrics = {} if eval_loss is None else {_METRIC: eval_loss, _HELD_OUT: self._held_out}
+        metrics = {} if eval_loss is None else {_METRIC: eval_loss, _HELD_OUT: self._held_out, _STEP: step}
         given_up = (0,) if donate else ()
         saved = _fields(jax.jit(to_saved, static_argnums=1, donate_argnums=given_up)(state, self._model))
         self._check_room(saved)
-        keep = {**keep, _CHECKSUMS: checksums(saved), _PADDING: self._model.padding}
+        keep = {**keep, _CHECKSUMS: checksums(saved), _PADDING: self._model.padding, _STEP: step}
         self._guard(self._manager.save, step, args=ocp.args.StandardSave(saved), metrics=metrics, custom_metadata=keep)
         if self._staged:
             self._staged.push()

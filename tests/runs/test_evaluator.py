@@ -102,13 +102,19 @@ def test_dialogues_that_were_trained_on_are_counted(adapted, write, tmp_path):
         Evaluator.of(default(), workdir)  # which held out a share of it
 
 
-@pytest.mark.parametrize("damage", [None, b"", b"half", "pickle", "floats"])
+@pytest.mark.parametrize("damage", [None, b"", b"half", "pickle", "floats", "zeroed"])
 def test_what_cannot_be_checked_is_said(adapted, tmp_path, damage):
     workdir = shutil.copytree(adapted[0], tmp_path / "run")
-    file = workdir / "trained_dialogues.npy"
+    file = workdir / "trained_dialogues.npz"
+    content = bytearray(file.read_bytes())
     file.unlink()
     if damage in ("pickle", "floats"):
-        np.save(file, np.array([{}] if damage == "pickle" else [1.0]), allow_pickle=True)
+        np.savez(file, digests_N=np.array([{}] if damage == "pickle" else [1.0]))
+    elif damage == "zeroed":
+        middle = len(content) // 2
+        assert content[middle]
+        content[middle] = 0
+        file.write_bytes(content)
     elif damage is not None:
         file.write_bytes(damage)
     subject = Evaluator.of(default(), workdir)
