@@ -9,8 +9,8 @@ the chips of the machine, and memory_analysis says what it takes of each, in GiB
 trained and frozen, and of moments, by their shapes. "all": arguments, temporaries and program, what is donated counted
 once. --save notes the figures in benchmarks/memory.json; --tables writes them into the docstrings of configs/.
 
-There is no compiler for GPUs here: gpu80 and h200 are compiled for one TPU v5p chip (95 GiB), whose compiler allots
-memory otherwise than a GPU's. h200 runs the program of gpu80 wherever there is one.
+There is no compiler for GPUs here: those machines are compiled for one TPU v5p chip (95 GiB), whose compiler allots
+memory otherwise than a GPU's. GPUs that run the very same step share one figure.
 
 The compiler is asked for little effort (exec_time_optimization_effort -1, optimization_level 9): half a minute a step,
 where its default took eight minutes. For Qwen3-0.6B, full, v5e-8, that is 3.62 for 3.96 GiB: allow for a tenth more
@@ -44,7 +44,7 @@ from jax.experimental import topologies  # noqa: E402
 from mtsft.config_files import load_config  # noqa: E402
 from mtsft.data.batches import empty_batch  # noqa: E402
 from mtsft.interop.config_json import architecture_fields  # noqa: E402
-from mtsft.presets import VARIANTS  # noqa: E402
+from mtsft.presets import VARIANTS, same_step  # noqa: E402
 from mtsft.runs.build_model import model_of, optimizer_of  # noqa: E402
 from mtsft.runs.compiled import compile_step  # noqa: E402
 from mtsft.runs.setup import TrainingSetup  # noqa: E402
@@ -55,7 +55,9 @@ GIB = 2**30
 RESULTS = ROOT / "benchmarks" / "memory.json"
 EFFORT = {"exec_time_optimization_effort": -1.0, "optimization_level": 9}
 # The chips that a step is compiled for.
-TOPOLOGIES = {"gpu80": "v5p:1x1x1", "h200": "v5p:1x1x1", "v5e-8": "v5e:2x4", "v5e-16": "v5e:4x4", "v5p-8": "v5p:2x2x1"}
+ONE = "v5p:1x1x1"
+GPUS = {"gpu24": ONE, "gpu40": ONE, "gpu48": ONE, "gpu80": ONE, "h200": ONE}
+TOPOLOGIES = GPUS | {"v5e-8": "v5e:2x4", "v5e-16": "v5e:4x4", "v5p-8": "v5p:2x2x1"}
 TABLE = re.compile(r'(?<=\n)    machine.*?\n(?=\n|""")', re.DOTALL)
 
 
@@ -124,9 +126,7 @@ def table_of(name):
             if isinstance(VARIANTS[name][mode][machine], str):
                 cells.append("refused")
                 continue
-            measured_as = "gpu80" if machine == "h200" else machine
-            same = VARIANTS[name][mode][measured_as] == VARIANTS[name][mode][machine]
-            variant = f"{name}:{mode},{measured_as if same else machine}"
+            variant = f"{name}:{mode},{same_step(VARIANTS[name][mode], machine)}"
             if variant not in measured:
                 sys.exit(f"{variant} is not measured yet; run this with it and --save")
             cells.append(f"{measured[variant]['state']:.1f} / {measured[variant]['all']:.1f}")

@@ -1,6 +1,5 @@
 """Gemma-3-1B on dialogues of your own: all of its parameters, or low-rank adapters on a frozen base in bfloat16.
 
-    hf download google/gemma-3-1b-it --local-dir models/gemma-3-1b-it
     mtsft train --config=gemma3_1b:lora,gpu80 --workdir=runs/gemma3_1b --config.data.train=dialogues.jsonl
 
 The instruct model, as the base has no chat template. Its licence is to be accepted on its page first, then `hf auth
@@ -9,6 +8,9 @@ login`.
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
+    gpu24      11.2 / 19.1          2.0 / 5.3
+    gpu40      11.2 / 22.4          2.0 / 5.3
+    gpu48      11.2 / 22.4          2.0 / 5.3
     gpu80      11.2 / 22.4          2.0 / 5.3
     h200       11.2 / 22.4          2.0 / 5.3
     v5e-8      1.4 / 4.7            0.3 / 2.8
@@ -21,4 +23,4 @@ from mtsft.presets import fine_tune
 
 def get_config(variant="lora,gpu80"):
     """The config of a variant, MODE,MACHINE."""
-    return fine_tune("gemma3_1b", variant, "models/gemma-3-1b-it", learning_rate=1e-5, lora_learning_rate=2e-4)
+    return fine_tune("gemma3_1b", variant, "google/gemma-3-1b-it", learning_rate=1e-5, lora_learning_rate=2e-4)

@@ -1,6 +1,5 @@
 """Gemma-3-4B on dialogues of your own: all of its parameters, or low-rank adapters on a frozen base in bfloat16.
 
-    hf download google/gemma-3-4b-it --local-dir models/gemma-3-4b-it
     mtsft train --config=gemma3_4b:lora,gpu80 --workdir=runs/gemma3_4b --config.data.train=dialogues.jsonl
 
 The instruct model, as the base has no chat template. Its licence is to be accepted on its page first, then `hf auth
@@ -9,6 +8,9 @@ login`. The vision tower is left out. Full training on GPUs is by Adafactor, as 
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
+    gpu24      refused              7.6 / 10.9
+    gpu40      refused              7.6 / 10.9
+    gpu48      refused              7.6 / 10.9
     gpu80      14.5 / 48.0          7.6 / 10.9
     h200       14.5 / 48.0          7.6 / 10.9
     v5e-8      5.4 / 10.8           1.1 / 5.0
@@ -21,4 +23,4 @@ from mtsft.presets import fine_tune
 
 def get_config(variant="lora,gpu80"):
     """The config of a variant, MODE,MACHINE."""
-    return fine_tune("gemma3_4b", variant, "models/gemma-3-4b-it", learning_rate=1e-5, lora_learning_rate=2e-4)
+    return fine_tune("gemma3_4b", variant, "google/gemma-3-4b-it", learning_rate=1e-5, lora_learning_rate=2e-4)

@@ -1,14 +1,16 @@
 """Llama-3.2-1B on dialogues of your own: all of its parameters, or low-rank adapters on a frozen base in bfloat16.
 
-    hf download meta-llama/Llama-3.2-1B-Instruct --local-dir models/Llama-3.2-1B-Instruct --exclude "original/*"
     mtsft train --config=llama3_2_1b:lora,gpu80 --workdir=runs/llama3_2_1b --config.data.train=dialogues.jsonl
 
 The instruct model, as the base has no chat template. Its licence is to be accepted on its page first, then `hf auth
-login`.
+login`. Full training on gpu24 is by Adafactor, as AdamW's moments do not fit.
 
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
+    gpu24      4.6 / 14.7           2.4 / 5.0
+    gpu40      13.8 / 28.5          2.4 / 5.0
+    gpu48      13.8 / 28.5          2.4 / 5.0
     gpu80      13.8 / 28.5          2.4 / 5.0
     h200       13.8 / 28.5          2.4 / 5.0
     v5e-8      1.7 / 4.6            0.4 / 2.3
@@ -22,5 +24,5 @@ from mtsft.presets import fine_tune
 def get_config(variant="lora,gpu80"):
     """The config of a variant, MODE,MACHINE."""
     return fine_tune(
-        "llama3_2_1b", variant, "models/Llama-3.2-1B-Instruct", learning_rate=2e-5, lora_learning_rate=2e-4
+        "llama3_2_1b", variant, "meta-llama/Llama-3.2-1B-Instruct", learning_rate=2e-5, lora_learning_rate=2e-4
     )

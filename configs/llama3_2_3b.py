@@ -1,14 +1,16 @@
 """Llama-3.2-3B on dialogues of your own: all of its parameters, or low-rank adapters on a frozen base in bfloat16.
 
-    hf download meta-llama/Llama-3.2-3B-Instruct --local-dir models/Llama-3.2-3B-Instruct --exclude "original/*"
     mtsft train --config=llama3_2_3b:lora,gpu80 --workdir=runs/llama3_2_3b --config.data.train=dialogues.jsonl
 
 The instruct model, as the base has no chat template. Its licence is to be accepted on its page first, then `hf auth
-login`.
+login`. Full training on gpu48 is by Adafactor, as AdamW's moments do not fit.
 
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
+    gpu24      refused              6.3 / 9.6
+    gpu40      refused              6.3 / 9.6
+    gpu48      12.0 / 38.3          6.3 / 9.6
     gpu80      35.9 / 64.5          6.3 / 9.6
     h200       35.9 / 64.5          6.3 / 9.6
     v5e-8      4.5 / 10.0           0.9 / 3.1
@@ -22,5 +24,5 @@ from mtsft.presets import fine_tune
 def get_config(variant="lora,gpu80"):
     """The config of a variant, MODE,MACHINE."""
     return fine_tune(
-        "llama3_2_3b", variant, "models/Llama-3.2-3B-Instruct", learning_rate=1e-5, lora_learning_rate=2e-4
+        "llama3_2_3b", variant, "meta-llama/Llama-3.2-3B-Instruct", learning_rate=1e-5, lora_learning_rate=2e-4
     )

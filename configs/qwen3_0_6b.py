@@ -1,6 +1,5 @@
 """Qwen3-0.6B on dialogues of your own: all of its parameters, or low-rank adapters on a frozen base in bfloat16.
 
-    hf download Qwen/Qwen3-0.6B --local-dir models/Qwen3-0.6B
     mtsft train --config=qwen3_0_6b:lora,gpu80 --workdir=runs/qwen3_0_6b --config.data.train=dialogues.jsonl
 
 It has a chat template.
@@ -8,6 +7,9 @@ It has a chat template.
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
+    gpu24      6.7 / 13.6           1.2 / 3.3
+    gpu40      6.7 / 13.6           1.2 / 3.3
+    gpu48      6.7 / 13.6           1.2 / 3.3
     gpu80      6.7 / 13.6           1.2 / 3.3
     h200       6.7 / 13.6           1.2 / 3.3
     v5e-8      0.8 / 2.9            0.2 / 1.7
@@ -20,4 +22,4 @@ from mtsft.presets import fine_tune
 
 def get_config(variant="lora,gpu80"):
     """The config of a variant, MODE,MACHINE."""
-    return fine_tune("qwen3_0_6b", variant, "models/Qwen3-0.6B", learning_rate=2e-5, lora_learning_rate=2e-4)
+    return fine_tune("qwen3_0_6b", variant, "Qwen/Qwen3-0.6B", learning_rate=2e-5, lora_learning_rate=2e-4)

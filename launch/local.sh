@@ -19,13 +19,14 @@ The first word that is not an option of this script begins ARGS.
   --help                   print this
 
 Process 0 writes to the terminal. When a process fails, the others are ended and the exit status is
-that of the first to fail (0: all went well; 2: the input is wrong; 75: asked to stop, and saved). Ctrl-C,
-SIGTERM, SIGHUP and SIGUSR1 are passed on as SIGTERM, on which the trainer saves and exits; a second one
+that of the first to fail (0: all went well; 2: the input is wrong; 75: asked to stop, and saved; 69: another
+process was gone). Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 are passed on as SIGTERM, on which the trainer saves and exits; a second one
 kills. Should this script itself be killed, its processes save and end as well.
 
 environment:
-  PYTHON                the interpreter (default python3)
+  PYTHON                the interpreter (default: the python3 of the active environment or of ./.venv, else python3)
   MTSFT_GRACE_SECONDS   time between TERM and KILL when a process has failed (default 30)
+  MTSFT_PEER_SECONDS    time in which a process may be silent before the others take it for lost (default 60)
 
 example:
   launch/local.sh --processes 2 --devices-per-process 4 -- --config=quickstart --workdir=/tmp/run
@@ -70,7 +71,14 @@ while (($#)); do
 done
 train_args=("$@")
 
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+# An environment that is active comes first on the path; one that is not may lie where `python -m venv .venv` made it.
 python=${PYTHON:-python3}
+if [[ -z ${PYTHON:-} && -z ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]]; then
+  for folder in . "$root"; do
+    [[ ! -x $folder/.venv/bin/python ]] || { python=$folder/.venv/bin/python && break; }
+  done
+fi
 grace=${MTSFT_GRACE_SECONDS:-30}
 count='^[1-9][0-9]{0,3}$'
 [[ $processes =~ $count ]] || die "--processes must be a whole number above 0, not $(printf %q "$processes")"
@@ -82,6 +90,11 @@ count='^[1-9][0-9]{0,3}$'
 [[ $grace =~ ^[0-9]+$ ]] || die "MTSFT_GRACE_SECONDS must be a whole number, not $(printf %q "$grace")"
 ((${#train_args[@]})) || die "nothing to train: give at least --config=FILE --workdir=DIR"
 type -P -- "$python" >/dev/null || die "no interpreter $(printf %q "$python"): set PYTHON"
+# Looked for only, which takes no time: nothing is imported.
+has_both='import sys, importlib.util; sys.exit(not all(map(importlib.util.find_spec, ("mtsft", "jax"))))'
+[[ $dry_run == yes || -n ${PYTHON:-} ]] || "$python" -c "$has_both" ||
+  die "$(type -P -- "$python") lacks mtsft or JAX: activate the environment that has them (source DIR/bin/activate)," \
+    "or set PYTHON"
 
 # The GPUs to share out: those that CUDA_VISIBLE_DEVICES names, or 0, 1, 2, ...
 if [[ $platform == gpu ]]; then

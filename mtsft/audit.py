@@ -1,6 +1,7 @@
 """The whole dataset checked before any compute: python -m mtsft.audit --config=... [--format=json] [--numeric].
 
-Exit status 2 where training with the same config would be wrong; the report says where and what to do.
+Exit status 2 where training with the same config would be wrong; the report says where and what to do. It counts turns
+from 1; in JSON they are indices, counted from 0.
 """
 
 import json

@@ -8,10 +8,11 @@ import os
 import shutil
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from absl import flags, logging
 
@@ -55,20 +56,44 @@ def define_folder(name: str, description: str, example: str, required: bool = Tr
     return holder
 
 
-def define_sampling() -> Callable[[], dict[str, Any]]:
-    """Defines the flags of decoding. Returns a function that reads them, once parsed, as the fields of Sampling."""
+def define_step() -> flags.FlagHolder:
+    """The flag --step=NUMBER."""
+    return flags.DEFINE_integer("step", None, "The checkpoint of this step, in place of the best.")
+
+
+def define_base() -> flags.FlagHolder:
+    """The flag --base=FOLDER, whose value is a list of folders."""
+    meaning = "Where what the run started from is by now, if it moved; may be given again."
+    return flags.DEFINE_multi_string("base", [], meaning)
+
+
+def define_sampling(of_model: bool = False) -> Callable[[], dict[str, Any]]:
+    """Defines the flags of decoding. Returns a function that reads them, once parsed, as the fields of Sampling.
+
+    of_model: whether what no flag says is left to the model; what that function returns then lacks it.
+    """
+    shared = " (where not given, as the model's generation_config.json says)" if of_model else ""
+
+    def default(value: float) -> float | None:
+        return None if of_model else value
+
+    temperature = f"Of what is drawn; 0 for the most probable tokens{shared}."
+    most_probable = f"Draw of the fewest that make up this probability{shared}."
+    penalty = f"Divides the logits of tokens that were said before; 1 for none{shared}."
     holders = {
-        "temperature": flags.DEFINE_float("temperature", 0.0, "Of what is drawn; 0 for the most probable tokens."),
-        "top_k": flags.DEFINE_integer("top_k", 0, "Draw of so many most probable tokens; 0 for all."),
-        "top_p": flags.DEFINE_float("top_p", 1.0, "Draw of the fewest tokens that make up this probability."),
+        "temperature": flags.DEFINE_float("temperature", default(0.0), temperature),
+        "top_k": flags.DEFINE_integer("top_k", default(0), f"Draw of so many most probable tokens; 0 for all{shared}."),
+        "top_p": flags.DEFINE_float("top_p", default(1.0), most_probable),
+        "repetition_penalty": flags.DEFINE_float("repetition_penalty", default(1.0), penalty),
         "seed": flags.DEFINE_integer("seed", 0, "Of what is drawn.", lower_bound=0, upper_bound=2**32 - 1),
     }
-    flags.DEFINE_integer("max_new", 512, "Tokens of a reply at most.", lower_bound=1)
-    return lambda: {name: holder.value for name, holder in holders.items()}
+    most = f"Tokens of a reply at most{shared}."
+    flags.DEFINE_integer("max_new", default(512), most, lower_bound=1)
+    return lambda: {name: holder.value for name, holder in holders.items() if holder.value is not None}
 
 
-def max_new_tokens() -> int:
-    """Tokens of a reply at most, as --max_new says."""
+def max_new_tokens() -> int | None:
+    """Tokens of a reply at most, as --max_new says; None where it is left to the model."""
     return flags.FLAGS.max_new
 
 
@@ -101,11 +126,12 @@ def run(main: Callable[[], None]) -> None:
     """
     raise_at_ctrl_c()
     logging.set_verbosity(logging.ERROR)  # absl's own warnings would stand beside the one line
+    warnings.showwarning = _show_warning
     with any_text_any_reader():
         try:
             if not _answered(sys.argv[1:]):
                 _parse()
-                main()
+                _call(main)
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where a full disk is told
         except InputError as error:
@@ -120,8 +146,40 @@ def run(main: Callable[[], None]) -> None:
                 _fail(f"{where}: {error.strerror}; free some space and run the same command again")
             if _from_override(error):
                 _fail(f"the config cannot be changed so: {type(error).__name__}: {error}")
+            if (peers := sys.modules.get("mtsft.training.peers")) and peers.blamed_on_peers(error):
+                _leave(peers.LOST)
             traceback.print_exc()
             _leave(1)
+
+
+_warned: set[tuple[type, str, int]] = set()  # kinds and places of warnings that were shown
+
+
+def _show_warning(
+    message: Warning | str,
+    kind: type[Warning],
+    path: str,
+    line: int,
+    file: TextIO | None = None,
+    text: str | None = None,
+) -> None:
+    """Shows a warning in a line; those of one place in some library once, whatever each is about."""
+    if (kind, path, line) not in _warned:
+        _warned.add((kind, path, line))
+        print(f"{_door()}: {one_line(message)} ({kind.__name__} of {path}:{line})", file=file or sys.stderr, flush=True)
+
+
+def _call(main: Callable[[], None]) -> None:
+    """Calls `main`; in a run of several processes, tells the others that this one ends, unless by an error."""
+    status = 0
+    try:
+        main()
+    except SystemExit as end:
+        status = end.code
+    if peers := sys.modules.get("mtsft.training.peers"):
+        peers.leave_peers()
+    if status:
+        sys.exit(status)
 
 
 def _answered(arguments: Sequence[str]) -> bool:

@@ -6,9 +6,11 @@ changed again on the command line, as --config.train.steps=500.
 The comment beside a key is its meaning: --help shows it, and no key may be without one.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -35,9 +37,9 @@ class DataConfig:
     corpus_dialogues: int = 20_000  # of the built-in corpus, to train on
     corpus_eval_dialogues: int = 500  # of the built-in corpus, held out
     corpus_seed: int = 0  # of what is drawn for the built-in corpus
-    tokenizer: str = ""  # a Hugging Face tokenizer folder or a SentencePiece .model file; "" trains one on data.train
+    tokenizer: str = ""  # a Hugging Face folder, ORG/NAME of the Hub, or a SentencePiece .model file; "" trains one
     vocab_size: int = 8192  # of a tokenizer that is trained here, at most
-    template: str = ""  # a Jinja file; "chatml", "chatml-tools", "llama3", "gemma"; or "" for the tokenizer's own
+    template: str = ""  # "chatml-tools", "chatml", "llama3", "gemma", a Jinja file; "": the tokenizer's, else the first
     template_variables: str = ""  # JSON object of keyword arguments for the template, as {"enable_thinking": false}
     template_date: str = ""  # YYYY-MM-DD that a template is told when it asks for today's; "" is the day of the start
     stops: str = ""  # tokens that end a turn, separated by commas; "" takes them from the tokenizer and the template
@@ -62,7 +64,7 @@ def default() -> ConfigDict:
     config.data = ConfigDict(asdict(DataConfig()))
 
     config.model = model = ConfigDict()
-    model.init_from = ""  # a Hugging Face folder, or a workdir, to start from; it then says all sizes and customs here
+    model.init_from = ""  # a Hugging Face folder, ORG/NAME[@REVISION] of the Hub, or a workdir; it then says all here
     model.vocab_size = 0  # rows of the embedding; 0 for as many as the tokenizer has ids
     model.grow_vocab = ""  # rows for tokens that model.init_from lacks: the "mean" of its own, or of their "covariance"
     model.hidden_size = 512  # width of the model
@@ -100,7 +102,9 @@ def default() -> ConfigDict:
     model.attention_kernel = "auto"  # of model/attention/kernels.py; "auto" takes the first that fits the devices
 
     config.lora = lora = ConfigDict()
-    lora.init_from = ""  # a PEFT adapter folder to start from, which then says what follows; "" for fresh adapters
+    lora.init_from = (
+        ""  # a PEFT folder, or ORG/NAME of the Hub, or a run of adapters, to start from; it says what follows
+    )
     lora.rank = 0  # of low-rank adapters, which are then all that is trained; 0 for none
     lora.alpha = 16.0  # adapters are scaled by alpha / rank
     lora.targets = r"layers/(attention|mlp)/"  # regex found in the names of matrices, as layers/attention/query
@@ -119,7 +123,8 @@ def default() -> ConfigDict:
     train.steps = 0  # optimizer steps; 0 leaves it to train.epochs
     train.epochs = 1.0  # passes over the data, where train.steps is 0
     train.batch_size = 8  # rows of a batch, over all devices and hosts
-    train.microbatches = 1  # parts that a batch is computed in, to save memory; changes no number
+    train.rows_per_device = 0  # rows that a device computes at a time, at most, to save memory; 0 for all of its rows
+    train.microbatches = 0  # parts that a batch is computed in, in place of train.rows_per_device; changes no number
     train.seed = 0  # of fresh parameters, the order of dialogues, and noise
     train.optimizer = "adamw"  # or "adafactor", "lion", or "muon": Muon for the layers' matrices, AdamW for the rest
     train.learning_rate = 3e-4  # at its peak; "lion" wants a third of AdamW's or less, and as much more weight decay
@@ -160,6 +165,12 @@ def default() -> ConfigDict:
     return config.lock()
 
 
+def flat_values(config: ConfigDict) -> dict[str, Any]:
+    """A config as plain values by key, such as "train.steps"; tuples as lists."""
+    record = json.loads(config.to_json_best_effort())
+    return {f"{group}.{name}": value for group, keys in record.items() for name, value in keys.items()}
+
+
 def data_config(config: ConfigDict) -> DataConfig:
     """The values of config.data; where they name no tokenizer or template, those of model.init_from."""
     data, base = DataConfig(**config.data), config.model.init_from
@@ -188,6 +199,8 @@ def validate(config: ConfigDict) -> None:
         "train.steps": 0,
         "train.epochs": 0,
         "train.warmup_steps": 0,
+        "train.rows_per_device": 0,
+        "train.microbatches": 0,
         "train.log_every": 1,
         "train.max_bad_steps": 1,
         "train.clip_norm": 0,

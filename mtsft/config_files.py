@@ -21,6 +21,7 @@ _PACKAGE = Path(__file__).parent
 _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 _RECORDED, _OF_RUNS = "config.json", "fingerprint.json"  # in a workdir, and what tells it from other people's folders
 _UNKNOWN_KEY = re.compile(r'[Kk]ey "([\w.]+)"')  # as ConfigDict words its errors
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
 _SEVERAL = ("data.train", "data.eval")  # keys that may also hold several texts
 
 
@@ -82,9 +83,33 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> Config
         config = _read_recorded(path)
     else:
         config = _call(path, name, [variant] if colon else [])
+    if not isinstance(overrides or {}, Mapping) or not all(isinstance(key, str) for key in overrides or {}):
+        raise InputError('overrides are values by dotted key, such as {"train.steps": 360}')
     for key, value in (overrides or {}).items():
         _override(config, key, value)
     return config
+
+
+def with_texts(config: ConfigDict, texts: Mapping[str, str]) -> ConfigDict:
+    """A copy of a config with some keys changed, whose values are written as on a command line.
+
+    Args:
+        config: the config.
+        texts: values by dotted key, such as {"train.steps": "360"}.
+
+    Raises:
+        InputError: there is no such key, or a text is no value of its type.
+    """
+    config = config.copy_and_resolve_references()
+    for key, text in texts.items():
+        check_key(key)
+        kind = type(config_keys()[key].default)
+        try:
+            value = _TRUTH[text.strip().lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{key}={one_line(repr(text), 60)}: must be {kind.__name__}") from error
+        _override(config, key, value)
+    return config.lock()
 
 
 def holds_run(workdir: str) -> bool:
@@ -218,4 +243,5 @@ def _override(config: ConfigDict, key: str, value: Any) -> None:
         keys[name] = value
     except TypeError as error:
         wanted, kind = type(was).__name__, type(value).__name__
-        raise InputError(f"{key}={one_line(repr(value), 60)}: is of type {kind}; it must be {wanted}") from error
+        hint = ", such as JSON text" if isinstance(was, str) and isinstance(value, dict | list) else ""
+        raise InputError(f"{key}={one_line(repr(value), 60)}: is of type {kind}; it must be {wanted}{hint}") from error

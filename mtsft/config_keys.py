@@ -4,6 +4,7 @@ import ast
 import inspect
 import io
 import tokenize
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -35,6 +36,11 @@ def config_keys() -> dict[str, ConfigKey]:
     defaults = {f"{group}.{key}": value for group, keys in config.default().items() for key, value in keys.items()}
     in_order = dict.fromkeys([*meanings, *defaults])
     return {name: ConfigKey(name, defaults[name], meanings.get(name, "")) for name in in_order if name in defaults}
+
+
+def changed_keys(values: Mapping[str, Any]) -> list[tuple[ConfigKey, Any]]:
+    """The keys that have another value than their default, with that value; values: of a config, by key."""
+    return [(key, values[name]) for name, key in config_keys().items() if values.get(name, key.default) != key.default]
 
 
 def read_meanings(source: str) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Hugging Face folders in and out: python -m mtsft.convert --to=hf --input=WORKDIR --output=DIR, or --from=hf.
 
 --to=hf writes what a run trained (its best checkpoint by held-out loss) as a folder that transformers and vLLM load;
-adapters are merged, or with --adapter written alone, for PEFT. --from=hf writes a Hugging Face folder as a workdir,
+adapters are merged, or with --adapter written alone, for PEFT. A README.md says base, data, config and losses. A folder
+of PEFT adapters can be the input, and is merged into its base. --from=hf writes a Hugging Face folder as a workdir,
 though there is seldom a need: model.init_from and the other doors take the folder itself.
 """
 

@@ -2,7 +2,8 @@
 
 The model is the best of DIR by held-out loss, or without --workdir that of model.init_from; the dialogues are those
 that the config holds out, which is that of the run in DIR where --config is left out. The losses are of what
-data.responses supervises: by default every turn of the assistant.
+data.responses supervises: by default every turn of the assistant. Turns in JSON are indices, counted from 0; the table
+counts them from 1.
 
 --generate=FILE also writes what the model says in each of their contexts beside what the dialogue has there, a JSON
 object a turn; --limit, --max_new, --temperature, --top_k, --top_p and --seed say of how many, and how.

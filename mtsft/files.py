@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +41,15 @@ def folder_of(path: str | Path) -> epath.Path:
     return folder
 
 
-def read_json_file(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """The bytes of a file, and the JSON object that they hold. Raises InputError, naming the file."""
+def read_json_file(path: Path, remedy: str = "fetch it anew") -> tuple[bytes, dict[str, Any]]:
+    """The bytes of a file, and the JSON object that they hold. Raises InputError, naming the file and the remedy."""
     try:
         text = path.read_bytes()
         value = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({one_line(error, 100)}); fetch it anew") from error
+        raise InputError(f"{path}: cannot be read as JSON ({one_line(error, 100)}); {remedy}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object; fetch it anew")
+        raise InputError(f"{path}: holds no JSON object; {remedy}")
     return text, value
 
 
@@ -79,10 +81,22 @@ def atomic_write(path: Path, data: bytes) -> None:
         return
     part = _part(path)
     try:
-        part.write_bytes(data)
-        part.replace(path)
+        with errors_naming(path):
+            part.write_bytes(data)
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def errors_naming(path: Path) -> Iterator[None]:
+    """Gives an OSError that names no file, as that of a write to an open one does not, the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _is_device(path: Path) -> bool:

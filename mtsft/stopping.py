@@ -8,6 +8,7 @@ a program can call `notice_signals` first of all.
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ from collections.abc import Sequence
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # The exit status of a run that was asked to stop before its end: EX_TEMPFAIL of sysexits.h. The same command goes on.
 UNFINISHED = 75
+# A variable with the id of the process that started this one, where this one is to stop when that ends.
+PARENT = "MTSFT_PARENT"
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 class Stopped(BaseException):
@@ -120,6 +124,8 @@ def notice_signals() -> None:
     """
     if not _requests.notice():
         return
+    if parent := os.environ.pop(PARENT, ""):
+        _stop_after(parent)
     usual = sys.excepthook
 
     def hook(kind, error, trace):
@@ -129,6 +135,16 @@ def notice_signals() -> None:
         usual(kind, error, trace)
 
     sys.excepthook = hook
+
+
+def _stop_after(parent: str) -> None:
+    """SIGTERM comes when the parent ends, even by SIGKILL (Linux alone: elsewhere the process goes on)."""
+    import ctypes  # for those alone who need it
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if str(os.getppid()) != parent:  # it ended before
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Saving:
@@ -161,6 +177,48 @@ class Saving:
         _requests.saving = False
         if self._notices:
             _requests.ignore()
+
+
+class PassedOn:
+    """While other processes do the work: requests to stop are passed on to them, as they come.
+
+    The processes are to be in sessions of their own: what a terminal sends to all of its processes would otherwise
+    reach them twice.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0  # the first signal that came; 0 for none
+        self.interrupts = 0  # how often Ctrl-C did
+        self._processes: list[subprocess.Popen] = []
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "PassedOn":
+        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def to(self, process: subprocess.Popen) -> None:
+        """Passes on what comes to this process, too, and what came already."""
+        self._processes.append(process)
+        if self.asked:
+            self._send(process, self.asked)
+
+    def _handle(self, number: int, _) -> None:
+        self.interrupts += number == signal.SIGINT
+        if not self.asked:
+            self.asked = number
+            again = "; again to stop now" * (number == signal.SIGINT)
+            _say(f"{signal.Signals(number).name}: passed on, to save and to stop{again}")
+        for process in self._processes:
+            self._send(process, number)
+
+    @staticmethod
+    def _send(process: subprocess.Popen, number: int) -> None:
+        with contextlib.suppress(OSError):
+            process.send_signal(number)
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
 
 def flush_and_exit(status: int) -> None:

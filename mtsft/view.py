@@ -1,22 +1,30 @@
 """What is trained on, seen: python -m mtsft.view --config=... [--format=text|html|json] [--limit=N] [--output=FILE].
 
-text: every token in the terminal, in colour. html: one page that needs nothing else. json: one object a line.
+text: every token in the terminal, in colour. html: one page that needs nothing else. json: one object a line, in which
+turn_ids, message_index and part are indices, counted from 0; text and pages count from 1. --at=FILE:LINE and --id=ID
+show one dialogue, trained on or held out; --held_out shows those that are held out.
 """
 
 import itertools
 import sys
+from collections.abc import Iterable
 
 from absl import flags
 
 from mtsft import cli
-from mtsft.config import data_config, validate
+from mtsft.config import data_config, flat_values, validate
 from mtsft.data.data_files import DataFiles
 from mtsft.diagnose import page
+from mtsft.diagnose.viewed import Side, ViewedDialogue, find_dialogues, viewed
+from mtsft.errors import InputError
 
 _CONFIG = cli.define_config()
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "html", "json"], "For a terminal, a browser, or a program.")
 _LIMIT = flags.DEFINE_integer("limit", 5, "Dialogues to show; 0 for all.", lower_bound=0)
 _SKIP = flags.DEFINE_integer("skip", 0, "Dialogues to pass over first.", lower_bound=0)
+_AT = flags.DEFINE_string("at", "", "The dialogue of this FILE:LINE alone; of LINE, where there is one file.")
+_ID = flags.DEFINE_string("id", "", "The dialogues of this id alone.")
+_HELD_OUT = flags.DEFINE_bool("held_out", False, "The dialogues that are held out, in place of those trained on.")
 _OUTPUT = flags.DEFINE_string("output", None, "A file to write to, in place of the terminal.")
 
 
@@ -26,11 +34,9 @@ def main() -> None:
     if _OUTPUT.value is not None:
         cli.check_output(_OUTPUT)
     files = DataFiles.find(data_config(_CONFIG.value))
-    shown = page.viewed(files.train_files, files.train_spec)
-    shown = itertools.islice(shown, _SKIP.value, _SKIP.value + _LIMIT.value if _LIMIT.value else None)
     tokenizer = files.train_spec.chat.open()[1]
     color = _OUTPUT.value is None and sys.stdout.isatty()
-    pieces = page.FORMATS[_FORMAT.value](shown, tokenizer, color)
+    pieces = page.FORMATS[_FORMAT.value](_shown(files), tokenizer, color, flat_values(_CONFIG.value))
     if _OUTPUT.value is not None:
         cli.write_output(_OUTPUT, "".join(pieces).encode())
         return
@@ -39,6 +45,17 @@ def main() -> None:
     for piece in pieces:
         if not cli.write_out(piece):
             return
+
+
+def _shown(files: DataFiles) -> Iterable[ViewedDialogue]:
+    trained = Side(files.train_files, files.train_spec, False)
+    held_out = Side(files.eval_files, files.eval_spec, True)
+    if _HELD_OUT.value and not files.eval_files:
+        raise InputError("--held_out: nothing is held out; set data.eval or data.eval_fraction")
+    if _AT.value or _ID.value:
+        return find_dialogues([held_out] if _HELD_OUT.value else [trained, held_out], _AT.value, _ID.value)
+    dialogues = viewed(*(held_out if _HELD_OUT.value else trained))
+    return itertools.islice(dialogues, _SKIP.value, _SKIP.value + _LIMIT.value if _LIMIT.value else None)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiled without optimisation: tests compile much and compute little.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a wrong name in a test is nothing to ask a hub for
 
 import json
 from pathlib import Path

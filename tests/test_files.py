@@ -1,9 +1,12 @@
 """Atomic writes, paths, and JSON files."""
 
+import errno
+import os
+
 import pytest
 
 from mtsft.errors import InputError
-from mtsft.files import atomic_write, check_writable, expanded, read_json_file
+from mtsft.files import atomic_write, check_writable, errors_naming, expanded, read_json_file
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
@@ -53,3 +56,12 @@ def test_a_json_file_holds_an_object(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=rf"^{path}: {says}"):
             read_json_file(path)
+
+
+def test_a_write_that_fails_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left") as caught, errors_naming(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(tmp_path / "a")
+    with pytest.raises(FileNotFoundError) as caught, errors_naming(tmp_path / "a"):
+        (tmp_path / "b").read_text()
+    assert caught.value.filename == str(tmp_path / "b")  # its own name

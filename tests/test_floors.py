@@ -112,7 +112,8 @@ def test_every_folder_and_every_file_that_is_no_door_is_drawn():
         len(drawn)
         == len({*drawn})
         == len(folders)
-        + len(("errors", "console", "stopping", "files", "config", "config_keys", "config_files"))
+        + len(("errors", "console", "processes", "progress", "stopping", "files", "hub", "config", "config_keys"))
+        + len(("config_files",))
         + len(("config_flag", "help_text", "cli", "presets", ""))
     )
 

@@ -11,6 +11,7 @@ from mtsft.encoding.spec import ChatFormat, markers_of, parse_date, parse_variab
 from mtsft.errors import InputError
 from mtsft.files import atomic_write
 from mtsft.template import chat_template as templates
+from mtsft.template.built_in import DEFAULT
 from mtsft.tokenizer import load as tokenizers
 from mtsft.tokenizer import sentencepiece
 
@@ -28,7 +29,7 @@ def open_chat(
 
     Args:
         tokenizer: a Hugging Face tokenizer folder or a SentencePiece .model file; "" calls `train`.
-        template: the name of a built-in template, or a Jinja file; "" for the tokenizer's own, or "chatml".
+        template: the name of a built-in template, or a Jinja file; "" for the tokenizer's own, or "chatml-tools".
         variables: JSON object of keyword arguments of the template.
         date: YYYY-MM-DD that the template is told; "" for today.
         train: from the template to the files of a tokenizer, by name.
@@ -39,7 +40,7 @@ def open_chat(
     files = tokenizers.read_files(tokenizer) if tokenizer else {}
     own = tokenizers.chat_templates(files, tokenizer)
     if not template and not own and "tokenizer.json" not in files:
-        template = "chatml"  # for a tokenizer without a template of its own
+        template = DEFAULT
     texts, name = templates.find(template, own)
     parts = (parse_variables(variables), parse_date(date))
     chat = ChatFormat(files or train(ChatFormat({}, texts, name, *parts)), texts, name, *parts)
@@ -94,5 +95,5 @@ def _texts(files: Sequence[Path], form: RecordFormat) -> Iterator[str]:
             for message in dialogue.messages:
                 yield message.role
                 yield message.content or ""
-    if is_empty and errors:
-        raise errors[0]
+    if is_empty:
+        raise errors[0] if errors else InputError(f"{files[0]}: holds no dialogue, only empty lines")

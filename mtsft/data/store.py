@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import mtsft
 from mtsft.dialogue import readers
@@ -34,7 +34,8 @@ from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.token_tree import TokenTree
 from mtsft.errors import InputError
-from mtsft.files import FULL
+from mtsft.files import FULL, errors_naming
+from mtsft.progress import Progress
 from mtsft.template.chat_template import ChatTemplate
 
 # One file each: the columns of all TokenTrees, one tree after the other, and tables with one entry a tree.
@@ -174,7 +175,8 @@ def open_store(
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
             try:
-                _build(files, spec, building, workers or os.cpu_count() or 1, progress)
+                with errors_naming(folder):
+                    _build(files, spec, building, workers or os.cpu_count() or 1, progress)
                 building.rename(path)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
@@ -338,8 +340,8 @@ def _build(files: Sequence[Path], spec: EncodingSpec, path: Path, workers: int, 
     stats, id_end = EncodingStats(), 0
     outputs = {name: (path / name).open("wb") for name in [*_COLUMNS, *_TABLES, "ids"]}
     try:
-        hidden = None if progress else True  # None: shown where there is a terminal
-        with tqdm(total=total, unit="B", unit_scale=True, desc="tokenising", leave=False, disable=hidden) as bar:
+        with Progress("tokenising", total, "B", progress, interval=10) as bar:
+            began = time.monotonic()
             for encoded in _encode_all(tasks, spec, workers if total > _INLINE_BYTES else 1):
                 for name, data in encoded.arrays.items():
                     outputs[name].write(data)
@@ -348,7 +350,8 @@ def _build(files: Sequence[Path], spec: EncodingSpec, path: Path, workers: int, 
                 outputs["id_ends"].write(ends.astype(np.int64).tobytes())
                 outputs["ids"].write(b"".join(encoded.ids))
                 stats += encoded.stats
-                bar.update(encoded.size)
+                rate = stats.dialogues / (time.monotonic() - began)
+                bar.advance(encoded.size, f"{stats.dialogues:,} dialogues, {rate:,.0f} dialogues/s")
     finally:
         for output in outputs.values():
             output.close()

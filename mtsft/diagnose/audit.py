@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mtsft.data.data_files import DataFiles
 from mtsft.data.packing import lay_out
@@ -17,6 +16,7 @@ from mtsft.encoding.over_length import POLICIES
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.token_tree import expand
+from mtsft.progress import Progress
 
 _LENGTHS = (512, 1024, 2048, 4096, 8192)
 _SAMPLED = 200  # over-length dialogues that the policies are tried on; beyond, the cost is scaled up
@@ -159,16 +159,18 @@ def _try_policies(store: Store, spec: EncodingSpec, longer: np.ndarray, progress
     dialogues = list(_read_again(store, sample, spec))
     costs = {}
     policies = [policy for policy in POLICIES if policy != "error"]
-    for policy in tqdm(policies, "over-length", leave=False, disable=None if progress else True):
-        tried = spec.without_errors().with_config(sequence_length=spec.config.sequence_length, over_length=policy)
-        _, stats = tried.encoder().encode(dialogues)
-        costs[policy] = {
-            "dialogues_lost": round(stats.over_length_dropped * scale),
-            "responses_lost": round(stats.over_length_responses * scale),
-            "supervised_tokens_lost": round(stats.over_length_supervised_tokens * scale),
-            "more_dialogues": round(stats.over_length_windows * scale),
-            "estimated": scale > 1,
-        }
+    with Progress("trying over-length policies", len(policies), "policies", progress) as bar:
+        for policy in policies:
+            tried = spec.without_errors().with_config(sequence_length=spec.config.sequence_length, over_length=policy)
+            _, stats = tried.encoder().encode(dialogues)
+            costs[policy] = {
+                "dialogues_lost": round(stats.over_length_dropped * scale),
+                "responses_lost": round(stats.over_length_responses * scale),
+                "supervised_tokens_lost": round(stats.over_length_supervised_tokens * scale),
+                "more_dialogues": round(stats.over_length_windows * scale),
+                "estimated": scale > 1,
+            }
+            bar.advance()
     return costs
 
 

@@ -43,7 +43,7 @@ def _part(title: str, part: Report) -> Iterator[str]:
     rows = [(path if len(path) <= 80 else f"...{path[-77:]}", *row.values()) for path, row in part["by_source"].items()]
     yield from _table("source", ["dialogues", "tokens", "supervised", "times an epoch"], rows)
     yield from _table("role", ["supervised"], sorted(part["by_role"].items()))
-    turns = sorted(part["by_turn"].items())
+    turns = sorted((int(turn) + 1, count) for turn, count in part["by_turn"].items())
     later = sum(count for _, count in turns[12:])
     rows = [(f"turn {turn}", count) for turn, count in turns[:12]]
     yield from _table("turn", ["supervised"], [*rows, *([("later", later)] if later else [])])

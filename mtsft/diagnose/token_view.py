@@ -11,6 +11,7 @@ from unicodedata import category
 
 import numpy as np
 
+from mtsft.diagnose.branches import Place, places
 from mtsft.encoding.token_tree import TokenTree, positions
 from mtsft.tokenizer.base import Tokenizer
 
@@ -22,11 +23,16 @@ _NEWLINE, _BRANCH, _TIMES = "⏎", "↳", "\u00d7"
 _DIM, _BOLD_GREEN, _UNDERLINE, _RESET = "\x1b[2m", "\x1b[1;32m", "\x1b[4m", "\x1b[0m"
 
 STYLE = """<style>
-.mtsft-tree { white-space: pre-wrap; line-height: 1.6; }
-.mtsft-tree span { opacity: .55; }
-.mtsft-tree .supervised { opacity: 1; background: #bde5c0; color: #0b3d12; border-radius: 2px; }
-.mtsft-tree .marker { outline: 1px dotted; font-size: .85em; }
+.mtsft-tree { font-family: ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.7; }
+.mtsft-tree span { opacity: .7; border-radius: 2px; box-shadow: inset 0 0 0 1px rgb(128 128 128 / .3);
+  -webkit-box-decoration-break: clone; box-decoration-break: clone; }
+.mtsft-tree .supervised { opacity: 1; background: #bde5c0; color: #0b3d12; box-shadow: inset 0 0 0 1px #6fb877; }
+.mtsft-tree .marker { outline: 1px dotted; outline-offset: -1px; font-size: .85em; }
 .mtsft-tree sup, .mtsft-tree i { opacity: .8; font-size: .75em; }
+.mtsft-tree .branch { position: relative; margin-left: .5em; padding-left: clamp(.7em, 2vw, 1.4em);
+  border-left: 2px solid rgb(128 128 128 / .6); }
+.mtsft-tree .branch::before { content: ""; position: absolute; left: -2px; top: 0; width: .6em; height: .8em;
+  border: solid rgb(128 128 128 / .6); border-width: 0 0 2px 2px; border-bottom-left-radius: .5em; }
 </style>"""
 
 
@@ -38,11 +44,12 @@ class TokenPiece(NamedTuple):
         marker: whether it is a control token.
         starts_branch: whether it does not follow the piece before it.
         branch: how many pieces up to it start a branch.
+        place: where it stands where branches are drawn.
         tokens: ids.
         index: of its first token in the tree.
         position: that token's depth.
-        turn: turn index of its tokens.
-        message: whose words they are, -1 for text of the template.
+        turn: turn index of its tokens, from 0 on.
+        message: index of the one whose words they are, -1 for text of the template.
         weight: theirs, 0 for context.
     """
 
@@ -50,6 +57,7 @@ class TokenPiece(NamedTuple):
     marker: bool
     starts_branch: bool
     branch: int
+    place: Place
     tokens: tuple[int, ...]
     index: int
     position: int
@@ -68,16 +76,21 @@ def token_pieces(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[TokenPiece]:
     depths_N = positions(tree.parents_N)
     markers = {control.id for control in tokenizer.controls.values()}
     follows_N = tree.parents_N == np.arange(-1, len(tree) - 1)
+    drawn, place = places(tree), Place(0, 0, False)
+    goes_on_N = follows_N.copy()
+    goes_on_N[[*drawn]] = False
     start = branch = 0
     while start < len(tree):
         branch += int(not follows_N[start])
-        count, text = _read_piece(tree, tokenizer, start, follows_N)
+        count, text = _read_piece(tree, tokenizer, start, goes_on_N)
+        place = drawn.get(start, place._replace(opens=False))
         tokens = tree.tokens_N[start : start + count].tolist()
         yield TokenPiece(
             text=visible(text),
             marker=tokens[0] in markers,
             starts_branch=not follows_N[start],
             branch=branch,
+            place=place,
             tokens=tuple(tokens),
             index=start,
             position=int(depths_N[start]),
@@ -88,12 +101,12 @@ def token_pieces(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[TokenPiece]:
         start += count
 
 
-def _read_piece(tree: TokenTree, tokenizer: Tokenizer, start: int, follows_N: np.ndarray) -> tuple[int, str]:
-    """How many tokens from `start` on make up a piece, and its text."""
+def _read_piece(tree: TokenTree, tokenizer: Tokenizer, start: int, goes_on_N: np.ndarray) -> tuple[int, str]:
+    """How many tokens from `start` on make up a piece, and its text; goes_on_N: whether one may be in its middle."""
     for count in range(1, min(_LONGEST, len(tree) - start) + 1):
         span = slice(start, start + count)
         alike = (tree.turn_ids_N, tree.message_ids_N, tree.response_mask_N)
-        if not follows_N[start + 1 : start + count].all() or any(len(set(f[span].tolist())) > 1 for f in alike):
+        if not goes_on_N[start + 1 : start + count].all() or any(len(set(f[span].tolist())) > 1 for f in alike):
             break
         ids = tree.tokens_N[span].tolist()
         text = tokenizer.decode(ids)
@@ -112,7 +125,7 @@ def as_text(tree: TokenTree, tokenizer: Tokenizer, color: bool = True, turns: bo
         tree: what to show.
         tokenizer: what its tokens are of.
         color: whether to color it by escape codes.
-        turns: whether to begin everything supervised with its turn and the position of its first token.
+        turns: whether to begin everything supervised with its turn, from 1 on, and the position of its first token.
     """
     lines = []
     for starts_branch, weight, span in _spans(tree, tokenizer):
@@ -123,7 +136,7 @@ def as_text(tree: TokenTree, tokenizer: Tokenizer, color: bool = True, turns: bo
             words += f"{_UNDERLINE}{text}{_RESET}{style}" if piece.marker and color else text
         before, after = (style, _RESET) if color else ("⟦", "⟧") if weight else ("", "")
         branch = f"\n{_BRANCH} {span[0].position}: " if starts_branch else ""
-        turn = f"[turn {span[0].turn} at {span[0].position}]" if turns and weight else ""
+        turn = f"[turn {span[0].turn + 1} at {span[0].position}]" if turns and weight else ""
         turn = f"{_DIM}{turn}{_RESET}" if color and turn else turn
         lines.append(f"{branch}{turn}{before}{_weight(weight)}{words}{after}")
     return "".join(lines)
@@ -135,26 +148,31 @@ def as_html(tree: TokenTree, tokenizer: Tokenizer) -> str:
 
 
 def as_fragment(tree: TokenTree, tokenizer: Tokenizer) -> str:
-    """The same for a page that has STYLE already."""
-    parts = []
-    for starts_branch, weight, span in _spans(tree, tokenizer):
-        if starts_branch:
-            parts.append(f"\n<i>{_BRANCH} {span[0].position}: </i>")
-        parts.append(f"<sup>{_weight(weight)}</sup>" if _weight(weight) else "")
-        for piece in span:
-            kind = ("supervised" if piece.supervised else "context") + (" marker" if piece.marker else "")
-            text = html.escape(piece.text).replace("\n", f"{_NEWLINE}\n")
-            parts.append(f'<span class="{kind}" title="{html.escape(piece_title(piece))}">{text}</span>')
-    return f'<pre class="mtsft-tree">{"".join(parts)}</pre>'
+    """The same for a page that has STYLE already. Branches are boxes, beside one another and inside one another."""
+    parts, level, weight = [], 0, 0.0
+    for piece in token_pieces(tree, tokenizer):
+        place = piece.place
+        if place.opens or place.level < level:
+            parts.append("</div>" * (level - place.level + place.opens))
+            level = place.level
+        if place.opens:
+            parts.append(f'<div class="branch"><i>branch {place.box}, from position {piece.position} on</i>\n')
+        if (place.opens or piece.starts_branch or piece.weight != weight) and _weight(piece.weight):
+            parts.append(f"<sup>{_weight(piece.weight)}</sup>")
+        weight = piece.weight
+        kind = ("supervised" if piece.supervised else "context") + (" marker" if piece.marker else "")
+        text = html.escape(piece.text).replace("\n", f"{_NEWLINE}\n")
+        parts.append(f'<span class="{kind}" title="{html.escape(piece_title(piece))}">{text}</span>')
+    return f'<div class="mtsft-tree">{"".join(parts)}{"</div>" * level}</div>'
 
 
 def piece_title(piece: TokenPiece) -> str:
-    """All about a piece, in one line."""
-    whose = f"message {piece.message}" if piece.message >= 0 else "template"
+    """All about a piece, in one line; turns, messages and branches count from 1, positions from 0."""
+    whose = f"message {piece.message + 1}" if piece.message >= 0 else "template"
     role = f"weight {piece.weight:g}" if piece.supervised else "context, weight 0"
-    branch = f", branch {piece.branch}" if piece.branch else ""
+    branch = f", branch {piece.place.box}" if piece.place.box else ""
     tokens = " ".join(map(str, piece.tokens))
-    return f"token {tokens}, position {piece.position}{branch}, turn {piece.turn}, {whose}, {role}"
+    return f"token {tokens}, position {piece.position}{branch}, turn {piece.turn + 1}, {whose}, {role}"
 
 
 def as_columns(fields: Mapping[str, np.ndarray], row: int = 0, start: int = 0, stop: int | None = None) -> str:

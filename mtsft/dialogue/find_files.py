@@ -154,6 +154,10 @@ def _of_folder(folder: Path, key: str) -> list[Path]:
         likely = next((split for split in saved if split.name.startswith(splits)), saved[0])
         raise InputError(f"{folder}: holds the splits {names}; name the one for {key}, e.g. {key}={likely}")
     refuse_folder(folder, key)
+    if not any(folder.iterdir()):
+        raise InputError(
+            f"{folder}: is an empty folder; set {key} to a file of dialogues, or to a folder that holds some"
+        )
     names = ", ".join(f"{split}.jsonl" for split in splits)
     raise InputError(
         f"{folder}: is a folder without files of a split that {key} could be ({names}, {splits[0]}-*.parquet, "

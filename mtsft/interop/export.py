@@ -17,11 +17,12 @@ from mtsft.interop import config_json, weight_names
 from mtsft.interop.atomic_folder import AtomicFolder
 from mtsft.interop.export_configs import generation_config, json_file, model_config, sentence_piece_config
 from mtsft.interop.hf_folder import CONFIG, INDEX, SINGLE, leaf_shapes, tensor_shapes
-from mtsft.interop.safetensors_io import copy, progress_bar
+from mtsft.interop.safetensors_io import copy
 from mtsft.interop.weight_names import TensorSlice
 from mtsft.model.architecture import DTYPES, Architecture
 from mtsft.model.lora import ADDED
 from mtsft.model.parameters import Params
+from mtsft.progress import Progress
 
 _KINDS = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -49,7 +50,7 @@ def export(
         params: without adapters, layers stacked or not, on any devices.
         arch: the model's.
         config: the config.json that the model came with; None to make one.
-        tokenizer_files: by name.
+        tokenizer_files: the tokenizer's and what else lies beside the weights, by name.
         stop_ids: tokens that end a turn, the usual one first.
         bos_id: the token at the beginning of a text; None for none.
         pad_id: the padding token; None for none.
@@ -87,13 +88,13 @@ def export(
     with ExitStack() as stack:
         writer = stack.enter_context(AtomicFolder(folder, total))
         writer.do(lambda aside: write_files(aside, files))
-        bar = stack.enter_context(progress_bar(total, "writing weights", progress))
+        bar = stack.enter_context(Progress("writing weights", total, "B", progress))
         for file, shard in shards.items():
             writer.do(partial(_write_header, file=file, shard=shard, kind=_KINDS[dtype]))
             for name, (shape, nbytes) in shard.items():
                 fetched = _tensor(params, parts[name], shape, np.dtype(DTYPES[dtype]))
                 writer.do(partial(_append, file=file, tensor=fetched))
-                bar.update(nbytes)
+                bar.advance(nbytes)
     return folder
 
 

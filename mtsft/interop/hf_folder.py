@@ -14,12 +14,13 @@ from mtsft.errors import InputError, one_line
 from mtsft.files import expanded, read_json_file
 from mtsft.interop import config_json, weight_names
 from mtsft.interop.families import Family
-from mtsft.interop.safetensors_io import DTYPES, Tensor, are_equal, file_digest, progress_bar, read_header
+from mtsft.interop.safetensors_io import DTYPES, Tensor, are_equal, file_digest, read_header
 from mtsft.interop.sharded_read import ShardedLeaf
 from mtsft.interop.weight_names import TensorSlice
 from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
+from mtsft.progress import Progress
 
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 _NAMED = 4  # names that an error lists
@@ -89,7 +90,7 @@ class HubFolder:
             for (path, shape), sharding in zip(leaves, structure.flatten_up_to(shardings), strict=True)
         ]
         total = sum(plan.nbytes for plan in plans)
-        with progress_bar(total, "reading weights", progress) as bar:
+        with Progress("reading weights", total, "B", progress) as bar:
             return structure.unflatten([plan.read(bar) for plan in plans])
 
     @cached_property

@@ -12,12 +12,14 @@ import numpy as np
 
 from mtsft.errors import InputError, one_line
 from mtsft.files import expanded, read_json_file
+from mtsft.hub import located
 from mtsft.interop import config_json, weight_names
 from mtsft.interop.atomic_folder import AtomicFolder
 from mtsft.interop.export import fetch, header_of, write_files
 from mtsft.interop.export_configs import PUBLISHED, json_file, model_config
 from mtsft.interop.families import Family
 from mtsft.interop.hf_folder import leaf_shapes, tensor_shapes
+from mtsft.interop.hub_files import ADAPTER_FILES
 from mtsft.interop.peft_config import read_adapter_config
 from mtsft.interop.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MERGE, ROOT, as_module, last, taken
 from mtsft.interop.peft_modules import export_modules, read_modules
@@ -122,7 +124,7 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
     gets all of A and its rows of B.
 
     Args:
-        folder: the PEFT folder.
+        folder: the PEFT folder, or the name of one on the Hugging Face Hub.
         family: of the base model.
         fields: of the base model's Architecture.
 
@@ -133,7 +135,7 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
     Raises:
         InputError: the folder is none, belongs to another model, or has adapters of a kind that is not supported.
     """
-    folder = expanded(folder)
+    folder = expanded(located(folder, ADAPTER_FILES))
     modules = _modules(family, fields)
     config = read_adapter_config(folder, modules)
     lora = config.lora
@@ -177,7 +179,7 @@ def read_adapter(folder: str | Path, family: Family, fields: Mapping[str, Any]) 
 
 def adapter_fingerprint(folder: str | Path) -> str:
     """Changes whenever the adapters of a PEFT folder do. Raises InputError where it holds none."""
-    folder = expanded(folder)
+    folder = expanded(located(folder, ADAPTER_FILES))
     with _weights(folder).open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     return f"{weights} {hashlib.sha256(read_json_file(folder / ADAPTER_CONFIG)[0]).hexdigest()}"

@@ -6,14 +6,12 @@ here, because its own reads go through mapped memory, all of which counts as res
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from mtsft.errors import InputError, one_line
 
@@ -154,15 +152,3 @@ def copy(array: np.ndarray, target: np.ndarray, transposed: bool) -> None:
         return
     for i in range(0, len(array), 8):  # a few rows at a time stay in the cache: five times as fast as all at once
         target[:, i : i + 8] = array[i : i + 8].T
-
-
-def progress_bar(total: int, what: str, shown: bool) -> tqdm:
-    """A progress bar of bytes on standard error; in a log, a line now and then.
-
-    Args:
-        total: bytes in all.
-        what: the text before the bar.
-        shown: whether to show it at all.
-    """
-    seconds = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=not shown, mininterval=seconds, miniters=1)

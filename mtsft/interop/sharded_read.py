@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
-from tqdm import tqdm
 
 from mtsft.interop.safetensors_io import Range, Tensor, copy, read_box
 from mtsft.interop.weight_names import TensorSlice
+from mtsft.progress import Progress
 
 _PIECE = 32 << 20  # bytes of files that a process holds at a time, or one row of each shard
 
@@ -72,7 +72,7 @@ class ShardedLeaf:
             for columns, within in _spans(shards):
                 yield _Block(layers, rows, columns, within)
 
-    def read(self, bar: tqdm) -> jax.Array:
+    def read(self, bar: Progress) -> jax.Array:
         """The array, put together on the devices from pieces.
 
         The shards are written side by side, as one array cut along its first axis: one program does for all devices,
@@ -110,7 +110,9 @@ class ShardedLeaf:
             for start in range(0, rows, num_rows):
                 yield (layer, min(layer + num_layers, layers)), (start, min(start + num_rows, rows))
 
-    def _read_piece(self, local: tuple[int, ...], layers: Range, rows: Range, bar: tqdm) -> dict[jax.Device, jax.Array]:
+    def _read_piece(
+        self, local: tuple[int, ...], layers: Range, rows: Range, bar: Progress
+    ) -> dict[jax.Device, jax.Array]:
         """These rows of these layers of every shard of this process, on its devices."""
         on_device: dict[jax.Device, jax.Array] = {}
         width = self._as_stored(local, 1)[2]
@@ -121,7 +123,7 @@ class ShardedLeaf:
                 tensor_slice, tensor = self.tensor_slices[block.layers[0] + i], self.tensors[block.layers[0] + i]
                 first = block.rows[0] + (tensor_slice.rows[0] if tensor_slice.rows else 0)
                 box = read_box(tensor, (first + rows[0], first + rows[1]), block.columns)
-                bar.update(box.nbytes)
+                bar.advance(box.nbytes)
                 for (start, stop), piece in pieces.items():
                     target = piece[i - layers[0]] if self.stacked else piece
                     part = box[:, start - block.columns[0] : stop - block.columns[0]]

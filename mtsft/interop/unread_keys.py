@@ -15,8 +15,8 @@ def _keys(text: str) -> frozenset[str]:
 
 # What a folder is, and what wrote it. (The first two are read to find the family.)
 _ORIGIN = _keys(
-    "architectures model_type _name_or_path name_or_path model_name _commit_hash transformers_version "
-    "transformers.js_config unsloth_fixed unsloth_version"
+    "architectures model_type _name_or_path name_or_path _model_name_or_path model_name _commit_hash "
+    "transformers_version transformers.js_config unsloth_fixed unsloth_version"
 )
 # The dtype of the weights, and ways to compute the same function: kernels, caches, pieces.
 _EXECUTION = _keys(

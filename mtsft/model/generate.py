@@ -18,12 +18,14 @@ from mtsft.model.transformer import Model
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen: temperature first, then top_k, then top_p, as transformers does.
+    """How the next token is chosen: repetition_penalty first, then temperature, top_k, top_p, as transformers does.
 
     Attributes:
         temperature: 0 for the most probable token.
         top_k: of so many most probable tokens; 0 for all.
         top_p: of the fewest most probable ones that make up this probability (Holtzman et al. 2020, arXiv:1904.09751).
+        repetition_penalty: divides the logits of tokens that stand in the prompt or the reply so far, or multiplies
+            those below 0 (Keskar et al. 2019, arXiv:1909.05858); 1 for none.
         seed: of what is drawn.
 
     Raises:
@@ -33,26 +35,45 @@ class Sampling:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    repetition_penalty: float = 1.0
     seed: int = 0
 
     def __post_init__(self):
         for name, value, fits, wanted in (
-            ("temperature", self.temperature, self.temperature >= 0, "at least 0"),
+            ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "at least 0"),
             ("top_k", self.top_k, self.top_k >= 0, "at least 0 (all tokens)"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < float("inf"), "above 0"),
+            ("seed", self.seed, 0 <= self.seed < 2**32, "at least 0 and below 2**32"),
         ):
             if not fits:
                 raise InputError(f"{name}={value}: must be {wanted}")
 
-    def choose(self, logits_BxV: jax.Array, keys_B: jax.Array, vocab_size: int | None = None) -> jax.Array:
+    @property
+    def penalizes(self) -> bool:
+        """Whether what was said before changes what is chosen."""
+        return self.repetition_penalty != 1
+
+    def choose(
+        self,
+        logits_BxV: jax.Array,
+        keys_B: jax.Array,
+        vocab_size: int | None = None,
+        seen_BxV: jax.Array | None = None,
+    ) -> jax.Array:
         """A token of each row, int32 (B,).
 
         Args:
             logits_BxV: float32.
             keys_B: a random key a row.
             vocab_size: only ids below it may be chosen; None for all.
+            seen_BxV: whether a token is one that repetition_penalty is of; None where it is 1.
         """
         size = logits_BxV.shape[-1]
+        if seen_BxV is not None:
+            penalty = self.repetition_penalty
+            penalized_BxV = jnp.where(logits_BxV > 0, logits_BxV / penalty, logits_BxV * penalty)
+            logits_BxV = jnp.where(seen_BxV, penalized_BxV, logits_BxV)
         if vocab_size is not None and vocab_size < size:
             logits_BxV = jnp.where(jnp.arange(size)[None] < vocab_size, logits_BxV, -jnp.inf)
         if not self.temperature:
@@ -80,6 +101,7 @@ class Decoding(NamedTuple):
         logits_BxV: of the next token.
         cache: of `Model.prefill`.
         keys_B: a random key for each sequence.
+        seen_BxV: which tokens a sequence holds; None where nothing asks for it.
     """
 
     slots_B: jax.Array
@@ -87,14 +109,22 @@ class Decoding(NamedTuple):
     logits_BxV: jax.Array
     cache: Any
     keys_B: jax.Array
+    seen_BxV: jax.Array | None
 
 
-@partial(jax.jit, static_argnames=("model", "num_slots"))
-def _begin(model: Model, params: Params, prompts_BxP, lengths_B, done_B, indices_B, seed, num_slots: int) -> Decoding:
+@partial(jax.jit, static_argnames=("model", "num_slots", "penalizes"))
+def _begin(
+    model: Model, params: Params, prompts_BxP, lengths_B, done_B, indices_B, seed, num_slots: int, penalizes: bool
+) -> Decoding:
     """After the prompts; what one draws depends on its index among all prompts and the seed (data of a key) alone."""
     keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.wrap_key_data(seed)))(indices_B)
     logits_BxV, cache = model.prefill(params, prompts_BxP, lengths_B, num_slots)
-    return Decoding(lengths_B, done_B, logits_BxV, cache, keys_B)
+    seen_BxV = None
+    if penalizes:
+        rows_Bx1 = jnp.arange(len(lengths_B))[:, None]
+        is_prompt_BxP = jnp.arange(prompts_BxP.shape[1])[None] < lengths_B[:, None]
+        seen_BxV = jnp.zeros(logits_BxV.shape, bool).at[rows_Bx1, prompts_BxP].max(is_prompt_BxP)
+    return Decoding(lengths_B, done_B, logits_BxV, cache, keys_B, seen_BxV)
 
 
 @partial(jax.jit, static_argnames=("model", "sampling", "count", "vocab_size"), donate_argnames="decoding")
@@ -108,13 +138,15 @@ def _decode(
         return (step < count) & ~decoding.done_B.all()
 
     def decode_one(carry):
-        step, (slots_B, done_B, logits_BxV, cache, keys_B), tokens_BxN = carry
-        tokens_B = sampling.choose(logits_BxV, jax.vmap(jax.random.fold_in)(keys_B, slots_B), vocab_size)
+        step, (slots_B, done_B, logits_BxV, cache, keys_B, seen_BxV), tokens_BxN = carry
+        tokens_B = sampling.choose(logits_BxV, jax.vmap(jax.random.fold_in)(keys_B, slots_B), vocab_size, seen_BxV)
         tokens_BxN = tokens_BxN.at[:, step].set(jnp.where(done_B, -1, tokens_B))
         # The token takes the slot behind its sequence, over whatever padding of the prompts stands there.
         logits_BxV, cache = model.decode(params, cache, tokens_B, slots_B)
         done_B |= jnp.isin(tokens_B, stops)
-        return step + 1, Decoding(slots_B + 1, done_B, logits_BxV, cache, keys_B), tokens_BxN
+        if seen_BxV is not None:
+            seen_BxV = seen_BxV.at[jnp.arange(len(tokens_B)), tokens_B].set(True)
+        return step + 1, Decoding(slots_B + 1, done_B, logits_BxV, cache, keys_B, seen_BxV), tokens_BxN
 
     tokens_BxN = jnp.full((len(decoding.slots_B), count), -1, jnp.int32)
     _, decoding, tokens_BxN = jax.lax.while_loop(unfinished, decode_one, (0, decoding, tokens_BxN))
@@ -177,7 +209,7 @@ def generate(
         arguments = (padded_BxP, lengths_B, done_B, indices_B)
         if rows is not None:
             arguments = [jax.make_array_from_callback(x.shape, rows, x.__getitem__) for x in arguments]
-        decoding = _begin(model, params, *arguments, seed, longest + max_new)
+        decoding = _begin(model, params, *arguments, seed, longest + max_new, sampling.penalizes)
         tokens_BxN = _decode(model, params, decoding, stops, sampling, max_new, vocab_size)[1]
         tokens_BxN = multihost_utils.process_allgather(tokens_BxN, tiled=True) if rows else jax.device_get(tokens_BxN)
         for row, i in enumerate(batch):
@@ -205,7 +237,7 @@ def stream(
     padded_1xP[0, : len(prompt)] = prompt
     num_slots = longest + -(-max_new // every) * every
     arguments = (np.array([len(prompt)], np.int32), np.zeros(1, bool), np.zeros(1, np.int32), _seed(sampling))
-    decoding = _begin(model, params, padded_1xP, *arguments, num_slots)
+    decoding = _begin(model, params, padded_1xP, *arguments, num_slots, sampling.penalizes)
     count = 0
     while count < max_new:
         decoding, tokens_1xN = _decode(model, params, decoding, stops, sampling, every, vocab_size)

@@ -14,11 +14,12 @@ from mtsft.dialogue.formats import parse_record
 from mtsft.dialogue.schema import Message
 from mtsft.encoding.encoder import Encoder
 from mtsft.errors import InputError
+from mtsft.interop.generation_defaults import NO_DEFAULTS, GenerationDefaults, read_generation_defaults
 from mtsft.model.generate import GREEDY, Sampling, generate, stream
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
+from mtsft.runs.adapter_model import AdapterModel, open_with_adapters
 from mtsft.runs.conversation import Conversation
-from mtsft.runs.trained_model import open_trained
 
 
 @dataclass(frozen=True)
@@ -30,45 +31,56 @@ class ChatModel:
         params: its parameters.
         encoder: conversations as its tokens.
         step: of the checkpoint; 0 for a model that was not trained here.
+        defaults: how its own generation_config.json has it sampled.
+        name: what it was loaded from, in words.
     """
 
     model: Model
     params: Params
     encoder: Encoder
     step: int
+    defaults: GenerationDefaults = NO_DEFAULTS
+    name: str = ""
 
     @classmethod
-    def load(cls, path: str | Path, step: int | None = None, **runtime) -> "ChatModel":
+    def load(
+        cls, path: str | Path, step: int | None = None, places: Sequence[str | Path] = (), **runtime
+    ) -> "ChatModel":
         """The model that was trained in a workdir, or of a Hugging Face folder; it needs nothing but what lies there.
 
-        A run that froze parameters (as LoRA does) needs what it started from, too.
+        A run that froze parameters (as LoRA does) needs what it started from, too, and a PEFT folder its base.
 
         Args:
-            path: the workdir or the folder.
+            path: the workdir, the folder, or a folder of PEFT adapters.
             step: of the checkpoint; None for the best by held-out loss, or the newest where nothing was held out.
+            places: folders where the base of the adapters may be by now, in place of where they say.
             runtime: dtype and the like, other than in training.
 
         Raises:
             InputError: there is no such model.
         """
-        base = open_trained(path, step)
-        model = base.model(**runtime)
+        trained = open_with_adapters(path, step, places)
+        model = trained.model(**runtime)
         device = SingleDeviceSharding(jax.local_devices()[0])
-        params = base.restore(model, partial(jax.tree.map, lambda _: device))
-        return cls(model, params, base.encoder(), base.step)
+        params = trained.restore(model, partial(jax.tree.map, lambda _: device))
+        defaults = read_generation_defaults(trained.chat.tokenizer.get("generation_config.json"))
+        said = f", step {trained.step:,}" if trained.step else ""
+        said += f", adapters over {trained.base.path}" if isinstance(trained, AdapterModel) else ""
+        return cls(model, params, trained.encoder(), trained.step, defaults, f"{path}{said}")
 
-    def chat(self, system: str = "", max_new: int = 512, sampling: Sampling = GREEDY) -> Conversation:
+    def chat(self, system: str = "", max_new: int | None = None, sampling: Sampling | None = None) -> Conversation:
         """A conversation with it.
 
         Args:
             system: the system prompt; "" for none.
-            max_new: tokens of a reply at most.
-            sampling: how the tokens of a reply are chosen; by default the most probable ones.
+            max_new: tokens of a reply at most; None for as many as its generation_config.json says.
+            sampling: how the tokens of a reply are chosen; None for what its generation_config.json says, which is the
+                most probable ones where it says nothing.
 
         Raises:
             InputError: the template refuses the system prompt, or the model has no room after it.
         """
-        return Conversation(self, sampling, max_new, system)
+        return Conversation(self, sampling or self.defaults.sampling, max_new or self.defaults.max_new, system)
 
     def prompt(self, messages: Sequence[Message | tuple[str, str]]) -> list[int]:
         """The tokens of a conversation so far, up to where the model goes on; rendered as in training.

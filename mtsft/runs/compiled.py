@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from mtsft.data.batches import BatchSource
+import jax
+
+from mtsft.data.batches import BatchSource, PackedBatch
 from mtsft.evaluation.held_out import evaluate, loss_by_turn
 from mtsft.model.parameters import Params
+from mtsft.progress import Progress
 from mtsft.runs.setup import TrainingSetup
 from mtsft.training.step_rng import step_rng_of
 
@@ -21,7 +24,7 @@ def compile_step(setup: TrainingSetup) -> Callable:
         draw_rng=step_rng_of(setup.model, train.seed, train.neftune_alpha),
         optimizer=setup.optimizer,
         schedule=setup.schedule,
-        microbatches=train.microbatches,
+        microbatches=setup.microbatches,
         weight_per_batch=mean_weight if setup.config.objective.normalize == "dataset" else 0.0,
         rate_factors=setup.rate_factors,
         ema_decay=train.average_decay,
@@ -50,11 +53,12 @@ def compile_evaluation(setup: TrainingSetup) -> Callable[[Params, Params], dict[
     )
 
     def held_out(params: Params, frozen: Params) -> dict[str, Any]:
-        return evaluate(
-            lambda params, batch: evaluate_batch(params, frozen, batch),
-            params,
-            batches,
-            lambda batch: partitioner.put(batch, size),
-        )
+        with Progress("evaluating", batches.steps, "batches", jax.process_index() == 0) as bar:
+
+            def put(batch: PackedBatch) -> PackedBatch:
+                bar.advance()
+                return partitioner.put(batch, size)
+
+            return evaluate(lambda params, batch: evaluate_batch(params, frozen, batch), params, batches, put)
 
     return held_out

@@ -1,22 +1,26 @@
-"""A conversation with a trained model, and the commands that change it."""
+"""A conversation with a trained model."""
 
 import html
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mtsft.diagnose.token_view import visible
 from mtsft.errors import InputError, one_line
 from mtsft.files import expanded
 from mtsft.model.generate import Sampling
 
-HELP = """/reset          forget what was said (the system prompt stays)
-/system TEXT    start over with another system prompt; without TEXT, with none
-/save FILE      append the conversation to FILE, as a line that can be trained on
-/help           this
-/quit           leave, as Ctrl-D does
-A line that begins with a space is said as it is, without that space. Ctrl-C stops a reply."""
+# What can be changed within a conversation, and the kind of its values.
+SETTINGS = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "repetition_penalty": float,
+    "seed": int,
+    "max_new": int,
+}
 
 
 class Speaker(Protocol):
@@ -34,6 +38,8 @@ class Conversation:
 
     Attributes:
         messages: what was said so far, the system prompt first if there is one.
+        sampling: how the tokens of the next reply are chosen.
+        max_new: tokens of the next reply at most.
     """
 
     def __init__(self, model: Speaker, sampling: Sampling, max_new: int, system: str = ""):
@@ -48,7 +54,8 @@ class Conversation:
         Raises:
             InputError: nothing can be said after the system prompt.
         """
-        self._model, self._sampling, self._max_new = model, sampling, max_new
+        self._model, self.sampling, self.max_new = model, sampling, max_new
+        self._retries = 0  # of the last reply; each is drawn with a seed of its own
         self.messages: list[tuple[str, str]] = []
         self.start_over(system)
 
@@ -63,7 +70,7 @@ class Conversation:
         """
         messages = [("system", system)] if system else []
         if system:
-            _check_text(system, "the system prompt")
+            check_text(system, "the system prompt")
             try:
                 self._model.prompt([*messages, ("user", "?")])
             except InputError as error:
@@ -76,9 +83,61 @@ class Conversation:
         """Forgets everything but the system prompt."""
         self.messages = [message for message in self.messages[:1] if message[0] == "system"]
 
+    def undo(self) -> str:
+        """Forgets the last message and its reply. Returns the message. Raises InputError where there is none."""
+        if len(self.messages) < 2:
+            raise InputError("nothing was said yet")
+        (_, text), _ = self.messages[-2:]
+        self.messages = self.messages[:-2]
+        return text
+
+    def retry(self) -> Iterator[str]:
+        """Another reply to the last message, piece by piece, in place of the last; drawn with another seed.
+
+        Where the caller stops before the first piece, the last reply stays.
+
+        Raises:
+            InputError: there is none, or as `stream` does.
+        """
+        before, retries = self.messages, self._retries
+        text = self.undo()
+        try:
+            yield from self._reply(text, retries + 1)
+        finally:
+            if len(self.messages) < len(before):
+                self.messages = before
+
+    def change(self, name: str, value: str) -> None:
+        """Changes one of SETTINGS for the replies to come. Raises InputError for an impossible value."""
+        try:
+            number: Any = SETTINGS[name](value)
+        except ValueError as error:
+            kind = "a whole number" if SETTINGS[name] is int else "a number"
+            raise InputError(f"{name} must be {kind}, and {one_line(value, 40)!r} is none") from error
+        if name != "max_new":
+            self.sampling = replace(self.sampling, **{name: number})
+        elif number < 1:
+            raise InputError(f"max_new={number}: must be at least 1")
+        else:
+            self.max_new = number
+
+    def setting(self, name: str) -> float | int:
+        """The value of one of SETTINGS."""
+        return self.max_new if name == "max_new" else getattr(self.sampling, name)
+
+    def settings(self) -> str:
+        """How replies are made, in a line."""
+        if not self.sampling.temperature:
+            said = ["always the most probable token"]
+        else:
+            said = [f"{name} {self.setting(name):g}" for name in ("temperature", "top_p", "top_k")]
+        if self.sampling.penalizes:
+            said.append(f"repetition_penalty {self.sampling.repetition_penalty:g}")
+        return f"{', '.join(said)}, at most {self.max_new:,} tokens a reply"
+
     def say(self, text: str) -> str:
         """The model's reply to `text`. Raises InputError as `stream` does."""
-        _check_text(text, "the message")
+        check_text(text, "the message")
         return "".join(self.stream(text))
 
     def stream(self, text: str) -> Iterator[str]:
@@ -90,17 +149,22 @@ class Conversation:
         Raises:
             InputError: the template refuses the conversation, or the model has no room; `text` is forgotten then.
         """
+        return self._reply(text, retries=0)
+
+    def _reply(self, text: str, retries: int) -> Iterator[str]:
+        """`stream`, with the seed of a retry."""
         asked = [*self.messages, ("user", text)]
         reply, whole = "", False
         self._model.prompt(asked)  # refuses before anything is said
+        sampling = replace(self.sampling, seed=(self.sampling.seed + retries) % 2**32) if retries else self.sampling
         try:
-            for piece in self._model.stream(asked, self._max_new, self._sampling):
+            for piece in self._model.stream(asked, self.max_new, sampling):
                 reply += piece
                 yield piece
             whole = True
         finally:
             if reply or whole:
-                self.messages = [*asked, ("assistant", reply)]
+                self.messages, self._retries = [*asked, ("assistant", reply)], retries
 
     def is_broken(self) -> bool:
         """Whether a reply holds bytes that are no UTF-8: what is shown of it is not what the model said."""
@@ -131,63 +195,9 @@ class Conversation:
         return f"<div>{''.join(lines)}</div>"
 
 
-def converse(conversation: Conversation, lines: Iterable[str], write: Callable[[str], None]) -> None:
-    """Answers lines until they end or one is /quit.
-
-    Args:
-        conversation: what they change.
-        lines: messages, or commands (see HELP).
-        write: is given all text that is shown.
-    """
-    for line in lines:
-        verb, _, rest = line.strip().partition(" ")
-        try:
-            _check_text(line, "the line")
-            if not line.startswith("/"):
-                _answer(conversation, line[1:] if line.startswith(" ") else line.strip(), write)
-            elif verb == "/quit":
-                return
-            elif verb == "/reset":
-                conversation.reset()
-                write("(forgotten)\n")
-            elif verb == "/system":
-                conversation.start_over(rest.strip())
-                write("(started over)\n")
-            elif verb == "/save" and not rest.strip():
-                raise InputError("/save needs the name of a file, such as /save talk.jsonl")
-            elif verb == "/save":
-                conversation.save(rest.strip())
-                broken = "; a reply holds bytes that are no text, shown as U+FFFD" if conversation.is_broken() else ""
-                write(f"(saved to {rest.strip()}{broken})\n")
-            elif verb == "/help":
-                write(HELP + "\n")
-            else:
-                write(f"{one_line(line, 60)}: no such command; these are\n{HELP}\n")
-        except InputError as error:
-            write(f"({error})\n")
-
-
-def _answer(conversation: Conversation, text: str, write: Callable[[str], None]) -> None:
-    if not text.strip():
-        return
-    before, pieces = conversation.messages, conversation.stream(text)
-    try:
-        for piece in pieces:
-            write(_visible(piece))
-    except KeyboardInterrupt:
-        pieces.close()
-        write("(stopped before the reply; forgotten)" if conversation.messages is before else " (stopped)")
-    write("\n")
-
-
-def _check_text(text: str, name: str) -> None:
+def check_text(text: str, name: str) -> None:
     """Raises InputError for text that was read from bytes which are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{name} is not UTF-8 (at character {error.start + 1}); write it in UTF-8") from error
-
-
-def _visible(text: str) -> str:
-    """Text that cannot steer a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)

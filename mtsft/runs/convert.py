@@ -16,18 +16,23 @@ from jax.sharding import SingleDeviceSharding
 from mtsft.config import default
 from mtsft.errors import InputError
 from mtsft.files import atomic_write, expanded
+from mtsft.hub import hub_name, located
 from mtsft.interop.atomic_folder import AtomicFolder
 from mtsft.interop.config_json import architecture_fields
 from mtsft.interop.export import export
 from mtsft.interop.export_configs import generation_config
+from mtsft.interop.hub_files import MODEL_FILES
+from mtsft.interop.model_card import CARD, model_card
 from mtsft.interop.peft import export_adapter
 from mtsft.interop.serving_files import serving_files
 from mtsft.model.lora import NO_LORA
 from mtsft.model.parameters import split
 from mtsft.model.transformer import Model
 from mtsft.runs import workdir as workdirs
+from mtsft.runs.adapter_model import AdapterModel, open_with_adapters
 from mtsft.runs.hub_model import HubModel, is_hub_folder
 from mtsft.runs.trained_model import TrainedModel, WorkdirModel, open_trained
+from mtsft.runs.training_record import training_record
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.state import new_state
 
@@ -78,15 +83,16 @@ def to_hugging_face(
     """Writes what a run trained as a folder that transformers and vLLM load; with adapters merged, or only those.
 
     The chat template has the variables that the run set as its defaults, and eos_token is the token that ends a turn.
+    README.md says what was trained on, with which config, and how the losses went.
 
     Args:
-        workdir: of the run.
+        workdir: of the run; or a Hugging Face folder, or PEFT adapters over one, which are merged.
         output: the folder to write.
         dtype: of the parameters written, "float32" or "bfloat16"; "" for what the run computed in.
         adapter: whether to write a PEFT adapter folder, whose base is what model.init_from named.
         step: of the checkpoint; None for the best.
-        base_name: of the base model, for the adapter folder; "" for the Hub's, where its config.json says it, else its
-            folder.
+        base_name: of the base model, for the adapter folder and the README.md; "" for the Hub's, where its config.json
+            says it, else its folder.
 
     Returns:
         What is in the folder otherwise than one might think, in sentences.
@@ -94,7 +100,7 @@ def to_hugging_face(
     Raises:
         InputError: there is no such model, or `output` is there already.
     """
-    base = open_trained(workdir, step)
+    base = open_with_adapters(workdir, step)
     if adapter:
         return _write_adapter(base, output, base_name)
     AtomicFolder(expanded(output), 0).check()  # before a model is read and merged for it
@@ -113,7 +119,7 @@ def to_hugging_face(
         params,
         model.arch,
         config=base.published,
-        tokenizer_files=_files(base),
+        tokenizer_files=_files(base) | _card(base, output, base_name),
         stop_ids=stops,
         bos_id=special.get("bos_token"),
         pad_id=special.get("pad_token"),
@@ -124,11 +130,13 @@ def to_hugging_face(
     return [f"{output}: holds the text model alone; the other parts of its base are left out"] if inner else []
 
 
-def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> list[str]:
+def _write_adapter(base: TrainedModel | AdapterModel, output: str | Path, base_name: str) -> list[str]:
+    if not isinstance(base, WorkdirModel):
+        raise InputError(f"{base.path}: is no workdir of a run, whose adapters could be written; leave out --adapter")
     if not base.lora.rank:
         raise InputError(f"{base.path}: was trained without adapters (lora.rank=0); convert it without --adapter")
     name = base.config.model.init_from
-    if not name or not is_hub_folder(epath.Path(name)):
+    if not name or not is_hub_folder(epath.Path(located(name, MODEL_FILES))):
         origin = f"the run in {name}" if name else "random parameters"
         raise InputError(
             f"{base.path}: its adapters are for {origin}, which PEFT cannot load; convert it without --adapter, which "
@@ -147,6 +155,7 @@ def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> li
     files = _files(base)
     stops = base.encoder().usual_stops
     files["generation_config.json"] = generation_config(files.get("generation_config.json"), stops, None, None)
+    files |= _card(base, output, base_name, adapter=True)
     base_name = base_name or _name_on_the_hub(base.published, name)
     export_adapter(output, adapters, model.arch, base.lora, base_name, config=base.published, files=files)
     if base_name != name:
@@ -154,14 +163,25 @@ def _write_adapter(base: TrainedModel, output: str | Path, base_name: str) -> li
     return [f"{output}: names its base by the folder {name}; --base_name=ORGANISATION/MODEL names it by the Hub"]
 
 
-def _with_positions(base: TrainedModel) -> dict:
+def _card(base: TrainedModel | AdapterModel, output: str | Path, base_name: str, adapter: bool = False) -> dict:
+    """The README.md of what a run trained, by its name; nothing for a model of others."""
+    if not isinstance(base, WorkdirModel):
+        return {}
+    origin = base.config.model.init_from
+    named = base_name or (_name_on_the_hub(base.published, origin) if origin else "")
+    hub_base = named if _HUB_NAME.fullmatch(named) and not expanded(named).exists() else ""
+    return {CARD: model_card(expanded(output).name, training_record(base), hub_base, adapter)}
+
+
+def _with_positions(base: TrainedModel | AdapterModel) -> dict:
     """The fields of a model; where it is made for any number of positions, with those of a row in its training."""
     if base.fields["max_position_embeddings"]:
         return base.fields
-    return base.fields | {"max_position_embeddings": base.config.data.sequence_length}
+    run = base.base if isinstance(base, AdapterModel) else base
+    return base.fields | {"max_position_embeddings": run.config.data.sequence_length}
 
 
-def _files(base: TrainedModel) -> dict[str, bytes]:
+def _files(base: TrainedModel | AdapterModel) -> dict[str, bytes]:
     """The files of its tokenizer as what serves it needs them."""
     template, tokenizer = base.chat.open()
     stops = base.encoder().usual_stops
@@ -170,7 +190,10 @@ def _files(base: TrainedModel) -> dict[str, bytes]:
 
 
 def _name_on_the_hub(published: Mapping[str, Any] | None, folder: str) -> str:
-    """The name that a base's config.json was loaded by, where that is one of the Hub; else its folder."""
+    """The name on the Hub of what the run started from; else the one that its config.json was loaded by, where that is
+    one of the Hub; else its folder."""
+    if hub := hub_name(folder):
+        return hub.repository
     name = str((published or {}).get("_name_or_path") or "")
     return name if _HUB_NAME.fullmatch(name) and not expanded(name).exists() else folder
 

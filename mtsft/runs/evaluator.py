@@ -6,14 +6,15 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from mtsft.errors import InputError
 from mtsft.evaluation.replies import replies
 from mtsft.files import folder_of
 from mtsft.model.generate import Sampling, generate
 from mtsft.model.parameters import Params, join, split
+from mtsft.progress import Progress
 from mtsft.runs.compiled import compile_evaluation
+from mtsft.runs.hub_commits import with_hub_commits
 from mtsft.runs.identity import identity
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
@@ -62,7 +63,7 @@ class Evaluator:
             raise InputError(
                 f"{workdir}: is a Hugging Face folder, not a workdir; set model.init_from to it and leave out --workdir"
             )
-        config = with_template_date(config.copy_and_resolve_references(), workdir)
+        config = with_hub_commits(with_template_date(config.copy_and_resolve_references(), workdir), workdir)
         # Those of model.init_from may be others.
         config.data.tokenizer = str(workdir / "tokenizer")
         config.data.template = config.data.template or str(workdir / "template.json")
@@ -88,7 +89,7 @@ class Evaluator:
 
         def say(prompts: list[list[int]]) -> list[list[int]]:
             most = [setup.model.arch.positions_after(len(prompt), max_new) for prompt in prompts]
-            with tqdm(total=len(prompts), desc="replies", disable=jax.process_index() > 0) as bar:
+            with Progress("replies", len(prompts), "replies", jax.process_index() == 0) as bar:
                 tokens = generate(
                     setup.model,
                     self.params,
@@ -98,7 +99,7 @@ class Evaluator:
                     sampling,
                     batch_size=batch_size,
                     rows=setup.partitioner.batch_sharding,
-                    watch=bar.update,
+                    watch=bar.advance,
                     vocab_size=setup.dataset.tokenizer.vocab_size,
                 )
             return [reply[:count] for reply, count in zip(tokens, most, strict=True)]

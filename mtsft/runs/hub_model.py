@@ -14,11 +14,11 @@ from mtsft.data.chat_format import open_chat
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import UNBOUNDED, ChatFormat, EncodingSpec
 from mtsft.interop.hf_folder import HubFolder
-from mtsft.interop.peft import read_adapter
 from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.lora import NO_LORA, LoRA
 from mtsft.model.parameters import Params
 from mtsft.model.transformer import Model
+from mtsft.runs.run_adapters import read_adapters
 
 ShardingsOf = Callable[[Any], Any]  # from the shapes of arrays to their shardings
 
@@ -50,8 +50,8 @@ class HubModel:
         return self.folder.fingerprint
 
     def adapters(self, path: str | Path) -> tuple[LoRA, Params]:
-        """The adapters for it in a PEFT folder, layers stacked, on the host."""
-        return read_adapter(path, self.folder.family, self.fields)
+        """The adapters for it in a PEFT folder or a run's workdir, layers stacked, on the host."""
+        return read_adapters(path, self.folder.family, self.fields, self.fingerprint)
 
     @cached_property
     def chat(self) -> ChatFormat:

@@ -10,27 +10,30 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mtsft.errors import InputError
-from mtsft.interop.peft import adapter_fingerprint
 from mtsft.model.architecture import RUNTIME
+from mtsft.runs.run_adapters import fingerprint_of_adapters
 from mtsft.runs.setup import TrainingSetup
-from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE, HELD_OUT
+from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE, HELD_OUT, TRAINED_ON
 
 
 def identity(setup: TrainingSetup) -> dict[str, Any]:
-    """What may not change between the starts of one run, by name."""
-    return {
-        "data.train (tokenised)": setup.dataset.train.content,
-        HELD_OUT: held_out_name(setup),
+    """What may not change between the starts of one run, by name; what others follow from comes before them."""
+    dialogues = {TRAINED_ON: setup.dataset.train.content, HELD_OUT: held_out_name(setup)}
+    tokens = {
         "data.tokenizer": setup.dataset.tokenizer.fingerprint,
         "data.sequence_length": setup.config.data.sequence_length,
+    }
+    trains_tokenizer = not (setup.config.data.tokenizer or setup.base)  # on the dialogues
+    return {
+        BASE: setup.base and setup.base.fingerprint,
+        **(dialogues | tokens if trains_tokenizer else tokens | dialogues),
         # How layers are compiled, what is recomputed and in which precision may change.
         **{
             f"model.{name}": value
             for name, value in asdict(setup.model.arch).items()
             if name not in RUNTIME or name == "param_dtype"
         },
-        BASE: setup.base and setup.base.fingerprint,
-        ADAPTERS_BEFORE: adapter_fingerprint(setup.config.lora.init_from) if setup.config.lora.init_from else None,
+        ADAPTERS_BEFORE: fingerprint_of_adapters(setup.config.lora.init_from) if setup.config.lora.init_from else None,
         "lora.rank": setup.model.lora.rank,
         "lora.alpha": setup.model.lora.alpha,
         "lora.targets": setup.model.lora.targets if setup.model.lora.rank else "",

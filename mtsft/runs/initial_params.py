@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from mtsft.errors import InputError
 from mtsft.model.block import MATRICES
@@ -17,6 +16,7 @@ from mtsft.model.lora import ADAPTERS, NO_LORA, TOKEN_ROWS, LoRA
 from mtsft.model.parameters import VOCABULARY_AXES, Params, are_stacked, join, names, select, split, unstack_layers
 from mtsft.model.quantization import is_quantized, quantize_kernel
 from mtsft.model.transformer import Model
+from mtsft.progress import Progress
 from mtsft.runs.grow_vocab import before_growth, grown
 from mtsft.runs.hub_model import ShardingsOf
 
@@ -178,14 +178,14 @@ def _quantized(
     else:
         one_by_one = base.read_each(kernels, shardings_of)
     quantized: Params = {}
-    with tqdm(desc="quantizing weights", total=len(kernels), unit="matrix", disable=not progress) as bar:
+    with Progress("quantizing weights", len(kernels), "matrices", progress) as bar:
         for part, matrix in matrices:
             shardings = shardings_at(layer_shapes[0][part][matrix], "layers", 0, part, matrix)
             quantize = jax.jit(partial(quantize_kernel, kind=lora.quantize), out_shardings=shardings)
             made = []
             for _ in layers:
                 made.append(jax.block_until_ready(quantize(*jax.tree.leaves(next(one_by_one)))))
-                bar.update()
+                bar.advance()
             if stacked:
                 path = ("layers", part, matrix)
                 stack = jax.jit(_stack, out_shardings=shardings_at(shapes["layers"][part][matrix], *path))

@@ -1,15 +1,16 @@
 """The legs of a run: each start that took steps, with its config; and what changed between two of them."""
 
-import json
+import shlex
 import time
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from mtsft.config import default
+from mtsft.config import default, flat_values
 from mtsft.errors import InputError, one_line
 from mtsft.training.metrics import JsonLines, read_json_lines
 
@@ -24,7 +25,7 @@ _SAME_OBJECTIVE = (
     "train.end_learning_rate",
 )
 # What says where things are and how they are computed, not what is trained.
-_NOT_SAID = ("train.may_change", "data.template_date", "data.workers", "data.cache_dir", "parallel.compilation_cache")
+NOT_SAID = ("train.may_change", "data.template_date", "data.workers", "data.cache_dir", "parallel.compilation_cache")
 
 
 def last_leg(workdir: epath.Path) -> dict[str, Any]:
@@ -47,14 +48,14 @@ def add_leg(workdir: epath.Path, step: int, steps: int, config: ConfigDict) -> N
     if jax.process_index() == 0:
         began = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         file = JsonLines(workdir / LEGS, after=steps)
-        file.write({"step": step, "began": began, "steps": steps, "config": _flat(config)})
+        file.write({"step": step, "began": began, "steps": steps, "config": flat_values(config)})
         file.close()
 
 
 def config_of(leg: Mapping[str, Any]) -> ConfigDict:
     """The config of a leg; keys that it does not know have their defaults."""
     config = default()
-    known = {key: value for key, value in leg["config"].items() if key in _flat(config)}
+    known = {key: value for key, value in leg["config"].items() if key in flat_values(config)}
     with config.ignore_type():  # tuples come back as lists
         config.update_from_flattened_dict(known)
     return config
@@ -67,8 +68,8 @@ def changes(before: Mapping[str, Any], config: ConfigDict) -> dict[str, tuple[An
         before: the config of a leg.
         config: of the run now.
     """
-    now = _flat(config)
-    keys = [key for key in {**now, **before} if key not in _NOT_SAID]
+    now = flat_values(config)
+    keys = [key for key in {**now, **before} if key not in NOT_SAID]
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
@@ -90,6 +91,29 @@ def check_same_objective(changed: Mapping[str, tuple[Any, Any]], may_change: str
             )
 
 
+def continued(workdir: epath.Path, config: ConfigDict, changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """The command, for a shell, that trains on from a run in a new workdir, with what the user changed.
+
+    The new run has the tokenizer and the template of this one; adapters go on over the base that they are for.
+
+    Args:
+        workdir: of the run.
+        config: of the run now.
+        changed: as `changes` gives it.
+    """
+    start = "lora.init_from" if config.lora.rank and config.model.init_from else "model.init_from"
+    overrides = {key: now for key, (_, now) in changed.items() if now is not None and not key.endswith("init_from")}
+    overrides = {start: str(workdir), **overrides}
+    flags = {"config": str(workdir), "workdir": _free(workdir)} | {f"config.{key}": v for key, v in overrides.items()}
+    words = (f"--{name}={','.join(v) if isinstance(v, list) else v}" for name, v in flags.items())
+    return shlex.join(["mtsft", "train", *words])
+
+
+def _free(workdir: epath.Path) -> str:
+    """A name beside that of a workdir under which there is nothing yet."""
+    return next(name for n in count(2) if not epath.Path(name := f"{workdir}-{n}").exists())
+
+
 def describe(
     changed: Mapping[str, tuple[Any, Any]], step: int, before: int, schedule: Callable, steps: int, was: Callable
 ) -> list[str]:
@@ -103,10 +127,7 @@ def describe(
         steps: of the run in all, now.
         was: the schedule of the last leg.
     """
-    lines = []
-    if changed:
-        said = (f"{key} {_short(a)} -> {_short(b)}" for key, (a, b) in sorted(changed.items()))
-        lines.append(f"changed since the last start: {', '.join(said)}")
+    lines = [said] if (said := describe_keys(changed)) else []
     now, then = float(schedule(step)), float(was(min(step, before - 1)))
     if steps != before and abs(now - then) > 0.01 * then:
         lines.append(
@@ -116,11 +137,11 @@ def describe(
     return lines
 
 
+def describe_keys(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """The keys that changed since the last leg, as `changes` gives them, for a line that is printed; "" for none."""
+    said = (f"{key} {_short(a)} -> {_short(b)}" for key, (a, b) in sorted(changed.items()))
+    return f"changed since the last start: {', '.join(said)}" if changed else ""
+
+
 def _short(value: Any) -> str:
     return one_line(repr(value), 60)
-
-
-def _flat(config: ConfigDict) -> dict[str, Any]:
-    """A config as plain values by key."""
-    record = json.loads(config.to_json_best_effort())
-    return {f"{group}.{name}": value for group, keys in record.items() for name, value in keys.items()}

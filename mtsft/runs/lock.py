@@ -17,7 +17,8 @@ from typing import Any
 from etils import epath
 
 from mtsft.errors import InputError, one_line
-from mtsft.files import atomic_write
+from mtsft.files import atomic_write, errors_naming
+from mtsft.processes import place, started
 
 LOCK = "lock.json"
 BEAT, PATIENCE = 15.0, 50.0  # seconds between renewals, and after which a file that was not renewed is nobody's
@@ -75,7 +76,7 @@ class WorkdirLock:
         if "://" in str(self._path):
             return False
         try:
-            with Path(self._path).open("x") as file:
+            with errors_naming(self._path), Path(self._path).open("x") as file:
                 file.write(self._content())
         except FileExistsError:
             return False
@@ -86,8 +87,8 @@ class WorkdirLock:
         holder = self._read()
         if not holder:
             return
-        if _place() and holder.get("place") == _place():
-            if _started(holder.get("pid")) == holder.get("started"):
+        if place() and holder.get("place") == place():
+            if started(holder.get("pid")) == holder.get("started"):
                 raise self._held_by(holder)
             return
         print(f"{self._path}: held by {_who(holder)}; looking for {PATIENCE:.0f} s whether it still runs", flush=True)
@@ -121,7 +122,7 @@ class WorkdirLock:
     def _content(self) -> str:
         self._beats += 1
         holder = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "since": self._since}
-        return json.dumps(holder | {"place": _place(), "started": _started(os.getpid()), "beats": self._beats}) + "\n"
+        return json.dumps(holder | {"place": place(), "started": started(os.getpid()), "beats": self._beats}) + "\n"
 
     def _read(self) -> dict[str, Any]:
         """The content of the file; {} where there is none, or none that is whole."""
@@ -135,20 +136,3 @@ class WorkdirLock:
 def _who(holder: dict[str, Any]) -> str:
     """A holder, for a line that is printed."""
     return one_line(f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}", 150)
-
-
-def _place() -> str:
-    """What processes have in common that see each other by their numbers: a boot, and a namespace of containers."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""  # no Linux
-
-
-def _started(pid: Any) -> str:
-    """When a process of this machine began, in ticks, which no other of its number has; "" for one that has ended."""
-    try:
-        state, *fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError, TypeError):
-        return ""
-    return "" if state in "ZX" else fields[18]  # see proc(5); a zombie only waits for its parent to ask how it ended

@@ -1,7 +1,7 @@
 """The training loop: cadence, logging, checkpoints and interruptions."""
 
 import json
-import sys
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 import jax
 from etils import epath
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from mtsft.data.batches import read_ahead
 from mtsft.errors import InputError
@@ -20,15 +19,18 @@ from mtsft.runs import legs
 from mtsft.runs import workdir as workdirs
 from mtsft.runs.claim import claimed
 from mtsft.runs.compiled import compile_evaluation, compile_step
+from mtsft.runs.hub_commits import hub_notes, with_hub_commits
 from mtsft.runs.identity import check_hosts_agree, held_out_name, identity
 from mtsft.runs.lock import WorkdirLock
 from mtsft.runs.schedule import schedule_notes, schedule_of
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
+from mtsft.runs.training_progress import TrainingProgress, end_lines
 from mtsft.stopping import UNFINISHED, Saving
 from mtsft.training.checkpoint import Checkpoints, check_same_run
 from mtsft.training.early_stopping import is_best, stops_after
-from mtsft.training.metrics import Log, Meter, held_out_losses, read_json_lines
+from mtsft.training.metrics import Log, Meter, finite, held_out_losses, read_json_lines
+from mtsft.training.pace import device_memory
 from mtsft.training.preemption import must_stop
 from mtsft.training.state import TrainState
 
@@ -61,7 +63,10 @@ def train(
     workdir = folder_of(workdir)
     workdir = workdir if "://" in str(workdir) else workdir.resolve()  # which would make a local folder of a bucket's
     workdirs.check_free(workdir)
-    config = with_template_date(config, workdir)
+    if _is_first():
+        workdirs.check_can_be_written(workdir)
+    config = with_hub_commits(with_template_date(config, workdir), workdir)
+    _say(*hub_notes(config))
     setup = TrainingSetup.of(config, progress=_is_first())
     _say(*setup.dataset.summary())
     check_hosts_agree(setup)
@@ -82,7 +87,7 @@ def _train(
     leg = legs.last_leg(workdir)
     changed = legs.changes(leg["config"], config) if leg else {}
     legs.check_same_objective(changed, config.train.may_change, workdir)
-    _write_or_check(workdir, setup)
+    _write_or_check(workdir, setup, changed)
     with Checkpoints(workdir / "checkpoints", setup.model, config.checkpoint.keep, held_out) as checkpoints:
         start, earlier = checkpoints.latest or 0, workdirs.read_result(workdir)
         _check_leaves_nothing_out(setup, start, earlier, workdir)
@@ -96,6 +101,11 @@ def _train(
         _say(*schedule_notes(config, setup.steps))
         doing = "starting at" if not start else "resuming after" if start < setup.steps else "nothing left to do after"
         _say(f"{doing} step {start:,} of {setup.steps:,}, {_describe(setup)}")
+        if (parts := setup.microbatches) > 1:
+            rows = config.train.batch_size // setup.partitioner.num_shards // parts
+            _say(
+                f"a batch of {config.train.batch_size} rows is computed in {parts} parts, {rows} rows of each a device"
+            )
         meter = Meter(
             config.train.batch_size * config.data.sequence_length,
             began,
@@ -107,8 +117,13 @@ def _train(
             checkpoints.wait()
         stopped_early = _no_longer_improves(setup, losses)
         result = {"finished": stopped_early or int(state.step) >= setup.steps, "steps": int(state.step)}
+        if losses:
+            result |= {
+                "held_out_loss": losses[-1],
+                "best_held_out_loss": min(filter(math.isfinite, losses), default=math.nan),
+                "best_step": checkpoints.best,
+            }
         if stopped_early:
-            result["best_step"] = checkpoints.best
             _say(
                 f"stopped early after step {result['steps']:,}: the held-out loss did not improve{_by(config)} for "
                 f"{config.eval.patience} evaluations; the best checkpoint is that of step {checkpoints.best:,}"
@@ -130,7 +145,9 @@ def _train(
     result |= {**times, "rows": setup.num_rows, "attention_kernel": setup.model.arch.attention_kernel}
     result["data"] = setup.dataset.accounts()
     if _is_first():
-        atomic_write(workdir / workdirs.RESULT, (json.dumps(result, indent=1) + "\n").encode())
+        atomic_write(workdir / workdirs.RESULT, (json.dumps(finite(result), indent=1) + "\n").encode())
+    starts = len(read_json_lines(workdir / legs.LEGS))
+    _say(*end_lines(result, time.monotonic() - began, starts), f"it is in {workdir}")
     return result
 
 
@@ -172,7 +189,7 @@ def _take_steps(
     evaluate = compile_evaluation(setup) if setup.dataset.eval is not None else None
     with (
         Log(workdir, start, active=_is_first()) as log,
-        _progress_bar(start, steps) as bar,
+        TrainingProgress(start, steps, config.eval.every if evaluate else 0, shown=_is_first()) as progress,
         jax.transfer_guard("disallow"),  # an implicit transfer, which the device would wait for, is an error
     ):
 
@@ -180,12 +197,14 @@ def _take_steps(
             """Logs a step; returns whether its loss and gradient were finite."""
             lock.check()
             metrics = jax.device_get(metrics)
-            meter.add(metrics)
+            progress.step(step, meter.add(metrics))
             if _due(step, config.train.log_every, steps):
-                log.train(record := meter.record(step, metrics))
+                rows = min(step * config.train.batch_size, setup.num_rows)
+                epoch = rows / setup.dataset.train_layout.num_rows
+                log.train(record := meter.record(step, metrics) | {"epoch": round(epoch, 4), **device_memory()})
+                progress.record(record)
                 if watch:
                     watch(record)
-                bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s")
             if metrics["skipped_in_a_row"] >= min(config.train.max_bad_steps, steps):
                 raise InputError(
                     f"step {step}: the loss or its gradient was not finite for {metrics['skipped_in_a_row']} steps "
@@ -201,7 +220,6 @@ def _take_steps(
             if pending:
                 report(*pending)
             pending = (step, metrics)
-            bar.update()
 
             stopping = must_stop(step, saving)
             evaluating = evaluate is not None and _due(step, config.eval.every, steps)
@@ -210,11 +228,12 @@ def _take_steps(
                 continue
             good, pending = report(*pending), None
             with jax.transfer_guard("allow"):
+                began = time.monotonic()
                 scores = evaluate(state.eval_params, frozen) if evaluating else None
                 if evaluating:
                     log.evaluation({"step": step, "held_out": held_out_name(setup), **scores})
-                    bar.write(f"step {step:,}: held-out loss {scores['loss']:.4f}", file=sys.stderr)
                     losses.append(scores["loss"])
+                    progress.evaluation(step, losses, time.monotonic() - began)
                     stopping |= _no_longer_improves(setup, losses)
                     due |= stopping or is_best(losses)
                 # The state after a skipped step (whose parameters are the last good ones) is saved only at an end.
@@ -228,11 +247,13 @@ def _take_steps(
     return state
 
 
-def _write_or_check(workdir: epath.Path, setup: TrainingSetup) -> None:
-    """Makes the workdir this run's, or checks that it is; writes the config and the tokenizer there."""
+def _write_or_check(workdir: epath.Path, setup: TrainingSetup, changed: dict[str, tuple[Any, Any]]) -> None:
+    """Makes the workdir this run's, or checks that it is; writes the tokenizer there."""
     told = setup.config.eval.new_series
     way_on = "" if told else "say eval.new_series=True, after which losses of the others count no longer"
-    check_same_run(workdir / workdirs.FINGERPRINT, identity(setup), {workdirs.HELD_OUT: way_on})
+    other_data = f"train on from it in a new workdir: {legs.continued(workdir, setup.config, changed)}"
+    ways_on = {workdirs.HELD_OUT: way_on, workdirs.TRAINED_ON: other_data}
+    check_same_run(workdir / workdirs.FINGERPRINT, identity(setup), ways_on, legs.describe_keys(changed))
     if _is_first():
         workdirs.write_run_files(workdir, setup.dataset.spec.chat, setup.base and setup.base.published)
 
@@ -283,20 +304,6 @@ def _due(step: int, every: int, last: int) -> bool:
     return bool(every) and (step % every == 0 or step == last)
 
 
-def _progress_bar(start: int, steps: int) -> tqdm:
-    """A progress bar; in a log, a line now and then."""
-    seconds = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(
-        total=steps,
-        initial=start,
-        desc="training",
-        unit="step",
-        disable=not _is_first(),
-        mininterval=seconds,
-        miniters=1,
-    )
-
-
 def _describe(setup: TrainingSetup) -> str:
     trained, whole = (count / 1e6 for count in setup.parameter_counts)
     counted = f"{trained:,.1f} M" if trained == whole else f"{trained:,.1f} M of {whole:,.1f} M"
@@ -309,5 +316,5 @@ def _is_first() -> bool:
 
 
 def _say(*lines: str) -> None:
-    if _is_first():
+    if lines and _is_first():
         print(*lines, sep="\n", flush=True)

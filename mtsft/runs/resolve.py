@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from mtsft.config import default
 from mtsft.errors import InputError
 from mtsft.files import expanded
+from mtsft.hub import hub_name
 from mtsft.interop.export_configs import check_exportable
 from mtsft.runs.build_model import architecture_of
 from mtsft.runs.grow_vocab import check_method
@@ -35,7 +36,8 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, TrainedModel | None]:
         return config, None
     config, defaults = config.copy_and_resolve_references(), default().model
     for keys in (config.model, config.lora):
-        if keys.init_from and "://" not in keys.init_from:  # the run's config may be read from another folder
+        is_path = keys.init_from and "://" not in keys.init_from and hub_name(keys.init_from) is None
+        if is_path:  # the run's config may be read from another folder
             keys.init_from = str(expanded(keys.init_from).absolute())
     for name, value in base.fields.items():
         value = type(defaults[name])(value)

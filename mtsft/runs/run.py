@@ -56,7 +56,7 @@ class Run:
 
         Returns:
             {loss, supervised_tokens, dialogues, by_turn: [{turn, loss, supervised_tokens}]}, losses in nats per
-            supervised token.
+            supervised token, turns counted from 0.
 
         Raises:
             InputError: nothing is trained yet, or nothing is held out.

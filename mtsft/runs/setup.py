@@ -28,7 +28,7 @@ from mtsft.training.freeze import trained_names
 from mtsft.training.learning_rate import learning_rate_factors
 from mtsft.training.losses.table import ModelLoss, build_loss
 from mtsft.training.partitioner import Partitioner
-from mtsft.training.sharding import check_batch_size, check_rules, make_mesh, param_shardings
+from mtsft.training.sharding import check_batch_size, check_rules, count_microbatches, make_mesh, param_shardings
 from mtsft.training.state import TrainState, create_state, new_state, state_shardings
 
 
@@ -62,7 +62,7 @@ class TrainingSetup:
         mesh = make_mesh(config.parallel.mesh)
         partitioner = Partitioner(config.parallel.mode, mesh)
         train = config.train
-        check_batch_size("train.batch_size", train.batch_size, partitioner.num_shards, train.microbatches)
+        _microbatches(config, partitioner)  # refuses numbers that do not divide, before anything is read
         optimizer = optimizer_of(config)
         config, base = resolve(config)
         dataset = open_dataset(data_config(config), progress)
@@ -109,9 +109,14 @@ class TrainingSetup:
         return count_rows(self.config, self.dataset)
 
     @property
+    def microbatches(self) -> int:
+        """Parts that a batch of training is computed in."""
+        return _microbatches(self.config, self.partitioner)
+
+    @property
     def eval_batch_size(self) -> int:
         """Rows of a batch in evaluation."""
-        return self.config.eval.batch_size or self.config.train.batch_size // self.config.train.microbatches
+        return self.config.eval.batch_size or self.config.train.batch_size // self.microbatches
 
     @cached_property
     def whole_shapes(self) -> Params:
@@ -190,3 +195,8 @@ class TrainingSetup:
     def loss(self) -> ModelLoss:
         """What is trained: (all parameters, rows, rng) -> LossSums."""
         return build_loss(self.model, self.partitioner.constrain, **self.config.objective)
+
+
+def _microbatches(config: ConfigDict, partitioner: Partitioner) -> int:
+    train = config.train
+    return count_microbatches(train.batch_size, partitioner.num_shards, train.microbatches, train.rows_per_device)

@@ -19,7 +19,7 @@ def with_template_date(config: ConfigDict, workdir: epath.Path | None = None) ->
     config, path = config.copy_and_resolve_references(), workdir and workdir / CONFIG
     try:
         recorded = json.loads(path.read_text())["data"]["template_date"] if path and path.exists() else ""
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         recorded = ""  # what reads the whole file says what is wrong with it
     config.data.template_date = str(recorded or datetime.date.today())
     return config

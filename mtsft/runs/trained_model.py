@@ -14,8 +14,9 @@ from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import UNBOUNDED, ChatFormat, EncodingSpec
 from mtsft.errors import InputError
 from mtsft.files import folder_of
+from mtsft.hub import located
 from mtsft.interop.config_json import architecture_fields, config_for
-from mtsft.interop.peft import adapter_fingerprint, read_adapter
+from mtsft.interop.hub_files import MODEL_FILES
 from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.lora import LoRA
 from mtsft.model.merge import merge
@@ -24,6 +25,7 @@ from mtsft.model.transformer import Model
 from mtsft.runs.build_model import lora_of, model_of
 from mtsft.runs.hub_model import HubModel, ShardingsOf, is_hub_folder
 from mtsft.runs.initial_params import initial_params
+from mtsft.runs.run_adapters import fingerprint_of_adapters, read_adapters
 from mtsft.runs.workdir import (
     ADAPTERS_BEFORE,
     BASE,
@@ -83,10 +85,10 @@ class WorkdirModel:
         return read_identity(self.path / FINGERPRINT)
 
     def adapters(self, path: str | Path) -> tuple[LoRA, Params]:
-        """The adapters for it in a PEFT folder, layers stacked, on the host."""
+        """The adapters for it in a PEFT folder or a run's workdir, layers stacked, on the host."""
         fields = self.fields | {"max_position_embeddings": self.fields["max_position_embeddings"] or 1}
         family = architecture_fields(self.published or config_for(fields), str(self.path))[0]
-        return read_adapter(path, family, self.fields)
+        return read_adapters(path, family, self.fields, self.fingerprint)
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -132,7 +134,7 @@ class WorkdirModel:
     def _adapters_before(self) -> str:
         """The folder of the adapters that the run started from. Raises InputError where those are others by now."""
         path = self.config.lora.init_from
-        if path and adapter_fingerprint(path) != self._identity.get(ADAPTERS_BEFORE):
+        if path and fingerprint_of_adapters(path) != self._identity.get(ADAPTERS_BEFORE):
             raise InputError(
                 f"{path}: no longer holds the adapters that {self.path} was trained from, some of which it froze; "
                 "put them back"
@@ -159,11 +161,11 @@ def open_base(path: str | Path) -> TrainedModel | None:
     """The model that model.init_from names; None for "". Raises InputError if there is none."""
     if not path:
         return None
-    folder = folder_of(path)
+    folder = folder_of(located(path, MODEL_FILES))
     if not folder.is_dir():
         raise InputError(
-            f"{path}: no such folder; model.init_from is a Hugging Face folder or the workdir of a run "
-            "(hf download NAME --local-dir FOLDER fetches one from the Hub)"
+            f"{path}: no such folder; model.init_from is a Hugging Face folder or the workdir of a run, or "
+            "ORGANISATION/NAME, a model of the Hugging Face Hub"
         )
     return open_trained(folder)
 
@@ -172,13 +174,13 @@ def open_trained(path: str | Path, step: int | None = None) -> TrainedModel:
     """The model of a workdir or a Hugging Face folder.
 
     Args:
-        path: the folder.
+        path: the folder, or the name of one on the Hugging Face Hub.
         step: of the checkpoint of a workdir; None for the best by held-out loss.
 
     Raises:
         InputError: there is no such model.
     """
-    folder = folder_of(path)
+    folder = folder_of(located(path, MODEL_FILES))
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise InputError(
             f"{path}: holds adapters alone; merge them into their base in PEFT, or train on from them with "

@@ -11,18 +11,21 @@ from ml_collections import ConfigDict
 from mtsft.config import default
 from mtsft.encoding.spec import ChatFormat
 from mtsft.errors import InputError, one_line
-from mtsft.files import atomic_write, read_json_file
+from mtsft.files import atomic_write, check_writable, read_json_file
 from mtsft.interop import config_json
 from mtsft.runs.template_date import CONFIG
 from mtsft.tokenizer.load import read_files
 
 FINGERPRINT = "fingerprint.json"  # what may not change within a run
 # The names in it of the fingerprints of what the run starts from.
-HELD_OUT = "held-out dialogues"
+HELD_OUT, TRAINED_ON = "held-out dialogues", "data.train (tokenised)"
 BASE, ADAPTERS_BEFORE = "model.init_from (parameters)", "lora.init_from (parameters)"
 RESULT = "result.json"  # how it ended
 CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made
 _TEMPLATE, _TOKENIZER, _PUBLISHED = "template.json", "tokenizer", "published.json"
+_LINES = ("legs.jsonl", "metrics.jsonl", "eval.jsonl")
+_FOLDERS = ("checkpoints", _TOKENIZER, "tensorboard")
+_FILES = (FINGERPRINT, CONFIG, RESULT, _TEMPLATE, _PUBLISHED, *_LINES)
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
 
@@ -55,7 +58,7 @@ def check_free(workdir: epath.Path) -> None:
     if not workdir.is_dir():
         raise InputError(f"--workdir={workdir}: is a file; choose a folder")
     if (workdir / FINGERPRINT).exists():
-        if CONVERTED in read_json_file(workdir / FINGERPRINT)[1]:
+        if CONVERTED in read_json_file(workdir / FINGERPRINT, "restore it from a copy")[1]:
             raise InputError(
                 f"--workdir={workdir}: holds a converted model; set model.init_from to it, and choose another --workdir"
             )
@@ -66,6 +69,29 @@ def check_free(workdir: epath.Path) -> None:
             f"--workdir={workdir}: holds {one_line(min(foreign), 60)}, and no run of mtsft; "
             "choose a folder for the run that is new or empty"
         )
+
+
+def check_can_be_written(workdir: epath.Path) -> None:
+    """Raises InputError where a run's folder on disk, or the one that it is to be made in, cannot be written to."""
+    if "://" in str(workdir):
+        return
+    there = next(folder for folder in (workdir, *workdir.parents) if folder.exists())
+    for name in _FOLDERS:
+        if (workdir / name).is_file():
+            raise InputError(f"{workdir / name}: is a file, where a run keeps a folder; move it away")
+    tokenizer = workdir / _TOKENIZER
+    files = [workdir / name for name in _FILES] + (list(tokenizer.iterdir()) if tokenizer.exists() else [])
+    for path in files:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, where a run keeps a file; move it away")
+    try:
+        check_writable(there / FINGERPRINT if there == workdir else there / ".mtsft")
+    except OSError as error:
+        what = "cannot be written" if there == workdir else f"cannot be made in {there}"
+        why = one_line(error.strerror or error, 100)
+        raise InputError(
+            f"--workdir={workdir}: {what} ({why}); make that writable, or choose another folder"
+        ) from error
 
 
 def make(workdir: epath.Path) -> None:
@@ -85,7 +111,7 @@ def read_run_config(workdir: epath.Path) -> ConfigDict:
     try:
         with config.ignore_type():  # tuples come back as lists
             config.update(json.loads(path.read_text()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: not the config of a run of this version: {one_line(error, 100)}") from error
     return config
 
@@ -106,7 +132,7 @@ def read_published(workdir: epath.Path) -> dict[str, Any] | None:
     path = workdir / _PUBLISHED
     if not path.exists():
         return None
-    published = read_json_file(path)[1]
+    published = read_json_file(path, "restore it from a copy")[1]
     config_json.architecture_fields(published, str(path))  # refuses a damaged one
     return published
 
@@ -114,7 +140,7 @@ def read_published(workdir: epath.Path) -> dict[str, Any] | None:
 def read_result(workdir: epath.Path) -> dict[str, Any]:
     """The result.json of an earlier end of the run; {} where there was none. Raises InputError."""
     path = workdir / RESULT
-    return read_json_file(path)[1] if path.exists() else {}
+    return read_json_file(path, "move it away: a run writes it anew when it ends")[1] if path.exists() else {}
 
 
 def nothing_in(workdir: Path, lack: str) -> InputError:

@@ -2,7 +2,8 @@
 
 chatml         github.com/openai/openai-python, chatml.md (2023): text alone
 chatml-tools   the same with functions, calls and results as Hermes and Qwen have them
-               (github.com/NousResearch/Hermes-Function-Calling)
+               (github.com/NousResearch/Hermes-Function-Calling), and thoughts between <think> marks; of dialogues that
+               have none of these it writes what chatml writes. Thoughts of earlier turns stay, as they were emitted.
 llama3         llama.com/docs/model-cards-and-prompt-formats/meta-llama-3
 gemma          ai.google.dev/gemma/docs/formatting
 """
@@ -46,7 +47,11 @@ _CHATML_TOOLS = """\
         {{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' -}}
         {%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}{{- '<|im_end|>\\n' -}}{%- endif -%}
     {%- elif not (tools and has_system and loop.first) -%}
-        {{- '<|im_start|>' + message.role + '\\n' + (message.content or '') -}}
+        {{- '<|im_start|>' + message.role + '\\n' -}}
+        {%- if message.reasoning_content -%}
+            {{- '<think>\\n' + message.reasoning_content + '\\n</think>\\n\\n' -}}
+        {%- endif -%}
+        {{- message.content or '' -}}
         {%- for call in message.tool_calls or [] -%}
             {%- if message.content or not loop.first -%}{{- '\\n' -}}{%- endif -%}
             {{- '<tool_call>\\n{"name": ' + call.function.name | tojson + ', "arguments": ' -}}
@@ -98,6 +103,7 @@ _GEMMA = """\
 {%- endif -%}
 """
 
+DEFAULT = "chatml-tools"  # for a tokenizer without a template of its own
 BUILT_IN = {
     "chatml": BuiltIn(CHATML, _CHATML_MARKERS),
     "chatml-tools": BuiltIn(_CHATML_TOOLS, _CHATML_MARKERS),

@@ -1,6 +1,6 @@
 """Tokenizers, from the files that people have: SentencePiece models and Hugging Face folders.
 
-No file is executed, and nothing is fetched: what is read here is data.
+No file is executed: what is read here is data.
 """
 
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 from etils import epath
 
 from mtsft.errors import InputError
+from mtsft.hub import Wanted, located
 from mtsft.tokenizer.base import Tokenizer, json_from
 from mtsft.tokenizer.huggingface import HuggingFaceTokenizer
 from mtsft.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -22,16 +23,21 @@ _BESIDE = (
     "chat_template.jinja",
     "chat_template.json",
 )
-_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n[A-Za-z0-9+/]+=* \d+\r?\n")  # tokens in base64, with their ranks
+_KINDS = ("tokenizer.json", "tokenizer.model")
 _MORE_TEMPLATES = "additional_chat_templates"
+TOKENIZER_FILES = Wanted(  # of a repository of the Hugging Face Hub
+    (*_KINDS, *_BESIDE, f"{_MORE_TEMPLATES}/*.jinja"),
+    lambda folder: [] if any((folder / name).exists() for name in _KINDS) else [_KINDS[0]],
+)
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n[A-Za-z0-9+/]+=* \d+\r?\n")  # tokens in base64, with their ranks
 
 
 def read_files(path: str | Path) -> dict[str, bytes]:
     """The files of a tokenizer.
 
     Args:
-        path: a SentencePiece .model file, a tokenizer.json file, or a Hugging Face folder that holds one of them under
-            these names (of both, tokenizer.json counts, as in transformers).
+        path: a SentencePiece .model file, a tokenizer.json file, or a Hugging Face folder, or its name on the Hub, that
+            holds one of them under these names (of both, tokenizer.json counts, as in transformers).
 
     Returns:
         Contents by name: "tokenizer.json" or "tokenizer.model", and the JSON files and chat templates beside it.
@@ -39,11 +45,11 @@ def read_files(path: str | Path) -> dict[str, bytes]:
     Raises:
         InputError: there is none, or it cannot be read.
     """
-    path = epath.Path(path).expanduser()
+    path = epath.Path(located(path, TOKENIZER_FILES)).expanduser()
     try:
         if not path.is_dir():
             return {"tokenizer.json" if path.suffix == ".json" else "tokenizer.model": path.read_bytes()}
-        kind = next((name for name in ("tokenizer.json", "tokenizer.model") if (path / name).exists()), None)
+        kind = next((name for name in _KINDS if (path / name).exists()), None)
         if kind is None and (path / "tekken.json").exists():
             raise InputError(f"{path}: holds Mistral's tekken.json alone; {_convert(path)}")
         if kind is None:

@@ -1,10 +1,14 @@
 """Checkpoints: Orbax, sharded and asynchronous, and the check that a workdir still holds the same run."""
 
 import errno
+import inspect
 import json
+import logging
 import math
 import shutil
+import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +27,7 @@ from mtsft.training.state import TrainState, from_saved, to_saved
 _METRIC, _HELD_OUT = "eval_loss", "held_out"
 _METADATA = "_CHECKPOINT_METADATA"  # of Orbax, a JSON object in the folder of a step
 _CHECKSUMS = "checksums"  # of every array, kept beside them
+_OF_DAMAGE = (ValueError, OSError, LookupError, AttributeError, TypeError)  # that reading a damaged file ends in
 _ON_DISK = {"ema_params": "average"}  # fields of TrainState that checkpoints hold under another key
 
 
@@ -57,6 +62,8 @@ class Checkpoints:
                 f"{_damaged_step(folder)}: this checkpoint cannot be read ({one_line(_origin(error), 200)}); if it is "
                 "damaged, move it away to go on without it"
             ) from error
+        for step in self.steps:
+            self._loss_at(step)  # or a damaged one would be found at the first save
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -77,12 +84,21 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step of the checkpoint with the least held-out loss, or the newest if none has one that is finite."""
-        losses = {step: self._loss_of(self._manager.metrics(step) or {}) for step in self.steps}
+        losses = {step: self._loss_at(step) for step in self.steps}
         finite = [step for step in losses if losses[step] < math.inf]
         return min(finite, key=losses.get, default=self.latest)
 
+    def _loss_at(self, step: int) -> float:
+        """The same of a step. Raises InputError where its metrics are damaged."""
+        try:
+            return self._loss_of(self._manager.metrics(step) or {})
+        except (OSError, ValueError, TypeError) as error:
+            raise self._unreadable(step, one_line(_origin(error), 100)) from error
+
     def _loss_of(self, metrics: dict[str, Any]) -> float:
         """The held-out loss of a checkpoint; infinite for none, one that is not finite, and one of other dialogues."""
+        if not isinstance(metrics, dict):
+            raise TypeError("the metrics of a step are no JSON object")
         loss, held_out = metrics.get(_METRIC, math.inf), metrics.get(_HELD_OUT, self._held_out)
         return loss if math.isfinite(loss) and held_out == self._held_out else math.inf
 
@@ -157,11 +173,12 @@ class Checkpoints:
 
     def _restore(self, step: int, arguments: Any, target: Any) -> Any:
         """Arrays of a checkpoint, of the shapes of `target`. Raises InputError where they are not what was saved."""
+        _hush_failed_reads()
         try:
             restored = self._manager.restore(step, args=arguments)
         except Exception as error:
             # For a damaged file Orbax raises one of these, or a plain Exception, around the error of tensorstore.
-            if type(error) is not Exception and not isinstance(error, ValueError | OSError | KeyError):
+            if type(error) is not Exception and not isinstance(error, _OF_DAMAGE):
                 raise
             raise self._unreadable(step, one_line(_origin(error), 200)) from error
         saved = self.kept(step).get(_CHECKSUMS, {})
@@ -233,10 +250,31 @@ def _damaged_step(folder: epath.Path) -> epath.Path:
     """The folder of a step whose metrics cannot be read; that of all steps where it is something else."""
     for metrics in folder.glob("*/metrics/metrics"):
         try:
-            json.loads(metrics.read_text())
+            is_whole = isinstance(json.loads(metrics.read_text()), dict)
         except (OSError, ValueError):
+            is_whole = False
+        if not is_whole:
             return metrics.parent.parent
     return folder
+
+
+@lru_cache(maxsize=1)
+def _hush_failed_reads() -> None:
+    """Keeps quiet those reads that fail beside the one which is told.
+
+    Orbax begins all of them, and waits for none once one has failed: each would print a long text of its own when it
+    is collected, or that its event loop is closed, from whatever thread.
+    """
+    uncaught, unraisable = sys.excepthook, sys.unraisablehook
+
+    def is_of_a_closed_loop(error: BaseException | None) -> bool:
+        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+    sys.excepthook = lambda kind, error, trace: is_of_a_closed_loop(error) or uncaught(kind, error, trace)
+    sys.unraisablehook = lambda said: (
+        is_of_a_closed_loop(said.exc_value) or inspect.iscoroutine(said.object) or unraisable(said)
+    )
+    logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
 
 
 def _origin(error: BaseException) -> BaseException:
@@ -256,7 +294,10 @@ def read_identity(path: epath.Path) -> dict[str, Any]:
 
 
 def check_same_run(
-    path: epath.Path, identity: dict[str, Any], ways_on: Mapping[str, str] = MappingProxyType({})
+    path: epath.Path,
+    identity: dict[str, Any],
+    ways_on: Mapping[str, str] = MappingProxyType({}),
+    changed: str = "",
 ) -> None:
     """Writes what may not change between the starts of a run, or checks it against what an earlier start wrote.
 
@@ -264,6 +305,7 @@ def check_same_run(
         path: of the file.
         identity: values of JSON, by config key or another name.
         ways_on: for names that may change if the user says so, how that is said; "" where it was.
+        changed: the config keys that may be why, for the error.
 
     Raises:
         InputError: naming the first that differs.
@@ -277,7 +319,8 @@ def check_same_run(
             continue
         raise InputError(
             f"{path.parent} holds a run with another {name} (it was {one_line(was, 60)}, now {one_line(now, 60)}); "
-            f"restore it, or {way_on}"
+            + (f"{changed}; " if changed else "")
+            + f"restore it, or {way_on}"
         )
     if earlier != identity and jax.process_index() == 0:
         atomic_write(path, json.dumps(identity, indent=1).encode())

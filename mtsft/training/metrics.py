@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from mtsft.errors import InputError, one_line
-from mtsft.files import atomic_write
+from mtsft.files import atomic_write, errors_naming
 
 
 class JsonLines:
@@ -41,8 +41,9 @@ class JsonLines:
         """Appends one object; numbers that are not finite become null, as JSON has no others."""
         line = json.dumps(finite(record)) + "\n"
         if self._appends:
-            self._file.write(line)
-            self._file.flush()
+            with errors_naming(self._path):
+                self._file.write(line)
+                self._file.flush()
         else:
             self._lines.append(line)
 
@@ -142,7 +143,8 @@ class Log:
         if self._evaluations:
             self._evaluations.write(record)
             self._draw("eval", {name: value for name, value in record.items() if name not in ("by_turn", "held_out")})
-            by_turn = {f"turn_{entry['turn']:02d}": entry["loss"] for entry in record["by_turn"]}
+            # People see them, so they count from 1, as the table of `evaluate` does.
+            by_turn = {f"assistant_turn_{entry['turn'] + 1:02d}": entry["loss"] for entry in record["by_turn"]}
             self._draw("eval_loss_by_turn", {"step": record["step"], **by_turn})
 
     def sync(self) -> None:
@@ -176,6 +178,7 @@ class Meter:
         self._restarts = kept.get("restart_seconds", 0.0)
         if kept or spent:  # what came after the checkpoint is lost, and so is the time until training goes on
             self._restarts += spent - kept.get("seconds", 0.0) + time.monotonic() - began
+        self._compiles = True
         self.restart()
 
     def restart(self) -> None:
@@ -183,14 +186,19 @@ class Meter:
         self._since = self._seen = time.monotonic()
         self._tokens = self._supervised = 0
 
-    def add(self, metrics: dict[str, Any]) -> None:
-        """Counts a step, as soon as its metrics are there."""
-        now, supervised = time.monotonic(), int(metrics["supervised_tokens"])
-        self._training, self._seen = self._training + now - self._seen, now
-        self._tokens += int(metrics["tokens"])
-        self._supervised += supervised
+    def add(self, metrics: dict[str, Any]) -> float:
+        """Counts a step, as soon as its metrics are there. Returns the seconds that it took."""
+        now, tokens, supervised = time.monotonic(), int(metrics["tokens"]), int(metrics["supervised_tokens"])
+        took = now - self._seen
+        self._training, self._seen = self._training + took, now
+        if self._compiles:  # the first step of a start says nothing of how fast the others are
+            self._compiles, self._since = False, now
+            self._first = took, tokens, supervised
+        else:
+            self._tokens, self._supervised = self._tokens + tokens, self._supervised + supervised
         if math.isfinite(loss := float(metrics["loss"])):
             self._nll, self._weight = self._nll + loss * supervised, self._weight + supervised
+        return took
 
     def to_keep(self) -> dict[str, float]:
         """What a checkpoint must keep, so that the records go on as if nothing had happened."""
@@ -204,10 +212,13 @@ class Meter:
     def record(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
         """The record of one step, its own numbers exactly; loss and rates are those since the last record.
 
-        The loss is the mean over the supervised tokens of all steps whose own was finite.
+        The loss is the mean over the supervised tokens of all steps whose own was finite. The rates are without the
+        first step of a start, which compiles, unless there is no other.
         """
-        elapsed = max(time.monotonic() - self._since, 1e-9)
-        rates = self._tokens / elapsed, self._supervised / elapsed
+        elapsed, tokens, supervised = time.monotonic() - self._since, self._tokens, self._supervised
+        if not tokens:
+            elapsed, tokens, supervised = self._first
+        rates = tokens / max(elapsed, 1e-9), supervised / max(elapsed, 1e-9)
         loss = self._nll / self._weight if self._weight else math.nan
         self._nll, self._weight = 0.0, 0
         self.restart()

@@ -124,15 +124,39 @@ def param_shardings(
 
 def check_batch_size(key: str, batch_size: int, num_shards: int, microbatches: int = 1) -> None:
     """Raises InputError, naming the config key, unless all devices get equally many rows of every micro-batch."""
-    for name, value in ((key, batch_size), ("train.microbatches", microbatches)):
-        if value < 1:
-            raise InputError(f"{name}={value}: must be at least 1")
+    if batch_size < 1:
+        raise InputError(f"{key}={batch_size}: must be at least 1")
     unit = num_shards * microbatches
-    if batch_size % unit:
-        raise InputError(
-            f"{key}={batch_size} does not divide over {num_shards} devices times {microbatches} micro-batches; "
-            f"use a multiple of {unit}, such as {-(-batch_size // unit) * unit}"
-        )
+    if batch_size % unit == 0:
+        return
+    sizes = [size for size in (batch_size // unit * unit, -(-batch_size // unit) * unit) if size]
+    parts = f" times {microbatches} micro-batches" if microbatches > 1 else ""
+    remedy = f"use {key}={' or '.join(map(str, sizes))}"
+    if batch_size % num_shards == 0:
+        rows = batch_size // num_shards
+        counts = [n for n in range(1, rows + 1) if rows % n == 0]
+        near = sorted(sorted(counts, key=lambda n: abs(n - microbatches))[:2])
+        remedy += f", or train.microbatches={' or '.join(map(str, near))}"
+    raise InputError(f"{key}={batch_size} does not divide over {num_shards} devices{parts}; {remedy}")
+
+
+def count_microbatches(batch_size: int, num_shards: int, microbatches: int, rows_per_device: int) -> int:
+    """Parts that a batch of training is computed in.
+
+    Args:
+        batch_size: rows, over all devices.
+        num_shards: devices that have rows of their own.
+        microbatches: parts, as the config says; 0 for as few as rows_per_device allows.
+        rows_per_device: rows of a part that a device computes, at most; 0 for any number.
+
+    Raises:
+        InputError: devices would get unequal numbers of rows.
+    """
+    check_batch_size("train.batch_size", batch_size, num_shards, microbatches or 1)
+    if microbatches or not rows_per_device:
+        return microbatches or 1
+    rows = batch_size // num_shards
+    return next(parts for parts in range(1, rows + 1) if rows % parts == 0 and rows // parts <= rows_per_device)
 
 
 def rows_of_this_process(sharding: NamedSharding, batch_size: int) -> list[int]:

@@ -14,7 +14,7 @@ from mtsft.errors import InputError
 def data(write_jsonl, tmp_path):
     turns = [("user", "Hello there"), ("assistant", "I am well")]
     train, held_out = write_jsonl([turns] * 3, "train.jsonl"), write_jsonl([turns], "held_out.jsonl")
-    values = dict(vocab_size=280, cache_dir=str(tmp_path / "cache"), sequence_length=64)
+    values = dict(vocab_size=300, cache_dir=str(tmp_path / "cache"), sequence_length=64)
     return DataConfig(train=f"{train}=2.0", eval=str(held_out), eval_fraction=0.5, **values)
 
 
@@ -97,3 +97,27 @@ def test_where_the_held_out_dialogues_are_from_is_said(data, write_jsonl, tmp_pa
     )
     share = DataConfig(**values | {"eval": "", "eval_fraction": 1.0})
     assert "; from " not in open_dataset(share, progress=False).summary()[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("blank.jsonl", b"\n \n", ": holds no dialogue, only empty lines"),
+        ("a.csv", b"foo,bar\n1,2\n", ":2: no 'messages', nor the keys of another format"),
+        ("a.csv", b"foo,messages\n1,caf\xe9\n", ":1: not UTF-8"),
+        (
+            "a.jsonl",
+            b'{"messages": [{"role": "user", "content": "caf\xe9"}]}\n',
+            ":1: not UTF-8 (byte 0xe9 at column 47)",
+        ),
+        ("a.jsonl", b'{"prompt": "q", "chosen": "a", "rejected": "b"}\n', ":1: 'chosen' makes it a preference"),
+        ("a.parquet", b"PAR1", ":1: Parquet that cannot be read"),
+    ],
+)
+def test_a_first_file_that_is_wrong_is_told_before_the_tokenizer_that_it_would_train(tmp_path, name, content, says):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        open_dataset(DataConfig(train=str(path), cache_dir=str(tmp_path / "cache"), vocab_size=280), progress=False)
+    assert str(caught.value).startswith(f"{path}{says}")
+    assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []

@@ -395,7 +395,7 @@ def test_the_text_says_all_of_it(examine):
     for path, row in train["by_source"].items():
         assert any(line.endswith(" ".join(map(str, row.values()))) and path[-77:] in line for line in lines)
     assert f"assistant {train['supervised_tokens']}" in lines
-    assert [f"turn {turn} {count}" for turn, count in train["by_turn"].items()] == [
+    assert [f"turn {turn + 1} {count}" for turn, count in train["by_turn"].items()] == [
         line for line in lines if line.startswith("turn ") and line != "turn supervised"
     ][: len(train["by_turn"])]
     for fill in train["fill"]:
@@ -415,9 +415,9 @@ def test_late_turns_are_added_up(examine):
     report = examine([said(*("x", "Hi") * 15)], sequence_length=512)
     each = report["train"]["by_turn"][0]
     lines = [line.split() for line in report_as_text(report).splitlines()]
-    assert ["turn", "11", str(each)] in lines
+    assert ["turn", "12", str(each)] in lines
     assert ["later", str(3 * each)] in lines
-    assert not any(line[:2] == ["turn", "12"] for line in lines)
+    assert not any(line[:2] == ["turn", "13"] for line in lines)
 
 
 def test_what_people_wrote_steers_no_terminal(examine, tmp_path):

@@ -54,7 +54,7 @@ def test_dialogues_are_a_sequence(dialogues):
 
 def test_the_first_few_dialogues_are_shown(dialogues):
     shown = dialogues._repr_html_()
-    assert shown.count('<pre class="mtsft-tree">') == 5
+    assert shown.count('<div class="mtsft-tree">') == 5
     assert "<p>and 3 more</p>" in shown
     assert "file.jsonl:5; 4 tokens" in shown
     assert "<script>" not in shown

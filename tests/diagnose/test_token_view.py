@@ -116,7 +116,9 @@ def test_a_branch_begins_on_its_own_line_with_its_position(small_tokenizer):
     assert token_view.as_text(tree, small_tokenizer, color=False) == "ab⟦cd⟧\n↳ 2: ⟦\u00d72 xy⟧"
     assert "\n↳ 2: \x1b[1;32m" in token_view.as_text(tree, small_tokenizer)
     fragment = token_view.as_html(tree, small_tokenizer)
-    assert "\n<i>↳ 2: </i><sup>\u00d72 </sup><span" in fragment
+    assert '<div class="branch"><i>branch 1, from position 2 on</i>\n<span' in fragment
+    assert '</span></div><div class="branch"><i>branch 2, from position 2 on</i>\n<sup>\u00d72 </sup><span' in fragment
+    assert fragment.endswith("</span></div></div>")
     assert [piece.position for piece in token_view.token_pieces(tree, small_tokenizer)] == [0, 1, 2, 3, 2, 3]
 
 
@@ -136,8 +138,8 @@ def test_html_marks_exactly_what_is_supervised(grow, small_tokenizer):
         "<|im_end|>",
     ]
     stop = small_tokenizer.controls["<|im_end|>"].id
-    assert page.titles[-1] == f"token {stop}, position {len(page.titles) - 1}, turn 0, template, weight 1"
-    assert any(re.search(r"turn 0, message 0, context", title) for title in page.titles)
+    assert page.titles[-1] == f"token {stop}, position {len(page.titles) - 1}, turn 1, template, weight 1"
+    assert any(re.search(r"turn 1, message 1, context", title) for title in page.titles)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +156,7 @@ def test_what_people_wrote_is_data_to_a_page(wrote, chatml, tags_tokenizer):
     )
     assert {"<b>", "&lt;"} <= {tags_tokenizer.piece(i) for i in range(tags_tokenizer.vocab_size)}
     page = Page(token_view.as_html(tree, tags_tokenizer))
-    assert set(page.tags) == {"style", "pre", "span"}
+    assert set(page.tags) == {"style", "div", "span"}
     assert "".join(text for _, text in page.spans).count(wrote) == 2
 
 

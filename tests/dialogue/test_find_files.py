@@ -55,11 +55,9 @@ def test_a_file_whose_name_holds_brackets_is_taken_as_it_is(three):
         ),
         ("*.txt", r"\*.txt: no such file; set data.train to"),
         (("a.jsonl", "gone.jsonl"), r"gone.jsonl: no such file; set data.train to"),
-        (
-            "folder",
-            r"folder: is a folder without files of a split that data.train could be \(train.jsonl, .*folder/",
-        ),
-        ("fold*", r"folder: is a folder without files of a split"),
+        ("folder", r"folder: is an empty folder; set data.train to a file of dialogues, or to a folder that"),
+        ("other", r"other: is a folder without files of a split that data.train could be \(train.jsonl, .*other/"),
+        ("oth*", r"other: is a folder without files of a split"),
         ((), r"data.train names no file; set it to"),
         ("", r"data.train names no file; set it to"),
         ("~nobody-of-that-name/a.jsonl", r"~nobody-of-that-name/a.jsonl: no such file; set data.train to"),
@@ -67,6 +65,8 @@ def test_a_file_whose_name_holds_brackets_is_taken_as_it_is(three):
 )
 def test_a_pattern_that_names_no_file_is_refused(three, monkeypatch, patterns, problem):
     (three / "folder").mkdir()
+    (three / "other").mkdir()
+    (three / "other" / "notes.txt").touch()
     monkeypatch.chdir(three)
     with pytest.raises(InputError, match=f"^{problem}"):
         find_files(patterns, "data.train")
@@ -215,3 +215,11 @@ def test_a_split_in_two_kinds_of_files_is_refused(tmp_path, names):
         InputError, match=rf"holds files of the split 'train' of several kinds \({names[0]}, {names[1]}\)"
     ):
         find_files(str(tmp_path), "data.train")
+
+
+def test_an_empty_folder_is_called_one(tmp_path):
+    with pytest.raises(InputError) as caught:
+        find_files(str(tmp_path), "data.eval")
+    assert str(caught.value) == (
+        f"{tmp_path}: is an empty folder; set data.eval to a file of dialogues, or to a folder that holds some"
+    )

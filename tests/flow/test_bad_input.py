@@ -303,11 +303,11 @@ def train(refused, *flags, says):
     [
         (
             ["--config.train.batch_size=6"],
-            r"train\.batch_size=6 does not divide over 4 devices.*; use a multiple of 4,",
+            r"train\.batch_size=6 does not divide over 4 devices; use train\.batch_size=4 or 8$",
         ),
         (
             ["--config.train.batch_size=8", "--config.train.microbatches=3"],
-            r"train\.batch_size=8 does not divide over 4 devices times 3 micro-batches; use a multiple of 12,",
+            r"train\.batch_size=8 does not divide over 4 devices times 3 micro-batches; use train\.batch_size=12, or ",
         ),
         (["--config.parallel.mesh=data=3"], r"parallel\.mesh='data=3' makes 3 devices, and there are 4; give axes"),
     ],

@@ -14,7 +14,7 @@ def get_config():
     config.data.corpus = "recall"
     config.data.corpus_dialogues = 30
     config.data.corpus_eval_dialogues = 3
-    config.data.vocab_size = 400
+    config.data.vocab_size = 408
     config.data.sequence_length = 320
     config.data.workers = 1
     config.data.cache_dir = "cache"

@@ -136,6 +136,38 @@ def test_a_full_disk_at_a_save_leaves_the_last_good_checkpoint(config, tiny_disk
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["4", "8"]
 
 
+@pytest.mark.parametrize("door", ["train", "chat"])
+def test_a_checkpoint_that_was_cut_is_told_in_one_line_and_nothing_beside_it(tmp_path, config, four_steps, door):
+    workdir = shutil.copytree(four_steps[0], tmp_path / "run")
+    for path in (workdir / "checkpoints" / "4" / "default").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:100])
+    flags = [f"--config={config}", "--config.eval.every=0", "--config.train.steps=8"] if door == "train" else []
+    _, err = run(door, *flags, f"--workdir={workdir}", status=2)
+    assert the_one_line(err, door).startswith(f"{door}: {workdir}/checkpoints/4: this checkpoint cannot be read ")
+    assert len(err.splitlines()) == 1, err
+
+
+def test_a_full_workdir_is_told_by_the_file_that_was_written(config, tiny_disk):
+    disk = tiny_disk(8)
+    _, err = run("train", f"--config={config}", f"--workdir={disk / 'run'}", status=2)
+    assert the_one_line(err) == (
+        f"train: {disk}/run/tokenizer/tokenizer.model: No space left on device; free some space and run the same "
+        "command again"
+    )
+    assert list(disk.rglob("*.tmp")) == []
+
+
+def test_warnings_of_libraries_are_one_line_of_a_kind(config, tiny_disk, tmp_path):
+    flags = [f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.eval.every=0", "--config.train.steps=2"]
+    compiled = f"--config.parallel.compilation_cache={tiny_disk(4) / 'compiled'}"  # of which several programs are kept
+    out, err = run("train", *flags, compiled)
+    (line,) = err.splitlines()
+    assert line.startswith("train: Error writing persistent compilation cache entry for ")
+    assert "No space left on device (UserWarning of " in line
+    assert "\r" not in out
+    assert out.splitlines()[-4:-3] == ["next:"]
+
+
 @pytest.mark.parametrize("kilobytes", [4, 40, 90])
 def test_a_full_disk_while_tokenising_leaves_nothing_half_written(config, tiny_disk, kilobytes):
     cache = tiny_disk(kilobytes)

@@ -137,5 +137,7 @@ def test_changed_data_or_model_is_refused_in_one_line(config, whole, flag, reaso
     lines = [line for line in err.splitlines() if line.startswith("train: ")]
     assert len(lines) == 1
     assert reason in lines[0]
-    assert "choose another --workdir" in lines[0]
+    new = f"--config={whole} --workdir={whole}-2 --config.model.init_from={whole} {flag}"
+    way_on = f"train on from it in a new workdir: mtsft train {new}" if "data" in flag else "choose another --workdir"
+    assert lines[0].endswith(f"; restore it, or {way_on}")
     assert sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*")) == before

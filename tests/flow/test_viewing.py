@@ -64,6 +64,30 @@ def test_color_is_for_terminals(config):
     assert b"\x1b[1;32mIt is 0." in shown
 
 
+def test_one_dialogue_is_found_by_its_line_or_its_id(config):
+    for flag in ("--at=sums.jsonl:5", "--at=5", "--id=sum-4"):
+        out, _ = run("view", f"--config={config}", "--format=json", flag)
+        assert [json.loads(line)["id"] for line in out.splitlines()] == ["sum-4"]
+    _, error = run("view", f"--config={config}", "--at=99", status=2)
+    assert error == f"view: {config.parent}/sums.jsonl:99: holds no dialogue\n"
+
+
+def test_the_held_out_ones_are_the_others(config):
+    def ids(*flags):
+        out, _ = run("view", f"--config={config}", "--format=json", "--limit=0", *flags)
+        return [json.loads(line)["id"] for line in out.splitlines()]
+
+    share = "--config.data.eval_fraction=0.2"
+    held_out, trained = ids(share, "--held_out"), ids(share)
+    assert 0 < len(held_out) < len(trained)
+    assert {*held_out, *trained} == {f"sum-{i}" for i in range(60)}
+    assert not {*held_out} & {*trained}
+    out, _ = run("view", f"--config={config}", share, f"--id={held_out[0]}")
+    assert f"{held_out[0]}  (held out; " in out
+    _, error = run("view", f"--config={config}", "--held_out", status=2)
+    assert error == "view: --held_out: nothing is held out; set data.eval or data.eval_fraction\n"
+
+
 @pytest.mark.parametrize("limit", [0, 1])
 def test_a_reader_that_leaves_early_is_no_error(config, limit):
     process = start("view", f"--config={config}", "--format=json", f"--limit={limit}")

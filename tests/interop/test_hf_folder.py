@@ -1,5 +1,8 @@
 """Folders of Hugging Face, written by hand: read by their bytes."""
 
+import io
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +26,7 @@ from mtsft.errors import InputError
 from mtsft.interop import config_json, safetensors_io, sharded_read, weight_names
 from mtsft.interop.hf_folder import HubFolder, leaf_shapes, tensor_shapes
 from mtsft.model.parameters import unstack_layers
+from mtsft.progress import Progress
 from mtsft.training.sharding import make_mesh, param_shardings
 
 
@@ -90,7 +94,7 @@ def test_a_process_reads_its_own_bytes_alone(tmp_path, counted, scan):
         plan = folder._plan(tuple(entry.key for entry in path), leaf, OneShard(sharding, device))
         shard = next(shard.data for shard in leaf.addressable_shards if shard.device == device)
         layers, rows, _ = plan._as_stored(shard.shape, 1)
-        with safetensors_io.progress_bar(plan.nbytes, "", False) as bar:
+        with Progress("reading weights", plan.nbytes, "B", shown=False) as bar:
             read = plan._read_piece(shard.shape, (0, layers), (0, rows), bar)
         np.testing.assert_array_equal(read[device], shard, str(path))
         assert sum(counted) == plan.nbytes == shard.size * 2  # two bytes an entry in the file
@@ -215,13 +219,18 @@ def test_fused_matrices(tmp_path):
         np.testing.assert_array_equal(at(params, path), value, str(path))
 
 
-def test_progress_is_shown_when_asked_for(tmp_path, capfd):
+def test_progress_is_shown_when_asked_for(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
     folder = HubFolder.open(write(tmp_path / "model", tensors_of(shapes_of())))
     shapes = shapes_for(folder)
     folder.read(shapes, alone(shapes), progress=False)
-    assert capfd.readouterr().err == ""
+    assert sys.stderr.getvalue() == ""
     folder.read(shapes, alone(shapes), progress=True)
-    assert "100%" in capfd.readouterr().err
+    assert "reading weights:   0%|" in sys.stderr.getvalue()
 
 
 def test_the_fingerprint_follows_the_weights(tmp_path):

@@ -278,3 +278,34 @@ def test_local_refuses_an_interpreter_that_is_not_there(local):
     done = script(LAUNCH / "local.sh", "--config=c.py", env=clean_environment(PYTHON="/no/python"))
     assert done.returncode == 2
     assert "/no/python" in done.stderr
+
+
+FAKE_PYTHON = """#!/bin/sh
+[ "$1" = -c ] && exit {status}
+echo "$0 $3"
+"""
+
+
+def outside_of_environments(folder, status):
+    """A shell in which no environment is active, and where python3 ends with a status when it is asked for packages."""
+    write_program(folder / "programs" / "python3", FAKE_PYTHON.format(status=status))
+    env = clean_environment(PATH=f"{folder / 'programs'}{os.pathsep}{os.environ['PATH']}")
+    return {key: value for key, value in env.items() if key not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
+
+
+def test_local_says_what_to_activate_where_python_lacks_the_packages(tmp_path):
+    env = outside_of_environments(tmp_path, status=1)
+    done = script(LAUNCH / "local.sh", "--config=c.py", env=env, cwd=tmp_path)
+    lacks = f"{tmp_path}/programs/python3 lacks mtsft or JAX: activate the environment that has them"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"local.sh: {lacks} (source DIR/bin/activate), or set PYTHON\n"
+
+
+def test_local_takes_the_environment_beside_it_where_none_is_active(tmp_path):
+    env = outside_of_environments(tmp_path, status=1)
+    write_program(tmp_path / ".venv" / "bin" / "python", FAKE_PYTHON.format(status=0))
+    done = script(LAUNCH / "local.sh", "--config=c.py", env=env, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "./.venv/bin/python --config=c.py\n"), done.stderr
+    # One that is active is meant.
+    active = script(LAUNCH / "local.sh", "--config=c.py", env=env | {"VIRTUAL_ENV": "/mine"}, cwd=tmp_path)
+    assert (active.returncode, active.stdout) == (2, "")

@@ -6,7 +6,8 @@ import pytest
 
 from mtsft.errors import InputError
 from mtsft.model.generate import GREEDY
-from mtsft.runs.conversation import HELP, Conversation, converse
+from mtsft.runs.chat_commands import HELP, converse
+from mtsft.runs.conversation import Conversation
 
 
 class Parrot:
@@ -198,7 +199,8 @@ def test_quitting_unknown_commands_and_lines_with_a_space_before_a_slash(convers
     out = shown(conversation, "/save ", "/resett", " /quit", "", "/quit", "not said")
     assert out == (
         "(/save needs the name of a file, such as /save talk.jsonl)\n"
-        f"/resett: no such command; these are\n{HELP}\n/quit \n"
+        "(/resett: no such command; did you mean /reset? /help lists them, and a line that begins with // is said as "
+        "text)\n/quit \n"
     )
     assert "x" * 60 not in shown(conversation, "/" + "x" * 100)
     assert shown(conversation, "/help") == HELP + "\n"

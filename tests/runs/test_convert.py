@@ -15,6 +15,7 @@ from mtsft.runs import convert, evaluator
 from mtsft.runs.chat_model import ChatModel
 from mtsft.runs.hub_model import HubModel
 from mtsft.runs.trained_model import WorkdirModel, open_base
+from mtsft.runs.training_record import training_record
 
 
 def test_a_run_goes_out_and_comes_in_bit_for_bit(folder, base, exported):
@@ -24,8 +25,9 @@ def test_a_run_goes_out_and_comes_in_bit_for_bit(folder, base, exported):
     convert.from_hugging_face(exported, folder / "back")
     convert.to_hugging_face(folder / "back", folder / "again")
     assert {p.name for p in exported.iterdir()} == {p.name for p in (folder / "again").iterdir()}
-    for file in exported.iterdir():
+    for file in {*exported.iterdir()} - {exported / "README.md"}:
         assert file.read_bytes() == (folder / "again" / file.name).read_bytes(), file.name
+    assert "did not train" in (folder / "again" / "README.md").read_text()
     assert ChatModel.load(folder / "back").reply([("user", "3?")], 4) == ChatModel.load(base).reply([("user", "3?")], 4)
 
 
@@ -38,11 +40,57 @@ def test_adapters_alone_go_out_as_a_folder(folder, adapted, exported):
     assert convert.to_hugging_face(workdir, folder / "named", adapter=True, base_name="maker/model") == []
     described = json.loads((folder / "named" / "adapter_config.json").read_text())
     assert described["base_model_name_or_path"] == "maker/model"
+    card = (folder / "named" / "README.md").read_text()
+    assert 'base_model: "maker/model"\n' in card
+    assert "base_model:" not in (folder / "adapter" / "README.md").read_text()
     beside = {path.name for path in (folder / "named").iterdir()}
     assert beside >= {"chat_template.jinja", "generation_config.json", "tokenizer_config.json"}
     tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
     name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
     np.testing.assert_array_equal(tensors[name], parameters(workdir)["layers"][1]["mlp"]["up"]["lora_b"].T)
+
+
+def test_a_folder_says_how_it_was_trained_and_no_path_of_its_maker(folder, adapted, exported):
+    workdir, _ = adapted
+    convert.to_hugging_face(workdir, folder / "tuned")
+    card = (folder / "tuned" / "README.md").read_text()
+    assert str(folder) not in card
+    assert "# tuned\n\nexported, fine-tuned with mtsft" in card
+    (loss,) = [record["loss"] for record in map(json.loads, (workdir / "eval.jsonl").read_text().splitlines())]
+    assert f"These are the weights of step 2. Their held-out loss is {loss:.4f} nats per supervised token" in card
+    assert f"| step | held-out loss |\n| ---: | ---: |\n| 2 | {loss:.4f} |\n" in card
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = "".join(f"| {record['step']} | {record['loss']:.4f} |\n" for record in records)
+    assert f"| step | training loss |\n| ---: | ---: |\n{rows}" in card
+    assert "Data:\n\n```\ndialogues.jsonl\n```\n" in card
+    assert r"Held out: 25\.0\% of the dialogues." in card
+    config = json.loads(card.split("```json\n")[1].split("```")[0])
+    assert config["model.init_from"] == "exported"
+    assert config["data.train"] == "dialogues.jsonl"
+    assert (config["lora.rank"], config["train.learning_rate"]) == (2, 0.01)
+    assert not {"data.cache_dir", "parallel.compilation_cache", "model.hidden_size"} & {*config}
+
+
+def test_losses_of_other_held_out_dialogues_and_of_later_steps_are_not_told(adapted, tmp_path):
+    shutil.copytree(adapted[0], tmp_path / "run")
+    evaluations = tmp_path / "run" / "eval.jsonl"
+    (own,) = [json.loads(line) for line in evaluations.read_text().splitlines()]
+    others = [own | {"step": 1, "held_out": "others"}, own | {"step": 1, "loss": 9.5}, own, own | {"step": 3}]
+    evaluations.write_text("".join(json.dumps(record) + "\n" for record in [*others, own | {"step": 1, "loss": None}]))
+    record = training_record(WorkdirModel(tmp_path / "run"))
+    assert record.held_out_losses == [(1, 9.5), (2, own["loss"])]
+
+
+def test_what_is_named_by_several_paths_is_told_by_their_last_parts(folder, make_config, base, tmp_path):
+    shutil.copytree(base, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["data"] |= {"train": ["/home/ada/a.jsonl", "gs://bucket/b/*.jsonl=0.5"], "eval": "/x/y.jsonl,/x/z/"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    record = training_record(WorkdirModel(tmp_path / "run"))
+    assert record.data == ["a.jsonl", "*.jsonl=0.5"]
+    assert record.held_out == "y.jsonl,z"
+    assert record.config["data.train"] == ["a.jsonl", "*.jsonl=0.5"]
+    assert record.base == ""
 
 
 def test_conversions_that_make_no_sense_are_named(folder, base, exported):

@@ -81,7 +81,7 @@ def test_one_that_was_killed_is_replaced_at_once(workdir):
             pass
         process.kill()
         until = time.monotonic() + 5
-        while locks._started(process.pid) and time.monotonic() < until:  # a zombie: nobody has asked how it ended
+        while locks.started(process.pid) and time.monotonic() < until:  # a zombie: nobody has asked how it ended
             time.sleep(0.01)
         with WorkdirLock(workdir):
             assert held(workdir)["pid"] == os.getpid()

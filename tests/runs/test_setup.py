@@ -119,6 +119,10 @@ def test_the_schedule_the_microbatches_and_the_steps_are_the_configs(make_run, c
     compile_step(run)
     assert run.steps == 20
     assert compiled["microbatches"] == 2
+    run = make_run(**changes, **{"train.rows_per_device": 1, "train.batch_size": 2 * run.config.train.batch_size})
+    compile_step(run)
+    assert run.partitioner.num_shards * compiled["microbatches"] == run.config.train.batch_size
+    assert run.eval_batch_size == run.partitioner.num_shards
     assert [float(compiled["schedule"](step)) for step in (0, 3, 20)] == pytest.approx([0.125, 0.5, 0.1])
 
 

@@ -23,32 +23,32 @@ def setup_of(exported, make_config):
 
 
 def test_tokens_are_found_by_text_and_by_id(setup_of):
-    setup = setup_of(trainable_tokens='["<|im_end|>", 9]')
+    setup = setup_of(trainable_tokens='["<|im_end|>", 19]')
     stop = setup.dataset.tokenizer.controls["<|im_end|>"].id
-    expected = tuple(sorted([stop, 9]))
+    expected = tuple(sorted([stop, 19]))
     assert (setup.model.lora.embed_tokens, setup.model.lora.head_tokens) == (expected, expected)
     assert json.loads(setup.config.lora.trainable_tokens) == {"embed": [*expected], "head": [*expected]}
     plain = setup.dataset.tokenizer.piece(40)
     assert setup_of(trainable_tokens=json.dumps({"head": [plain]})).model.lora.head_tokens == (40,)
     assert setup_of(trainable_tokens=json.dumps({"head": [plain]})).model.lora.embed_tokens == ()
     # What is trained whole has no rows apart.
-    both = setup_of(trainable_tokens="[9]", modules_to_save="embed")
-    assert (both.model.lora.embed_tokens, both.model.lora.head_tokens) == ((), (9,))
+    both = setup_of(trainable_tokens="[19]", modules_to_save="embed")
+    assert (both.model.lora.embed_tokens, both.model.lora.head_tokens) == ((), (19,))
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        (dict(trainable_tokens="[9"), r"^lora\.trainable_tokens=\[9: write a JSON list of tokens"),
-        (dict(trainable_tokens="9"), r"^lora\.trainable_tokens=9: write a JSON list of tokens"),
+        (dict(trainable_tokens="[19"), r"^lora\.trainable_tokens=\[19: write a JSON list of tokens"),
+        (dict(trainable_tokens="19"), r"^lora\.trainable_tokens=19: write a JSON list of tokens"),
         (dict(trainable_tokens="[true]"), r"^lora\.trainable_tokens=\[true\]: write a JSON list of tokens"),
-        (dict(trainable_tokens='{"tail": [9]}'), r"^lora\.trainable_tokens=.*: write a JSON list of tokens"),
+        (dict(trainable_tokens='{"tail": [19]}'), r"^lora\.trainable_tokens=.*: write a JSON list of tokens"),
         (
             dict(trainable_tokens='["<|nobody|>"]'),
             r"^lora\.trainable_tokens names '<\|nobody\|>', which is no token of",
         ),
         (dict(trainable_tokens="[100000]"), r"^lora\.trainable_tokens names 100000, which is no token of .* are below"),
-        (dict(trainable_tokens="[9]", rank=0), r"^lora\.trainable_tokens is of what .* set lora\.rank above 0"),
+        (dict(trainable_tokens="[19]", rank=0), r"^lora\.trainable_tokens is of what .* set lora\.rank above 0"),
         (dict(modules_to_save="embed", rank=0), r"^lora\.modules_to_save is of what .* set lora\.rank above 0"),
         (
             dict(modules_to_save="tail"),
@@ -66,10 +66,10 @@ def test_what_cannot_be_is_refused(setup_of, changes, problem):
 
 
 def test_a_tied_head_has_the_rows_of_the_embedding(make_config, folder, base):
-    config = make_config(**{"lora.rank": 2, "lora.trainable_tokens": "[9]", "model.tie_word_embeddings": True})
+    config = make_config(**{"lora.rank": 2, "lora.trainable_tokens": "[19]", "model.tie_word_embeddings": True})
     assert TrainingSetup.of(config, progress=False).model.lora.head_tokens == ()
     with config.unlocked():
-        config.lora.trainable_tokens = '{"head": [9]}'
+        config.lora.trainable_tokens = '{"head": [19]}'
     with pytest.raises(
         InputError, match=r"names rows of a head, and this model's is its embedding: name those of embed$"
     ):
@@ -98,7 +98,7 @@ def test_only_what_is_named_is_trained(exported, make_config, folder, adapted):
     # Others that go on in the same workdir would train another model.
     with pytest.raises(InputError, match=r"holds a run with another lora\.trainable_tokens"):
         loop.train(
-            make_config(**{"model.init_from": str(exported), **changes, "lora.trainable_tokens": "[9]"}),
+            make_config(**{"model.init_from": str(exported), **changes, "lora.trainable_tokens": "[19]"}),
             folder / "beside",
         )
     loop.train(adapted[1], adapted[0])  # runs that know of none go on

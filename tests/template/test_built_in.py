@@ -63,6 +63,21 @@ def test_calls_and_results_under_chatml_tools():
     assert f"<|im_start|>user{results}<|im_start|>assistant\nA bird." in whole
 
 
+def test_a_thought_under_chatml_tools_in_a_field_and_inside_the_words():
+    looked = {"tool_calls": [CALL], "reasoning_content": "I know it.\nNot."}
+    turns = ("user", "Owl?"), ("assistant", None, 1.0, looked), ("tool", "a bird")
+    field = dialogue(*turns, ("assistant", "A bird.", 1.0, {"reasoning_content": "Easy."}), ("user", "Sure?"),
+                     ("assistant", "Yes."))  # fmt: skip
+    inside = dialogue(*turns, ("assistant", "<think>\nEasy.\n</think>\n\nA bird."), ("user", "Sure?"),
+                      ("assistant", "Yes."))  # fmt: skip
+    whole, said = encode("chatml-tools", field)
+    call = '<tool_call>\n{"name": "look_up", "arguments": {"word": "owl"}}\n</tool_call>'
+    answer = "<think>\nEasy.\n</think>\n\nA bird.<|im_end|>"
+    assert said == f"<think>\nI know it.\nNot.\n</think>\n\n{call}<|im_end|>{answer}Yes.<|im_end|>"
+    assert whole.count("<|im_start|>") == 6  # one chain: earlier thoughts stay where they were emitted
+    assert encode("chatml-tools", inside) == (whole, said)
+
+
 @pytest.mark.parametrize("name", ["chatml", "llama3", "gemma"])
 def test_a_template_without_calls_refuses_them(name):
     with pytest.raises(InputError, match=rf"the chat template {name} refuses it"):
@@ -72,7 +87,7 @@ def test_a_template_without_calls_refuses_them(name):
 def test_a_tokenizer_must_have_the_markers(tmp_path):
     files = chats.byte_level(["<|im_start|>", "<|im_end|>"])
     (tmp_path / "tokenizer.json").write_bytes(files["tokenizer.json"])
-    assert open_chat(str(tmp_path), "chatml-tools").name == "chatml-tools"
+    assert open_chat(str(tmp_path), "chatml").name == "chatml"
     with pytest.raises(InputError, match=r"has no piece '<\|end_header_id\|>', which the chat template needs"):
         open_chat(str(tmp_path), "llama3")
     with pytest.raises(InputError, match=r"built-in template \(chatml, chatml-tools, llama3, gemma\)"):

@@ -143,10 +143,11 @@ def clock(monkeypatch):
 
 def test_a_record_holds_exactly_what_is_promised_and_the_rates_of_its_interval(clock):
     meter = Meter(slots=128, began=90.0)
-    for loss in (1.0, 4.0):
-        meter.add(OF_A_STEP | {"loss": loss})
+    clock.now = 103.0
+    assert meter.add(OF_A_STEP | {"loss": 1.0}) == 3.0  # it compiles: the rates are without it
+    assert meter.add(OF_A_STEP | {"loss": 4.0}) == 0.0
     clock.now = 104.0
-    meter.add(OF_A_STEP)
+    assert meter.add(OF_A_STEP) == 1.0
     record = meter.record(7, OF_A_STEP)
     assert record == {
         "step": 7,
@@ -161,8 +162,8 @@ def test_a_record_holds_exactly_what_is_promised_and_the_rates_of_its_interval(c
         "grad_norms": {"mlp": 0.5, "head": 0.25},
         "param_norms": {"mlp": 6.0},
         "skipped_steps": 2,
-        "tokens_per_second": 3 * 96 / 4,
-        "supervised_tokens_per_second": 3 * 30 / 4,
+        "tokens_per_second": 2 * 96 / 1,
+        "supervised_tokens_per_second": 2 * 30 / 1,
         "seconds": 14.0,
         "training_seconds": 4.0,
         "restart_seconds": 0.0,
@@ -171,6 +172,16 @@ def test_a_record_holds_exactly_what_is_promised_and_the_rates_of_its_interval(c
     meter.add(OF_A_STEP)
     record = meter.record(8, OF_A_STEP)
     assert (record["tokens_per_second"], record["supervised_tokens_per_second"], record["seconds"]) == (96, 30, 15)
+
+
+def test_the_first_step_alone_has_the_rates_that_it_had(clock):
+    meter = Meter(slots=128, began=90.0)
+    clock.now = 103.0
+    meter.add(OF_A_STEP)
+    assert meter.record(1, OF_A_STEP)["tokens_per_second"] == 96 / 3
+    clock.now = 104.0
+    meter.add(OF_A_STEP)
+    assert meter.record(2, OF_A_STEP)["tokens_per_second"] == 96
 
 
 def test_the_loss_is_the_mean_over_the_supervised_tokens_of_finite_steps(clock):
@@ -253,8 +264,8 @@ def test_tensorboard_gets_every_scalar_by_name(tmp_path):
         "eval/loss",
         "eval/supervised_tokens",
         "eval/dialogues",
-        "eval_loss_by_turn/turn_00",
-        "eval_loss_by_turn/turn_03",
+        "eval_loss_by_turn/assistant_turn_01",
+        "eval_loss_by_turn/assistant_turn_04",
     }
 
 

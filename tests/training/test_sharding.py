@@ -16,6 +16,7 @@ from mtsft.training.sharding import (
     RULES,
     check_batch_size,
     check_rules,
+    count_microbatches,
     make_mesh,
     param_shardings,
     param_specs,
@@ -106,10 +107,41 @@ def test_rows_arrive_where_they_belong(mesh):
 
 def test_batch_size_must_divide():
     check_batch_size("train.batch_size", 32, num_shards=8, microbatches=4)
-    with pytest.raises(InputError, match=r"train.batch_size=20 does not divide over 8 devices .* such as 32"):
+    with pytest.raises(
+        InputError, match=r"train.batch_size=20 does not divide over 8 devices .* use train.batch_size=16 or 32$"
+    ):
         check_batch_size("train.batch_size", 20, num_shards=8, microbatches=2)
-    with pytest.raises(InputError, match=r"train.microbatches=0"):
-        check_batch_size("train.batch_size", 20, num_shards=8, microbatches=0)
+    with pytest.raises(
+        InputError, match=r"^train.batch_size=5 does not divide over 8 devices; use train.batch_size=8$"
+    ):
+        check_batch_size("train.batch_size", 5, num_shards=8)
+    with pytest.raises(
+        InputError, match=r"3 micro-batches; use train.batch_size=24 or 48, or train.microbatches=2 or 4$"
+    ):
+        check_batch_size("train.batch_size", 32, num_shards=8, microbatches=3)
+    with pytest.raises(InputError, match=r"^eval.batch_size=0: must be at least 1$"):
+        check_batch_size("eval.batch_size", 0, num_shards=8)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "shards", "rows_per_device", "parts"),
+    [
+        (32, 1, 2, 16), (64, 1, 2, 32), (32, 8, 2, 2), (64, 8, 2, 4), (32, 1, 0, 1), (8, 8, 2, 1), (32, 1, 64, 1),
+        (40, 8, 2, 5),  # five rows each, which two do not divide: one by one
+        (36, 1, 5, 9),  # four at a time
+    ],
+)  # fmt: skip
+def test_micro_batches_follow_the_batch(batch_size, shards, rows_per_device, parts):
+    assert count_microbatches(batch_size, shards, 0, rows_per_device) == parts
+    assert batch_size // shards // parts <= (rows_per_device or batch_size)
+    assert count_microbatches(batch_size, shards, 1, rows_per_device) == 1  # train.microbatches goes before
+
+
+def test_micro_batches_of_unequal_rows_are_refused():
+    with pytest.raises(
+        InputError, match=r"^train.batch_size=12 does not divide over 8 devices; use train.batch_size=8 or"
+    ):
+        count_microbatches(12, 8, 0, 2)
 
 
 def test_transfers_are_only_those_asked_for():
