@@ -18,7 +18,7 @@ from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE, HELD_OUT, TRAINED_ON
 
 def identity(setup: TrainingSetup) -> dict[str, Any]:
     """What may not change between the starts of one run, by name; what others follow from comes before them."""
-    dialogues = {TRAINED_ON: setup.dataset.train.content, HELD_OUT: held_out_name(setup)}
+    dialogues = {TRAINED_ON: setup.dataset.epochs.content, HELD_OUT: held_out_name(setup)}
     tokens = {
         "data.tokenizer": setup.dataset.tokenizer.fingerprint,
         "data.sequence_length": setup.config.data.sequence_length,

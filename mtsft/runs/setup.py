@@ -65,7 +65,7 @@ class TrainingSetup:
         _microbatches(config, partitioner)  # refuses numbers that do not divide, before anything is read
         optimizer = optimizer_of(config)
         config, base = resolve(config)
-        dataset = open_dataset(data_config(config), progress)
+        dataset = open_dataset(data_config(config), config.train.seed, progress)
         arch = architecture_of(config, dataset.tokenizer.vocab_size)
         fields = base.fields if base else asdict(arch)
         config = with_token_ids(config, dataset.tokenizer, fields, arch.vocab_size)
@@ -83,7 +83,7 @@ class TrainingSetup:
         # Each raises InputError for what cannot work: a size that an axis does not divide, an empty dataset.
         setup.state_shardings(setup.shapes)
         setup.param_shardings(setup.frozen_shapes)
-        _ = setup.steps, setup.schedule, setup.rate_factors, setup.loss
+        _ = dataset.epochs.layout(0), setup.steps, setup.schedule, setup.rate_factors, setup.loss
         return setup
 
     def check_growth(self) -> None:
