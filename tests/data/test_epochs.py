@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtsft.config import DataConfig
@@ -139,6 +139,7 @@ def test_an_epoch_is_a_function_of_the_seed_and_its_number_alone(store):
     assert sorted(other) != sorted(plans[0])
 
 
+@settings(max_examples=100, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=3),
     tenths=st.lists(st.integers(1, 25), min_size=3, max_size=3),
