@@ -15,10 +15,11 @@ epoch goes on around it where the one before ended:
 import hashlib
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from threading import Lock
 
 import numpy as np
@@ -46,12 +47,22 @@ class Epochs:
     """
 
     def __init__(self, store: Store, row_length: int, shares: Sequence[float] = (), seed: int = 0):
-        """shares: one for each file of the store, above 0; () for 1 each."""
+        """shares: one for each file of the store, above 0; () for 1 each.
+
+        Raises InputError where an epoch of dialogues has less than one of them on average.
+        """
         self.store, self.row_length, self.seed = store, row_length, seed
         self.shares = tuple(map(float, shares)) or (1.0,) * len(store.files)
         self._exact = [_as_written(share) for share in self.shares]
         self._is_whole = set(self.shares) <= {1.0}
         self.period = math.lcm(*(share.denominator for share in self._exact))
+        # The trees of file f are those from _bounds[f] to _bounds[f + 1].
+        self._bounds = np.searchsorted(store.file_of_N, np.arange(len(self.shares) + 1))
+        if len(store) and sum(share * (end - start) for share, (start, end) in self._files()) < 1:
+            raise InputError(
+                f"data.train: an epoch has less than one of the {len(store):,} dialogues on average; raise the shares "
+                "of its files, such as FILE=0.5"
+            )
         # Of what one epoch has, the next one is kept as well: a batch may reach into it.
         self._members = lru_cache(maxsize=2)(self._draw)
         self._layout = lru_cache(maxsize=2)(self._lay_out)
@@ -69,7 +80,7 @@ class Epochs:
     def layout(self, epoch: int) -> Layout:
         """Which lengths share a row in an epoch; no rows where it has no dialogue, and others have.
 
-        Raises InputError where there is less than one dialogue an epoch.
+        Raises InputError where the store has none, or one that is longer than a row.
         """
         return self._layout(epoch % self.period)
 
@@ -126,13 +137,17 @@ class Epochs:
         if self.period == 1:
             drawn = self.members(0).astype(np.int64).tobytes()
         else:
-            drawn = self.store.file_of_N.astype(np.int64).tobytes() + repr(self.shares).encode()
+            drawn = self._bounds.astype(np.int64).tobytes() + repr(self.shares).encode()
         return hashlib.sha256(self.store.content.encode() + drawn).hexdigest()
+
+    def _files(self) -> Iterator[tuple[Fraction, tuple[int, int]]]:
+        """The share of each file, and which trees are its: from the first number up to the second."""
+        return zip(self._exact, pairwise(self._bounds.tolist()))
 
     def _draw(self, epoch: int) -> np.ndarray:
         drawn = [np.zeros(0, np.int64)]
-        for file, share in enumerate(self._exact):
-            trees = np.flatnonzero(self.store.file_of_N == file)
+        for file, (share, (start, end)) in enumerate(self._files()):
+            trees = np.arange(start, end)
             whole, part = divmod(share, 1)
             drawn += [trees] * whole
             if part:
@@ -142,14 +157,8 @@ class Epochs:
         return np.concatenate(drawn)
 
     def _lay_out(self, epoch: int) -> Layout:
-        lengths_N, dialogues = self.lengths_N(epoch), len(self.store)
-        in_file = np.bincount(self.store.file_of_N, minlength=len(self.shares)).tolist()
-        if dialogues and sum(share * count for share, count in zip(self._exact, in_file)) < 1:
-            raise InputError(
-                f"data.train: an epoch has less than one of the {dialogues:,} dialogues on average; raise the shares "
-                "of its files, such as FILE=0.5"
-            )
-        if dialogues and not len(lengths_N):
+        lengths_N = self.lengths_N(epoch)
+        if len(self.store) and not len(lengths_N):
             return Layout(self.row_length, ())
         return lay_out(lengths_N, self.row_length)
 

@@ -89,12 +89,12 @@ def test_what_is_printed_and_logged_counts_epochs_that_differ_in_rows(make, tmp_
 def test_a_run_resumed_at_the_edges_of_epochs_is_the_run_that_was_not_interrupted(make, tmp_path):
     changes = {"train.schedule": "constant", "train.warmup_steps": 0, "train.warmup_fraction": 0.0}
     changes |= {"train.batch_size": 8, "data.sequence_length": 24, "checkpoint.every": 100}
-    run = set_up(make(1.5, **changes, **{"train.steps": 0, "train.epochs": 3.0}))
+    run = set_up(make(1.25, **changes, **{"train.steps": 0, "train.epochs": 3.0}))
     edges = [run.dataset.epochs.start(epoch) / 8 for epoch in (1, 2)]
     assert all(edge % 1 for edge in edges)  # the next batch has rows of two epochs
-    loop.train(make(1.5, **changes, **{"train.steps": run.steps}), tmp_path / "whole")
+    loop.train(make(1.25, **changes, **{"train.steps": run.steps}), tmp_path / "whole")
     for steps in (*map(int, edges), run.steps):
-        loop.train(make(1.5, **changes, **{"train.steps": steps}), tmp_path / "resumed")
+        loop.train(make(1.25, **changes, **{"train.steps": steps}), tmp_path / "resumed")
     assert same(parameters(tmp_path / "whole"), parameters(tmp_path / "resumed"))
     names = ("step", "loss", "epoch", "supervised_tokens", "grad_norm")
     whole, resumed = (
