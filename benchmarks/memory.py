@@ -71,7 +71,8 @@ def run_of(name, config, devices):
     for key, value in architecture_fields(json.loads(published.read_text()), str(published))[1].items():
         config.model[key] = value
     config.train.steps = config.train.steps or 1000
-    data = SimpleNamespace(train=SimpleNamespace(weights_N=np.ones(1)), train_layout=SimpleNamespace(num_rows=1))
+    epochs = SimpleNamespace(times_N=lambda: 1.0, mean_rows=1)
+    data = SimpleNamespace(train=SimpleNamespace(weights_N=np.ones(1)), epochs=epochs)
     partitioner = Partitioner(config.parallel.mode, make_mesh(config.parallel.mesh, devices))
     return TrainingSetup(config, data, model_of(config, 0), optimizer_of(config), partitioner, None)
 

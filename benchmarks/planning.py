@@ -42,7 +42,7 @@ def main():
     config.data.train, config.data.sequence_length = arguments.data, arguments.row
     with tempfile.TemporaryDirectory() as cache:
         config.data.cache_dir = cache
-        own = np.array(open_dataset(data_config(config)).train.lengths_N)
+        own = np.array(open_dataset(data_config(config), config.train.seed).train.lengths_N)
     print(f"{'dialogues':>12} {'rows':>10} {'fill':>8} {'seconds':>9} {'peak GB':>9}")
     for count in (len(own), 100_000, 1_000_000, 10_000_000):
         lengths_N = own if count == len(own) else np.random.default_rng(0).choice(own, count)

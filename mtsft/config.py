@@ -25,7 +25,7 @@ class DataConfig:
     Attributes: each key, its default and its meaning. A new key is a field here and the code that uses it.
     """
 
-    # A file of dialogues or a glob pattern; several: "a.jsonl,b/*.parquet=0.5" (=: times an epoch).
+    # A file of dialogues or a glob pattern; several: "a.jsonl,b/*.parquet=0.5" (=: times an epoch, on average).
     train: str | Sequence[str] = ""
     eval: str | Sequence[str] = ""  # the same, held out from training
     eval_fraction: float = 0.0  # share of data.train to hold out where data.eval is empty, chosen by content

@@ -13,7 +13,8 @@ _CONFIG = cli.define_config()
 def main() -> None:
     """Prepares the data that the flags name and prints what became of it."""
     validate(_CONFIG.value)
-    print("\n".join(open_dataset(data_config(_CONFIG.value)).summary()))
+    config = _CONFIG.value
+    print("\n".join(open_dataset(data_config(config), config.train.seed).summary()))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from support import small_model
 import mtsft
 from mtsft.config import DataConfig
 from mtsft.data.batches import BatchSource
-from mtsft.data.packing import deal, lay_out
+from mtsft.data.epochs import Epochs
 from mtsft.data.store import open_store
 from mtsft.dialogue.readers import read_dialogues
 from mtsft.encoding.spec import EncodingSpec
@@ -53,7 +53,7 @@ def store(file, spec):
 
 @pytest.fixture(scope="module")
 def batch(store):
-    return BatchSource(store, lay_out(store.lengths_N, ROW_LENGTH), batch_size=1, seed=0)[0]
+    return BatchSource(Epochs(store, ROW_LENGTH), batch_size=1)[0]
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +86,10 @@ def test_a_line_becomes_contexts_and_responses_and_they_a_tree(file, spec):
 
 
 def test_the_tree_is_stored_and_laid_into_a_row(store, batch):
-    layout = lay_out(store.lengths_N, ROW_LENGTH)
+    epochs = Epochs(store, ROW_LENGTH)
+    layout = epochs.layout(0)
     assert (len(store), layout.num_rows, layout.patterns) == (1, 1, (((82,), 1),))
-    assert deal(layout, store.lengths_N, seed=0, epoch=0).row(0).tolist() == [0]
+    assert epochs.plan(0).row(0).tolist() == [0]
     assert batch.tokens.shape == (1, ROW_LENGTH)
     assert (batch.segment_ids[0] == [1] * 82 + [0] * 14).all()
     assert (batch.positions[0, :82] == range(82)).all()

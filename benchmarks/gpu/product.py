@@ -35,7 +35,8 @@ def run_of(keys: dict[str, Any], weights: Sequence[float] = (1.0,)) -> TrainingS
     config.train.steps = 1000
     config.update_from_flattened_dict(keys)
     data = SimpleNamespace(
-        train=SimpleNamespace(weights_N=np.array(weights)), train_layout=SimpleNamespace(num_rows=len(weights))
+        train=SimpleNamespace(weights_N=np.array(weights)),
+        epochs=SimpleNamespace(times_N=lambda: 1.0, mean_rows=len(weights)),
     )
     partitioner = Partitioner("jit", make_mesh("", jax.devices()[:1]))
     model = model_of(config, 0).on(jax.devices()[0].platform)

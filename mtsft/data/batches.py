@@ -14,13 +14,11 @@ One row of 12 slots with two dialogues, the second one branching after its third
 """
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from mtsft.data.packing import Layout, Plan, deal
-from mtsft.data.store import Store
+from mtsft.data.epochs import Epochs
 from mtsft.encoding.token_tree import TokenTree, positions, subtree_ends
 
 
@@ -74,10 +72,8 @@ class BatchSource:
     The rows of all epochs, each dealt anew, follow each other without end, `batch_size` of them to a step.
 
     Attributes:
-        store: the trees.
-        layout: which lengths share a row.
+        epochs: which trees are in which row.
         batch_size: rows of a step, over all processes.
-        seed: of what is dealt.
         rows: which of a batch's rows this process reads; None for all.
         max_rows: after so many rows the others are empty; 0 for no end.
         steps: batches there are.
@@ -85,38 +81,31 @@ class BatchSource:
 
     def __init__(
         self,
-        store: Store,
-        layout: Layout,
+        epochs: Epochs,
         batch_size: int,
-        seed: int,
         rows: Sequence[int] | None = None,
         max_rows: int = 0,
         steps: int = 2**31 - 1,
     ):
-        self.store, self.layout = store, layout
-        self.batch_size, self.seed, self.max_rows, self.steps = batch_size, seed, max_rows, steps
+        self.epochs, self.batch_size, self.max_rows, self.steps = epochs, batch_size, max_rows, steps
         self.rows = list(range(batch_size)) if rows is None else list(rows)
-        self._plan = lru_cache(maxsize=2)(self._deal)  # a batch may reach into the next epoch
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> PackedBatch:
         """The rows of this process of the batch of `step`, in the order of `rows`."""
-        batch = empty_batch(len(self.rows), self.layout.row_length)
+        batch = empty_batch(len(self.rows), self.epochs.row_length)
         for i, row in enumerate(self.rows):
             number = step * self.batch_size + row
             if self.max_rows and number >= self.max_rows:
                 continue
-            epoch, of_epoch = divmod(number, self.layout.num_rows)
-            pack_row(batch, i, [self.store[d] for d in self._plan(epoch).row(of_epoch)])
+            epoch, of_epoch = self.epochs.locate(number)
+            pack_row(batch, i, [self.epochs.store[d] for d in self.epochs.plan(epoch).row(of_epoch)])
         return batch
 
-    def _deal(self, epoch: int) -> Plan:
-        return deal(self.layout, self.store.lengths_N, self.seed, epoch)
-
     def __repr__(self) -> str:
-        return f"BatchSource({self.store.path.name}, batch_size={self.batch_size})"
+        return f"BatchSource({self.epochs.store.path.name}, batch_size={self.batch_size})"
 
 
 def read_ahead(source: BatchSource, start: int, threads: int = 2, ahead: int = 4) -> Iterator[PackedBatch]:

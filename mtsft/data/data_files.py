@@ -24,7 +24,7 @@ class DataFiles:
 
     Attributes:
         train_files: files of training dialogues.
-        weights: how often the dialogues of each training file are seen in an epoch.
+        weights: how often the dialogues of each training file are seen in an epoch, on average.
         eval_files: files of held-out dialogues; those of training where a share of them is held out.
         train_spec: how training dialogues become tokens, and which dialogues of the files these are.
         eval_spec: the same of held-out dialogues.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mtsft.config import DataConfig
 from mtsft.data.data_files import DataFiles
-from mtsft.data.packing import Layout, lay_out
+from mtsft.data.epochs import Epochs
 from mtsft.data.store import Store, open_store
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.errors import InputError
@@ -21,10 +21,11 @@ class TokenizedDataset:
     Attributes:
         spec: how training dialogues became tokens.
         tokenizer: what the tokens are of.
-        train: the training dialogues, as often as each is seen in an epoch; None where none are to be trained.
+        train: the training dialogues, each once; None where none are to be trained.
         eval: the held-out dialogues; None where nothing is held out.
         sequence_length: slots of a row.
-        weights: how often the dialogues of each training file are seen in an epoch.
+        shares: how often the dialogues of each training file are seen in an epoch, on average; () for once.
+        seed: of the order in which they come.
     """
 
     spec: EncodingSpec
@@ -32,17 +33,18 @@ class TokenizedDataset:
     train: Store | None
     eval: Store | None
     sequence_length: int
-    weights: Sequence[float] = ()
+    shares: Sequence[float] = ()
+    seed: int = 0
 
     @cached_property
-    def train_layout(self) -> Layout:
-        """The rows of one epoch of training."""
-        return lay_out(self.train.lengths_N, self.sequence_length)
+    def epochs(self) -> Epochs:
+        """Which training dialogues every epoch has, and in which rows."""
+        return Epochs(self.train, self.sequence_length, self.shares, self.seed)
 
     @cached_property
-    def eval_layout(self) -> Layout:
-        """The rows of the held-out dialogues."""
-        return lay_out(self.eval.lengths_N, self.sequence_length)
+    def eval_epochs(self) -> Epochs:
+        """The rows of the held-out dialogues: one epoch of them is an evaluation."""
+        return Epochs(self.eval, self.sequence_length)
 
     def accounts(self) -> dict[str, dict]:
         """What became of every dialogue read, by "train" and "eval", in plain values."""
@@ -78,10 +80,11 @@ class TokenizedDataset:
     def summary(self) -> list[str]:
         """Lines that account for every dialogue read."""
         lines = [_account("train", self.train)]
-        if set(self.weights) - {1.0}:
-            lines[0] += f"; mixed to {len(self.train):,} dialogues an epoch"
+        if set(self.shares) - {1.0}:
+            each = "an epoch" if self.epochs.period == 1 else "in the first epoch, and others in the next"
+            lines[0] += f"; mixed to {len(self.epochs.lengths_N(0)):,} dialogues {each}"
         if len(self.train):
-            layout = self.train_layout
+            layout = self.epochs.layout(0)
             lines[0] += f"; {layout.num_rows:,} rows of {layout.row_length:,}, fill {layout.fill:.4f}"
         if self.eval:
             lines.append(_account("held out", self.eval))
@@ -93,13 +96,14 @@ class TokenizedDataset:
         return lines
 
 
-def open_dataset(data: DataConfig, progress: bool = True, trains: bool = True) -> TokenizedDataset:
+def open_dataset(data: DataConfig, seed: int, progress: bool = True, trains: bool = True) -> TokenizedDataset:
     """The data of a run, tokenised, or found tokenised.
 
     What is made on the way (corpus, tokenizer, stores) is kept in data.cache_dir and found there the next time.
 
     Args:
         data: which dialogues are read, and how they become tokens.
+        seed: of the order in which training sees them, the config's train.seed.
         progress: whether to show a progress bar.
         trains: whether the training dialogues are wanted, too.
 
@@ -121,10 +125,11 @@ def open_dataset(data: DataConfig, progress: bool = True, trains: bool = True) -
     return TokenizedDataset(
         spec=files.train_spec,
         tokenizer=files.train_spec.chat.open()[1],
-        train=train_store.mixed(files.weights) if trains and set(files.weights) != {1.0} else train_store,
+        train=train_store,
         eval=eval_store if eval_store is not None and len(eval_store) else None,
         sequence_length=files.train_spec.config.sequence_length,
-        weights=files.weights,
+        shares=files.weights,
+        seed=seed,
     )
 
 

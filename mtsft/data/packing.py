@@ -1,10 +1,10 @@
 """Lengths to rows: which dialogues share which fixed-length row.
 
-In two steps. `lay_out` finds a Layout, once: how many rows of which lengths, such as "300 rows of 512 + 400 + 112",
-from the dataset's histogram of lengths alone. `deal` makes a Plan, once an epoch: which dialogue of each length goes
-into which row, and in which order the rows come.
+In two steps. `lay_out` finds a Layout: how many rows of which lengths, such as "300 rows of 512 + 400 + 112", from the
+histogram of lengths alone; once, where every epoch has the same dialogues. `deal` makes a Plan, once an epoch: which
+dialogue of each length goes into which row, and in which order the rows come.
 
-Best fit over the whole dataset: every row begins with the longest length that is left and is filled from the lengths
+Best fit over the whole epoch: every row begins with the longest length that is left and is filled from the lengths
 left; a row so made is used as often as the histogram allows. So the work of `lay_out` is in distinct rows, not in
 dialogues, and dealing the dialogues out is O(N).
 
@@ -28,7 +28,7 @@ _CANDIDATES = 64
 
 @dataclass(frozen=True)
 class Layout:
-    """The rows of a dataset by length alone: the same for every epoch.
+    """The rows of an epoch by length alone.
 
     Attributes:
         row_length: tokens a row holds.
@@ -190,7 +190,7 @@ def deal(layout: Layout, lengths_N: np.ndarray, seed: int, epoch: int) -> Plan:
     key = np.uint16 if layout.row_length < 2**16 else np.int64
     by_length = shuffled[np.argsort(lengths_N[shuffled].astype(key), kind="stable")]
     start = np.concatenate([[0], np.cumsum(np.bincount(lengths_N, minlength=layout.row_length + 1))])
-    members, sizes = [], []
+    members, sizes = [shuffled[:0]], [np.zeros(0, np.int64)]
     for row, times in layout.patterns:
         columns = []
         for length in row:

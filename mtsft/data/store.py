@@ -73,15 +73,14 @@ class Store:
         path: the store's folder.
         files: what it was made from.
         stats: what became of every dialogue read.
-        content: a digest of all tokens and masks, and of `order`.
+        content: a digest of all tokens and masks.
         lengths_N: int64, tokens of each tree.
         weights_N: float64, supervised weight of each.
         digests_N: uint64, equal where all words of the dialogues are.
         file_of_N: int32, the index in `files` of the file that each was read from.
     """
 
-    def __init__(self, path: Path, files: Sequence[Path], order: np.ndarray | None = None):
-        """order: which of the trees there are in this view of the store, in order; None for all."""
+    def __init__(self, path: Path, files: Sequence[Path]):
         self.path = path
         self.files = list(files)
         index = json.loads((path / "index.json").read_text())
@@ -91,11 +90,7 @@ class Store:
         self._starts = np.concatenate([[0], np.cumsum(tables["lengths"])])
         self._id_starts = np.concatenate([[0], tables["id_ends"]])
         self._ids = _map(path / "ids", np.uint8)
-        self._order = order
         self.content: str = index["content"]
-        if order is not None:
-            tables = {name: tables[name][order] for name in _TABLES}
-            self.content = hashlib.sha256(self.content.encode() + order.astype(np.int64).tobytes()).hexdigest()
         self.lengths_N, self.weights_N, self.digests_N = tables["lengths"], tables["weights"], tables["digests"]
         self.file_of_N, self._lines = tables["files"], tables["lines"]
 
@@ -103,8 +98,7 @@ class Store:
         return len(self.lengths_N)
 
     def __getitem__(self, index: int) -> TokenTree:
-        number = self._number(index)
-        start, end = self._starts[number], self._starts[number + 1]
+        start, end = self._starts[index], self._starts[index + 1]
         return TokenTree(*(column[start:end] for column in self._columns.values()))
 
     @cached_property
@@ -112,17 +106,14 @@ class Store:
         """int64: supervised tokens of each tree."""
         if not len(self._starts) - 1:
             return np.zeros(0, np.int64)
-        counts_N = np.add.reduceat(self._columns["response_mask_N"] != 0, self._starts[:-1], dtype=np.int64)
-        return counts_N if self._order is None else counts_N[self._order]
+        return np.add.reduceat(self._columns["response_mask_N"] != 0, self._starts[:-1], dtype=np.int64)
 
     def other_authors(self) -> list[int]:
         """Trees in which a supervised token is part of another message's words than its response's: never any."""
         supervised, columns = self._columns["response_mask_N"] != 0, self._columns
         authors, responses = columns["message_ids_N"], columns["response_ids_N"]
         tokens = np.flatnonzero(supervised & (authors >= 0) & (authors != responses))
-        numbers = np.unique(np.searchsorted(self._starts, tokens, side="right") - 1)
-        order = np.arange(len(self)) if self._order is None else self._order
-        return np.flatnonzero(np.isin(order, numbers)).tolist()
+        return np.unique(np.searchsorted(self._starts, tokens, side="right") - 1).tolist()
 
     @property
     def highest_token(self) -> int:
@@ -131,25 +122,11 @@ class Store:
 
     def id(self, index: int) -> str:
         """The id of the dialogue that a tree was made from."""
-        number = self._number(index)
-        return self._ids[self._id_starts[number] : self._id_starts[number + 1]].tobytes().decode()
+        return self._ids[self._id_starts[index] : self._id_starts[index + 1]].tobytes().decode()
 
     def source(self, index: int) -> tuple[Path, int]:
         """The file and the line a dialogue was read from."""
         return self.files[self.file_of_N[index]], int(self._lines[index])
-
-    def mixed(self, shares: Sequence[float]) -> "Store":
-        """The same store with every tree of file f in it shares[f] times; of a fraction, always the same ones."""
-        order = []
-        for file, share in enumerate(shares):
-            members = np.flatnonzero(self.file_of_N == file)
-            more = np.random.default_rng(file).permutation(members)[: round(share % 1 * len(members))]
-            order += [members] * int(share) + [np.sort(more)]
-        return Store(self.path, self.files, np.concatenate(order))
-
-    def _number(self, index: int) -> int:
-        """The tree's number in the files of the store."""
-        return index if self._order is None else int(self._order[index])
 
 
 def open_store(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mtsft.data.data_files import DataFiles
+from mtsft.data.epochs import Epochs
 from mtsft.data.packing import lay_out
 from mtsft.data.store import Store, open_store
 from mtsft.dialogue import readers
@@ -72,7 +73,7 @@ def _examine(store: Store, spec: EncodingSpec, weights: Sequence[float], progres
     Args:
         store: of the lenient spec, `spec.without_errors()`.
         spec: of the run.
-        weights: how often each file of the store is seen in an epoch.
+        weights: how often the dialogues of each file of the store are seen in an epoch, on average.
         progress: whether to show bars.
     """
     stats, lengths = store.stats, store.lengths_N
@@ -97,15 +98,15 @@ def _examine(store: Store, spec: EncodingSpec, weights: Sequence[float], progres
             "supervised_tokens": int(store.supervised_N[longer].sum()),
             "policies": _try_policies(store, spec, longer, progress),
         },
-        "fill": _fills(_piece_lengths(store if set(weights) == {1.0} else store.mixed(weights), spec), limit),
+        "fill": _fills(_piece_lengths(store, Epochs(store, limit, weights).members(0), spec), limit),
     }
 
 
-def _piece_lengths(store: Store, spec: EncodingSpec) -> np.ndarray:
-    """Tokens of every piece that rows are filled with: a whole tree, or each of its paths."""
+def _piece_lengths(store: Store, members: np.ndarray, spec: EncodingSpec) -> np.ndarray:
+    """Tokens of every piece that an epoch of these trees fills rows with: a whole tree, or each of its paths."""
     if spec.config.trees == "tree":
-        return store.lengths_N
-    return np.array([len(chain) for i in range(len(store)) for chain in expand(store[i])], np.int64)
+        return store.lengths_N[members]
+    return np.array([len(chain) for i in members.tolist() for chain in expand(store[i])], np.int64)
 
 
 def _longest_pieces(store: Store, spec: EncodingSpec) -> np.ndarray:

@@ -25,7 +25,7 @@ class WeightedFile(NamedTuple):
 
     Attributes:
         path: where it is.
-        weight: how often each dialogue is seen in an epoch.
+        weight: how often each dialogue is seen in an epoch, on average.
         names: what its columns and roles are called, where a dataset_info.json says so.
     """
 

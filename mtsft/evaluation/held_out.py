@@ -57,7 +57,7 @@ def evaluate(evaluate_batch: Callable, params: Any, batches: BatchSource, put: C
     return {
         "loss": float(LossSums(nll_T.sum(), weight_T.sum()).mean),
         "supervised_tokens": int(tokens_T.sum()),
-        "dialogues": len(batches.store),
+        "dialogues": len(batches.epochs.store),
         "by_turn": [
             {"turn": turn, "loss": float(sums.mean[turn]), "supervised_tokens": int(tokens_T[turn])}
             for turn in np.flatnonzero(weight_T).tolist()

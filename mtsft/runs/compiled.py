@@ -16,7 +16,8 @@ from mtsft.training.step_rng import step_rng_of
 def compile_step(setup: TrainingSetup) -> Callable:
     """The training step: (state, frozen parameters, global batch) -> (state, metrics)."""
     train, data = setup.config.train, setup.dataset
-    mean_weight = setup.loss.total_weight(data.train) / data.train_layout.num_rows * train.batch_size
+    weight_per_epoch = setup.loss.total_weight(data.train, data.epochs.times_N())
+    mean_weight = weight_per_epoch / data.epochs.mean_rows * train.batch_size
     return setup.partitioner.compile_step(
         setup.loss,
         setup.state_shardings(setup.shapes),
@@ -36,20 +37,19 @@ def compile_evaluation(setup: TrainingSetup) -> Callable[[Params, Params], dict[
 
     The scores are those of `mtsft.evaluation.held_out.evaluate`.
     """
-    partitioner, size, layout = setup.partitioner, setup.eval_batch_size, setup.dataset.eval_layout
+    partitioner, size, epochs = setup.partitioner, setup.eval_batch_size, setup.dataset.eval_epochs
+    num_rows = epochs.num_rows(0)
     evaluate_batch = partitioner.compile_evaluation(
         loss_by_turn(setup.model, setup.config.objective.chunk, setup.config.eval.turns, partitioner.constrain),
         setup.param_shardings(setup.shapes.params),
         setup.param_shardings(setup.frozen_shapes),
     )
     batches = BatchSource(
-        setup.dataset.eval,
-        layout,
+        epochs,
         size,
-        seed=0,
         rows=partitioner.rows(size),
-        max_rows=layout.num_rows,
-        steps=-(-layout.num_rows // size),
+        max_rows=num_rows,
+        steps=-(-num_rows // size),
     )
 
     def held_out(params: Params, frozen: Params) -> dict[str, Any]:

@@ -16,9 +16,9 @@ class Dataset:
     """What a run trains on and is tested on. Build it with `open`.
 
     Attributes:
-        train: the training dialogues, each shown as it is trained on.
+        train: the training dialogues, each once, shown as it is trained on.
         eval: the held-out dialogues; None where nothing is held out.
-        tokenized: the token stores and the layout of their rows, in plain values.
+        tokenized: the token stores and the rows of their epochs, in plain values.
     """
 
     def __init__(self, config: ConfigDict, tokenized: TokenizedDataset):
@@ -40,7 +40,7 @@ class Dataset:
         config = as_config(config)
         validate(config)
         config = with_template_date(config)
-        return cls(config, open_dataset(data_config(config), progress))
+        return cls(config, open_dataset(data_config(config), config.train.seed, progress))
 
     def batch(self, step: int) -> ShownBatch:
         """The batch that the step after `step` steps trains on: all of its rows, over all devices and hosts.

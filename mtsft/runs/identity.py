@@ -28,7 +28,7 @@ def identity(setup: TrainingSetup, earlier: Mapping[str, Any] = MappingProxyType
         setup: of the run.
         earlier: what an earlier start gave; a model and adapters that are still those keep their fingerprints.
     """
-    dialogues = {TRAINED_ON: setup.dataset.train.content, HELD_OUT: held_out_name(setup)}
+    dialogues = {TRAINED_ON: setup.dataset.epochs.content, HELD_OUT: held_out_name(setup)}
     tokens = {
         "data.tokenizer": setup.dataset.tokenizer.fingerprint,
         "data.sequence_length": setup.config.data.sequence_length,

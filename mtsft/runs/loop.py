@@ -201,7 +201,7 @@ def _take_steps(
             progress.step(step, meter.add(metrics))
             if _due(step, config.train.log_every, steps):
                 rows = min(step * config.train.batch_size, setup.num_rows)
-                epoch = rows / setup.dataset.train_layout.num_rows
+                epoch = setup.dataset.epochs.count_epochs(rows)
                 log.train(record := meter.record(step, metrics) | {"epoch": round(epoch, 4), **device_memory()})
                 progress.record(record)
                 if watch:

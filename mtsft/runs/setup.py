@@ -86,7 +86,7 @@ class TrainingSetup:
         data = data_config(config)
         if isinstance(base, AbsentBase) and not config.data.tokenizer:
             data = base.data(data)
-        dataset = open_dataset(data, progress, trains)
+        dataset = open_dataset(data, train.seed, progress, trains)
         arch = architecture_of(config, dataset.tokenizer.vocab_size)
         fields = base.fields if base else asdict(arch)
         config = with_token_ids(config, dataset.tokenizer, fields, arch.vocab_size)
@@ -112,7 +112,7 @@ class TrainingSetup:
         setup.state_shardings(setup.shapes)
         setup.param_shardings(setup.frozen_shapes)
         if trains:
-            _ = setup.steps, setup.schedule, setup.rate_factors, setup.loss
+            _ = dataset.epochs.layout(0), setup.steps, setup.schedule, setup.rate_factors, setup.loss
         return setup
 
     def check_growth(self) -> None:

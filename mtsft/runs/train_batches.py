@@ -15,7 +15,7 @@ _MOST_STEPS = 2**31 - 1  # that a state counts
 def count_rows(config: ConfigDict, dataset: TokenizedDataset) -> int:
     """Rows that are trained in all; where epochs are counted, the last batch may have fewer than the others."""
     train = config.train
-    return train.steps * train.batch_size or math.ceil(train.epochs * dataset.train_layout.num_rows)
+    return train.steps * train.batch_size or dataset.epochs.count_rows(train.epochs)
 
 
 def count_steps(config: ConfigDict, dataset: TokenizedDataset) -> int:
@@ -29,10 +29,8 @@ def count_steps(config: ConfigDict, dataset: TokenizedDataset) -> int:
 def train_batches(config: ConfigDict, dataset: TokenizedDataset, rows: Sequence[int] | None = None) -> BatchSource:
     """The batches of training. rows: which rows of a batch are read; None for all."""
     return BatchSource(
-        dataset.train,
-        dataset.train_layout,
+        dataset.epochs,
         config.train.batch_size,
-        config.train.seed,
         rows=rows,
         max_rows=count_rows(config, dataset),
         steps=count_steps(config, dataset),

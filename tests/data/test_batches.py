@@ -6,7 +6,7 @@ import pytest
 
 from mtsft.config import DataConfig
 from mtsft.data.batches import BatchSource, PackedBatch, empty_batch, pack_row, read_ahead
-from mtsft.data.packing import lay_out
+from mtsft.data.epochs import Epochs
 from mtsft.data.store import open_store
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.token_tree import TokenTree
@@ -84,13 +84,17 @@ def store(tmp_path_factory, chat):
 
 
 @pytest.fixture(scope="module")
-def layout(store):
-    return lay_out(store.lengths_N, 512)
+def num_rows(store):
+    """Rows of an epoch."""
+    return Epochs(store, 512).num_rows(0)
 
 
 @pytest.fixture
-def make_source(store, layout):
-    return lambda batch_size=4, seed=0, **options: BatchSource(store, layout, batch_size, seed, **options)
+def make_source(store):
+    def make(batch_size=4, seed=0, shares=(), **options):
+        return BatchSource(Epochs(store, 512, shares, seed), batch_size, **options)
+
+    return make
 
 
 def segments(batch):
@@ -151,20 +155,20 @@ def test_rows_do_not_depend_on_how_many_make_a_batch(make_source):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5])
-def test_each_epoch_trains_every_supervised_token_of_the_dataset_exactly_once(make_source, store, layout, batch_size):
+def test_each_epoch_trains_every_supervised_token_of_the_dataset_exactly_once(make_source, store, num_rows, batch_size):
     source, everything = make_source(batch_size), Counter(stored(store))
     assert set(everything.values()) == {1}
-    steps = -(-3 * layout.num_rows // batch_size)
+    steps = -(-3 * num_rows // batch_size)
     rows = [source[step] for step in range(steps)]
     rows = [PackedBatch(*(array[r : r + 1] for array in batch)) for batch in rows for r in range(batch_size)]
     for epoch in range(3):
-        of_epoch = rows[epoch * layout.num_rows : (epoch + 1) * layout.num_rows]
+        of_epoch = rows[epoch * num_rows : (epoch + 1) * num_rows]
         assert Counter(s for row in of_epoch for s in segments(row)) == everything
         assert sum((row.response_mask > 0).sum() for row in of_epoch) == store.stats.supervised_tokens
 
 
-def test_rows_after_the_last_are_empty(make_source, store, layout):
-    rows = layout.num_rows
+def test_rows_after_the_last_are_empty(make_source, store, num_rows):
+    rows = num_rows
     source = make_source(rows + 2, max_rows=rows)
     batch = source[0]
     assert Counter(segments(batch)) == Counter(stored(store))
@@ -172,8 +176,8 @@ def test_rows_after_the_last_are_empty(make_source, store, layout):
     assert_same(source[1], empty_batch(rows + 2, 512))
 
 
-def test_max_rows_may_end_within_a_later_epoch(make_source, layout):
-    rows = layout.num_rows
+def test_max_rows_may_end_within_a_later_epoch(make_source, num_rows):
+    rows = num_rows
     endless, ended = make_source(1), make_source(1, max_rows=rows + 2)
     assert_same(ended[rows + 1], endless[rows + 1])
     assert_same(ended[rows + 2], empty_batch(1, 512))

@@ -87,16 +87,15 @@ def test_where_the_held_out_dialogues_are_from_is_said(data, write_jsonl, tmp_pa
     for name in ("train", "test-0-of-2", "test-1-of-2"):
         write_jsonl([turns], f"dataset/{name}.jsonl")
     values = vars(data) | {"train": str(folder), "eval": str(folder), "eval_fraction": 0.0}
-    train, held_out = open_dataset(DataConfig(**values), progress=False).summary()
+    train, held_out = open_dataset(DataConfig(**values), seed=0, progress=False).summary()
     assert train.startswith("train: 1 of 1 dialogues, ")
     assert held_out.startswith("held out: 2 of 2 dialogues, ")
     assert held_out.endswith(f"; from {folder}/test-0-of-2.jsonl and 1 more")
     (folder / "test-1-of-2.jsonl").unlink()
-    assert (
-        open_dataset(DataConfig(**values), progress=False).summary()[1].endswith(f"; from {folder}/test-0-of-2.jsonl")
-    )
+    held_out = open_dataset(DataConfig(**values), seed=0, progress=False).summary()[1]
+    assert held_out.endswith(f"; from {folder}/test-0-of-2.jsonl")
     share = DataConfig(**values | {"eval": "", "eval_fraction": 1.0})
-    assert "; from " not in open_dataset(share, progress=False).summary()[1]
+    assert "; from " not in open_dataset(share, seed=0, progress=False).summary()[1]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,8 @@ def test_where_the_held_out_dialogues_are_from_is_said(data, write_jsonl, tmp_pa
 def test_a_first_file_that_is_wrong_is_told_before_the_tokenizer_that_it_would_train(tmp_path, name, content, says):
     path = tmp_path / name
     path.write_bytes(content)
+    data = DataConfig(train=str(path), cache_dir=str(tmp_path / "cache"), vocab_size=280)
     with pytest.raises(InputError) as caught:
-        open_dataset(DataConfig(train=str(path), cache_dir=str(tmp_path / "cache"), vocab_size=280), progress=False)
+        open_dataset(data, seed=0, progress=False)
     assert str(caught.value).startswith(f"{path}{says}")
     assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []

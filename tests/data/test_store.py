@@ -3,7 +3,6 @@ import gzip
 import hashlib
 import importlib.metadata
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -143,26 +142,6 @@ def test_a_compressed_file_holds_the_same(files, spec, open_quietly, tmp_path):
     store = open_quietly([packed, files[1]], spec)
     assert (store.content, store.stats) == (whole.content, whole.stats)
     assert [store.source(i) for i in (0, 9, 10)] == [(packed, 1), (packed, 10), (files[1], 2)]
-
-
-@pytest.mark.parametrize(("shares", "counts"), [((0.5, 2), (5, 6)), ((0, 1.5), (0, 5)), ((1, 0.5), (10, 2))])
-def test_a_mixture_has_each_file_as_often_as_said(files, spec, open_quietly, shares, counts):
-    store = open_quietly(files, spec)
-    mixed = store.mixed(shares)
-    of_file = [[mixed.id(i) for i in range(len(mixed)) if mixed.source(i)[0] == path] for path in files]
-    assert tuple(map(len, of_file)) == counts
-    for path, ids, share in zip(files, of_file, shares):
-        own = [store.id(i) for i in range(len(store)) if store.source(i)[0] == path]
-        assert {ids.count(name) for name in own} == {math.floor(share), math.ceil(share)}
-    kept = {store.id(i): store[i] for i in range(len(store))}
-    for i in range(len(mixed)):
-        assert mixed[i].tokens_N.tolist() == kept[mixed.id(i)].tokens_N.tolist()
-        assert mixed.lengths_N[i] == len(mixed[i])
-        assert mixed.weights_N[i] == mixed[i].response_mask_N.sum()
-    again = store.mixed(shares)
-    assert [again.id(i) for i in range(len(again))] == [mixed.id(i) for i in range(len(mixed))]
-    assert again.content == mixed.content != store.content
-    assert store.mixed((0.5, 1)).content != store.mixed((1, 0.5)).content
 
 
 def test_equal_words_have_equal_digests_and_no_others(tmp_path, spec, open_quietly):

@@ -80,7 +80,7 @@ def test_the_seed_decides_the_batches_and_the_fresh_parameters(make_run):
 def test_gradients_are_divided_by_the_mean_weight_of_a_batch_or_by_the_batchs_own(make_run, compiled):
     run = make_run()
     compile_step(run)
-    store, num_rows = run.dataset.train, run.dataset.train_layout.num_rows
+    store, num_rows = run.dataset.train, run.dataset.epochs.num_rows(0)
     weights = [store[i].response_mask_N.sum() for i in range(len(store))]
     assert compiled["weight_per_batch"] == pytest.approx(sum(weights) * ROWS / num_rows)
     source = run.train_batches()
@@ -99,7 +99,7 @@ def test_the_loss_is_the_configs_and_divided_by_its_own_weight(make_run, compile
     source = run.train_batches()
     whole = sum(float(run.loss.weights(source[step]).sum()) for step in range(run.steps))
     assert whole > sum(source[step].response_mask.sum() for step in range(run.steps))
-    assert compiled["weight_per_batch"] == pytest.approx(whole * ROWS / run.dataset.train_layout.num_rows)
+    assert compiled["weight_per_batch"] == pytest.approx(whole * ROWS / run.dataset.epochs.num_rows(0))
     with pytest.raises(InputError, match=r"^objective.loss='dpo': use one of response, all_roles$"):
         make_run(**{"objective.loss": "dpo"})
     with pytest.raises(InputError, match=r"^objective.context_weight=-1.0: must be at least 0$"):
@@ -166,7 +166,7 @@ def test_evaluation_sees_every_dialogue_that_is_held_out_once(make_run, monkeypa
     monkeypatch.setattr(functions, "evaluate", lambda step, params, source, put: setattr(given, "source", source))
     run = make_run(**{"eval.batch_size": 8})
     functions.compile_evaluation(run)(None, None)
-    assert run.dataset.eval_layout.num_rows % 8
+    assert run.dataset.eval_epochs.num_rows(0) % 8
     times = seen(given.source, len(given.source))
     assert len(times) == len(run.dataset.eval) > 20
     assert set(times.values()) == {1}

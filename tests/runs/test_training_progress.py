@@ -64,7 +64,7 @@ def test_a_run_prints_a_line_for_every_record_of_its_files(folder, exported, mak
     ]
     assert said == [record_line(record, 5, float("nan")) for record in records]
     assert [record["step"] for record in records] == [2, 4, 5]
-    rows = TrainingSetup.of(make_config(**changes), progress=False).dataset.train_layout.num_rows
+    rows = TrainingSetup.of(make_config(**changes), progress=False).dataset.epochs.num_rows(0)
     assert [record["epoch"] for record in records] == [round(step * 8 / rows, 4) for step in (2, 4, 5)]
     held_out = [line for line in lines if "held-out loss" in line and line.startswith("step ")]
     assert [line.split(",")[0] for line in held_out] == [

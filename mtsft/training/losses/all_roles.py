@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtsft.data.batches import PackedBatch
 from mtsft.data.store import Store
@@ -51,7 +52,7 @@ class AllRolesLoss:
         context_BxL = (rows.response_mask == 0) & (rows.parents >= 0)
         return jnp.where(context_BxL, jnp.float32(self.context_weight), rows.response_mask)
 
-    def total_weight(self, store: Store) -> float:
-        """The weight of all tokens of a store, each dialogue with one first token."""
-        context = store.lengths_N.sum() - store.supervised_N.sum() - len(store)
-        return float(store.weights_N.sum() + self.context_weight * context)
+    def total_weight(self, store: Store, times_N: np.ndarray) -> float:
+        """The weight of all tokens of a store, each tree with one first token and as often as `times_N` (float64)."""
+        context_N = store.lengths_N - store.supervised_N - 1
+        return float((times_N * store.weights_N).sum() + self.context_weight * (times_N * context_N).sum())

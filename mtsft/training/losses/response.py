@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from mtsft.data.batches import PackedBatch
 from mtsft.data.store import Store
 from mtsft.model.parameters import Params
@@ -28,6 +30,6 @@ class ResponseLoss:
         """The sums over rows, at all parameters of the model."""
         return weighted_nll(self.model, params, rows, rows.response_mask, self.chunk, self.constrain, step_rng)
 
-    def total_weight(self, store: Store) -> float:
-        """The weight of all tokens of a store."""
-        return float(store.weights_N.sum())
+    def total_weight(self, store: Store, times_N: np.ndarray) -> float:
+        """The weight of all tokens of a store, each tree as often as `times_N` (float64) says."""
+        return float((times_N * store.weights_N).sum())

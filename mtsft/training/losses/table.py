@@ -3,6 +3,8 @@
 from dataclasses import fields
 from typing import Any, Protocol
 
+import numpy as np
+
 from mtsft.data.batches import PackedBatch
 from mtsft.data.store import Store
 from mtsft.errors import InputError
@@ -20,8 +22,8 @@ class ModelLoss(Protocol):
     def __call__(self, params: Params, rows: PackedBatch, step_rng: StepRng | None = None) -> LossSums:
         """The sums over rows, at all parameters of the model."""
 
-    def total_weight(self, store: Store) -> float:
-        """The weight that it sums over, over one epoch of a store."""
+    def total_weight(self, store: Store, times_N: np.ndarray) -> float:
+        """The weight that it sums over, over the trees of a store, each as often as `times_N` (float64) says."""
 
 
 LOSSES = {"response": ResponseLoss, "all_roles": AllRolesLoss}
