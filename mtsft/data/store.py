@@ -288,10 +288,9 @@ def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
         of_lines.note("unreadable", str(error))
 
     dialogues, lines, digests = [], [], []
-    first, last = _spec.split
     unreadable = count_unreadable if _spec.lenient else None
     for number, dialogue in readers.read_dialogues(path, _form, chunks=(chunk,), unreadable=unreadable):
-        if (first, last) == (0.0, 1.0) or first <= split_point(dialogue) < last:
+        if in_split(dialogue, _spec.split):
             dialogues.append(dialogue)
             lines.append(number)
             digests.append(_digest(dialogue, _encoder.template))
@@ -309,6 +308,11 @@ def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
         stats=of_lines + stats,
         size=chunk.size,
     )
+
+
+def in_split(dialogue: Dialogue, split: tuple[float, float]) -> bool:
+    """Whether a dialogue belongs to the part (from, to) of all, by its `split_point`."""
+    return split == (0.0, 1.0) or split[0] <= split_point(dialogue) < split[1]
 
 
 def split_point(dialogue: Dialogue) -> float:
