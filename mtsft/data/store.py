@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,6 +61,7 @@ _CONTENT = ("tokens_N", "parents_N", "response_mask_N", "turn_ids_N", "message_i
 # The folders of the package, and the libraries, whose code decides which tokens a file becomes.
 MAKES_TOKENS = ("corpora", "dialogue", "tokenizer", "template", "encoding")
 _LIBRARIES = ("jinja2", "tokenizers", "sentencepiece")
+_TREES_AT_A_TIME = 1 << 12
 _INLINE_BYTES = 1 << 22  # files smaller than this are not worth starting processes for
 
 
@@ -78,6 +79,7 @@ class Store:
         weights_N: float64, supervised weight of each.
         digests_N: uint64, equal where all words of the dialogues are.
         file_of_N: int32, the index in `files` of the file that each was read from.
+        lines_N: int64, its line there.
     """
 
     def __init__(self, path: Path, files: Sequence[Path], order: np.ndarray | None = None):
@@ -97,7 +99,7 @@ class Store:
             tables = {name: tables[name][order] for name in _TABLES}
             self.content = hashlib.sha256(self.content.encode() + order.astype(np.int64).tobytes()).hexdigest()
         self.lengths_N, self.weights_N, self.digests_N = tables["lengths"], tables["weights"], tables["digests"]
-        self.file_of_N, self._lines = tables["files"], tables["lines"]
+        self.file_of_N, self.lines_N = tables["files"], tables["lines"]
 
     def __len__(self) -> int:
         return len(self.lengths_N)
@@ -124,6 +126,32 @@ class Store:
         order = np.arange(len(self)) if self._order is None else self._order
         return np.flatnonzero(np.isin(order, numbers)).tolist()
 
+    def responses(self, is_blank: Callable[[int], bool]) -> np.ndarray:
+        """The supervised responses in order, int64 (R, 3): the tree, the message, and how many words it has.
+
+        A word is a supervised token of the message's own words that is not blank; what the template writes is none.
+
+        Args:
+            is_blank: from a token to whether it says nothing, as white space does.
+        """
+        columns, found = self._columns, []
+        blank = np.full(self.highest_token + 1, -1, np.int8)  # -1: not asked yet
+        numbers = np.arange(len(self)) if self._order is None else self._order
+        for first in range(0, len(numbers), _TREES_AT_A_TIME):
+            part = numbers[first : first + _TREES_AT_A_TIME]
+            spans = [np.arange(self._starts[n], self._starts[n + 1]) for n in part.tolist()]
+            trees = np.repeat(np.arange(first, first + len(part)), [len(span) for span in spans])
+            slots = np.concatenate(spans)
+            supervised = columns["response_mask_N"][slots] != 0
+            trees, slots = trees[supervised], slots[supervised]
+            tokens, messages = columns["tokens_N"][slots], columns["response_ids_N"][slots]
+            for token in np.flatnonzero((np.bincount(tokens, minlength=len(blank)) > 0) & (blank < 0)).tolist():
+                blank[token] = is_blank(token)
+            words = (columns["message_ids_N"][slots] == messages) & (blank[tokens] == 0)
+            pairs, of = np.unique(np.stack([trees, messages], 1), axis=0, return_inverse=True)
+            found.append(np.column_stack([pairs, np.bincount(of.reshape(-1), words, len(pairs)).astype(np.int64)]))
+        return np.concatenate(found) if found else np.zeros((0, 3), np.int64)
+
     @property
     def highest_token(self) -> int:
         """The highest token id of all; -1 where there is none."""
@@ -136,7 +164,7 @@ class Store:
 
     def source(self, index: int) -> tuple[Path, int]:
         """The file and the line a dialogue was read from."""
-        return self.files[self.file_of_N[index]], int(self._lines[index])
+        return self.files[self.file_of_N[index]], int(self.lines_N[index])
 
     def mixed(self, shares: Sequence[float]) -> "Store":
         """The same store with every tree of file f in it shares[f] times; of a fraction, always the same ones."""

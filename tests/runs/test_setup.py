@@ -13,7 +13,7 @@ from mtsft.errors import InputError
 from mtsft.runs import compiled as functions
 from mtsft.runs.compiled import compile_step
 from mtsft.runs.identity import identity
-from mtsft.runs.schedule import schedule_notes
+from mtsft.runs.run_length import schedule_notes
 from mtsft.runs.setup import TrainingSetup
 from mtsft.training.losses.all_roles import AllRolesLoss
 from mtsft.training.partitioner import Partitioner
