@@ -27,7 +27,7 @@ from mtsft.diagnose.audit import audit
 from mtsft.diagnose.audit_text import report_as_text
 from mtsft.dialogue import readers
 from mtsft.encoding.token_tree import response_ends
-from mtsft.template.built_in import CHATML
+from mtsft.template.built_in import BUILT_IN, CHATML
 
 # What a dataset holds
 
@@ -210,6 +210,33 @@ def test_the_words_of_an_unfaithful_turn_can_be_trained_all_the_same(examine):
     report = examine([TWO_TURNS, GOOD], chat=hugging_face(OPENS_THINK), unfaithful="emit", sequence_length=512)
     assert problems(report)["warning", PROMPT] == (3, ["1: message 2", "1: message 4", "2: message 2"])
     assert (report["train"]["kept"], report["train"]["skipped_turns"]) == (2, 0)
+
+
+@pytest.mark.parametrize("policy", ["error", "skip", "emit"])
+def test_a_call_that_the_template_does_not_write_is_left_out_and_the_remedy_is_a_template_that_does(
+    examine, encoder, policy
+):
+    called = calling({"a": 1}, "Let me see.")
+    called["messages"] += [
+        {"role": "tool", "content": "42", "tool_call_id": "call00001"},
+        said("x", "It is.")["messages"][1],
+    ]
+    report = examine(
+        [GOOD, calling({"a": 1}), called], chat=hugging_face(DROPS_CALLS), unfaithful=policy, sequence_length=512
+    )
+    places = ["2: message 2", "3: message 2"]
+    found, writes = problems(report), "use a template that writes calls, as data.template='chatml-tools'"
+    assert found["error" if policy == "error" else "warning", LOST] == found["warning", LOST_CALLS] == (2, places)
+    left_out = ("warning", "responses that 'emit' leaves out, as the template writes no call or no stop")
+    assert found.get(left_out) == ((2, places) if policy == "emit" else None)
+    remedies = {problem["what"]: problem["remedy"] for problem in report["problems"]}
+    assert remedies[LOST] == f"{writes}; under 'skip' and 'emit' these turns are left out"
+    assert remedies[LOST_CALLS] == writes
+    train = report["train"]
+    assert (train["responses"], train["kept"], train["skipped_turns"], train["empty_replies"]) == (2, 2, 2, 0)
+    # Under the template that the remedy names nothing is lost.
+    tools = hugging_face(BUILT_IN["chatml-tools"].text)
+    assert problems(examine([GOOD, calling({"a": 1}), called], chat=tools, sequence_length=512)) == {}
 
 
 def test_words_of_others_that_would_be_trained_are_an_error(examine, tmp_path):
