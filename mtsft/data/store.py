@@ -148,8 +148,11 @@ class Store:
             for token in np.flatnonzero((np.bincount(tokens, minlength=len(blank)) > 0) & (blank < 0)).tolist():
                 blank[token] = is_blank(token)
             words = (columns["message_ids_N"][slots] == messages) & (blank[tokens] == 0)
-            pairs, of = np.unique(np.stack([trees, messages], 1), axis=0, return_inverse=True)
-            found.append(np.column_stack([pairs, np.bincount(of.reshape(-1), words, len(pairs)).astype(np.int64)]))
+            # Supervised tokens of one response stand together.
+            begins = (trees[1:] != trees[:-1]) | (messages[1:] != messages[:-1])
+            starts = np.flatnonzero(np.append(len(trees) > 0, begins))
+            counts = np.add.reduceat(words, starts, dtype=np.int64) if len(starts) else np.zeros(0, np.int64)
+            found.append(np.column_stack([trees[starts], messages[starts], counts]))
         return np.concatenate(found) if found else np.zeros((0, 3), np.int64)
 
     @property

@@ -61,7 +61,7 @@ def _checks(part: Report, spec: EncodingSpec) -> list[_Check]:
     kinds = part["unfaithful"]
     own_words = template
     if part["lost"].get("tool_calls"):  # which have no form without the template, so that "emit" has none either
-        own_words = f"{_WRITES_CALLS}; under 'skip' and 'emit' these turns are left out"
+        own_words = f"{_WRITES_CALLS}; 'skip' and 'emit' leave these turns out"
     left_out = part["skipped_turns"] - kinds.get("refused", 0) if config.unfaithful == "emit" else 0
     cut = part["over_length"]["policies"].get(config.over_length, {})
     lost = [

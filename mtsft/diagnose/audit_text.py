@@ -79,7 +79,8 @@ def _part(title: str, part: Report) -> Iterator[str]:
 
 def _run(run: Report) -> Iterator[str]:
     first, *notes = run["lines"]
-    yield f"run        {run['epochs']:g} epochs, {run['rows']:,} rows, {run['batch_size']:,} a batch: {first}"
+    epochs = "1 epoch" if run["epochs"] == 1 else f"{run['epochs']:g} epochs"
+    yield f"run        {epochs}, {run['rows']:,} rows, {run['batch_size']:,} a batch: {first}"
     yield from (f"           {note}" for note in notes)
 
 

@@ -230,7 +230,7 @@ def test_a_call_that_the_template_does_not_write_is_left_out_and_the_remedy_is_a
     left_out = ("warning", "responses that 'emit' leaves out, as the template writes no call or no stop")
     assert found.get(left_out) == ((2, places) if policy == "emit" else None)
     remedies = {problem["what"]: problem["remedy"] for problem in report["problems"]}
-    assert remedies[LOST] == f"{writes}; under 'skip' and 'emit' these turns are left out"
+    assert remedies[LOST] == f"{writes}; 'skip' and 'emit' leave these turns out"
     assert remedies[LOST_CALLS] == writes
     train = report["train"]
     assert (train["responses"], train["kept"], train["skipped_turns"], train["empty_replies"]) == (2, 2, 2, 0)

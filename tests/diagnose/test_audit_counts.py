@@ -15,7 +15,7 @@ from mtsft.diagnose.audit import audit
 from mtsft.diagnose.audit_text import report_as_text
 from mtsft.dialogue import readers
 from mtsft.encoding.spec import EncodingSpec
-from mtsft.encoding.token_tree import paths
+from mtsft.encoding.token_tree import expand, paths
 from mtsft.runs.run_length import run_length
 from mtsft.template.built_in import CHATML
 
@@ -178,6 +178,9 @@ def test_a_tree_that_fits_as_paths_is_not_too_long(examine, encoder):
     as_paths = examine([TREE], sequence_length=limit, trees="paths")
     assert problems(as_paths) == {}
     assert as_paths["train"]["fill"][0]["rows"] == 2
+    chains = [len(chain) for chain in expand(encoder(dialogue(TREE)))]
+    counts = {name: as_paths["train"]["epoch"][name] for name in ("dialogues", "responses", "tokens", "rows")}
+    assert counts == {"dialogues": 1, "responses": 2, "tokens": sum(chains), "rows": 2}
 
 
 def test_of_several_paths_the_longest_counts(examine):
