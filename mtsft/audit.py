@@ -1,10 +1,12 @@
 """The whole dataset checked before any compute: python -m mtsft.audit --config=... [--format=json] [--numeric].
 
-Exit status 2 where training with the same config would be wrong; the report says where and what to do. It counts turns
-from 1; in JSON they are indices, counted from 0.
+It counts what a run would train on, the rows that this fills and the steps of the run; what is dropped, cut or left out
+is told by reason. Exit status 2 where training with the same config would be wrong; the report says where and what to
+do. It counts turns from 1; in JSON they are indices, counted from 0. The keys of the JSON: mtsft/diagnose/audit.py.
 """
 
 import json
+from functools import partial
 
 from absl import flags
 
@@ -14,6 +16,7 @@ from mtsft.data.data_files import DataFiles
 from mtsft.diagnose.audit import audit
 from mtsft.diagnose.audit_text import report_as_text
 from mtsft.errors import InputError
+from mtsft.runs.run_length import run_length
 
 _CONFIG = cli.define_config()
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "Lines to read, or one JSON object.")
@@ -24,7 +27,7 @@ def main() -> None:
     """Audits what the flags name, and prints."""
     validate(_CONFIG.value)
     files = DataFiles.find(data_config(_CONFIG.value))
-    report = audit(files)
+    report = audit(files, _CONFIG.value.train.seed, length_of_run=partial(run_length, _CONFIG.value))
     if _NUMERIC.value:
         # Imported here: processes that tokenise import this file too, and have no use for JAX.
         from mtsft.runs import identity_check

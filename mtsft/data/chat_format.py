@@ -1,10 +1,11 @@
 """The chat template and the tokenizer that a config names; a tokenizer that it does not name is trained here."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mtsft.data.store import code_digest, digest_files, in_cache
+from mtsft.data.store import code_digest, digest_files, in_cache, in_split
 from mtsft.dialogue import readers
 from mtsft.dialogue.record_format import RecordFormat
 from mtsft.encoding.spec import ChatFormat, markers_of, parse_date, parse_variables
@@ -49,9 +50,14 @@ def open_chat(
 
 
 def train_tokenizer(
-    chat: ChatFormat, vocab_size: int, files: Sequence[Path], form: RecordFormat, folder: Path
+    chat: ChatFormat,
+    vocab_size: int,
+    files: Sequence[Path],
+    form: RecordFormat,
+    folder: Path,
+    split: tuple[float, float] = (0.0, 1.0),
 ) -> Mapping[str, bytes]:
-    """A tokenizer trained on dialogues, or the one that `folder` holds of an earlier training.
+    """A tokenizer trained on dialogues, or the one that `folder` holds of an earlier training on the same.
 
     Args:
         chat: whose template's control tokens become tokens.
@@ -59,41 +65,52 @@ def train_tokenizer(
         files: of dialogues.
         form: how the records of the files are read.
         folder: where trained tokenizers are kept.
+        split: the part of the dialogues that it is trained on, as of EncodingSpec; the others are held out.
 
     Returns:
         The files of the tokenizer, by name.
 
     Raises:
-        InputError: the texts do not suit the size, or the folder cannot be written.
+        InputError: there is no dialogue, or all are held out; the texts do not suit the size; or the folder cannot be
+            written.
     """
     template = templates.ChatTemplate(chat.templates, chat.name)
-    parts = (digest_files(files), form, vocab_size, template.fingerprint, code_digest())
+    parts = (digest_files(files), split, form, vocab_size, template.fingerprint, code_digest())
     path = folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.model"
     with in_cache(folder):
         folder.mkdir(parents=True, exist_ok=True)  # refused before the training, rather than after it
         if path.exists():
             return {"tokenizer.model": path.read_bytes()}
     markers = markers_of(template.literals)
-    trained = sentencepiece.train_sentencepiece(_texts(files, form), vocab_size, markers)
+    trained = sentencepiece.train_sentencepiece(_texts(files, form, split), vocab_size, markers)
     with in_cache(folder):
         atomic_write(path, trained["tokenizer.model"])
     return trained
 
 
-def _texts(files: Sequence[Path], form: RecordFormat) -> Iterator[str]:
+def _texts(files: Sequence[Path], form: RecordFormat, split: tuple[float, float]) -> Iterator[str]:
     """What a tokenizer is trained on: the words of dialogues evenly over the files, with the names of their roles.
 
-    Raises InputError where no line holds a dialogue, as its first one would.
+    Raises InputError where no line holds a dialogue, as its first one would; or where all are held out.
     """
-    stride = -(-sum(path.stat().st_size for path in files) // _TOKENIZER_BYTES)
+    size = sum(path.stat().st_size for path in files) * (split[1] - split[0])
+    stride = math.ceil(size / _TOKENIZER_BYTES)
     errors: list[InputError] = []  # of a line among others they are reported where dialogues are tokenised
-    is_empty = True
+    read = used = 0
     for path in files:
         wanted = (lambda number: number % stride == 0) if stride > 1 else None
         for _, dialogue in readers.read_dialogues(path, form, wanted=wanted, unreadable=errors.append):
-            is_empty = False
+            read += 1
+            if not in_split(dialogue, split):
+                continue
+            used += 1
             for message in dialogue.messages:
                 yield message.role
                 yield message.content or ""
-    if is_empty:
+    if not read:
         raise errors[0] if errors else InputError(f"{files[0]}: holds no dialogue, only empty lines")
+    if not used:
+        raise InputError(
+            f"data.eval_fraction={split[0]:g} holds out all {read:,} dialogues of data.train, so that none is left to "
+            "train a tokenizer, or a model, on; lower it, or name files of their own in data.eval"
+        )

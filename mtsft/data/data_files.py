@@ -66,11 +66,13 @@ class DataFiles:
         for path in [*train_files, *eval_files]:
             find_files.check_readable(path)
 
+        share = data.eval_fraction if not eval_files else 0.0
+
         def trained(chat: ChatFormat) -> Mapping[str, bytes]:
-            return train_tokenizer(chat, data.vocab_size, train_files, form, cache / "tokenizers")
+            folder = cache / "tokenizers"
+            return train_tokenizer(chat, data.vocab_size, train_files, form, folder, split=(share, 1.0))
 
         chat = open_chat(data.tokenizer, data.template, data.template_variables, data.template_date, trained)
-        share = data.eval_fraction if not eval_files else 0.0
         return cls(
             train_files=train_files,
             weights=weights,

@@ -152,6 +152,8 @@ def _account(name: str, store: Store) -> str:
             f"; over-length: {c.over_length_dropped:,} dropped, {c.over_length_cut:,} cut{pieces}, "
             f"{c.over_length_responses:,} responses ({c.over_length_supervised_tokens:,} supervised tokens) lost"
         )
+        if c.over_length_less_context:
+            line += f", {c.over_length_less_context:,} left with a part of their context"
     if c.branching:
         line += f"; {c.branching:,} branching ({c.tokens:,} tokens as trees, {c.chain_tokens:,} as paths)"
     if c.altered:

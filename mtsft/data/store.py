@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,6 +61,7 @@ _CONTENT = ("tokens_N", "parents_N", "response_mask_N", "turn_ids_N", "message_i
 # The folders of the package, and the libraries, whose code decides which tokens a file becomes.
 MAKES_TOKENS = ("corpora", "dialogue", "tokenizer", "template", "encoding")
 _LIBRARIES = ("jinja2", "tokenizers", "sentencepiece")
+_TREES_AT_A_TIME = 1 << 12
 _INLINE_BYTES = 1 << 22  # files smaller than this are not worth starting processes for
 
 
@@ -78,6 +79,7 @@ class Store:
         weights_N: float64, supervised weight of each.
         digests_N: uint64, equal where all words of the dialogues are.
         file_of_N: int32, the index in `files` of the file that each was read from.
+        lines_N: int64, its line there.
     """
 
     def __init__(self, path: Path, files: Sequence[Path]):
@@ -92,7 +94,7 @@ class Store:
         self._ids = _map(path / "ids", np.uint8)
         self.content: str = index["content"]
         self.lengths_N, self.weights_N, self.digests_N = tables["lengths"], tables["weights"], tables["digests"]
-        self.file_of_N, self._lines = tables["files"], tables["lines"]
+        self.file_of_N, self.lines_N = tables["files"], tables["lines"]
 
     def __len__(self) -> int:
         return len(self.lengths_N)
@@ -115,6 +117,33 @@ class Store:
         tokens = np.flatnonzero(supervised & (authors >= 0) & (authors != responses))
         return np.unique(np.searchsorted(self._starts, tokens, side="right") - 1).tolist()
 
+    def responses(self, is_blank: Callable[[int], bool]) -> np.ndarray:
+        """The supervised responses in order, int64 (R, 3): the tree, the message, and how many words it has.
+
+        A word is a supervised token of the message's own words that is not blank; what the template writes is none.
+
+        Args:
+            is_blank: from a token to whether it says nothing, as white space does.
+        """
+        columns, found = self._columns, []
+        blank = np.full(self.highest_token + 1, -1, np.int8)  # -1: not asked yet
+        for first in range(0, len(self), _TREES_AT_A_TIME):
+            starts = self._starts[first : first + _TREES_AT_A_TIME + 1]
+            trees = np.repeat(np.arange(first, first + len(starts) - 1), np.diff(starts))
+            slots = np.arange(starts[0], starts[-1])
+            supervised = columns["response_mask_N"][slots] != 0
+            trees, slots = trees[supervised], slots[supervised]
+            tokens, messages = columns["tokens_N"][slots], columns["response_ids_N"][slots]
+            for token in np.flatnonzero((np.bincount(tokens, minlength=len(blank)) > 0) & (blank < 0)).tolist():
+                blank[token] = is_blank(token)
+            words = (columns["message_ids_N"][slots] == messages) & (blank[tokens] == 0)
+            # Supervised tokens of one response stand together.
+            begins = (trees[1:] != trees[:-1]) | (messages[1:] != messages[:-1])
+            starts = np.flatnonzero(np.append(len(trees) > 0, begins))
+            counts = np.add.reduceat(words, starts, dtype=np.int64) if len(starts) else np.zeros(0, np.int64)
+            found.append(np.column_stack([trees[starts], messages[starts], counts]))
+        return np.concatenate(found) if found else np.zeros((0, 3), np.int64)
+
     @property
     def highest_token(self) -> int:
         """The highest token id of all; -1 where there is none."""
@@ -126,7 +155,7 @@ class Store:
 
     def source(self, index: int) -> tuple[Path, int]:
         """The file and the line a dialogue was read from."""
-        return self.files[self.file_of_N[index]], int(self._lines[index])
+        return self.files[self.file_of_N[index]], int(self.lines_N[index])
 
 
 def open_store(
@@ -265,10 +294,9 @@ def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
         of_lines.note("unreadable", str(error))
 
     dialogues, lines, digests = [], [], []
-    first, last = _spec.split
     unreadable = count_unreadable if _spec.lenient else None
     for number, dialogue in readers.read_dialogues(path, _form, chunks=(chunk,), unreadable=unreadable):
-        if (first, last) == (0.0, 1.0) or first <= split_point(dialogue) < last:
+        if in_split(dialogue, _spec.split):
             dialogues.append(dialogue)
             lines.append(number)
             digests.append(_digest(dialogue, _encoder.template))
@@ -286,6 +314,11 @@ def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
         stats=of_lines + stats,
         size=chunk.size,
     )
+
+
+def in_split(dialogue: Dialogue, split: tuple[float, float]) -> bool:
+    """Whether a dialogue belongs to the part (from, to) of all, by its `split_point`."""
+    return split == (0.0, 1.0) or split[0] <= split_point(dialogue) < split[1]
 
 
 def split_point(dialogue: Dialogue) -> float:

@@ -1,16 +1,17 @@
 """A whole dataset checked before any compute: what it holds, what would be trained, and what is wrong with it."""
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mtsft.data.data_files import DataFiles
+from mtsft.data.dataset import TokenizedDataset
 from mtsft.data.epochs import Epochs
-from mtsft.data.packing import lay_out
+from mtsft.data.packing import Layout, lay_out
 from mtsft.data.store import Store, open_store
+from mtsft.diagnose.audit_problems import problems_of_all, problems_of_side
 from mtsft.dialogue import readers
 from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.over_length import POLICIES
@@ -18,75 +19,147 @@ from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.token_tree import expand
 from mtsft.progress import Progress
+from mtsft.template.reasoning import KNOWN
 
 _LENGTHS = (512, 1024, 2048, 4096, 8192)
 _SAMPLED = 200  # over-length dialogues that the policies are tried on; beyond, the cost is scaled up
 _EXAMPLES = 5
-# Words by which a key looks as if it said what is trained, or what the model should read.
-_TELLING = frozenset(
-    "loss mask train training trained weight weights label reward system instruction instructions document documents "
-    "tool tools call calls function functions reasoning thinking thought thoughts plan".split()
-)
 
 Report = dict[str, Any]
 
 
-def audit(data_files: DataFiles, progress: bool = True) -> Report:
+def audit(
+    data_files: DataFiles,
+    seed: int = 0,
+    progress: bool = True,
+    length_of_run: Callable[[TokenizedDataset], Report] | None = None,
+) -> Report:
     """All dialogues of a run, tokenized and checked, in plain values.
 
-    Nothing in a file stops it: what is wrong is counted, with where the first few were met, and left out.
+    What is counted is what a run trains on: after data.responses, the split of held-out dialogues, what data.unfaithful
+    and data.refused leave out, and what data.over_length drops or cuts. Nothing in a file stops it: what would stop a
+    run is counted, with where the first few were met, and left out.
 
     Args:
         data_files: the files of the run, and how they are encoded.
+        seed: of the order of training, the config's train.seed.
         progress: whether to show bars, where there is a terminal.
+        length_of_run: from the dialogues that are trained on to what "run" holds; None to leave it out.
 
     Returns:
-        {train: part, eval: part or None, shared: dialogues that stand on both sides, tokenizer, template, problems}.
-        A problem is {severity: "error" | "warning" | "note", what, count, examples, remedy}; with an error a training
-        run with the same config would stop, or train what it should not.
+        {train: side, eval: side or None, run: how long a run is (see mtsft.runs.run_length) or None, shared: dialogues
+        that stand on both sides, tokenizer, template, problems}. A side is what `_examine` says. A problem is
+        {severity: "error" | "warning" | "note", what, count, examples, remedy}; with an error a training run with the
+        same config would stop, or train what it should not.
     """
     parts = {
         "train": (data_files.train_files, data_files.train_spec),
         "eval": (data_files.eval_files, data_files.eval_spec),
     }
-    report: Report = {"eval": None}
-    stores: dict[str, Store] = {}
+    report: Report = {"train": None, "eval": None, "run": None}
+    trained: dict[str, Store] = {}
+    datasets: dict[str, TokenizedDataset] = {}
     for name, (files, spec) in parts.items():
         if files:
-            lenient = spec.without_errors().with_config(trees="tree")
-            stores[name] = open_store(files, lenient, data_files.cache / "stores", data_files.workers, progress)
-            weights = data_files.weights if name == "train" else [1.0] * len(files)
-            report[name] = _examine(stores[name], spec, weights, progress)
-    shared = _shared(*stores.values()) if "eval" in stores else np.empty(0, np.int64)
+            whole, trained[name] = _open(data_files, files, spec, progress)
+            shares = data_files.weights if name == "train" else ()
+            datasets[name] = dataset = _dataset(spec, trained[name], shares, seed)
+            report[name] = _examine(whole, spec, dataset.epochs, progress)
+    if length_of_run is not None and len(datasets["train"].train):
+        report["run"] = length_of_run(datasets["train"])
+    shared = _shared(*trained.values()) if "eval" in trained else np.empty(0, np.int64)
     report["shared"] = len(shared)
     report |= _describe_chat(data_files.train_spec)
     report["problems"] = [
-        *(problem for name in parts if report[name] for problem in _problems(name, report[name], parts[name][1])),
-        *_problems_of_all(report, _sources(stores["train"], shared)),
+        *(
+            problem
+            for name in parts
+            if report[name]
+            for problem in problems_of_side(name, report[name], parts[name][1])
+        ),
+        *problems_of_all(report, _sources(trained["train"], shared)),
     ]
     return report
 
 
-def _examine(store: Store, spec: EncodingSpec, weights: Sequence[float], progress: bool) -> Report:
+def _open(data_files: DataFiles, files: Sequence[Path], spec: EncodingSpec, progress: bool) -> tuple[Store, Store]:
+    """The dialogues of one side as they are, and as they are trained on."""
+    lenient = spec.without_errors()
+
+    def store(spec: EncodingSpec) -> Store:
+        return open_store(files, spec, data_files.cache / "stores", data_files.workers, progress)
+
+    whole = store(lenient.of_any_length())
+    is_alike = spec.config.trees == "tree" and whole.lengths_N.max(initial=0) <= spec.config.sequence_length
+    return whole, whole if is_alike else store(lenient)
+
+
+def _dataset(spec: EncodingSpec, store: Store, shares: Sequence[float], seed: int) -> TokenizedDataset:
+    """The dialogues of one side as those that a run trains on."""
+    return TokenizedDataset(
+        spec=spec,
+        tokenizer=spec.chat.open()[1],
+        train=store,
+        eval=None,
+        sequence_length=spec.config.sequence_length,
+        shares=shares,
+        seed=seed,
+    )
+
+
+def _examine(whole: Store, spec: EncodingSpec, epochs: Epochs, progress: bool) -> Report:
     """What one side of a dataset holds.
 
     Args:
-        store: of the lenient spec, `spec.without_errors()`.
+        whole: its dialogues, of any length.
         spec: of the run.
-        weights: how often the dialogues of each file of the store are seen in an epoch, on average.
+        epochs: those of the dialogues that are trained on.
         progress: whether to show bars.
+
+    Returns:
+        {the counts of EncodingStats but for those of over_length, of what is trained: dialogues read, kept, and so on;
+        responses: that are trained, responses_read: of the dialogues read, tokens: that rows hold, tree_tokens: as
+        trees, supervised_tokens, by_role, by_turn: each dialogue once;
+        epoch: {dialogues, responses, tokens, supervised_tokens: as often as the shares of the files say, rows, fill};
+        by_source: {file: {dialogues, tokens, supervised_tokens, weight: times an epoch}};
+        empty_replies: responses that are trained and have no words but blank ones;
+        duplicates, other_authors: dialogues; examples: by kind of problem;
+        lengths: percentiles of whole dialogues, in tokens; row_length;
+        fill: [{row_length, fill, rows, too_long}] of rows of several lengths, that of the run as the run fills it;
+        over_length: {dialogues, supervised_tokens: longer than a row, policy: data.over_length, policies: {policy:
+        {dialogues_lost, responses_lost, supervised_tokens_lost, more_dialogues: pieces that are cut beyond the first
+        of each, less_context: responses kept with a part of their context, context_tokens_lost, context_tokens: cut
+        from their contexts, out of so many, estimated}}}}.
     """
-    stats, lengths = store.stats, store.lengths_N
-    limit = spec.config.sequence_length
-    longer = np.flatnonzero(_longest_pieces(store, spec) > limit)
-    again = np.setdiff1d(np.arange(len(store)), np.unique(store.digests_N, return_index=True)[1])
-    others = np.array(store.other_authors(), np.int64)
-    indices = {"over length": longer, "duplicate": again, "other authors": others}
-    examples = {kind: _sources(store, found) for kind, found in indices.items()}
+    trained = epochs.store
+    stats, lengths = trained.stats, whole.lengths_N
+    limit, layout = spec.config.sequence_length, epochs.layout(0) if len(trained) else None
+    members = Epochs(whole, limit, epochs.shares, epochs.seed).members(0)
+    longer = np.flatnonzero(_longest_pieces(whole, spec) > limit)
+    again = np.setdiff1d(np.arange(len(whole)), np.unique(whole.digests_N, return_index=True)[1])
+    others = np.array(trained.other_authors(), np.int64)
+    responses_Rx3 = trained.responses(_is_blank(spec))
+    empty_Rx3 = responses_Rx3[responses_Rx3[:, 2] == 0]
+    responses_N = np.bincount(responses_Rx3[:, 0], minlength=len(trained))
+    examples = {
+        "over length": _sources(whole, longer),
+        "duplicate": _sources(whole, again),
+        "other authors": _sources(trained, others),
+        "empty reply": [
+            "{}:{}: message {}".format(*trained.source(tree), message + 1)
+            for tree, message, _ in empty_Rx3[:_EXAMPLES].tolist()
+        ],
+    }
     return {
         **{name: value for name, value in stats.as_record().items() if not name.startswith("over_length")},
+        "responses": len(responses_Rx3),
+        "responses_read": stats.responses,
+        "tokens": int(trained.lengths_N.sum()),
+        "tree_tokens": stats.tokens,
+        "epoch": _epoch(epochs, responses_N, layout),
         "examples": stats.examples | {kind: lines for kind, lines in examples.items() if lines},
-        "by_source": _by_source(store, weights),
+        "by_source": _by_source(trained, epochs.shares),
+        "empty_replies": len(empty_Rx3),
         "duplicates": len(again),
         "other_authors": len(others),
         "lengths": {f"p{q}": int(np.percentile(lengths, q)) for q in (0, 5, 25, 50, 75, 95, 99, 100)}
@@ -95,11 +168,43 @@ def _examine(store: Store, spec: EncodingSpec, weights: Sequence[float], progres
         "row_length": limit,
         "over_length": {
             "dialogues": len(longer),
-            "supervised_tokens": int(store.supervised_N[longer].sum()),
-            "policies": _try_policies(store, spec, longer, progress),
+            "supervised_tokens": int(whole.supervised_N[longer].sum()),
+            "policy": spec.config.over_length,
+            "policies": _try_policies(whole, stats, spec, longer, progress),
         },
-        "fill": _fills(_piece_lengths(store, Epochs(store, limit, weights).members(0), spec), limit),
+        "fill": [
+            fill if fill["row_length"] != limit or layout is None else _fill(layout, stats.over_length_dropped)
+            for fill in _fills(_piece_lengths(whole, members, spec), limit)
+        ],
     }
+
+
+def _is_blank(spec: EncodingSpec) -> Callable[[int], bool]:
+    """From a token to whether it is white space, or a mark around a thought."""
+    tokenizer = spec.chat.open()[1]
+    marks = {mark for pair in KNOWN for mark in pair}
+    return lambda token: (text := tokenizer.decode([token]).strip()) == "" or text in marks
+
+
+def _is_first(store: Store) -> np.ndarray:
+    """bool (N,): whether a tree is the first of its dialogue, of which there may be several."""
+    where = np.stack([store.file_of_N.astype(np.uint64), store.lines_N.astype(np.uint64), store.digests_N], 1)
+    first_N = np.zeros(len(store), bool)
+    first_N[np.unique(where, axis=0, return_index=True)[1]] = True
+    return first_N
+
+
+def _epoch(epochs: Epochs, responses_N: np.ndarray, layout: Layout | None) -> Report:
+    """What an epoch has, on average over the epochs, and the rows of the first one. responses_N: of each tree."""
+    store, times_N = epochs.store, epochs.times_N()
+    counts = {
+        "dialogues": _is_first(store),
+        "responses": responses_N,
+        "tokens": store.lengths_N,
+        "supervised_tokens": store.supervised_N,
+    }
+    rows = {"rows": layout.num_rows, "fill": round(layout.fill, 4)} if layout else {"rows": 0, "fill": 0.0}
+    return {name: round(float(times_N @ count_N)) for name, count_N in counts.items()} | rows
 
 
 def _piece_lengths(store: Store, members: np.ndarray, spec: EncodingSpec) -> np.ndarray:
@@ -126,15 +231,15 @@ def _sources(store: Store, indices: np.ndarray) -> list[str]:
     return ["{}:{}".format(*store.source(i)) for i in indices[:_EXAMPLES].tolist()]
 
 
-def _by_source(store: Store, weights: Sequence[float]) -> dict[str, Report]:
+def _by_source(store: Store, shares: Sequence[float]) -> dict[str, Report]:
     files, count = store.file_of_N, len(store.files)
     columns = {
-        "dialogues": np.bincount(files, minlength=count),
+        "dialogues": np.bincount(files, _is_first(store), count).astype(np.int64),
         "tokens": np.bincount(files, store.lengths_N, count).astype(np.int64),
         "supervised_tokens": np.bincount(files, store.supervised_N, count).astype(np.int64),
     }
     return {
-        str(path): {name: int(column[i]) for name, column in columns.items()} | {"weight": weights[i]}
+        str(path): {name: int(column[i]) for name, column in columns.items()} | {"weight": shares[i]}
         for i, path in enumerate(store.files)
     }
 
@@ -145,14 +250,20 @@ def _fills(lengths: np.ndarray, limit: int) -> list[Report]:
     for row_length in sorted({*_LENGTHS, limit}):
         fitting = lengths[lengths <= row_length]
         if len(fitting):
-            layout = lay_out(fitting, row_length)
-            fill = {"row_length": row_length, "fill": round(layout.fill, 4), "rows": layout.num_rows}
-            fills.append(fill | {"too_long": len(lengths) - len(fitting)})
+            fills.append(_fill(lay_out(fitting, row_length), len(lengths) - len(fitting)))
     return fills
 
 
-def _try_policies(store: Store, spec: EncodingSpec, longer: np.ndarray, progress: bool) -> dict[str, Report]:
-    """What every over-length policy would lose: responses, supervised tokens, dialogues; and the pieces it makes."""
+def _fill(layout: Layout, too_long: int) -> Report:
+    """How full rows are. too_long: pieces that are not among them, or dialogues of which nothing is."""
+    fill = {"row_length": layout.row_length, "fill": round(layout.fill, 4), "rows": layout.num_rows}
+    return fill | {"too_long": too_long}
+
+
+def _try_policies(
+    store: Store, stats: EncodingStats, spec: EncodingSpec, longer: np.ndarray, progress: bool
+) -> dict[str, Report]:
+    """What every over-length policy would lose, and the pieces it makes; that of the run, of `stats`, exactly."""
     if not len(longer):
         return {}
     sample = longer[:: -(-len(longer) // _SAMPLED)]
@@ -160,19 +271,30 @@ def _try_policies(store: Store, spec: EncodingSpec, longer: np.ndarray, progress
     dialogues = list(_read_again(store, sample, spec))
     costs = {}
     policies = [policy for policy in POLICIES if policy != "error"]
+    own = spec.without_errors().config.over_length
     with Progress("trying over-length policies", len(policies), "policies", progress) as bar:
         for policy in policies:
-            tried = spec.without_errors().with_config(sequence_length=spec.config.sequence_length, over_length=policy)
-            _, stats = tried.encoder().encode(dialogues)
-            costs[policy] = {
-                "dialogues_lost": round(stats.over_length_dropped * scale),
-                "responses_lost": round(stats.over_length_responses * scale),
-                "supervised_tokens_lost": round(stats.over_length_supervised_tokens * scale),
-                "more_dialogues": round(stats.over_length_windows * scale),
-                "estimated": scale > 1,
-            }
+            if policy == own:
+                costs[policy] = _cost(stats)
+            else:
+                _, tried = spec.without_errors().with_config(over_length=policy).encoder().encode(dialogues)
+                costs[policy] = _cost(tried, scale)
             bar.advance()
     return costs
+
+
+def _cost(stats: EncodingStats, scale: float = 1.0) -> Report:
+    """What a policy loses of over-length dialogues. scale: how many of them stand for one that was counted."""
+    counts = {
+        "dialogues_lost": stats.over_length_dropped,
+        "responses_lost": stats.over_length_responses,
+        "supervised_tokens_lost": stats.over_length_supervised_tokens,
+        "more_dialogues": stats.over_length_windows,
+        "less_context": stats.over_length_less_context,
+        "context_tokens_lost": stats.over_length_context_lost,
+        "context_tokens": stats.over_length_context,
+    }
+    return {name: round(count * scale) for name, count in counts.items()} | {"estimated": scale > 1}
 
 
 def _read_again(store: Store, indices: np.ndarray, spec: EncodingSpec) -> Iterator[Dialogue]:
@@ -202,104 +324,3 @@ def _describe_chat(spec: EncodingSpec) -> Report:
             "variables": spec.chat.variables,
         },
     }
-
-
-def _problem(severity: str, what: str, count: int, examples: Sequence[str] = (), remedy: str = "") -> Report:
-    return {"severity": severity, "what": what, "count": count, "examples": list(examples), "remedy": remedy}
-
-
-_Check = tuple[str, str, int, str, str]  # severity, kind (of EncodingStats.examples), how often, what, remedy
-
-
-def _problems(name: str, part: Report, spec: EncodingSpec) -> Iterator[Report]:
-    """What is wrong with one side of a dataset under the policies of its config."""
-    stats = EncodingStats.of({key: part[key] for key in EncodingStats().as_record() if key in part})
-    examples = part["examples"]
-    side = "" if name == "train" else "held out: "
-
-    def where_counted(checks: Iterable[_Check]) -> Iterator[Report]:
-        for severity, kind, count, what, remedy in checks:
-            if count:
-                yield _problem(severity, side + what, count, examples.get(kind, ()), remedy)
-
-    yield from where_counted(
-        [("error", "unreadable", stats.unreadable, "lines that hold no dialogue", "repair or remove them")]
-    )
-    dropped = part["over_length"]["policies"].get(spec.config.over_length, {}).get("dialogues_lost", 0)
-    if stats.kept <= dropped:
-        severity, goal = ("error", "left to train on") if name == "train" else ("warning", "held out")
-        what, remedy = f"dialogues read, and none is {goal}", f"see data.{name} and what becomes of them here"
-        yield _problem(severity, what, stats.dialogues, (), remedy)
-    yield from where_counted(_checks(stats, part, spec))
-
-
-def _checks(stats: EncodingStats, part: Report, spec: EncodingSpec) -> list[_Check]:
-    """All that may be wrong with one side of a dataset."""
-    config = spec.config
-    # What a policy leaves out, or trains otherwise, stops a run where the policy is "error".
-    unfaithful, refused, over_length = (
-        "error" if policy == "error" else "warning"
-        for policy in (config.unfaithful, config.refused, config.over_length)
-    )
-    template = "set data.unfaithful to 'skip' or 'emit', or use another template"
-    kinds = stats.unfaithful
-    lost = [
-        ("warning", f"lost: {field}", count, f"messages whose {field} the template leaves out of every rendering",
-         "see whether the model should know it")
-        for field, count in sorted(stats.lost.items())
-    ]  # fmt: skip
-    return [
-        ("error", "other authors", part["other_authors"],
-         "dialogues that train a message to say words of another one",
-         "this is a fault of the program; report it with the template and a dialogue, and do not train on these"),
-        (unfaithful, "unfaithful: prompt", kinds["prompt"],
-         "responses in a prompt that the full rendering does not begin with", template),
-        (unfaithful, "unfaithful: others", kinds["others"],
-         "responses in which the template writes words of other messages", template),
-        (refused, "unfaithful: refused", kinds["refused"], "responses to messages that the template refuses",
-         "set data.refused='skip' to leave them out, give them the weight 0, or choose others by data.responses"),
-        (unfaithful, "unfaithful: lost", kinds["lost"], "responses of which the template loses words", template),
-        (unfaithful, "unfaithful: stop", kinds["stop"],
-         "responses without a stop", "name the token that ends a turn in data.stops"),
-        (refused, "refused", stats.refused, "dialogues that the template refuses or the tokenizer cannot spell",
-         "set data.refused='skip' to leave them out, or use another template"),
-        ("error", "double BOS", stats.double_bos, "dialogues that begin with two BOS tokens",
-         "the chat template writes it twice; use another data.template"),
-        (over_length, "over length", part["over_length"]["dialogues"],
-         f"dialogues longer than a row of {part['row_length']:,}",
-         "raise data.sequence_length, or set data.over_length; its policies and their cost are listed"),
-        *lost,
-        *(("warning" if _matters(key) else "note", f"unread: {key}", count,
-           f"dialogues with the key {key!r}, which nothing reads",
-           "see whether it says something that the model, or the training, should know")
-          for key, count in sorted(stats.unread.items())),
-        ("warning", "altered", stats.altered, "responses that the tokenizer cannot spell to the byte (it normalises)",
-         "none is needed if the model was trained with it"),
-        ("note", "spells a control token", stats.spelling, "messages that spell a control token",
-         "they are encoded as plain text"),
-        ("note", "added tokens", stats.reply_tokens, "replies whose words hold added tokens of the tokenizer",
-         "they are encoded as these tokens; set data.added_tokens_in_replies=False for plain text"),
-        ("warning", "malformed arguments", stats.malformed, "tool calls whose arguments are not a JSON object",
-         "repair them"),
-        ("warning", "", stats.without_response, "dialogues without a response to train", "they are left out"),
-        ("warning", "duplicate", part["duplicates"], "dialogues whose words all stood before", "remove them"),
-        ("note", "", stats.not_prefix_preserving,
-         "dialogues in which the template shows an earlier turn otherwise than it was emitted",
-         "each response is trained in its true context, as a tree"),
-    ]  # fmt: skip
-
-
-def _matters(key: str) -> bool:
-    """Whether a key that nothing reads is named as what the model, or the training, should know."""
-    return not _TELLING.isdisjoint(re.split("[^a-z]+", re.split(r"[.:] ?", key)[-1].lower()))
-
-
-def _problems_of_all(report: Report, shared: Sequence[str]) -> Iterator[Report]:
-    """What is wrong with the dataset as a whole. shared: where dialogues stand that are held out too."""
-    if report["shared"]:
-        what = "dialogues stand in training and held out"
-        yield _problem("warning", what, report["shared"], shared, "remove them from one")
-    if report["tokenizer"]["pad_is_eos"]:
-        yield _problem(
-            "note", "the padding token is the EOS token", 1, (), "harmless here: padding is never guessed from it"
-        )

@@ -16,6 +16,8 @@ def report_as_text(report: Report) -> str:
     for name, title in (("train", "training"), ("eval", "held out")):
         if report[name]:
             lines += _part(title, report[name])
+    if run := report["run"]:
+        lines += _run(run)
     template, tokenizer = report["template"], report["tokenizer"]
     stops = ", ".join(template["stops"]) or "none"
     lines += [
@@ -40,6 +42,13 @@ def _part(title: str, part: Report) -> Iterator[str]:
         f"{title}: {part['kept']:,} of {part['dialogues']:,} dialogues train, {part['responses']:,} responses, "
         f"{part['tokens']:,} tokens, {part['supervised_tokens']:,} supervised ({share:.1%})"
     )
+    epoch = part["epoch"]
+    if {row["weight"] for row in part["by_source"].values()} - {1.0}:
+        yield (
+            f"  an epoch   {epoch['dialogues']:,} dialogues, {epoch['responses']:,} responses, {epoch['tokens']:,} "
+            f"tokens, {epoch['supervised_tokens']:,} supervised, as the shares of the files say"
+        )
+    yield f"  rows       {epoch['rows']:,} of {part['row_length']:,} slots, fill {epoch['fill']:.4f}"
     rows = [(path if len(path) <= 80 else f"...{path[-77:]}", *row.values()) for path, row in part["by_source"].items()]
     yield from _table("source", ["dialogues", "tokens", "supervised", "times an epoch"], rows)
     yield from _table("role", ["supervised"], sorted(part["by_role"].items()))
@@ -47,22 +56,32 @@ def _part(title: str, part: Report) -> Iterator[str]:
     later = sum(count for _, count in turns[12:])
     rows = [(f"turn {turn}", count) for turn, count in turns[:12]]
     yield from _table("turn", ["supervised"], [*rows, *([("later", later)] if later else [])])
-    yield "  lengths    " + "  ".join(f"{name} {length:,}" for name, length in part["lengths"].items())
+    yield "  lengths    of whole dialogues: " + "  ".join(
+        f"{name} {length:,}" for name, length in part["lengths"].items()
+    )
     rows = [(f"{f['row_length']:,}", f"{f['fill']:.4f}", f["rows"], f["too_long"]) for f in part["fill"]]
     yield from _table("row length", ["fill", "rows", "too long"], rows)
     if part["over_length"]["policies"]:
-        rows = [(name, *list(cost.values())[:4]) for name, cost in part["over_length"]["policies"].items()]
+        rows = [(name, *list(cost.values())[:6]) for name, cost in part["over_length"]["policies"].items()]
         estimated = any(cost["estimated"] for cost in part["over_length"]["policies"].values())
         title = f"over {part['row_length']:,}" + (" (estimated)" if estimated else "")
-        yield from _table(title, ["dialogues lost", "responses lost", "supervised lost", "more pieces"], rows)
+        columns = ["dialogues lost", "responses lost", "supervised lost", "more pieces", "less context", "tokens of it"]
+        yield from _table(title, columns, rows)
     if part["tokens"]:
-        tokens, chains, responses = part["tokens"], part["chain_tokens"], part["response_tokens"]
+        tokens, chains, responses = part["tree_tokens"], part["chain_tokens"], part["response_tokens"]
         yield (
             f"  trees      {part['branching']:,} dialogues branch; {tokens:,} tokens as trees, {chains:,} as chains "
             f"({1 - tokens / chains:.1%} saved), {responses:,} as one sequence per response "
             f"({1 - tokens / responses:.1%} saved)"
         )
     yield ""
+
+
+def _run(run: Report) -> Iterator[str]:
+    first, *notes = run["lines"]
+    epochs = "1 epoch" if run["epochs"] == 1 else f"{run['epochs']:g} epochs"
+    yield f"run        {epochs}, {run['rows']:,} rows, {run['batch_size']:,} a batch: {first}"
+    yield from (f"           {note}" for note in notes)
 
 
 def _table(label: str, columns: list[str], rows: list[tuple]) -> Iterator[str]:

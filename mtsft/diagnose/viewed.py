@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtsft.data.store import split_point
+from mtsft.data.store import in_split
 from mtsft.diagnose.token_view import visible
 from mtsft.dialogue import readers
 from mtsft.dialogue.schema import Dialogue
@@ -47,7 +47,6 @@ def viewed(files: Sequence[Path], spec: EncodingSpec, held_out: bool = False) ->
         InputError: as training would.
     """
     encoder = spec.encoder()
-    first, last = spec.split
     waiting: list[Dialogue] = []
 
     def encoded() -> Iterator[ViewedDialogue]:
@@ -56,7 +55,7 @@ def viewed(files: Sequence[Path], spec: EncodingSpec, held_out: bool = False) ->
 
     for path in files:
         for _, dialogue in readers.read_dialogues(path, spec.record_format):
-            if first <= split_point(dialogue) < last:
+            if in_split(dialogue, spec.split):
                 waiting.append(dialogue)
             if len(waiting) == _CHUNK:
                 yield from encoded()
@@ -90,7 +89,6 @@ def find_dialogues(sides: Sequence[Side], at: str = "", id: str = "") -> list[Vi
     idle: list[InputError] = []
     path, line = _place(at, [path for side in sides for path in side.files]) if at else (None, 0)
     for files, spec, held_out in sides:
-        first, last = spec.split
         encoder = spec.encoder()
         wanted: Callable[[int], bool] | None = (lambda number: number == line) if at else None
         for file in files:
@@ -99,7 +97,7 @@ def find_dialogues(sides: Sequence[Side], at: str = "", id: str = "") -> list[Vi
             # A line that holds no dialogue is told where it is the one that was asked for.
             unreadable = None if at else lambda error: None
             for _, dialogue in readers.read_dialogues(file, spec.record_format, wanted=wanted, unreadable=unreadable):
-                if id in ("", dialogue.id) and first <= split_point(dialogue) < last:
+                if id in ("", dialogue.id) and in_split(dialogue, spec.split):
                     trees, stats = encoder.encode([dialogue])
                     found += _with_parts([dialogue], trees, held_out)
                     idle += [] if trees else [_trains_nothing(dialogue, stats, spec)]

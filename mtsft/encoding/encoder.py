@@ -252,7 +252,7 @@ class Encoder:
             weights = {message: weights[message] for _, _, message in grown.responses}
             policy, longest = self.config.over_length, self.config.sequence_length
             trees = shorten(policy, dialogue, weights, self.grow, self._slots, longest)
-            stats.count_over_length(grown.tree, len(grown.responses), trees)
+            stats.count_over_length(dialogue, grown.tree, len(grown.responses), trees)
         stats.kept += bool(trees)
         for tree in trees:
             stats.count_tree(dialogue, tree)

@@ -120,9 +120,14 @@ class EncodingSpec:
         return replace(self, config=replace(self.config, **values))
 
     def without_errors(self) -> "EncodingSpec":
-        """The same for an audit: dialogues of any length, and everything wrong counted and left out."""
+        """The same for an audit: what would stop a run is counted and left out; other policies stay as they are."""
+        over_length = "drop" if self.config.over_length == "error" else self.config.over_length
         unfaithful = "skip" if self.config.unfaithful == "error" else self.config.unfaithful
-        return replace(self.with_config(sequence_length=UNBOUNDED, unfaithful=unfaithful, refused="skip"), lenient=True)
+        return replace(self.with_config(over_length=over_length, unfaithful=unfaithful, refused="skip"), lenient=True)
+
+    def of_any_length(self) -> "EncodingSpec":
+        """The same for whole dialogues, each one tree, whatever becomes of long ones and of those that branch."""
+        return self.with_config(sequence_length=UNBOUNDED, over_length="error", trees="tree")
 
     def cache_key(self) -> dict[str, Any]:
         """What the cached tokens of a file are keyed by, beside the file and the code that made them.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from mtsft.dialogue.schema import Dialogue
-from mtsft.encoding.token_tree import TokenTree, expand, is_one_chain, positions, response_ends
+from mtsft.encoding.token_tree import TokenTree, context_lengths, expand, is_one_chain, positions, response_ends
 from mtsft.template.spans import TurnPlan
 
 _EXAMPLES = 5  # kept of each kind of problem
@@ -37,7 +37,10 @@ class EncodingStats:
         over_length_cut: cut,
         over_length_windows: extra dialogues that the policy "windows" makes of them,
         over_length_responses: responses lost,
-        over_length_supervised_tokens: supervised tokens lost.
+        over_length_supervised_tokens: supervised tokens lost,
+        over_length_less_context: responses kept with a part of their context,
+        over_length_context_lost: tokens of their contexts that were cut away,
+        over_length_context: out of so many.
         tokens: of what is kept.
         chain_tokens: what that would come to as one chain per path.
         response_tokens: what it would come to as one sequence per response.
@@ -71,6 +74,9 @@ class EncodingStats:
     over_length_windows: int = 0
     over_length_responses: int = 0
     over_length_supervised_tokens: int = 0
+    over_length_less_context: int = 0
+    over_length_context_lost: int = 0
+    over_length_context: int = 0
     tokens: int = 0
     chain_tokens: int = 0
     response_tokens: int = 0
@@ -124,6 +130,8 @@ class EncodingStats:
                 self.unfaithful[turn.unfaithful] += 1
                 self.note(f"unfaithful: {turn.unfaithful}", f"{dialogue.source}: message {turn.message + 1}")
                 self.skipped_turns += not turn.trained
+                if not turn.trained and turn.unfaithful != "refused":
+                    self.note("left out", f"{dialogue.source}: message {turn.message + 1}")
         for i, name in turn_plan.lost:
             self.lost[name] += 1
             suffix = f": message {i + 1}" if i >= 0 else ""
@@ -195,7 +203,9 @@ class EncodingStats:
         for message, count in zip(*(values.tolist() for values in np.unique(owners, return_counts=True))):
             self.by_role[dialogue.messages[message].role if message >= 0 else "assistant"] += count
 
-    def count_over_length(self, whole: TokenTree, responses: int, trees: Sequence[TokenTree]) -> None:
+    def count_over_length(
+        self, dialogue: Dialogue, whole: TokenTree, responses: int, trees: Sequence[TokenTree]
+    ) -> None:
         """Counts a tree that was too long, with so many responses, and the trees that a policy made of it."""
         self.over_length += 1
         self.over_length_dropped += not trees
@@ -204,6 +214,13 @@ class EncodingStats:
         self.over_length_responses += responses - sum(len(response_ends(tree)) for tree in trees)
         supervised = sum(np.count_nonzero(tree.response_mask_N) for tree in trees)
         self.over_length_supervised_tokens += int(np.count_nonzero(whole.response_mask_N) - supervised)
+        true = context_lengths(whole) if trees else {}
+        for message, left in (item for tree in trees for item in context_lengths(tree).items()):
+            if left < (whole_context := true.get(message, 0)):
+                self.over_length_less_context += 1
+                self.over_length_context_lost += whole_context - left
+                self.over_length_context += whole_context
+                self.note("less context", f"{dialogue.source}: message {message + 1}")
 
     def count_double_bos(self, dialogue: Dialogue, first: Sequence[int], bos_id: int | None) -> None:
         """Counts a dialogue whose first tokens are two BOS."""

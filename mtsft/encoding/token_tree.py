@@ -110,6 +110,16 @@ def response_ends(tree: TokenTree) -> np.ndarray:
     return np.flatnonzero(supervised & ~np.append(goes_on, False))
 
 
+def context_lengths(tree: TokenTree) -> dict[int, int]:
+    """{message of a response that is supervised: tokens of its context}; a thought that is not trained is context."""
+    supervised = tree.response_mask_N != 0
+    goes_on = supervised.copy()  # with the next token, as of the same response
+    goes_on[response_ends(tree)] = False
+    starts = np.flatnonzero(supervised & ~np.append(False, goes_on[:-1]))
+    depths = positions(tree.parents_N)[starts]
+    return dict(zip(tree.response_ids_N[starts].tolist(), depths.tolist()))
+
+
 def response_path(tree: TokenTree, end: int) -> tuple[np.ndarray, int]:
     """(nodes from the root to `end`, how many of them are context) of the supervised response that ends there."""
     nodes = np.array(path_from_root(tree.parents_N.tolist(), end))

@@ -34,7 +34,7 @@ def check(config: ConfigDict, files: DataFiles) -> dict[str, Any]:
     Raises:
         InputError: no dialogue fits into a row.
     """
-    spec = files.train_spec.without_errors().with_config(trees="tree")
+    spec = files.train_spec.without_errors().of_any_length()
     store = open_store(files.train_files, spec, files.cache / "stores", files.workers)
     longest = files.train_spec.config.sequence_length
     fitting = np.flatnonzero(store.lengths_N <= longest)

@@ -21,7 +21,8 @@ from mtsft.runs.compiled import compile_evaluation, compile_step
 from mtsft.runs.hub_commits import hub_notes, with_hub_commits
 from mtsft.runs.identity import check_hosts_agree, check_started_from, held_out_name, identity
 from mtsft.runs.lock import WorkdirLock
-from mtsft.runs.schedule import schedule_notes, schedule_of
+from mtsft.runs.run_length import schedule_notes
+from mtsft.runs.schedule import schedule_of
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
 from mtsft.runs.trained_dialogues import keep_trained_dialogues

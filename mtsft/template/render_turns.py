@@ -121,8 +121,17 @@ def _unfaithful_error(tracked: TrackedDialogue, message: int, unfaithful: str, l
     if unfaithful == "stop":
         reason += "; name the token that does in data.stops"
     role = tracked.dialogue.messages[message].role
+    if unfaithful == "lost" and "tool_calls" in lost_fields:  # which have no form that "emit" could train
+        way_on = (
+            "use a template that writes calls, such as data.template='chatml-tools', or set data.unfaithful='skip' to "
+            "leave such turns out"
+        )
+    else:
+        way_on = (
+            "set data.unfaithful='skip' to leave such turns out, or 'emit' to train the message's own words in this "
+            "context"
+        )
     return InputError(
         f"{tracked.dialogue.source}: message {message + 1} ({role}): not faithful under the chat template "
-        f"{tracked.template.name}: {reason}; set data.unfaithful='skip' to leave such turns out, or 'emit' "
-        "to train the message's own words in this context"
+        f"{tracked.template.name}: {reason}; {way_on}"
     )

@@ -1,12 +1,16 @@
 """The files of a run: what a config names, found."""
 
 import json
+from pathlib import Path
 
 import pytest
+import sentencepiece
 
 from mtsft.config import DataConfig
 from mtsft.data.data_files import DataFiles
 from mtsft.data.dataset import open_dataset
+from mtsft.data.store import in_split
+from mtsft.dialogue import readers
 from mtsft.errors import InputError
 
 
@@ -94,7 +98,8 @@ def test_where_the_held_out_dialogues_are_from_is_said(data, write_jsonl, tmp_pa
     (folder / "test-1-of-2.jsonl").unlink()
     held_out = open_dataset(DataConfig(**values), seed=0, progress=False).summary()[1]
     assert held_out.endswith(f"; from {folder}/test-0-of-2.jsonl")
-    share = DataConfig(**values | {"eval": "", "eval_fraction": 1.0})
+    several = write_jsonl([[("user", f"Hello {i}"), ("assistant", "I am well")] for i in range(20)], "several.jsonl")
+    share = DataConfig(**values | {"train": str(several), "eval": "", "eval_fraction": 0.5})
     assert "; from " not in open_dataset(share, seed=0, progress=False).summary()[1]
 
 
@@ -121,3 +126,69 @@ def test_a_first_file_that_is_wrong_is_told_before_the_tokenizer_that_it_would_t
         open_dataset(data, seed=0, progress=False)
     assert str(caught.value).startswith(f"{path}{says}")
     assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
+
+
+# A tokenizer that is trained here
+
+
+def said(word, number):
+    messages = [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": f"a {word} {number}"}]
+    return json.dumps({"messages": messages}) + "\n"
+
+
+def is_held_out(line, share):
+    return in_split(readers.parse(line.encode(), Path("d.jsonl"), 1), (0.0, share))
+
+
+@pytest.fixture
+def two_words(tmp_path):
+    """A file in which only dialogues that are held out, where a third is, say "zqx", and only the others "fjord"."""
+    lines = [said(word, i) for i in range(300) for word in ("zqx", "fjord")]
+    lines = [line for line in lines if is_held_out(line, 1 / 3) == ("zqx" in line)]
+    path = tmp_path / "two_words.jsonl"
+    path.write_text("".join(lines))
+    return path
+
+
+def pieces(files):
+    """The pieces of a trained tokenizer that are longer than a character, bytes and markers apart."""
+    model = sentencepiece.SentencePieceProcessor(model_proto=files.train_spec.chat.tokenizer["tokenizer.model"])
+    all_pieces = [model.id_to_piece(i) for i in range(model.get_piece_size()) if not model.is_byte(i)]
+    return {piece.replace("\u2581", " ").strip() for piece in all_pieces if len(piece) > 1}
+
+
+def test_a_word_that_only_held_out_dialogues_say_is_in_no_merge_of_the_tokenizer(data, two_words):
+    values = vars(data) | {"train": str(two_words), "eval": "", "vocab_size": 600}
+    split = pieces(DataFiles.find(DataConfig(**values | {"eval_fraction": 1 / 3})))
+    assert "fjord" in split
+    assert [piece for piece in split if {*"zqx"} & {*piece}] == []
+    assert {"fjord", "zqx"} <= pieces(DataFiles.find(DataConfig(**values | {"eval_fraction": 0.0})))
+
+
+def test_another_split_is_another_tokenizer_and_a_file_of_held_out_dialogues_changes_none(data, two_words, tmp_path):
+    def fingerprint(**changes):
+        values = vars(data) | {"train": str(two_words), "eval": "", "vocab_size": 600} | changes
+        chat = DataFiles.find(DataConfig(**values)).train_spec.chat
+        return chat.open()[1].fingerprint
+
+    cached = tmp_path / "cache" / "tokenizers"
+    third, again = fingerprint(eval_fraction=1 / 3), fingerprint(eval_fraction=1 / 3)
+    assert third == again
+    assert len([*cached.iterdir()]) == 1
+    assert len({third, fingerprint(eval_fraction=0.9), fingerprint(eval_fraction=0.0)}) == 3
+    assert len([*cached.iterdir()]) == 3
+    # With files of their own the held-out dialogues are no part of these, and the share says nothing.
+    held_out = str(data.eval)
+    assert fingerprint(eval=held_out, eval_fraction=1 / 3) == fingerprint(eval_fraction=0.0)
+
+
+def test_where_every_dialogue_is_held_out_none_is_left_for_a_tokenizer(data, tmp_path):
+    path = tmp_path / "all.jsonl"
+    path.write_text("".join(line for i in range(300) if is_held_out(line := said("word", i), 0.5)))
+    count = len(path.read_text().splitlines())
+    with pytest.raises(InputError) as caught:
+        DataFiles.find(DataConfig(**vars(data) | {"train": str(path), "eval": "", "eval_fraction": 0.5}))
+    assert str(caught.value) == (
+        f"data.eval_fraction=0.5 holds out all {count} dialogues of data.train, so that none is left to train a "
+        "tokenizer, or a model, on; lower it, or name files of their own in data.eval"
+    )

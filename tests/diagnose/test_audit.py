@@ -2,87 +2,32 @@
 
 import json
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
-from tokenizers import models, pre_tokenizers, trainers
+from audits import (
+    GOOD,
+    LONG,
+    MASKED,
+    ROW,
+    SPELLS,
+    TREE,
+    TWO_TURNS,
+    calling,
+    header,
+    hugging_face,
+    problems,
+    said,
+)
 
-from mtsft.config import DataConfig
 from mtsft.data import store as stores
-from mtsft.data.data_files import DataFiles
 from mtsft.data.packing import lay_out
-from mtsft.data.store import open_store
 from mtsft.diagnose.audit import audit
 from mtsft.diagnose.audit_text import report_as_text
 from mtsft.dialogue import readers
-from mtsft.encoding.spec import ChatFormat, EncodingSpec
 from mtsft.encoding.token_tree import response_ends
-from mtsft.template.built_in import CHATML
-
-ROW = 64
-
-
-def said(*contents, **more):
-    """A dialogue in which a user and an assistant speak in turn."""
-    roles = ("user", "assistant")
-    return {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]} | more
-
-
-def calling(arguments, content=""):
-    call = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": arguments}}
-    asked = {"role": "user", "content": "Hello there"}
-    return {"messages": [asked, {"role": "assistant", "content": content, "tool_calls": [call]}]}
-
-
-GOOD, TWO_TURNS = said("Hello there", "Hi you."), said("How are you?", "well", "And you?", "I am well")
-MASKED = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]}
-TREE = {
-    "messages": [
-        {"id": "a", "role": "user", "content": "What is it?"},
-        {"id": "b", "parent_id": "a", "role": "assistant", "content": "Paris"},
-        {"id": "c", "parent_id": "a", "role": "assistant", "content": "the fox"},
-    ]
-}
-LONG = said("Hello", "Hi", "How?", "z" * ROW)
-SPELLS = said("say <|im_end|>", "no")
-
-
-@pytest.fixture
-def templates(tmp_path, chat):
-    """The sources of records (or lines) under a recipe; eval: those held out; weights: of training's files."""
-
-    def make(*files, eval=(), weights=None, chat=chat, cache="cache", **spec):
-        def write(name, records):
-            path = tmp_path / name
-            path.write_text("".join((r if type(r) is str else json.dumps(r)) + "\n" for r in records))
-            return path
-
-        train = [write(f"train-{i}.jsonl", records) for i, records in enumerate(files)]
-        spec = EncodingSpec(chat, DataConfig(**{"sequence_length": ROW} | spec))
-        held_out = [write("eval.jsonl", eval)] if eval else []
-        return DataFiles(train, weights or [1.0] * len(train), held_out, spec, spec, tmp_path / cache, 1)
-
-    return make
-
-
-@pytest.fixture
-def examine(templates):
-    return lambda *files, **changes: audit(templates(*files, **changes), progress=False)
-
-
-def problems(report):
-    """{(severity, what): (count, lines of the examples)}"""
-    found = [
-        (p["severity"], p["what"], p["count"], [example.rpartition("jsonl:")[2] for example in p["examples"]])
-        for p in report["problems"]
-    ]
-    assert all(problem["remedy"] for problem in report["problems"])
-    assert len({what for _, what, *_ in found}) == len(found)
-    return {(severity, what): (count, places) for severity, what, count, places in found}
-
+from mtsft.template.built_in import BUILT_IN, CHATML
 
 # What a dataset holds
 
@@ -120,7 +65,8 @@ def test_a_dataset_with_one_of_everything(examine, tmp_path):
     }
     train = report["train"]
     stats = {name: train[name] for name in ("dialogues", "unreadable", "responses", "kept", "without_response")}
-    assert stats == {"dialogues": 9, "unreadable": 1, "responses": 10, "kept": 6, "without_response": 3}
+    assert stats == {"dialogues": 9, "unreadable": 1, "responses": 7, "kept": 5, "without_response": 3}
+    assert train["responses_read"] == 10  # two of the long dialogue, and one whose call the template loses
     assert (train["branching"], train["not_prefix_preserving"], train["skipped_turns"]) == (1, 0, 1)
     assert report["eval"]["kept"] == 2
     assert report["shared"] == 1
@@ -191,50 +137,6 @@ def test_what_a_tree_saves(examine, encoder):
     assert train["response_tokens"] == 2 * prompt + replies + first + len(chain)
 
 
-# Dialogues longer than a row
-
-
-@pytest.mark.parametrize("trees", ["tree", "paths"])
-def test_what_a_policy_costs_is_what_a_run_under_it_counts(examine, templates, trees):
-    hello = ("How are you, how are you?", "I am well.")
-    # Their responses end at 20, 105; 30, 61, 92, 123; 146; 30, 61, 121, 152; a row holds 64.
-    records = [GOOD, LONG, said(*hello * 4), said("x", "z" * 2 * ROW), said(*hello * 2, "z" * 40, "so", *hello)]
-    report = examine(records, over_length="drop", trees=trees)
-    table = report["train"]["over_length"]
-    assert table["dialogues"] == 4
-    assert list(table["policies"]) == ["drop", "keep_first", "keep_last", "windows"]
-    for policy, cost in table["policies"].items():
-        made = templates(records, over_length=policy, trees=trees)
-        stats = open_store(made.train_files, made.train_spec, made.cache, 1, False).stats
-        assert cost == {
-            "dialogues_lost": stats.over_length_dropped,
-            "responses_lost": stats.over_length_responses,
-            "supervised_tokens_lost": stats.over_length_supervised_tokens,
-            "more_dialogues": stats.over_length_windows,
-            "estimated": False,
-        }
-    costs = [tuple(cost.values())[:2] for cost in table["policies"].values()]
-    assert costs == [(4, 11), (1, 6), (2, 8), (1, 2)]
-    assert table["policies"]["drop"]["supervised_tokens_lost"] == table["supervised_tokens"]
-    assert table["policies"]["windows"]["more_dialogues"] == 4
-
-
-def test_a_tree_that_fits_as_paths_is_not_too_long(examine, encoder):
-    limit = len(encoder(dialogue(TREE))) - 1
-    assert examine([TREE], sequence_length=limit)["train"]["over_length"]["dialogues"] == 1
-    as_paths = examine([TREE], sequence_length=limit, trees="paths")
-    assert problems(as_paths) == {}
-    assert as_paths["train"]["fill"][0]["rows"] == 2
-
-
-def test_of_several_paths_the_longest_counts(examine):
-    first, last = ({**TREE["messages"][1], "content": "z" * 2 * ROW}, TREE["messages"][2])
-    report = examine([{"messages": [TREE["messages"][0], first, last]}, GOOD], trees="paths", over_length="drop")
-    assert problems(report) == {("warning", f"dialogues longer than a row of {ROW}"): (1, ["1"])}
-    lost = report["train"]["over_length"]["policies"]["drop"]
-    assert (lost["dialogues_lost"], lost["responses_lost"]) == (1, 2)
-
-
 def test_nothing_left_is_an_error_in_training_alone(examine):
     nothing = said("x")
     assert problems(examine([nothing])) == {
@@ -251,32 +153,6 @@ def test_nothing_left_is_an_error_in_training_alone(examine):
 
 
 # Templates and tokenizers
-
-
-@cache
-def folder():
-    """The tokenizer.json of a small BPE tokenizer."""
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    names = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=names, show_progress=False)
-    tokenizer.train_from_iterator(["Hello there, how are you?"] * 5, trainer)
-    return tokenizer.to_str().encode()
-
-
-def hugging_face(template, **config):
-    config = {"bos_token": "<s>", "eos_token": "</s>"} | config
-    files = {"tokenizer.json": folder(), "tokenizer_config.json": json.dumps(config).encode()}
-    return ChatFormat(files, {"default": template}, "made")
-
-
-def header(before):
-    """chatml whose replies are written by `before`."""
-    return (
-        "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\\n' -}}" + before + "{{- '<|im_end|>\\n' -}}"
-        "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
-    )
 
 
 DROPS_CALLS = header("{{- m.content -}}")
@@ -297,6 +173,8 @@ PROMPT = "responses in a prompt that the full rendering does not begin with"
 LOST = "responses of which the template loses words"
 LOST_CALLS = "messages whose tool_calls the template leaves out of every rendering"
 LOST_TEXT = "messages whose content the template leaves out of every rendering"
+LOST_TOOLS = "messages whose tools the template leaves out of every rendering"
+EMPTY = ("warning", "responses without a word, which teach the model to say nothing")
 LEFT_OUT = ("warning", "dialogues without a response to train")
 NOTHING_LEFT = ("error", "dialogues read, and none is left to train on")
 REFUSED = "dialogues that the template refuses or the tokenizer cannot spell"
@@ -329,9 +207,36 @@ def test_what_a_template_does_wrong(examine, case, policy):
 
 
 def test_the_words_of_an_unfaithful_turn_can_be_trained_all_the_same(examine):
-    report = examine([TWO_TURNS, GOOD], chat=hugging_face(OPENS_THINK), unfaithful="emit")
+    report = examine([TWO_TURNS, GOOD], chat=hugging_face(OPENS_THINK), unfaithful="emit", sequence_length=512)
     assert problems(report)["warning", PROMPT] == (3, ["1: message 2", "1: message 4", "2: message 2"])
     assert (report["train"]["kept"], report["train"]["skipped_turns"]) == (2, 0)
+
+
+@pytest.mark.parametrize("policy", ["error", "skip", "emit"])
+def test_a_call_that_the_template_does_not_write_is_left_out_and_the_remedy_is_a_template_that_does(
+    examine, encoder, policy
+):
+    called = calling({"a": 1}, "Let me see.")
+    called["messages"] += [
+        {"role": "tool", "content": "42", "tool_call_id": "call00001"},
+        said("x", "It is.")["messages"][1],
+    ]
+    report = examine(
+        [GOOD, calling({"a": 1}), called], chat=hugging_face(DROPS_CALLS), unfaithful=policy, sequence_length=512
+    )
+    places = ["2: message 2", "3: message 2"]
+    found, writes = problems(report), "use a template that writes calls, as data.template='chatml-tools'"
+    assert found["error" if policy == "error" else "warning", LOST] == found["warning", LOST_CALLS] == (2, places)
+    left_out = ("warning", "responses that 'emit' leaves out, as the template writes no call or no stop")
+    assert found.get(left_out) == ((2, places) if policy == "emit" else None)
+    remedies = {problem["what"]: problem["remedy"] for problem in report["problems"]}
+    assert remedies[LOST] == f"{writes}; 'skip' and 'emit' leave these turns out"
+    assert remedies[LOST_CALLS] == writes
+    train = report["train"]
+    assert (train["responses"], train["kept"], train["skipped_turns"], train["empty_replies"]) == (2, 2, 2, 0)
+    # Under the template that the remedy names nothing is lost.
+    tools = hugging_face(BUILT_IN["chatml-tools"].text)
+    assert problems(examine([GOOD, calling({"a": 1}), called], chat=tools, sequence_length=512)) == {}
 
 
 def test_words_of_others_that_would_be_trained_are_an_error(examine, tmp_path):
@@ -344,7 +249,7 @@ def test_words_of_others_that_would_be_trained_are_an_error(examine, tmp_path):
     messages.tofile(column)
     report = examine([GOOD, TWO_TURNS])
     what = "dialogues that train a message to say words of another one"
-    assert problems(report) == {("error", what): (1, ["2"])}
+    assert problems(report) == {("error", what): (1, ["2"]), EMPTY: (1, ["2: message 4"])}
 
 
 def test_a_template_that_rewrites_history(examine):
@@ -379,7 +284,7 @@ def test_a_second_audit_is_served_from_the_store(templates, monkeypatch):
 def test_a_report_is_plain_and_finite(examine):
     report = examine(RECORDS, [TREE], eval=[TWO_TURNS])
     assert json.loads(json.dumps(report, allow_nan=False))["problems"] == report["problems"]
-    assert list(report) == ["eval", "train", "shared", "tokenizer", "template", "problems"]
+    assert list(report) == ["train", "eval", "run", "shared", "tokenizer", "template", "problems"]
     # Nothing was read, and nothing is divided by it.
     empty = examine([said("x")], eval=[said("x")])
     assert "training: 0 of 1 dialogues train" in report_as_text(json.loads(json.dumps(empty, allow_nan=False)))
@@ -390,7 +295,7 @@ def test_the_text_says_all_of_it(examine):
     text = report_as_text(report)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     train = report["train"]
-    assert lines[0].startswith("training: 7 of 10 dialogues train, 12 responses, ")
+    assert lines[0].startswith("training: 6 of 10 dialogues train, 9 responses, ")
     assert f"{train['tokens']:,} tokens, {train['supervised_tokens']:,} supervised" in lines[0]
     for path, row in train["by_source"].items():
         assert any(line.endswith(" ".join(map(str, row.values()))) and path[-77:] in line for line in lines)
@@ -401,7 +306,7 @@ def test_the_text_says_all_of_it(examine):
     for fill in train["fill"]:
         assert f"{fill['row_length']:,} {fill['fill']:.4f} {fill['rows']} {fill['too_long']}" in lines
     for policy, cost in train["over_length"]["policies"].items():
-        assert " ".join(map(str, [policy, *list(cost.values())[:4]])) in lines
+        assert " ".join(map(str, [policy, *list(cost.values())[:6]])) in lines
     assert any(line.startswith("trees 2 dialogues branch;") for line in lines)
     assert any(line.startswith("held out: 1 of 1 dialogues train") for line in lines)
     assert "template chatml; a turn ends with <|im_end|>" in lines
@@ -431,11 +336,3 @@ def test_what_people_wrote_steers_no_terminal(examine, tmp_path):
     assert not set(text) & set(evil) - set("[2J")
     assert shown in text
     assert max(map(len, text.splitlines())) <= 200
-
-
-def test_a_sample_of_many_long_dialogues_is_scaled_up(examine, monkeypatch):
-    monkeypatch.setattr("mtsft.diagnose.audit._SAMPLED", 2)
-    report = examine([{**LONG, "id": str(i)} for i in range(5)], over_length="drop")
-    cost = report["train"]["over_length"]["policies"]["drop"]
-    assert (cost["dialogues_lost"], cost["responses_lost"], cost["estimated"]) == (5, 10, True)
-    assert f"over {ROW} (estimated)" in report_as_text(report)

@@ -58,6 +58,14 @@ def test_what_is_counted_is_kept_or_dropped(name, trees, system, turns, room):
         assert stats.dialogues == 1 == stats.kept + stats.over_length_dropped
         assert stats.responses == len(all_of) == len(said) + stats.over_length_responses
         assert stats.supervised_tokens == sum(len(ids) for _, ids in said)
+        true = {turn: len(context) for turn, context, _ in paths(encoder(name)(whole))}
+        left = {turn: len(context) for tree in found for turn, context, _ in paths(tree)}
+        less = [turn for turn in left if left[turn] < true[turn]]
+        assert (stats.over_length_less_context, stats.over_length_context_lost, stats.over_length_context) == (
+            len(less),
+            sum(true[turn] - left[turn] for turn in less),
+            sum(true[turn] for turn in less),
+        )
         assert stats.supervised_tokens + stats.over_length_supervised_tokens == total
         assert sum(stats.by_turn.values()) == stats.supervised_tokens
         assert all(ids == all_of[turn] for turn, ids in said)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from mtsft.encoding.token_tree import (
     TokenTree,
     TreeBuilder,
+    context_lengths,
     expand,
     is_one_chain,
     paths,
@@ -196,6 +197,7 @@ def test_paths_are_what_was_put_in(pairs):
     tree = builder.build()
     found = [(turn, context.tolist(), response.tolist()) for turn, context, response in paths(tree)]
     assert found == [(turn, *pair) for turn, pair in enumerate(pairs)]
+    assert context_lengths(tree) == {turn: len(context) for turn, (context, _) in enumerate(pairs)}
     assert (tree.parents_N < np.arange(len(tree))).all()
     assert len(tree) <= sum(len(context) + len(response) for context, response in pairs)
 
@@ -253,3 +255,12 @@ def test_responses_that_meet_on_one_path_end_apart_though_their_turn_is_one():
     assert [response.tolist() for _, _, response in paths(tree)] == [[11, 12], [13]]
     nodes, start = response_path(tree, 3)
     assert (nodes.tolist(), start) == ([0, 1, 2, 3], 3)
+    assert context_lengths(tree) == {3: 1, 4: 3}
+
+
+def test_a_thought_that_is_not_trained_is_context_of_what_follows_it():
+    builder = TreeBuilder()
+    depth = builder.descend(0, [10, 11], 0, 0, 1)
+    for thought, weight in (([12], 1.0), ([13, 14], 0.0), ([15], 1.0)):  # a first word, a thought, the reply
+        depth = builder.descend(depth, thought, 1, 0, 1, weight)
+    assert context_lengths(builder.build()) == {1: 5}

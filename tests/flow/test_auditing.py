@@ -30,7 +30,7 @@ def config(tmp_path_factory):
 def test_the_status_says_that_training_would_be_wrong_and_the_report_stands_all_the_same(config):
     out, error = run("audit", f"--config={config}", status=2)
     assert error == WRONG
-    assert out.startswith("training: 8 of 8 dialogues train, 9 responses, ")
+    assert out.startswith("training: 7 of 8 dialogues train, 8 responses, ")
     assert "\nWRONG          1 dialogues longer than a row of 64 (raise data.sequence_length, or set" in out
     assert f"\n                 {config.parent}/d.jsonl:8\n" in out
     assert max(map(len, out.splitlines())) <= 200
@@ -47,6 +47,10 @@ def test_a_policy_allows_it_and_the_model_of_the_config_computes_what_it_should(
     )
     assert error == ""
     report = json.loads(out)
+    train, steps = report["train"], report["run"]["steps"]
+    assert report["run"]["rows"] == steps * report["run"]["batch_size"]
+    assert report["run"]["lines"][0] == f"{steps} steps, the first {report['run']['warmup_steps']} of them warm-up"
+    assert (train["kept"], train["responses"], train["epoch"]["dialogues"]) == (7, 8, 7)
     assert report["train"]["over_length"]["policies"]["drop"]["dialogues_lost"] == 1
     numeric = report["numeric"]
     assert (numeric["dialogues"], numeric["responses"]) == (7, 8)

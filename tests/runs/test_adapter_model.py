@@ -84,9 +84,7 @@ def test_a_template_and_sampling_that_lie_beside_them_are_theirs_and_others_the_
     assert model.chat().sampling == Sampling()
 
 
-def test_what_is_no_adapter_folder_takes_no_base_and_adapters_no_step(adapters, adapted, exported):
-    with pytest.raises(InputError, match=r"adapted: is no adapter folder; leave out --base$"):
-        ChatModel.load(adapted[0], places=[exported])
+def test_adapters_have_no_steps(adapters):
     with pytest.raises(InputError, match=r"peft: is an adapter folder, which holds no steps; leave --step out$"):
         ChatModel.load(adapters, step=2)
 

@@ -15,6 +15,7 @@ from mtsft.interop.hf_folder import HubFolder
 from mtsft.model.parameters import split
 from mtsft.runs import convert, loop
 from mtsft.runs.grow_vocab import before_growth, grown
+from mtsft.runs.local_devices import local_shardings
 from mtsft.runs.setup import TrainingSetup
 
 OLD, NEW, WIDTH = 40, 48, 16
@@ -127,13 +128,13 @@ def test_a_grown_model_trains_resumes_and_comes_out_whole(larger, make_config, f
     assert embedding.shape == (size + 2, setup.model.arch.hidden_size)
     again = convert.open_trained(folder / "grown_out")
     assert again.chat.open()[1].vocab_size == size + 2
-    trained = again.restore(again.model(), convert._on_one_device)["embed"]["embedding"]
+    trained = again.restore(again.model(), local_shardings(1))["embed"]["embedding"]
     assert (np.asarray(trained[size:]) != np.asarray(before[size:])).any()
 
 
 def leaves(path):
     opened = convert.open_trained(path)
-    return jax.device_get(opened.restore(opened.model(scan_layers=True), convert._on_one_device))
+    return jax.device_get(opened.restore(opened.model(scan_layers=True), local_shardings(1)))
 
 
 @pytest.mark.parametrize("saved", ["", "embed|head"])

@@ -13,7 +13,7 @@ from mtsft.errors import InputError
 from mtsft.runs import compiled as functions
 from mtsft.runs.compiled import compile_step
 from mtsft.runs.identity import identity
-from mtsft.runs.schedule import schedule_notes
+from mtsft.runs.run_length import schedule_notes
 from mtsft.runs.setup import TrainingSetup
 from mtsft.training.losses.all_roles import AllRolesLoss
 from mtsft.training.partitioner import Partitioner
@@ -142,6 +142,15 @@ def test_the_schedule_the_microbatches_and_the_steps_are_the_configs(make_run, c
             ],
         ),
         (
+            {"train.warmup_steps": 34},
+            [
+                "100 steps, the first 34 of them warm-up",
+                "note: the warm-up is 34% of the run, where a few percent are usual; lower train.warmup_steps or "
+                "train.warmup_fraction, or train.batch_size for more steps",
+            ],
+        ),
+        ({"train.warmup_steps": 33}, ["100 steps, the first 33 of them warm-up"]),
+        (
             {"train.steps": 100, "train.epochs": 3.0},
             ["100 steps, the first 3 of them warm-up", "note: train.steps=100 decides; train.epochs=3 does not"],
         ),
@@ -151,6 +160,18 @@ def test_what_is_said_of_the_schedule(changes, lines):
     config = default()
     config.update_from_flattened_dict(changes)
     assert schedule_notes(config, 100) == lines
+
+
+def test_a_run_of_a_few_steps_is_told_to_be_short_where_epochs_make_it_so():
+    config = default()
+    config.train.batch_size = 32
+    assert schedule_notes(config, 2) == [
+        "2 steps, the first 1 of them warm-up",
+        "note: so short a run (2 times 32 rows) hardly trains; lower train.batch_size, or raise train.epochs",
+    ]
+    assert len(schedule_notes(config, 10)) == 1
+    config.train.steps = 2
+    assert len(schedule_notes(config, 2)) == 1
 
 
 @pytest.mark.parametrize("epochs", [1.0, 2.0])

@@ -9,6 +9,7 @@ import pytest
 from mtsft.errors import InputError
 from mtsft.model.parameters import names
 from mtsft.runs import convert, loop
+from mtsft.runs.local_devices import local_shardings
 from mtsft.runs.setup import TrainingSetup
 
 
@@ -87,7 +88,7 @@ def test_only_what_is_named_is_trained(exported, make_config, folder, adapted):
     read = {}
     for path in (exported, folder / "beside merged"):
         opened = convert.open_trained(path)
-        read[path] = jax.device_get(opened.restore(opened.model(), convert._on_one_device))
+        read[path] = jax.device_get(opened.restore(opened.model(), local_shardings(1)))
     (before, after), stop = read.values(), setup.model.lora.embed_tokens[0]
     changed = np.flatnonzero((before["embed"]["embedding"] != after["embed"]["embedding"]).any(1))
     assert changed.tolist() == [stop]

@@ -88,6 +88,20 @@ def test_what_a_prompt_opens_the_reply_goes_on_from():
         encoder("opening")(TWO)
 
 
+def test_a_call_that_the_template_does_not_write_wants_another_template_and_emit_is_no_way_on():
+    call = {"type": "function", "id": "c", "function": {"name": "f", "arguments": {"k": "v"}}}
+    called = dialogue(("user", "q"), ("assistant", "", 1.0, {"tool_calls": [call]}), ("user", "r"), ("assistant", "d"))
+    with pytest.raises(InputError) as caught:
+        encoder("chatml")(called)
+    assert str(caught.value).endswith(
+        "the template does not write all of its words (tool_calls); use a template that writes calls, such as "
+        "data.template='chatml-tools', or set data.unfaithful='skip' to leave such turns out"
+    )
+    [(_, tree)], stats = encoder("chatml", unfaithful="emit").encode([called])
+    assert spelled(encoder("chatml"), tree).split("⟦")[1:] == ["d<|im_end|>⟧"]
+    assert (stats.skipped_turns, stats.examples["left out"]) == (1, ["d.jsonl:7: message 2"])
+
+
 def test_unfaithful_turns_can_be_skipped_and_are_counted():
     trees, stats = encoder("opening", unfaithful="skip").encode([TWO])
     assert trees == []
