@@ -56,7 +56,7 @@ class DataFiles:
             held_out = find_files.find_weighted_files(data.eval, "data.eval") if data.eval else []
             eval_files = [file.path for file in held_out]
             data = _under_names(data, [*weighted, *held_out])
-        form = RecordFormat.of(data.format, data.columns, data.roles, data.system)
+        form = RecordFormat.of(data.format, data.columns, data.roles, data.system, data.max_dialogue_bytes)
         for path in [*train_files, *eval_files]:
             find_files.check_readable(path)
 

@@ -26,6 +26,7 @@ import numpy as np
 
 import mtsft
 from mtsft.dialogue import readers
+from mtsft.dialogue.oversized import OversizedDialogue
 from mtsft.dialogue.readers import Chunk
 from mtsft.dialogue.record_format import RecordFormat
 from mtsft.dialogue.schema import Dialogue
@@ -282,15 +283,22 @@ def _without_garbage_collection() -> Iterator[None]:
 def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
     """Encodes a piece of a file."""
     of_lines = EncodingStats()
-
-    def count_unreadable(error: InputError) -> None:
-        of_lines.unreadable += 1
-        of_lines.note("unreadable", str(error))
-
     dialogues, lines, digests = [], [], []
     first, last = _spec.split
-    unreadable = count_unreadable if _spec.lenient else None
-    for number, dialogue in readers.read_dialogues(path, _form, chunks=(chunk,), unreadable=unreadable):
+
+    def count(error: InputError) -> None:
+        if isinstance(error, OversizedDialogue) and _spec.config.refused == "skip":
+            of_one_side = int(last == 1.0)  # its words, which say on which side of a split it is, are not read
+            of_lines.dialogues += of_one_side
+            of_lines.oversized += of_one_side
+            of_lines.note("oversized", *[str(error)] * of_one_side)
+        elif _spec.lenient:
+            of_lines.unreadable += 1
+            of_lines.note("unreadable", str(error))
+        else:
+            raise error
+
+    for number, dialogue in readers.read_dialogues(path, _form, chunks=(chunk,), unreadable=count):
         if (first, last) == (0.0, 1.0) or first <= split_point(dialogue) < last:
             dialogues.append(dialogue)
             lines.append(number)

@@ -113,7 +113,7 @@ class EncodingSpec:
     def record_format(self) -> RecordFormat:
         """How the records of the files are read. Raises InputError for values that say no such thing."""
         config = self.config
-        return RecordFormat.of(config.format, config.columns, config.roles, config.system)
+        return RecordFormat.of(config.format, config.columns, config.roles, config.system, config.max_dialogue_bytes)
 
     def with_config(self, **values: Any) -> "EncodingSpec":
         """The same but for these keys of `config`."""
