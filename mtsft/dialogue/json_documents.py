@@ -151,15 +151,13 @@ class _Document:
         end, is_whole = extent.scan(self._data, self._at)
         while not is_whole:
             if len(self._data) - self._at > self._limit:
-                return self._pass_over(extent, end)
+                return self._pass_over(extent, end, False)
             end -= self._at
             if not self._more():
                 break
             end, is_whole = extent.scan(self._data, end)
         if end - self._at > self._limit:
-            size = end - self._at
-            self.advance(size)
-            return Oversized(size)
+            return self._pass_over(extent, end, is_whole)
         return self._parsed(self._data[self._at : end if is_whole else len(self._data)])
 
     def error(self, reason: str, remedy: str = "repair it there") -> InputError:
@@ -201,17 +199,13 @@ class _Document:
         """Line and column of what stands so many line breaks after here, at a column counted from here or a break."""
         return self.line + breaks, column if breaks else self._column + column - 1
 
-    def _pass_over(self, extent: _Extent, end: int) -> Oversized:
-        """Goes on behind an element that is too large. Raises InputError where its beginning is no JSON."""
-        text = self._data[self._at : self._at + self._limit].decode(errors="ignore")
-        try:
-            self._decode(text)
-        except InputError as error:  # a bracket that is missed, rather than a large element
-            cause, cut = error.__cause__, len(text) - _LONGEST_ESCAPE
-            is_cut = isinstance(cause, json.JSONDecodeError) and (cause.pos >= cut or cause.msg.startswith("Untermin"))
-            if not is_cut:
-                raise
-        begun, number, is_whole = self.done, self.line, False
+    def _pass_over(self, extent: _Extent, end: int, is_whole: bool) -> Oversized:
+        """Goes on behind an element that is too large. Raises InputError where its beginning is no JSON.
+
+        extent, end, is_whole: how far it is known to reach, and whether that is all.
+        """
+        self._check_beginning()
+        begun, number = self.done, self.line
         while not is_whole:
             self.advance(end - self._at)
             if not self._more():
@@ -219,6 +213,17 @@ class _Document:
             end, is_whole = extent.scan(self._data, self._at)
         self.advance(end - self._at)
         return Oversized(self.done - begun)
+
+    def _check_beginning(self) -> None:
+        """Raises InputError unless here begins JSON: where a bracket is missed, what follows is no large element."""
+        text = self._data[self._at : self._at + self._limit].decode(errors="ignore")
+        try:
+            self._decode(text)
+        except InputError as error:
+            cause, cut = error.__cause__, len(text) - _LONGEST_ESCAPE
+            is_cut = isinstance(cause, json.JSONDecodeError) and (cause.pos >= cut or cause.msg.startswith("Untermin"))
+            if not is_cut:
+                raise
 
 
 def not_utf8(where: str, byte: int, column: int) -> InputError:

@@ -187,9 +187,7 @@ def _read_values(file: BinaryIO, path: Path, size: int, limit: int) -> Iterator[
                 yield Chunk(numbers, records, at - done)
                 numbers, records, done = [], [], at
     except _RowTooLarge:
-        raise InputError(
-            f"{path}:1: does not end within {limit:,} bytes; the first line must name the columns"
-        ) from None
+        raise InputError(f"{path}:1: is longer than {limit:,} bytes; the first line must name the columns") from None
     except csv.Error as error:
         raise InputError(f"{path}:{begun}: not a table of separated values ({error}); repair it there") from None
     except UnicodeDecodeError:
