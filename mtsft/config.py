@@ -57,6 +57,7 @@ class DataConfig:
     over_length: str = "error"  # dialogues longer than a row: "error", "drop", "keep_first", "keep_last", "windows"
     workers: int = 0  # tokenising processes; 0 for one a core
     cache_dir: str = "~/.cache/mtsft"  # tokenised data, trained tokenizers and built-in corpora
+    cache_bytes: int = 20 << 30  # that cache_dir may hold; what was not used for longest goes first; 0 for no limit
 
 
 def default() -> ConfigDict:
@@ -197,6 +198,7 @@ def validate(config: ConfigDict) -> None:
         "data.vocab_size": 1,
         "data.workers": 0,
         "data.max_dialogue_bytes": 1,
+        "data.cache_bytes": 0,
         "objective.chunk": 1,
         "train.steps": 0,
         "train.epochs": 0,

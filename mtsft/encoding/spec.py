@@ -23,7 +23,7 @@ UNBOUNDED = 2**31 - 1  # a sequence_length for dialogues of any length
 # other key, so that one which is new does no harm.
 KEYS_OF_OTHERS = frozenset(
     "train eval eval_fraction corpus corpus_dialogues corpus_eval_dialogues corpus_seed tokenizer vocab_size template "
-    "template_variables template_date workers cache_dir".split()
+    "template_variables template_date workers cache_dir cache_bytes".split()
 )
 _OPENED: dict[str, tuple[ChatTemplate, Tokenizer]] = {}
 _MOST_OPENED = 8

@@ -127,17 +127,6 @@ def test_a_dataset_with_one_of_everything(examine, tmp_path):
     assert report["template"]["stops"] == ["<|im_end|>"]
 
 
-@pytest.mark.parametrize(("refused", "severity"), [("error", "error"), ("skip", "warning")])
-def test_a_dialogue_that_is_too_large_is_listed(examine, refused, severity):
-    report = examine([GOOD, said("q", "z" * 300)], refused=refused, max_dialogue_bytes=300)
-    found = problems(report)
-    assert len(found) == 1
-    (count, [place]), what = found.popitem()[1], "dialogues of more than 300 bytes, which are not read"
-    assert [(p["severity"], p["what"]) for p in report["problems"]] == [(severity, what)]
-    assert (count, place.partition(",")[0]) == (1, "2: a dialogue of 386 bytes")
-    assert (report["train"]["dialogues"], report["train"]["kept"]) == (2, 1)
-
-
 def test_keys_that_nothing_reads_are_named_and_telling_ones_warned_of(examine):
     noted = said("Hello there", "Hi you.", loss_note=1, lang="en")
     noted["messages"][1]["function_calls"] = "f()"
