@@ -40,7 +40,6 @@ def hold(store: object, path: Path) -> None:
     try:
         record.parent.mkdir(exist_ok=True)
         record.write_text(json.dumps(holder) + "\n")
-        os.utime(path / INDEX)
     except FileNotFoundError:
         raise
     except OSError:  # a cache that this user only reads

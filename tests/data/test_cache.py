@@ -150,14 +150,16 @@ def test_the_limit_is_no_part_of_what_a_store_is(build):
 # In use
 
 
-def test_a_store_that_is_open_stays(cache, tmp_path, spec):
+def test_a_store_that_is_open_stays(cache, tmp_path, spec, monkeypatch):
     path = tmp_path / "d.jsonl"
     path.write_text(line(1))
     store = open_store([path], spec, cache / "stores", 1, progress=False)
     view, folder, me = store.mixed([1.0]), store.path, f"process {os.getpid()} on {os.uname().nodename}"
     (entry,) = cache_entries(cache)
     assert entry.users == (me, me)
-    assert remove_all([entry]) == ([], [entry])
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", None)  # it is not even moved
+        assert remove_all([entry]) == ([], [entry])
     del store
     assert make_room(cache, 1) == []
     assert users(folder) == [me]

@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from mtsft.config import DataConfig
 from mtsft.dialogue.json_documents import read_elements
 from mtsft.dialogue.oversized import Oversized, OversizedDialogue
 from mtsft.dialogue.readers import read_chunks, read_dialogues
@@ -162,7 +163,9 @@ def write_values(path, records):
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
         table.writerow(records[0])
-        table.writerows([v if isinstance(v, str) else json.dumps(v) for v in record.values()] for record in records)
+        table.writerows(
+            [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in r.values()] for r in records
+        )
 
 
 def write_arrow(path, records):
@@ -187,7 +190,7 @@ def write_parquet(path, records):
 def test_a_row_that_is_too_large_is_passed_over(tmp_path, name, write, lines):
     path = tmp_path / name
     with_break = {"id": "a\nb", **{k: v for k, v in SMALL.items() if k != "id"}}
-    write(path, [SMALL, HUGE, with_break, record("over", "é" * LIMIT), SMALL])
+    write(path, [SMALL, HUGE, with_break, record("over", "é" * (LIMIT // 2)), SMALL])
     found = read(path)
     assert [number for _, number in found] == lines
     names = [name if isinstance(name, str) else name > LIMIT for name, _ in found]
@@ -233,6 +236,10 @@ def test_a_row_that_is_too_large_is_part_of_a_conversation_that_nobody_knows(tmp
         InputError, match=r"d\.jsonl:4: a message of \d+ bytes, and data\.max_dialogue_bytes is 300; rai"
     ):
         list(read_chunks(path, form=FORM))
+
+
+def test_the_limit_is_the_same_where_no_config_says_it():
+    assert DataConfig().max_dialogue_bytes == RecordFormat().max_bytes == 16 * 1024 * 1024
 
 
 # What it costs
