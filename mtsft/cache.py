@@ -18,7 +18,8 @@ from mtsft.data.cache import COMPILED, KINDS, CacheEntry, cache_entries, remove_
 from mtsft.errors import InputError, one_line
 from mtsft.files import expanded
 
-_FOLDER = cli.define_folder("cache_dir", "The cache, data.cache_dir of a config.", "~/.cache/mtsft", required=False)
+_PLACE = "The cache, data.cache_dir of a config; ~/.cache/mtsft where it is left out."
+_FOLDER = cli.define_folder("cache_dir", _PLACE, "~/.cache/mtsft", required=False)
 _CLEAR = cli.define_optional_value("clear", "Remove what is listed; or --clear=WHAT,WHAT: ids, or kinds.")
 _DAYS = flags.DEFINE_float("older_than", 0.0, "Only what was not used for so many days.", lower_bound=0.0)
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "Lines to read, or one JSON object.")

@@ -19,7 +19,8 @@ from mtsft.encoding.token_tree import expand
 from mtsft.progress import Progress
 
 _LENGTHS = (512, 1024, 2048, 4096, 8192)
-_SAMPLED = 200  # over-length dialogues that the policies are tried on; beyond, the cost is scaled up
+# Over-length dialogues that the policies are tried on, and their tokens together; beyond, the cost is scaled up.
+_SAMPLED, _SAMPLED_TOKENS = 200, 1 << 22
 _EXAMPLES = 5
 # Words by which a key looks as if it said what is trained, or what the model should read.
 _TELLING = frozenset(
@@ -154,7 +155,8 @@ def _try_policies(store: Store, spec: EncodingSpec, longer: np.ndarray, progress
     """What every over-length policy would lose: responses, supervised tokens, dialogues; and the pieces it makes."""
     if not len(longer):
         return {}
-    sample = longer[:: -(-len(longer) // _SAMPLED)]
+    most = min(_SAMPLED, max(1, int(_SAMPLED_TOKENS / store.lengths_N[longer].mean())))
+    sample = longer[:: -(-len(longer) // most)]
     scale = len(longer) / len(sample)
     dialogues = list(_read_again(store, sample, spec))
     costs = {}

@@ -433,8 +433,9 @@ def test_what_people_wrote_steers_no_terminal(examine, tmp_path):
     assert max(map(len, text.splitlines())) <= 200
 
 
-def test_a_sample_of_many_long_dialogues_is_scaled_up(examine, monkeypatch):
-    monkeypatch.setattr("mtsft.diagnose.audit._SAMPLED", 2)
+@pytest.mark.parametrize(("limit", "value"), [("_SAMPLED", 2), ("_SAMPLED_TOKENS", 4 * ROW)])
+def test_a_sample_of_many_long_dialogues_is_scaled_up(examine, monkeypatch, limit, value):
+    monkeypatch.setattr(f"mtsft.diagnose.audit.{limit}", value)
     report = examine([{**LONG, "id": str(i)} for i in range(5)], over_length="drop")
     cost = report["train"]["over_length"]["policies"]["drop"]
     assert (cost["dialogues_lost"], cost["responses_lost"], cost["estimated"]) == (5, 10, True)
