@@ -32,7 +32,7 @@ def in_cache(folder: Path) -> Iterator[None]:
 def note_use(path: Path) -> None:
     """Notes that a file of the cache is used now: what was not for longest is removed first."""
     with suppress(OSError):  # a cache that this user only reads
-        os.utime(path, times=(time.time(), path.stat().st_mtime))
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 @contextmanager

@@ -42,7 +42,9 @@ def hold(store: object, path: Path) -> None:
         record.write_text(json.dumps(holder) + "\n")
     except FileNotFoundError:
         raise
-    except OSError:  # a cache that this user only reads
+    except OSError:  # a cache that this user only reads, or a full disk
+        with contextlib.suppress(OSError):
+            record.unlink(missing_ok=True)
         return
     _held.add(record)
     weakref.finalize(store, _release, record, os.getpid())

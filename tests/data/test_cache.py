@@ -14,7 +14,7 @@ from records import line
 import mtsft
 from mtsft.data import store_use
 from mtsft.data.cache import GRACE, cache_entries, make_room, remove, remove_all
-from mtsft.data.cache_lock import locked, locked_at_once
+from mtsft.data.cache_lock import locked, locked_at_once, note_use
 from mtsft.data.store import Store, open_store
 from mtsft.data.store_use import users
 
@@ -118,6 +118,14 @@ def test_to_open_a_store_is_to_use_it(cache, build):
     assert [entry.path for entry in cache_entries(cache)] == [first, second]
     assert build(3) == first
     assert [entry.path for entry in cache_entries(cache)] == [second, first]
+
+
+def test_to_use_a_file_changes_no_time_but_that_of_its_use(tmp_path):
+    path = put(tmp_path / "x.model")
+    os.utime(path, ns=(5, 1_700_000_000_123_456_789))
+    note_use(path)
+    assert path.stat().st_mtime_ns == 1_700_000_000_123_456_789
+    assert abs(path.stat().st_atime - time.time()) < 60
 
 
 def test_files_that_were_just_used_stay_when_room_is_made(cache):
