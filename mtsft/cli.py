@@ -57,6 +57,17 @@ def define_folder(name: str, description: str, example: str, required: bool = Tr
     return holder
 
 
+def define_optional_value(name: str, description: str) -> flags.FlagHolder:
+    """A flag that may stand alone, as --name, whose value is then "", or have a value; None where it is not given."""
+
+    class _Parser(flags.ArgumentParser):
+        def parse(self, argument: str) -> str:
+            return "" if argument == "true" else argument  # as absl has it where there is no value
+
+    flag = flags.Flag(_Parser(), None, name, None, description, boolean=True)
+    return flags.DEFINE_flag(flag)
+
+
 def define_step() -> flags.FlagHolder:
     """The flag --step=NUMBER."""
     return flags.DEFINE_integer("step", None, "The checkpoint of this step, in place of the best.")

@@ -50,12 +50,14 @@ class DataConfig:
     train_tool_calls: bool = True  # whether responses that call tools are supervised
     weigh_per: str = "token"  # what shares a message's weight: every "token" has it, or those of a "turn", a "dialogue"
     unfaithful: str = "error"  # turns that the template cannot render as emitted: "error", "skip", "emit" (own words)
-    refused: str = "error"  # dialogues that the template will not render: "error" or "skip"
+    refused: str = "error"  # dialogues that the template will not render, or that are too large: "error" or "skip"
+    max_dialogue_bytes: int = 1 << 24  # of a dialogue in its file; a larger one is refused without being read
     trees: str = "tree"  # dialogues that branch: one "tree", each shared prefix once, or "paths", a chain for each leaf
     sequence_length: int = 2048  # slots of a row; dialogues are packed side by side into rows
     over_length: str = "error"  # dialogues longer than a row: "error", "drop", "keep_first", "keep_last", "windows"
     workers: int = 0  # tokenising processes; 0 for one a core
     cache_dir: str = "~/.cache/mtsft"  # tokenised data, trained tokenizers, corpora, copies of files in buckets
+    cache_bytes: int = 20 << 30  # that cache_dir may hold; what was not used for longest goes first; 0 for no limit
 
 
 def default() -> ConfigDict:
@@ -195,6 +197,8 @@ def validate(config: ConfigDict) -> None:
         "data.sequence_length": 2,
         "data.vocab_size": 1,
         "data.workers": 0,
+        "data.max_dialogue_bytes": 1,
+        "data.cache_bytes": 0,
         "objective.chunk": 1,
         "train.steps": 0,
         "train.epochs": 0,

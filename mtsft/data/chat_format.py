@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mtsft.data.store import code_digest, digest_files, in_cache, in_split
+from mtsft.data.cache_lock import in_cache, note_use
+from mtsft.data.store import code_digest, digest_files, in_split
 from mtsft.dialogue import readers
 from mtsft.dialogue.record_format import RecordFormat
 from mtsft.encoding.spec import ChatFormat, markers_of, parse_date, parse_variables
@@ -80,6 +81,7 @@ def train_tokenizer(
     with in_cache(folder):
         folder.mkdir(parents=True, exist_ok=True)  # refused before the training, rather than after it
         if path.exists():
+            note_use(path)
             return {"tokenizer.model": path.read_bytes()}
     markers = markers_of(template.literals)
     trained = sentencepiece.train_sentencepiece(_texts(files, form, split), vocab_size, markers)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mtsft.config import DataConfig
 from mtsft.corpora import recall
+from mtsft.data.cache_lock import in_cache, note_use
 from mtsft.data.chat_format import open_chat, train_tokenizer
-from mtsft.data.store import code_digest, in_cache
+from mtsft.data.store import code_digest
 from mtsft.dialogue import find_files
 from mtsft.dialogue.find_files import WeightedFile
 from mtsft.dialogue.record_format import RecordFormat
@@ -62,7 +63,7 @@ class DataFiles:
             held_out = find_files.find_weighted_files(data.eval, "data.eval", cache) if data.eval else []
             eval_files = [file.path for file in held_out]
             data = _under_names(data, [*weighted, *held_out])
-        form = RecordFormat.of(data.format, data.columns, data.roles, data.system)
+        form = RecordFormat.of(data.format, data.columns, data.roles, data.system, data.max_dialogue_bytes)
         for path in [*train_files, *eval_files]:
             find_files.check_readable(path)
 
@@ -122,5 +123,6 @@ def _write_corpus(data: DataConfig, folder: Path) -> tuple[list[Path], list[Path
             if not path.exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 recall.write_corpus(path, count, draw)
+            note_use(path)
         files.append([path])
     return files[0], files[1]

@@ -144,6 +144,8 @@ def _account(name: str, store: Store) -> str:
         line += f"; {c.without_response:,} without a response left out"
     if c.refused:
         line += f"; {c.refused:,} refused by the template left out"
+    if c.oversized:
+        line += f"; {c.oversized:,} larger than data.max_dialogue_bytes left out"
     if c.skipped_turns:
         line += f"; {c.skipped_turns:,} responses that are not faithful left out"
     if c.over_length_dropped or c.over_length_cut:

@@ -7,7 +7,6 @@ and renamed into place, so that half of one is never found.
 
 import collections
 import concurrent.futures
-import fcntl
 import gc
 import hashlib
 import importlib.metadata
@@ -15,6 +14,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,11 @@ from pathlib import Path
 import numpy as np
 
 import mtsft
+from mtsft.data.cache import make_room
+from mtsft.data.cache_lock import LOCK, in_cache, locked
+from mtsft.data.store_use import INDEX, hold
 from mtsft.dialogue import readers
+from mtsft.dialogue.oversized import OversizedDialogue
 from mtsft.dialogue.readers import Chunk
 from mtsft.dialogue.record_format import RecordFormat
 from mtsft.dialogue.schema import Dialogue
@@ -34,7 +38,7 @@ from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.token_tree import TokenTree
 from mtsft.errors import InputError
-from mtsft.files import FULL, errors_naming
+from mtsft.files import errors_naming
 from mtsft.progress import Progress
 from mtsft.template.chat_template import ChatTemplate
 
@@ -83,9 +87,10 @@ class Store:
     """
 
     def __init__(self, path: Path, files: Sequence[Path]):
+        hold(self, path)
         self.path = path
         self.files = list(files)
-        index = json.loads((path / "index.json").read_text())
+        index = json.loads((path / INDEX).read_text())
         self.stats = EncodingStats.of(index["stats"])
         self._columns = {name: _map(path / name, dtype) for name, dtype in _COLUMNS.items()}
         tables = {name: _map(path / name, dtype) for name, dtype in _TABLES.items()}
@@ -174,35 +179,30 @@ def open_store(
         InputError: for what is wrong in a file; nothing is left behind then.
     """
     cache_key = _cache_key(files, spec)
-    path = folder / cache_key
-    with _locked(folder / f"{cache_key}.lock"):
-        if not path.exists():
-            building = folder / f"{cache_key}.tmp"
-            shutil.rmtree(building, ignore_errors=True)
-            building.mkdir()
+    path, is_new = folder / cache_key, False
+    while True:
+        with locked(folder / f"{cache_key}{LOCK}"):
+            if not path.exists():
+                _build_whole(files, spec, path, workers or os.cpu_count() or 1, progress)
+                is_new = True
             try:
-                with errors_naming(folder):
-                    _build(files, spec, building, workers or os.cpu_count() or 1, progress)
-                building.rename(path)
-            finally:
-                shutil.rmtree(building, ignore_errors=True)
-    with in_cache(folder):
-        return Store(path, files)
-
-
-@contextmanager
-def in_cache(folder: Path) -> Iterator[None]:
-    """Turns an OSError into an InputError that names data.cache_dir; for work on files of `folder`, and no others."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise  # another folder would not help; cli.py says what does
-        path = error.filename or folder
-        raise InputError(
-            f"data.cache_dir: {path} cannot be used ({error.strerror}); name another folder with "
-            "--config.data.cache_dir=FOLDER"
-        ) from error
+                with in_cache(folder):
+                    store = Store(path, files)
+                break
+            except InputError:
+                if path.exists():
+                    raise  # else it was removed by a host that the lock does not reach
+    if is_new:
+        removed = make_room(folder.parent, spec.config.cache_bytes)
+        if removed:
+            size = sum(entry.size for entry in removed) / 1e9
+            print(
+                f"{folder.parent}: removed what was not used for longest ({len(removed):,} of stores and other files, "
+                f"{size:,.2f} GB), to hold no more than data.cache_bytes={spec.config.cache_bytes}",
+                file=sys.stderr,
+                flush=True,
+            )
+    return store
 
 
 def digest_files(files: Iterable[Path]) -> str:
@@ -221,18 +221,6 @@ def code_digest() -> str:
     code = [(str(file.relative_to(package)), file.read_bytes()) for file in (*files, package / "data" / "store.py")]
     versions = [(name, importlib.metadata.version(name)) for name in _LIBRARIES]
     return hashlib.sha256(repr((code, versions)).encode()).hexdigest()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a file lock, made with its folder: one of several processes builds, and the others wait and find it."""
-    with in_cache(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    with file:
-        with in_cache(path.parent):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _cache_key(files: Sequence[Path], spec: EncodingSpec) -> str:
@@ -288,14 +276,21 @@ def _without_garbage_collection() -> Iterator[None]:
 def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
     """Encodes a piece of a file."""
     of_lines = EncodingStats()
-
-    def count_unreadable(error: InputError) -> None:
-        of_lines.unreadable += 1
-        of_lines.note("unreadable", str(error))
-
     dialogues, lines, digests = [], [], []
-    unreadable = count_unreadable if _spec.lenient else None
-    for number, dialogue in readers.read_dialogues(path, _form, chunks=(chunk,), unreadable=unreadable):
+
+    def count(error: InputError) -> None:
+        if isinstance(error, OversizedDialogue) and _spec.config.refused == "skip":
+            of_one_side = int(_spec.split[1] == 1.0)  # its words, which say on which side it is, are not read
+            of_lines.dialogues += of_one_side
+            of_lines.oversized += of_one_side
+            of_lines.note("oversized", *[str(error)] * of_one_side)
+        elif _spec.lenient:
+            of_lines.unreadable += 1
+            of_lines.note("unreadable", str(error))
+        else:
+            raise error
+
+    for number, dialogue in readers.read_dialogues(path, _form, chunks=(chunk,), unreadable=count):
         if in_split(dialogue, _spec.split):
             dialogues.append(dialogue)
             lines.append(number)
@@ -342,6 +337,19 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
+def _build_whole(files: Sequence[Path], spec: EncodingSpec, path: Path, workers: int, progress: bool) -> None:
+    """Builds a store aside, and gives it its name when it is whole."""
+    building = path.with_name(f"{path.name}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    try:
+        with errors_naming(path.parent):
+            _build(files, spec, building, workers, progress)
+        building.rename(path)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
 def _build(files: Sequence[Path], spec: EncodingSpec, path: Path, workers: int, progress: bool) -> None:
     total = sum(file.stat().st_size for file in files)
     tasks = (
@@ -369,8 +377,10 @@ def _build(files: Sequence[Path], spec: EncodingSpec, path: Path, workers: int, 
     for name in _CONTENT:
         with (path / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    index = {"stats": stats.as_record(), "content": digest.hexdigest()}
-    (path / "index.json").write_text(json.dumps(index, indent=1))
+    by = "for an audit" if spec.lenient else f"template {spec.chat.name}, rows of {spec.config.sequence_length:,}"
+    made_of = {"files": [str(file.absolute()) for file in files], "tokens": stats.tokens, "by": by}
+    index = {"stats": stats.as_record(), "content": digest.hexdigest(), "of": made_of}
+    (path / INDEX).write_text(json.dumps(index, indent=1))
 
 
 def _encode_all(tasks: Iterable[tuple], spec: EncodingSpec, workers: int) -> Iterator[_Encoded]:

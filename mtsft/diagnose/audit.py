@@ -22,7 +22,8 @@ from mtsft.progress import Progress
 from mtsft.template.reasoning import KNOWN
 
 _LENGTHS = (512, 1024, 2048, 4096, 8192)
-_SAMPLED = 200  # over-length dialogues that the policies are tried on; beyond, the cost is scaled up
+# Over-length dialogues that the policies are tried on, and their tokens together; beyond, the cost is scaled up.
+_SAMPLED, _SAMPLED_TOKENS = 200, 1 << 22
 _EXAMPLES = 5
 
 Report = dict[str, Any]
@@ -266,7 +267,8 @@ def _try_policies(
     """What every over-length policy would lose, and the pieces it makes; that of the run, of `stats`, exactly."""
     if not len(longer):
         return {}
-    sample = longer[:: -(-len(longer) // _SAMPLED)]
+    most = min(_SAMPLED, max(1, int(_SAMPLED_TOKENS / store.lengths_N[longer].mean())))
+    sample = longer[:: -(-len(longer) // most)]
     scale = len(longer) / len(sample)
     dialogues = list(_read_again(store, sample, spec))
     costs = {}

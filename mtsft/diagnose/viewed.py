@@ -9,6 +9,7 @@ import numpy as np
 from mtsft.data.store import in_split
 from mtsft.diagnose.token_view import visible
 from mtsft.dialogue import readers
+from mtsft.dialogue.oversized import OversizedDialogue
 from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.stats import EncodingStats
@@ -53,8 +54,12 @@ def viewed(files: Sequence[Path], spec: EncodingSpec, held_out: bool = False) ->
         yield from _with_parts(waiting, encoder.encode(waiting)[0], held_out)
         waiting.clear()
 
+    def left_out(error: InputError) -> None:
+        if not isinstance(error, OversizedDialogue) or spec.config.refused != "skip":
+            raise error
+
     for path in files:
-        for _, dialogue in readers.read_dialogues(path, spec.record_format):
+        for _, dialogue in readers.read_dialogues(path, spec.record_format, unreadable=left_out):
             if in_split(dialogue, spec.split):
                 waiting.append(dialogue)
             if len(waiting) == _CHUNK:

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from mtsft.dialogue.oversized import Oversized
 from mtsft.dialogue.record_format import PLAIN, RecordFormat, renamed
 from mtsft.dialogue.tables import Chunk
 from mtsft.errors import InputError, one_line
@@ -28,62 +29,80 @@ def whole_conversations(chunks: Iterable[Chunk], path: Path, form: RecordFormat 
     Args:
         chunks: of records.
         path: the file, for errors.
-        form: names of the columns.
+        form: names of the columns, and how large a conversation may be.
 
     Raises:
-        InputError: the rows of a conversation do not stand together.
+        InputError: the rows of a conversation do not stand together, or one of them alone is too large.
     """
     iterator = iter(chunks)
     first = next((chunk for chunk in iterator if chunk.records), None)
     if first is None:
         return
-    columns = {name: given for name, given in form.columns.items() if name in ("id", "role", "content")}
+    columns = _columns(form)
     rows = (_decoded(record, columns) for record in first.records)
     key = _id_key(next((row for row in rows if row is not None), None), columns)
     if key is None:
         yield first
         yield from iterator
         return
-    yield from _joined(first, iterator, key, path, columns)
+    yield from _joined(first, iterator, key, path, form)
 
 
-def _joined(first: Chunk, others: Iterator[Chunk], key: str, path: Path, columns: Mapping[str, str]) -> Iterator[Chunk]:
+def _joined(first: Chunk, others: Iterator[Chunk], key: str, path: Path, form: RecordFormat) -> Iterator[Chunk]:
     seen: set[str] = set()
-    numbers: list[int] = []
-    records: list[dict] = []
+    columns = _columns(form)
+    number, record, size = 0, None, 0  # of the conversation that is read
     for chunk in chain([first], others):
-        done: list[dict | bytes] = []
-        done_numbers: list[int] = []
-        for number, raw in zip(chunk.numbers, chunk.records):
+        done: list[dict | bytes | Oversized] = []
+        numbers: list[int] = []
+        for row_number, raw in zip(chunk.numbers, chunk.records):
+            if type(raw) is Oversized:  # of which nobody knows whose it is
+                raise InputError(
+                    f"{path}:{row_number}: a message of {raw.size:,} bytes, and data.max_dialogue_bytes is "
+                    f"{form.max_bytes:,}; raise it, or remove the conversation that it is part of"
+                )
             row = _decoded(raw, columns)
             if row is None:  # an empty line, or an error where it is parsed
                 done.append(raw)
-                done_numbers.append(number)
+                numbers.append(row_number)
                 continue
             if not isinstance(row, Mapping) or row.get(key) is None:
-                raise InputError(f"{path}:{number}: has no {key!r}, which the rows before it have; give it one")
+                raise InputError(f"{path}:{row_number}: has no {key!r}, which the rows before it have; give it one")
             name = str(row[key])
-            if records and records[-1]["id"] == name:
-                records[-1]["messages"].append(_message(row, key))
-                continue
-            if name in seen:
-                raise InputError(
-                    f"{path}:{number}: is part of the conversation {one_line(name, 40)}, whose rows end before; sort "
-                    f"the rows by {key!r}"
-                )
-            seen.add(name)
-            done, done_numbers = [*done, *records], [*done_numbers, *numbers]
-            records, numbers = [{"id": name, "messages": [_message(row, key)]}], [number]
-        if done:
-            yield Chunk(done_numbers, [_in_order(record) for record in done], chunk.size)
-        else:
-            yield Chunk([], [], chunk.size)
-    if records:
-        yield Chunk(numbers, [_in_order(record) for record in records], 0)
+            if record is None or record["id"] != name:
+                if name in seen:
+                    raise InputError(
+                        f"{path}:{row_number}: is part of the conversation {one_line(name, 40)}, whose rows end "
+                        f"before; sort the rows by {key!r}"
+                    )
+                seen.add(name)
+                if record is not None:
+                    done.append(_whole(record, size, form.max_bytes))
+                    numbers.append(number)
+                number, record, size = row_number, {"id": name, "messages": []}, 0
+            size += len(raw) if isinstance(raw, bytes) else sum(len(str(value)) for value in raw.values())
+            if size <= form.max_bytes:
+                record["messages"].append(_message(row, key))
+            else:
+                record["messages"].clear()
+        yield Chunk(numbers, done, chunk.size)
+    if record is not None:
+        yield Chunk([number], [_whole(record, size, form.max_bytes)], 0)
 
 
-def _decoded(record: bytes | Mapping, columns: Mapping[str, str]) -> Any:
+def _whole(record: dict, size: int, limit: int) -> dict | Oversized:
+    """A conversation whose rows are all there. size: of these, about."""
+    return _in_order(record) if size <= limit else Oversized(size)
+
+
+def _columns(form: RecordFormat) -> dict[str, str]:
+    return {name: given for name, given in form.columns.items() if name in ("id", "role", "content")}
+
+
+def _decoded(record: bytes | Mapping | Oversized, columns: Mapping[str, str]) -> Any:
     """A row as an object; None for an empty line, or one that is no JSON, which is an error where it is parsed."""
+    if type(record) is Oversized:
+        return None
     if not isinstance(record, Mapping):
         try:
             record = json.loads(record.decode("utf-8-sig")) if record.strip() else None
@@ -106,10 +125,8 @@ def _message(row: Mapping, key: str) -> dict:
     return {"role": row.get(role), "content": row.get(content), **rest}
 
 
-def _in_order(record: dict | bytes) -> dict | bytes:
-    """A conversation sorted by the number of its messages, where each has one; any other line as it is."""
-    if not isinstance(record, dict):
-        return record
+def _in_order(record: dict) -> dict:
+    """A conversation sorted by the number of its messages, where each has one."""
     messages = record["messages"]
     for key in _ORDERS:
         order = [_number(message.get(key)) for message in messages]

@@ -17,23 +17,28 @@ from typing import Any, BinaryIO
 from mtsft.dialogue.conversations import whole_conversations
 from mtsft.dialogue.find_files import unreadable_file
 from mtsft.dialogue.formats import parse_record
+from mtsft.dialogue.json_documents import BOM, not_json, not_utf8, read_elements
+from mtsft.dialogue.oversized import PIECE, Oversized, OversizedDialogue
 from mtsft.dialogue.record_format import PLAIN, RecordFormat
-from mtsft.dialogue.records import EXAMPLE
 from mtsft.dialogue.schema import Dialogue
 from mtsft.dialogue.tables import ARROW_FILE, ARROW_STREAM, TABLES, Chunk, imported, read_table
 from mtsft.errors import InputError, one_line
 
-_BOM = b"\xef\xbb\xbf"
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 _OTHERS = {b"PK\x03\x04": "a zip archive", b"BZh": "compressed with bzip2", b"\xfd7zXZ": "compressed with xz"}
+_NEWLINE = ord("\n")
+_LIST_OF_MESSAGES = re.compile(rb'\[\s*(?:"|\{\s*"(?:role|from)")')  # how a line begins that is one dialogue
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_chunks(path: Path, size: int = 1 << 18, form: RecordFormat = PLAIN) -> Iterator[Chunk]:
     """Yields the records of a file, in pieces of about `size` bytes of it.
 
-    Records of JSON come as bytes, rows of Parquet as dicts. Lines end at a newline byte alone, so that no character
-    inside a string can break one. Raises InputError if the file cannot be read.
+    Records of JSON come as bytes, rows of Parquet as dicts; of one that is too large no more than its size comes, and
+    it is never held whole. Lines end at a newline byte alone, so that no character inside a string can break one.
+
+    Raises:
+        InputError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -42,50 +47,53 @@ def read_chunks(path: Path, size: int = 1 << 18, form: RecordFormat = PLAIN) -> 
                 if magic.startswith(start):
                     raise InputError(f"{path}: is {what}; unpack it, or compress it with gzip or zstd instead")
             if magic.startswith((_PARQUET, ARROW_FILE, ARROW_STREAM)) or path.suffix.lower() in TABLES:
-                yield from whole_conversations(read_table(file, path, size), path, form)
+                yield from whole_conversations(read_table(file, path, size, form.max_bytes), path, form)
                 return
             compressed = magic.startswith((_GZIP, _ZSTD))
             if compressed and Path(path.stem).suffix.lower() in TABLES:
                 raise InputError(f"{path}: is a compressed table of values; decompress it")
             if magic.startswith(_GZIP):
-                chunks = _read_json(io.BufferedReader(gzip.GzipFile(fileobj=file)), file, path, size)
+                chunks = _read_json(io.BufferedReader(gzip.GzipFile(fileobj=file)), file, path, size, form.max_bytes)
             elif magic.startswith(_ZSTD):
-                chunks = _read_json(io.BufferedReader(_Zstandard(file, path)), file, path, size)
+                chunks = _read_json(io.BufferedReader(_Zstandard(file, path)), file, path, size, form.max_bytes)
             else:
-                chunks = _read_json(file, file, path, size)
+                chunks = _read_json(file, file, path, size, form.max_bytes)
             yield from whole_conversations(chunks, path, form)
     except OSError as error:
         raise unreadable_file(path, error) from error
 
 
-def parse(item: bytes | dict, path: Path, number: int, form: RecordFormat = PLAIN) -> Dialogue | None:
+def parse(item: bytes | dict | Oversized, path: Path, number: int, form: RecordFormat = PLAIN) -> Dialogue | None:
     """One record of a file as a Dialogue; None for an empty line.
 
     Args:
-        item: a line of JSON, or a row of Parquet.
+        item: a line of JSON, a row of Parquet, or what stands for one that is too large.
         path, number: the file and line (or row) that it was read from.
         form: how records are read.
 
     Raises:
         InputError: naming the file, the line and the message, for anything that is no dialogue.
+        OversizedDialogue: for one that is too large.
     """
     where, name = f"{path}:{number}", f"{path.name}:{number}"
     if item.__class__ is dict:
         return parse_record(item, where, name, form)
+    if item.__class__ is Oversized:
+        raise OversizedDialogue(where, item.size, form.max_bytes)
     if number == 1:
-        item = item.removeprefix(_BOM)
+        item = item.removeprefix(BOM)
     if not item or item.isspace():
         return None
     try:
         text = item.decode()
     except UnicodeDecodeError as error:
-        raise _not_utf8(where, item, error.start) from None
+        raise not_utf8(where, item[error.start], error.start + 1) from None
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         # Where a line breaks off, Python counts the newline that ends it.
         at = min(getattr(error, "pos", 0), len(text.rstrip()))
-        raise _not_json(where, error, at + 1) from None
+        raise not_json(where, error, at + 1) from None
     # Text that was UTF-8 can hold half a surrogate pair only as an escape.
     return parse_record(record, where, name, form, check=_SURROGATE.search(item) is not None)
 
@@ -154,23 +162,25 @@ class _Zstandard(io.RawIOBase):
         return count
 
 
-def _read_json(stream: BinaryIO, file: BinaryIO, path: Path, size: int) -> Iterator[Chunk]:
-    """Chunks of JSON in any layout. stream: the content of `file`, decompressed."""
+def _read_json(stream: BinaryIO, file: BinaryIO, path: Path, size: int, limit: int) -> Iterator[Chunk]:
+    """Chunks of JSON in any layout. stream: the content of `file`, decompressed. limit: bytes of a record."""
     number, done = 1, 0
     try:
-        lines = stream.readlines(size)
-        lines += stream.readlines(1) if len(lines) == 1 else []
-        if _is_document(lines):
-            raw = b"".join(lines) + stream.read()
-            yield from _read_document(raw, path, size, file.tell())
+        head, is_cut = _first_lines(stream, limit)
+        if _is_document(head, is_cut):
+            yield from _read_document(b"".join(head), stream, file, path, size, limit)
             return
-        if lines and lines[0].startswith(_PARQUET):
+        if head and head[0].startswith(_PARQUET):
             raise InputError(f"{path}: is Parquet inside a compressed file; decompress it")
+        lines: list[bytes | Oversized] = [*head]
+        if is_cut:
+            lines[-1] = _passed_over(stream, head[-1])
+        lines += _lines(stream, size - sum(map(len, head)), limit)
         while lines:
             stream.peek(1)  # after the last line, reads what a compressor writes behind it: the sizes add up
             yield Chunk(range(number, number + len(lines)), lines, file.tell() - done)
             number, done = number + len(lines), file.tell()
-            lines = stream.readlines(size)
+            lines = _lines(stream, size, limit)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(
             f"{path}:{number}: cannot be decompressed from about this line on ({one_line(error, 80)}); "
@@ -178,13 +188,60 @@ def _read_json(stream: BinaryIO, file: BinaryIO, path: Path, size: int) -> Itera
         ) from None
 
 
-def _is_document(lines: list[bytes]) -> bool:
-    """Whether a file that begins so is an array, or an object spread over lines, rather than an object a line."""
-    first = [line for line in (raw.removeprefix(_BOM).strip() for raw in lines[:100]) if line][:2]
+def _first_lines(stream: BinaryIO, limit: int) -> tuple[list[bytes], bool]:
+    """The lines up to the second one that is not empty; and whether the last is cut, as one that is too large."""
+    lines: list[bytes] = []
+    full = 0
+    while full < 2 and len(lines) < 100 and (line := stream.readline(limit + 1)):
+        lines.append(line)
+        full += bool(line.removeprefix(BOM).strip())
+        if len(line) > limit and not line.endswith(b"\n"):
+            return lines, True
+    return lines, False
+
+
+def _lines(stream: BinaryIO, size: int, limit: int) -> list[bytes | Oversized]:
+    """The next lines, of about `size` bytes together, each with the newline that ends it."""
+    lines: list[bytes | Oversized] = []
+    while size > 0 and (line := stream.readline(limit + 1)):
+        size -= len(line)
+        is_cut = len(line) > limit and line[-1] != _NEWLINE
+        lines.append(_passed_over(stream, line) if is_cut else line)
+    return lines
+
+
+def _passed_over(stream: BinaryIO, beginning: bytes) -> Oversized:
+    """Reads the rest of a line, and keeps nothing of it."""
+    size, piece = len(beginning), beginning
+    while not piece.endswith(b"\n") and (piece := stream.readline(PIECE)):
+        size += len(piece)
+    return Oversized(size - piece.endswith(b"\n"))
+
+
+def _read_document(head: bytes, stream: BinaryIO, file: BinaryIO, path: Path, size: int, limit: int) -> Iterator[Chunk]:
+    """Chunks of the elements of an array, or of objects one after another. head: what was read of the stream."""
+    numbers, records, held, done = [], [], 0, 0
+    for element in read_elements(head, stream, str(path), limit):
+        if held >= size:
+            yield Chunk(numbers, records, file.tell() - done)
+            numbers, records, held, done = [], [], 0, file.tell()
+        numbers.append(element.number)
+        records.append(element.record)
+        held += element.size
+    if records:
+        yield Chunk(numbers, records, file.tell() - done)
+
+
+def _is_document(lines: list[bytes], is_cut: bool) -> bool:
+    """Whether a file that begins so is an array, or an object spread over lines, rather than an object a line.
+
+    is_cut: whether the last line is the beginning of a very long one.
+    """
+    first = [line for line in (raw.removeprefix(BOM).strip() for raw in lines) if line]
     if not first:
         return False
     if first[0].startswith(b"["):
-        return not _is_messages(first[0])
+        return not (_LIST_OF_MESSAGES.match(first[0]) if is_cut and len(first) == 1 else _is_messages(first[0]))
     if len(first) == 1 or not _is_unfinished(first[0]):
         return False
     if not first[1].startswith(b"{"):
@@ -220,59 +277,3 @@ def _is_messages(line: bytes) -> bool:
     if not items or not isinstance(items[0], dict):
         return bool(items) and all(isinstance(item, str) for item in items)
     return "role" in items[0] or "from" in items[0]
-
-
-_SPACE = re.compile(r"[ \t\n\r]*")
-
-
-def _read_document(raw: bytes, path: Path, size: int, total: int) -> Iterator[Chunk]:
-    """Chunks of the elements of an array, or of objects one after another. total: bytes of the file."""
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        at = error.start + len(raw) - len(error.object)  # without the mark, the positions are those after it
-        raise _not_utf8(f"{path}:{raw.count(10, 0, at) + 1}", raw, at) from None
-    at = _SPACE.match(text).end()
-    is_array = text[at] == "["
-    more = True
-    if is_array:
-        at = _SPACE.match(text, at + 1).end()
-        more = text[at : at + 1] != "]"
-    decode = json.JSONDecoder().raw_decode
-    numbers, records, line, counted, begun, done = [], [], 1, 0, 0, 0
-    while more:
-        line, counted = line + text.count("\n", counted, at), at
-        try:
-            _, end = decode(text, at)
-            numbers.append(line)
-            records.append(text[at:end].encode())
-            at = _SPACE.match(text, end).end()
-            more = at < len(text)
-            if is_array:
-                if text[at : at + 1] not in (",", "]"):
-                    raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-                more = text[at] == ","
-                at = _SPACE.match(text, at + 1).end() if more else at
-        except json.JSONDecodeError as error:
-            raise _not_json(f"{path}:{error.lineno}", error, error.colno, "repair it there") from None
-        except (ValueError, RecursionError) as error:
-            raise _not_json(f"{path}:{line}", error, remedy="repair it there") from None
-        if at - begun >= size and more:
-            yield Chunk(numbers, records, total * at // len(text) - done)
-            numbers, records, begun, done = [], [], at, total * at // len(text)
-    if is_array and (at := _SPACE.match(text, at + 1).end()) < len(text):
-        error = json.JSONDecodeError("Extra data after the list", text, at)
-        raise _not_json(f"{path}:{error.lineno}", error, error.colno, "write one list, or one object a line")
-    if records:
-        yield Chunk(numbers, records, total - done)
-
-
-def _not_utf8(where: str, raw: bytes, at: int) -> InputError:
-    column = at - raw.rfind(b"\n", 0, at)
-    return InputError(f"{where}: not UTF-8 (byte {raw[at]:#04x} at column {column}); save the file as UTF-8")
-
-
-def _not_json(where: str, error: Exception, column: int = 1, remedy: str = "") -> InputError:
-    reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
-    remedy = remedy or f"every line must be one object such as {EXAMPLE}"
-    return InputError(f"{where}: not JSON ({reason}, column {column}); {remedy}")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mtsft.dialogue.oversized import MAX_BYTES
 from mtsft.dialogue.schema import ROLES
 from mtsft.errors import InputError, one_line
 
@@ -26,21 +27,23 @@ class RecordFormat:
         columns: names in the file, by the names that are read here: {"messages": "dialog", "content": "utterance"}.
         roles: roles by their names in the file: {"agent": "assistant"}.
         system: the system prompt of dialogues that have none.
+        max_bytes: of a dialogue in its file, decompressed; a larger one is refused, and never parsed.
     """
 
     name: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
     system: str = ""
+    max_bytes: int = MAX_BYTES
 
     @classmethod
-    def of(cls, name: str, columns: str, roles: str, system: str) -> "RecordFormat":
+    def of(cls, name: str, columns: str, roles: str, system: str, max_bytes: int = MAX_BYTES) -> "RecordFormat":
         """From the keys of data, the second and the third JSON objects. Raises InputError for anything else."""
         names = {key: _object(key, text) for key, text in (("columns", columns), ("roles", roles))}
         for given, role in names["roles"].items():
             if role not in ROLES:
                 raise InputError(f"data.roles: {given!r} is {role!r}; use one of {', '.join(ROLES)}")
-        return cls(name, names["columns"], names["roles"], system)
+        return cls(name, names["columns"], names["roles"], system, max_bytes)
 
     @property
     def is_plain(self) -> bool:

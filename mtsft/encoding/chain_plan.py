@@ -149,23 +149,25 @@ class _Compiler:
         if not turn_plan.turns or not all(turn.trained for turn in turn_plan.turns):
             return None
         try:
-            segments: tuple[Segment, ...] = ()
+            segments: list[Segment] = []
             emitted: list[Segment] = []  # what stands after the segments that the next context keeps
             for index, turn in enumerate(turn_plan.turns):
                 if index and turn.keep < len(segments) - 1:
                     return None
                 again = [*segments[turn.keep :], *emitted] if index else []
                 self._add_context(turn, again)
-                segments = segments[: turn.keep] + turn.context
+                segments[turn.keep :] = turn.context
                 emitted = list(turn.response)
                 for segment in turn.response:
                     self._add_step(segment, turn, index)
         except _NoChain:
             return None
-        steps, spans, runs = tuple(self.steps), [], []
-        for index, turn in enumerate(turn_plan.turns):
-            own = [i for i, step in enumerate(steps) if step.response == index]
-            spans.append((turn.number, own[0], own[-1] + 1))
+        steps, runs = tuple(self.steps), []
+        own: list[list[int]] = [[] for _ in turn_plan.turns]
+        for i, step in enumerate(steps):
+            if step.response >= 0:
+                own[step.response].append(i)
+        spans = [(turn.number, of_turn[0], of_turn[-1] + 1) for turn, of_turn in zip(turn_plan.turns, own)]
         for step in steps:
             of_response = step.turn.message, step.response
             runs += [(step.turn.number, -1, *of_response)] * bool(step.head)

@@ -10,8 +10,10 @@
 A dialogue that branches is cut as the paths that it is the union of, but for keep_first, which cuts the tree.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -122,11 +124,12 @@ class _Pieces:
         self.head = next((i for i, role in enumerate(roles) if role not in _HEAD), len(roles))
         # The first message after the head may be anybody's; every other piece begins with a user's.
         self.starts = [i for i, role in enumerate(roles) if i == self.head or (i > self.head and role == "user")]
+        self._replies = [0, *accumulate(role == "assistant" for role in roles)]  # before each message
 
     def keep_last(self) -> list[TokenTree]:
         """The longest piece up to the last response that fits, or none."""
         last = max(self.weights)
-        start = self._earliest_start(last, [s for s in self.starts if s <= last])
+        start = self._earliest_start(last, self._starts_up_to(last))
         while start is not None:
             piece = self._piece(start, {m: weight for m, weight in self.weights.items() if start <= m <= last})
             if self.measure(piece) <= self.max_length:
@@ -138,7 +141,7 @@ class _Pieces:
         """Pieces in which every response that fits anywhere is supervised once."""
         responses, windows, done = sorted(self.weights), [], 0
         while done < len(responses):
-            starts = [s for s in self.starts if s <= responses[done]]
+            starts = self._starts_up_to(responses[done])
             window = self._window(responses[done:], starts, is_first=done == 0)
             if window is None:
                 done += 1  # not even alone with the message before it
@@ -153,7 +156,10 @@ class _Pieces:
             return None
         # From the very beginning as far as it goes; later, new turns take half of the row and leave half for context.
         start, slots = (starts[0], self.max_length) if is_first else (starts[-1], self.max_length // 2)
-        low, count = 1, len(responses)
+        # Longer and longer pieces, then halving: none is much longer than what fits, however long the dialogue is.
+        low = count = 1
+        while count < len(responses) and self._length(start, responses[count - 1]) <= slots:
+            low, count = count, min(2 * count, len(responses))
         while low < count:
             middle = (low + count + 1) // 2
             low, count = (middle, count) if self._length(start, responses[middle - 1]) <= slots else (low, middle - 1)
@@ -170,11 +176,17 @@ class _Pieces:
 
     def _earliest_start(self, last: int, starts: list[int]) -> int | None:
         """The first of `starts` from which on everything up to response `last` fits."""
-        low, high = 0, len(starts)
+        high, step = len(starts), 1
+        while step <= len(starts) and self._length(starts[-step], last) <= self.max_length:
+            high, step = len(starts) - step, 2 * step
+        low = max(len(starts) - step + 1, 0)
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if self._length(starts[middle], last) <= self.max_length else (middle + 1, high)
         return starts[low] if low < len(starts) else None
+
+    def _starts_up_to(self, message: int) -> list[int]:
+        return self.starts[: bisect_right(self.starts, message)]
 
     def _length(self, start: int, last: int) -> int:
         """Tokens from the head to the end of response `last`, with the messages from `start` on between."""
@@ -188,6 +200,6 @@ class _Pieces:
         in_piece = {message: i for i, message in enumerate(indices)}
         piece = _linear(self.dialogue, tuple(self.dialogue.messages[i] for i in indices))
         tree = self.grow(piece, {in_piece[message]: weight for message, weight in weights.items()}).tree
-        skipped = sum(m.role == "assistant" for m in self.dialogue.messages[self.head : start])
+        skipped = self._replies[start] - self._replies[self.head]
         tree = _renumber(tree, indices)
         return replace(tree, turn_ids_N=tree.turn_ids_N + np.int32(skipped))

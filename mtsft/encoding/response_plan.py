@@ -16,7 +16,7 @@ from mtsft.encoding.thoughts import with_thoughts
 from mtsft.encoding.token_tree import GrownTree, TokenTree, TreeBuilder
 from mtsft.template.placeholders import Bindings
 from mtsft.template.reasoning import ReasoningMarks
-from mtsft.template.spans import Turn, TurnPlan
+from mtsft.template.spans import Segment, Turn, TurnPlan
 
 
 class ResponsePlan(NamedTuple):
@@ -55,9 +55,10 @@ def plan_responses(
         texts: makes pieces of segments.
         untrained: the marks around reasoning, where that is context; None where it is trained.
     """
-    responses, walked, segments = [], 0, ()
+    responses, walked = [], 0
+    segments: list[Segment] = []
     for turn in turn_plan.turns:
-        segments = segments[: turn.keep] + turn.context
+        segments[turn.keep :] = turn.context
         walked = min(walked, turn.keep)
         if turn.trained:
             context = [texts.pieces((segment,), bindings) for segment in segments[walked:]]

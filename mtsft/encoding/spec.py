@@ -23,7 +23,7 @@ UNBOUNDED = 2**31 - 1  # a sequence_length for dialogues of any length
 # other key, so that one which is new does no harm.
 KEYS_OF_OTHERS = frozenset(
     "train eval eval_fraction corpus corpus_dialogues corpus_eval_dialogues corpus_seed tokenizer vocab_size template "
-    "template_variables template_date workers cache_dir".split()
+    "template_variables template_date workers cache_dir cache_bytes".split()
 )
 _OPENED: dict[str, tuple[ChatTemplate, Tokenizer]] = {}
 _MOST_OPENED = 8
@@ -113,7 +113,7 @@ class EncodingSpec:
     def record_format(self) -> RecordFormat:
         """How the records of the files are read. Raises InputError for values that say no such thing."""
         config = self.config
-        return RecordFormat.of(config.format, config.columns, config.roles, config.system)
+        return RecordFormat.of(config.format, config.columns, config.roles, config.system, config.max_dialogue_bytes)
 
     def with_config(self, **values: Any) -> "EncodingSpec":
         """The same but for these keys of `config`."""

@@ -24,6 +24,7 @@ class EncodingStats:
         kept: dialogues that train.
         without_response: dialogues of which nothing trains.
         refused: dialogues that the template refuses or the tokenizer cannot encode, left out.
+        oversized: dialogues that are larger than data.max_dialogue_bytes, left out unread.
         skipped_turns: responses left out as unfaithful.
         branching: dialogues whose tokens form a tree.
         not_prefix_preserving: dialogues in which an earlier turn does not read in the history as it was emitted.
@@ -60,6 +61,7 @@ class EncodingStats:
     kept: int = 0
     without_response: int = 0
     refused: int = 0
+    oversized: int = 0
     skipped_turns: int = 0
     branching: int = 0
     not_prefix_preserving: int = 0

@@ -25,7 +25,14 @@ _SAME_OBJECTIVE = (
     "train.end_learning_rate",
 )
 # What says where things are and how they are computed, not what is trained.
-NOT_SAID = ("train.may_change", "data.template_date", "data.workers", "data.cache_dir", "parallel.compilation_cache")
+NOT_SAID = (
+    "train.may_change",
+    "data.template_date",
+    "data.workers",
+    "data.cache_dir",
+    "data.cache_bytes",
+    "parallel.compilation_cache",
+)
 
 
 def last_leg(workdir: Path) -> dict[str, Any]:

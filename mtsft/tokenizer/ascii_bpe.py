@@ -45,10 +45,11 @@ class AsciiBpe:
 
     def encode(self, text: str) -> list[int] | None:
         """The ids of an ASCII text without added tokens; None if one of them is forbidden."""
+        words = self._cut(text)
         try:
-            return [*chain.from_iterable(map(self._cache.__getitem__, self._cut(text)))]
+            return [*chain.from_iterable(map(self._cache.__getitem__, words))]
         except KeyError:
-            return self._encode_new(text)
+            return self._encode_new(words)
 
     def end_at(self, before: str, after: str) -> bool:
         """Whether a word ends where `before` does, in `before + after`.
@@ -62,12 +63,12 @@ class AsciiBpe:
         word = self._match(before + after, start)
         return not before or (word is not None and word.end() == len(before))
 
-    def _encode_new(self, text: str) -> list[int] | None:
-        """`encode` for a text with words that are not cached, which are from then on."""
+    def _encode_new(self, words: list[str]) -> list[int] | None:
+        """`encode` for the words of a text, of which some are not cached; from then on they are."""
         if len(self._cache) > _MOST_WORDS:
             self._cache.clear()
         ids = []
-        for word in self._cut(text):
+        for word in words:
             word_ids = self._cache.get(word)
             if word_ids is None:
                 word_ids = tuple([token.id for token in self._model.tokenize(word.translate(_TABLE))])

@@ -192,8 +192,9 @@ def test_of_several_paths_the_longest_counts(examine):
     assert (lost["dialogues_lost"], lost["responses_lost"]) == (1, 2)
 
 
-def test_a_sample_of_many_long_dialogues_is_scaled_up(examine, monkeypatch):
-    monkeypatch.setattr("mtsft.diagnose.audit._SAMPLED", 2)
+@pytest.mark.parametrize(("limit", "value"), [("_SAMPLED", 2), ("_SAMPLED_TOKENS", 4 * ROW)])
+def test_a_sample_of_many_long_dialogues_is_scaled_up(examine, monkeypatch, limit, value):
+    monkeypatch.setattr(f"mtsft.diagnose.audit.{limit}", value)
     report = examine([{**LONG, "id": str(i)} for i in range(5)], over_length="drop")
     costs = report["train"]["over_length"]["policies"]
     assert {name: (*list(cost.values())[:2], cost["estimated"]) for name, cost in costs.items()} == {

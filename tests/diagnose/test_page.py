@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -249,6 +250,17 @@ def test_many_dialogues_come_in_chunks_and_none_is_lost(tmp_path, spec):
     path = tmp_path / "many.jsonl"
     path.write_text("".join(json.dumps({"id": str(i), "messages": asked(f"{i}?", f"{i}!")}) + "\n" for i in range(40)))
     assert [one.dialogue.id for one in viewed([path, path], spec)] == [str(i) for i in range(40)] * 2
+
+
+def test_a_dialogue_that_is_too_large_is_passed_over_where_training_does(tmp_path, chat):
+    path = tmp_path / "d.jsonl"
+    dialogues = [asked("a?", "b"), asked("a?", "b" * 300), asked("c?", "d")]
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in dialogues))
+    config = DataConfig(sequence_length=96, max_dialogue_bytes=300)
+    skipping = EncodingSpec(chat, replace(config, refused="skip"))
+    assert [one.dialogue.source for one in viewed([path], skipping)] == [f"{path}:1", f"{path}:3"]
+    with pytest.raises(InputError, match=r"d.jsonl:2: a dialogue of \d+ bytes, and data.max_dialogue_bytes is 300"):
+        list(viewed([path], EncodingSpec(chat, config)))
 
 
 def test_it_refuses_what_training_refuses(files, chat):

@@ -113,6 +113,17 @@ def test_windows_overlap_and_supervise_each_response_once():
     assert stats.over_length_responses == stats.over_length_supervised_tokens == 0
 
 
+@pytest.mark.parametrize("policy", ["windows", "keep_last"])
+def test_pieces_that_are_tried_are_little_longer_than_a_row_however_long_the_dialogue(policy):
+    made, tried = encoder("chatml", 200, policy), []
+    grow = made.grow
+    made.grow = lambda dialogue, weights: (tried.append(len(dialogue.messages)), grow(dialogue, weights))[1]
+    made.encode([made_of("", [("a" * 10, "b" * 10)] * 300)])
+    # A row holds 4 rounds; each of the 600 messages is seen a few times, where it was a hundred.
+    assert max(tried) <= 2 * 2 * 5
+    assert sum(tried) <= 300 * 2 * 12
+
+
 @given(turns=rounds)
 @settings(max_examples=40, deadline=None)
 def test_paths_are_the_chains_of_the_tree(turns):

@@ -42,7 +42,9 @@ def four_steps(tmp_path_factory, config, prepared):
 
 
 def made_in(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix != ".lock"}
+    """When each file was made; the time of an index, and what is in `users`, say when a store was last used."""
+    made = {path: path.stat() for path in folder.rglob("*") if path.suffix != ".lock" and path.name != "users"}
+    return {path: (at.st_ino, at.st_mtime_ns * (path.name != "index.json")) for path, at in made.items()}
 
 
 def everything_in(folder):

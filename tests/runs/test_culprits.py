@@ -93,7 +93,5 @@ def test_another_model_to_start_from_is_not_another_file_of_dialogues(folder, ex
     with pytest.raises(InputError) as refusal:
         loop.train(make_config(**{"model.init_from": str(other), "train.steps": 3}), tmp_path / "run")
     says = str(refusal.value)
-    assert says.startswith(
-        f"model.init_from={other}: is not what the run started from (its weights are others, though "
-    )
+    assert says.startswith(f"model.init_from={other}: is not what the run started from (its weights are others, ")
     assert says.endswith("--config.model.init_from=FOLDER, or choose another --workdir")
