@@ -1,8 +1,9 @@
 """What the cache holds, listed or removed: python -m mtsft.cache [--clear | --clear=WHAT,WHAT] [--older_than=DAYS].
 
 The cache (data.cache_dir) holds what can be made again: tokenised dialogues, trained tokenizers, the built-in corpus,
-compiled programs, copies of files in buckets. data.cache_bytes bounds it. --clear removes all of it, --clear=WHAT what has that id (or begins
-so), or is of that kind; stores that a running process has open stay. Files of others are left alone.
+compiled programs, copies of files in buckets. data.cache_bytes bounds it. --clear removes all of it, --clear=WHAT what
+has that id (or begins so), or is of that kind; stores that a running process has open stay. Files of others are left
+alone.
 """
 
 import json

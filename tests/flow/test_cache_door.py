@@ -82,6 +82,6 @@ def test_what_it_does_not_know_is_refused(cache):
         2,
         "",
         "cache: --clear=nix: nothing in the cache has that id; name one that `mtsft cache` lists, or a kind (stores, "
-        "tokenizers, corpora, compiled)\n",
+        "tokenizers, corpora, compiled, buckets)\n",
     )
     assert len(left(cache)) == 5
