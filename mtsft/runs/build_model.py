@@ -31,8 +31,8 @@ def lora_of(config: ConfigDict) -> LoRA:
     return LoRA(**token_ids(keys.pop("trainable_tokens")), **keys)
 
 
-def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
-    """The optimizer of a config, at learning rate 1. Raises InputError as `build_optimizer` does."""
+def optimizer_of(config: ConfigDict, padding: int = 0) -> optax.GradientTransformation:
+    """The optimizer of a config, at learning rate 1; arguments and errors as those of `build_optimizer`."""
     train = config.train
     return build_optimizer(
         train.optimizer,
@@ -41,4 +41,5 @@ def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
         b1=train.b1,
         b2=train.b2,
         eps=train.eps,
+        padding=padding,
     )

@@ -80,7 +80,7 @@ class TrainingSetup:
         train = config.train
         if trains:
             _microbatches(config, partitioner)  # refuses numbers that do not divide, before anything is read
-        optimizer = optimizer_of(config)
+        optimizer_of(config)  # refuses what it does not know
         config, base = resolve(config, workdir)
         check_model(config, partitioner)
         data = data_config(config)
@@ -96,7 +96,7 @@ class TrainingSetup:
         dataset.check_lengths(model.arch.max_position_embeddings)
         if config.eval.patience and dataset.eval is None:
             raise InputError("eval.patience is set and nothing is held out to wait for; set data.eval_fraction")
-        setup = cls(config, dataset, model, optimizer, partitioner, base)
+        setup = cls(config, dataset, model, optimizer_of(config, padding), partitioner, base)
         if not trains:
             config = config.copy_and_resolve_references()
             config.eval.batch_size = -(-setup.eval_batch_size // partitioner.num_shards) * partitioner.num_shards

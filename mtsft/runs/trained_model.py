@@ -96,12 +96,12 @@ class WorkdirModel:
     @property
     def held_out(self) -> str:
         """The name of the dialogues that the run holds out; "" for none."""
-        return self._identity.get(HELD_OUT, "") if (self.path / FINGERPRINT).exists() else ""
+        return self._identity.get(HELD_OUT, "")
 
     @property
     def is_converted(self) -> bool:
         """Whether no run made it: it was written from a Hugging Face folder."""
-        return (self.path / FINGERPRINT).exists() and CONVERTED in self._identity
+        return CONVERTED in self._identity
 
     @property
     def _identity(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The files of a run in its workdir, beside checkpoints: its config, its tokenizer, its chat template."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from mtsft.buckets import is_bucket
 from mtsft.config import default
 from mtsft.encoding.spec import ChatFormat
 from mtsft.errors import InputError, one_line
-from mtsft.files import atomic_write, check_writable, read_json_file
+from mtsft.files import atomic_write, check_writable, read_json_file, reason
 from mtsft.interop import config_json
 from mtsft.runs.template_date import CONFIG
 from mtsft.tokenizer.load import read_files
@@ -23,9 +24,10 @@ BASE, ADAPTERS_BEFORE = "model.init_from (parameters)", "lora.init_from (paramet
 RESULT = "result.json"  # how it ended
 CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made
 _TEMPLATE, _TOKENIZER, _PUBLISHED = "template.json", "tokenizer", "published.json"
+_CHECKSUMS = "checksums.json"  # of these
 _LINES = ("legs.jsonl", "metrics.jsonl", "eval.jsonl")
 _FOLDERS = ("checkpoints", _TOKENIZER, "tensorboard")
-_FILES = (FINGERPRINT, CONFIG, RESULT, _TEMPLATE, _PUBLISHED, *_LINES)
+_FILES = (FINGERPRINT, CONFIG, RESULT, _TEMPLATE, _PUBLISHED, _CHECKSUMS, *_LINES)
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
 
@@ -37,14 +39,37 @@ def write_run_files(workdir: Path, chat: ChatFormat, published: Mapping[str, Any
         chat: its tokenizer and its chat template.
         published: the config.json of the Hugging Face folder that the model comes from, for exports; None for none.
     """
-    for name, content in chat.tokenizer.items():
-        path = workdir / _TOKENIZER / name
+    contents = {f"{_TOKENIZER}/{name}": content for name, content in chat.tokenizer.items()}
+    contents[_TEMPLATE] = chat.as_json().encode()
+    if published is not None:
+        contents[_PUBLISHED] = (json.dumps(published, indent=1) + "\n").encode()
+    sums = json.dumps({name: _checksum(content) for name, content in contents.items()}, indent=1).encode()
+    record = workdir / _CHECKSUMS
+    if record.exists() and record.read_bytes() != sums:
+        record.unlink()  # or a process that is killed now would leave those of other files
+    for name, content in contents.items():
+        path = workdir / name
         if not is_bucket(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, content)
-    atomic_write(workdir / _TEMPLATE, chat.as_json().encode())
-    if published is not None:
-        atomic_write(workdir / _PUBLISHED, (json.dumps(published, indent=1) + "\n").encode())
+    atomic_write(record, sums)
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _check_run_files(workdir: Path) -> None:
+    """Raises InputError where a file is not what `write_run_files` wrote; runs of an earlier version have no record."""
+    record = workdir / _CHECKSUMS
+    for name, checksum in read_json_file(record, "restore it from a copy")[1].items() if record.exists() else ():
+        path = workdir / name
+        try:
+            is_whole = _checksum(path.read_bytes()) == checksum
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({reason(error)}); restore it from a copy") from error
+        if not is_whole:
+            raise InputError(f"{path}: is not what the run wrote (its checksum is another); restore it from a copy")
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
@@ -108,14 +133,17 @@ def make(workdir: Path) -> None:
 def read_run_config(workdir: Path) -> ConfigDict:
     """The config that a run left in its workdir. Raises InputError where there is no trained model."""
     path, config = workdir / CONFIG, default()
-    for needed in (path, workdir / _TOKENIZER, workdir / "checkpoints"):
+    for needed in (path, workdir / _TOKENIZER, workdir / FINGERPRINT, checkpoints := workdir / "checkpoints"):
         if not needed.exists():
-            raise nothing_in(workdir, f"no {needed.relative_to(workdir)}")
+            if checkpoints.exists():
+                raise InputError(f"{needed}: is missing, without which the run cannot be read; restore it from a copy")
+            raise nothing_in(workdir, f"no {needed.name}")
     try:
         with config.ignore_type():  # tuples come back as lists
             config.update(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: not the config of a run of this version: {one_line(error, 100)}") from error
+    _check_run_files(workdir)
     return config
 
 

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import optax
 
 from mtsft.errors import InputError
-from mtsft.model.parameters import leading_axes
+from mtsft.model.parameters import VOCABULARY_AXES, leading_axes
 
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon")
 _DECAYED = ("kernel", "embedding", "lora_a", "lora_b")  # matrices; norms' scales and biases are left alone
 
 
 def build_optimizer(
-    name: str, *, clip_norm: float, weight_decay: float, b1: float, b2: float, eps: float
+    name: str, *, clip_norm: float, weight_decay: float, b1: float, b2: float, eps: float, padding: int = 0
 ) -> optax.GradientTransformation:
     """A gradient transformation whose updates are to be scaled by the learning rate.
 
@@ -28,6 +28,7 @@ def build_optimizer(
         b1: decay of first moments.
         b2: decay of second moments.
         eps: added to their roots.
+        padding: rows of the vocabulary that are 0 and no token's; no mean is taken over them.
 
     Raises:
         InputError: for another name.
@@ -45,8 +46,13 @@ def build_optimizer(
     if name == "adamw":
         rule = optax.adamw(1.0, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask)
     elif name == "adafactor":
-        rule = optax.adafactor(
-            1.0, multiply_by_parameter_scale=False, weight_decay_rate=weight_decay, weight_decay_mask=decay_mask
+        # As optax.adafactor, but for padding: that of the factors cancels out, that of the clipping does not.
+        rule = optax.chain(
+            optax.scale_by_factored_rms(),
+            _clip_by_rms(1.0, padding),
+            optax.scale_by_learning_rate(1.0, flip_sign=False),
+            optax.add_decayed_weights(weight_decay, mask=decay_mask),
+            optax.scale(-1),
         )
         rule = _each_alone(_each_alone(rule, "experts"), "layers")  # the axis that stands first is mapped first
     elif name == "lion":
@@ -136,6 +142,18 @@ def _each_alone(rule: optax.GradientTransformation, axis: str) -> optax.Gradient
         return mapped(updates, state, params)
 
     return optax.GradientTransformation(init, update)
+
+
+def _clip_by_rms(threshold: float, padding: int) -> optax.GradientTransformation:
+    """Updates whose root mean square is at most `threshold` (Shazeer and Stern 2018, algorithm 4)."""
+
+    def clip(path, update):
+        axis = VOCABULARY_AXES.get(tuple(map(_name, path[-2:])))
+        padded = 0 if axis is None else update.size // update.shape[axis] * padding
+        rms = jnp.sqrt(jnp.sum(jnp.square(update)) / (update.size - padded))
+        return update / jnp.maximum(1.0, rms / threshold)
+
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(clip, updates))
 
 
 def _muon_dimensions(params):

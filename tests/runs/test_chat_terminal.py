@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from flow_support import QUICKLY_COMPILED, ROOT, environment
@@ -37,6 +38,13 @@ class Terminal:
             assert select.select([self.side], [], [], max(left, 0))[0], self.seen
             self.seen += os.read(self.side, 1 << 16).decode()
         return self.seen
+
+    def waits(self):
+        """Returns when the program waits for a key: Python's readline does not see a Ctrl-C that comes just before."""
+        seen = ""
+        while not seen.endswith("SSS"):
+            seen += Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            time.sleep(0.01)
 
     def type(self, text):
         self.seen = ""
@@ -78,6 +86,7 @@ def test_a_person_sees_what_speaks_who_speaks_and_how_to_leave(terminals, export
     chat.type("3?\n")
     said = plain(chat.until("you> "))
     assert re.fullmatch(r"3\?\nmodel> .*\nyou> ", said, re.DOTALL)
+    chat.waits()
     chat.type("\x03")
     assert "(/quit or Ctrl-D leaves)\n" in plain(chat.until("you> "))
     chat.type('"""two\n')

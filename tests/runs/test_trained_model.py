@@ -44,6 +44,9 @@ def test_a_run_is_evaluated_with_its_own_template(folder, base, make_config):
     file = shutil.copytree(base, folder / "says") / "template.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"name": "says", "sources": {"default": template}}))
     config = make_config(**{"model.init_from": str(folder / "says")})
+    with pytest.raises(InputError, match=r"says/template.json: is not what the run wrote"):
+        loop.train(config, folder / "says more")
+    (folder / "says" / "checksums.json").unlink()  # as in runs of an earlier version
     loop.train(config, folder / "says more")
     (logged,) = [json.loads(line) for line in (folder / "says more" / "eval.jsonl").read_text().splitlines()]
     scores = evaluator.evaluate_workdir(config, folder / "says more")

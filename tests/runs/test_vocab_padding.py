@@ -45,7 +45,7 @@ def test_a_run_goes_on_with_another_padding(make_config, tmp_path, optimizer):
         for steps, mesh in zip((3, 6), meshes):
             train(name, steps, mesh)
             assert padding_of(tmp_path / name, steps) == MESHES[mesh]
-        np.testing.assert_allclose(losses(tmp_path / name), losses(whole), rtol=2e-3 if optimizer == "lion" else 1e-4)
+        np.testing.assert_allclose(losses(tmp_path / name), losses(whole), rtol=2e-3 if optimizer == "lion" else 2e-5)
         assert parameters(tmp_path / name)["embed"]["embedding"].shape == (VOCAB, 16)
     setup = TrainingSetup.of(make_config(**changes, **{"train.steps": 6, "parallel.mesh": "tensor=8"}), progress=False)
     with Checkpoints(epath.Path(tmp_path / "more") / "checkpoints", setup.model, keep=0) as checkpoints:
