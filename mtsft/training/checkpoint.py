@@ -106,6 +106,9 @@ class Checkpoints:
         except (OSError, ValueError, TypeError) as error:
             raise self._unreadable(step, one_line(_origin(error), 100)) from error
         self._check_step(step, metrics, "metrics")
+        kept = self.kept(step)
+        if kept.get(_METRIC) is not None and _METRIC not in metrics:
+            raise self._unreadable(step, "the held-out loss that it was saved with is missing")
         return loss
 
     def _check_step(self, step: int, record: Mapping[str, Any], name: str) -> None:
@@ -161,7 +164,7 @@ class Checkpoints:
         given_up = (0,) if donate else ()
         saved = _fields(jax.jit(to_saved, static_argnums=1, donate_argnums=given_up)(state, self._model))
         self._check_room(saved)
-        keep = {**keep, _CHECKSUMS: checksums(saved), _PADDING: self._model.padding, _STEP: step}
+        keep = {**keep, _CHECKSUMS: checksums(saved), _PADDING: self._model.padding, _STEP: step, _METRIC: eval_loss}
         self._guard(self._manager.save, step, args=ocp.args.StandardSave(saved), metrics=metrics, custom_metadata=keep)
         if self._staged:
             self._staged.push()

@@ -255,6 +255,28 @@ def test_an_array_that_is_another_is_named_by_its_checksum(folder, monkeypatch):
             checkpoints.restore(4, setup.shapes, setup.shardings)
 
 
+def test_the_loss_of_another_step_and_one_that_is_gone_are_named(folder):
+    setup = Setup()
+    with setup.open(folder) as checkpoints:
+        for step, loss in ((2, 1.0), (4, 2.0)):
+            checkpoints.save(step, setup.state(step), loss)
+    metrics = [folder / step / "metrics" / "metrics" for step in "24"]
+    kept = [path.read_bytes() for path in metrics]
+    metrics[0].write_bytes(kept[1])
+    with pytest.raises(InputError, match=r"/2: this checkpoint cannot be read \(its metrics are those of step 4\);"):
+        setup.open(folder, keep=0)
+    metrics[0].unlink()
+    with pytest.raises(InputError, match=r"/2: this checkpoint cannot be read \(the held-out loss .* is missing\);"):
+        setup.open(folder, keep=0)
+    metrics[0].write_bytes(kept[0])
+    with setup.open(folder, keep=0) as checkpoints:
+        assert checkpoints.losses == {2: 1.0, 4: 2.0}
+    (metadata,) = (folder / "2").glob("_CHECKPOINT_METADATA")
+    metadata.write_bytes((folder / "4" / metadata.name).read_bytes())
+    with pytest.raises(InputError, match=r"/2: this checkpoint cannot be read \(its arrays are those of step 4\);"):
+        setup.open(folder, keep=0)
+
+
 def test_parameters_are_checked_in_the_dtype_that_they_were_saved_in(folder):
     setup = Setup()
     state = setup.state()
