@@ -75,7 +75,10 @@ def damage(run, kind, file, rng):
 
 def evaluated(folder, run):
     found = Evaluator.of(read_run_config(run), run).evaluate()
-    return {name: value for name, value in found.items() if name not in ("notes",)}
+    for note in found.pop("notes"):
+        if "cannot be read" in note:  # of what the loss itself does without
+            raise InputError(note)
+    return found
 
 
 def chatted(folder, run):
