@@ -295,7 +295,10 @@ def outside_of_environments(folder, status):
 
 def test_local_says_what_to_activate_where_python_lacks_the_packages(tmp_path):
     env = outside_of_environments(tmp_path, status=1)
-    done = script(LAUNCH / "local.sh", "--config=c.py", env=env, cwd=tmp_path)
+    copy = tmp_path / "launch" / "local.sh"  # beside which there is no environment
+    copy.parent.mkdir()
+    shutil.copy(LAUNCH / "local.sh", copy)
+    done = script(copy, "--config=c.py", env=env, cwd=tmp_path)
     lacks = f"{tmp_path}/programs/python3 lacks mtsft or JAX: activate the environment that has them"
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"local.sh: {lacks} (source DIR/bin/activate), or set PYTHON\n"
