@@ -166,7 +166,9 @@ def test_a_quantized_base_is_trained_over_resumed_and_goes_out(folder, exported,
     assert losses[-1] < losses[0]
     assert "int8" not in (folder / "int8" / "checkpoints" / "4" / "default" / "_METADATA").read_text()
     convert.to_hugging_face(folder / "int8", folder / "int8 out", dtype="float32")
-    assert same(parameters(folder / "int8 out"), merge(whole, lora))
+    out, merged = parameters(folder / "int8 out"), merge(whole, lora)
+    # Merged on all devices, where products of another shape may be rounded otherwise.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8), out, merged)
     convert.to_hugging_face(folder / "int8", folder / "int8 adapter", adapter=True)
     tensors = load_file(folder / "int8 adapter" / "adapter_model.safetensors")
     name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
