@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TextIO
 
 from absl import flags, logging
 
-from mtsft import __version__
+from mtsft import __version__, stopping
 from mtsft.buckets import is_failure
 from mtsft.config_flag import define_config, told_keys, with_config
 from mtsft.config_keys import near_keys
@@ -199,6 +199,7 @@ def _call(main: Callable[[], None]) -> None:
         status = end.code
     if peers := sys.modules.get("mtsft.training.peers"):
         peers.leave_peers()
+    stopping.finish(status or 0)
     if status:
         sys.exit(status)
 

@@ -5,6 +5,7 @@ while the main thread waits for a device or for a compiler. This file imports no
 a program can call `notice_signals` first of all.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -44,13 +45,14 @@ class _Requests:
         self._interrupts, self._said, self._saying = 0, False, threading.Lock()
         self._previous: dict[int, object] = {}
         self._pipe = -1
+        self.status: int | None = None  # with which the program ends, from where all that remains is to end
         self._terminals: list[int] = []
 
     def notice(self, signals: Sequence[int] = SIGNALS) -> bool:
         """Begins to notice; returns whether it is this call that did. What nohup hands down ignored stays so."""
         if self._previous or threading.current_thread() is not threading.main_thread():
             return False
-        self.asked, self._interrupts, self._said = 0, 0, False
+        self.asked, self._interrupts, self._said, self.status = 0, 0, False, None
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
             signals = [number for number in signals if number != signal.SIGHUP]
         self._terminals = [number for number in (1, 2) if os.isatty(number)]
@@ -71,6 +73,8 @@ class _Requests:
 
     def _handle(self, number: int, _) -> None:
         """In the main thread, as soon as it runs Python."""
+        if self.status is not None:
+            return
         self.asked = self.asked or number
         if not self.saving:
             raise Stopped(number)
@@ -84,6 +88,8 @@ class _Requests:
         os.close(pipe)
 
     def _answer(self, number: int) -> None:
+        if self.status is not None:
+            flush_and_exit(self.status)
         if number == signal.SIGHUP:
             self._leave_terminals()
         self._interrupts += number == signal.SIGINT
@@ -124,19 +130,40 @@ def notice_signals() -> None:
 
     Where there is something to save (see `Saving`) it is saved first; elsewhere `Stopped` is raised.
     """
-    if not _requests.notice():
-        return
-    if parent := os.environ.pop(PARENT, ""):
-        _stop_after(parent)
-    usual = sys.excepthook
+    usual, unraisable = sys.excepthook, sys.unraisablehook
 
-    def hook(kind, error, trace):
-        if issubclass(kind, Stopped):
+    def end_if_stopped(error: BaseException | None) -> None:
+        if isinstance(error, Stopped):
             _requests.say(error.number)  # where the thread did not yet
             flush_and_exit(UNFINISHED)
+
+    def hook(kind, error, trace):
+        end_if_stopped(error)
         usual(kind, error, trace)
 
-    sys.excepthook = hook
+    def hook_of_callbacks(said):  # of garbage collection and the like, out of which no error comes
+        end_if_stopped(said.exc_value)
+        unraisable(said)
+
+    sys.excepthook, sys.unraisablehook = hook, hook_of_callbacks  # before a signal can come
+    if not _requests.notice():
+        sys.excepthook, sys.unraisablehook = usual, unraisable
+        return
+    atexit.register(_ignore_signals)  # first of all, so that it is called last
+    if parent := os.environ.pop(PARENT, ""):
+        _stop_after(parent)
+
+
+def finish(status: int) -> None:
+    """All is done but to end the program: a request to stop that comes from here on ends it at once, with `status`."""
+    _requests.status = status
+
+
+def _ignore_signals() -> None:
+    """While Python takes itself apart, which gives signals back to the system, that would kill a finished program."""
+    if _requests.status is not None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _stop_after(parent: str) -> None:

@@ -52,6 +52,65 @@ def test_where_nothing_is_to_be_saved_the_program_ends(number):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
+def test_a_request_that_comes_where_no_error_leaves_ends_the_program(number):
+    process = begin(f"""
+        stopping.notice_signals()
+
+        class Collected:
+            def __del__(self):
+                os.kill(os.getpid(), {int(number)})
+                time.sleep(30)
+
+        print("ready", flush=True)
+        Collected()
+        time.sleep(30)
+    """)
+    status, _, err = ended(process)
+    assert (status, err.strip().partition(";")[0]) == (75, f"{number.name}: stopping")
+
+
+def test_the_first_request_that_can_come_is_noticed():
+    process = begin("""
+        import threading
+        threading.Thread.start = lambda thread: os.kill(os.getpid(), signal.SIGHUP)
+        print("ready", flush=True)
+        stopping.notice_signals()
+        time.sleep(30)
+    """)
+    assert ended(process)[::2] == (75, "\nSIGHUP: stopping\n")
+
+
+@pytest.mark.parametrize("status", [0, 75])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_request_after_the_end_changes_nothing(number, status):
+    process = begin(f"""
+        import atexit
+        stopping.notice_signals()
+        atexit.register(time.sleep, 30)  # as exit handlers may wait for others
+        stopping.finish({status})
+        print("ready", flush=True)
+        sys.exit({status})
+    """)
+    process.send_signal(number)
+    assert ended(process) == (status, "", "")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_request_while_python_takes_itself_apart_changes_nothing(number):
+    process = begin(f"""
+        class Collected:
+            def __del__(self, kill=os.kill, me=os.getpid()):
+                kill(me, {int(number)})
+
+        last = sys.modules["last"] = Collected()
+        stopping.notice_signals()
+        stopping.finish(0)
+        print("ready", flush=True)
+    """)
+    assert ended(process) == (0, "", "")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_run_is_asked_and_saves(number):
     process = begin("""
         stopping.notice_signals()
