@@ -4,6 +4,7 @@ import io
 import sys
 
 import pytest
+from hand_set_clock import HandSetClock
 
 from mtsft import progress
 from mtsft.progress import Progress, clock, is_terminal
@@ -13,13 +14,7 @@ from mtsft.progress import Progress, clock, is_terminal
 def hands(monkeypatch):
     """A clock that is set by hand."""
 
-    class Hands:
-        now = 100.0
-
-        def monotonic(self):
-            return self.now
-
-    hands = Hands()
+    hands = HandSetClock()
     monkeypatch.setattr(progress, "time", hands)
     return hands
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from hand_set_clock import HandSetClock
 
 from mtsft.training import metrics
 from mtsft.training.metrics import JsonLines, Log, Meter
@@ -134,13 +135,7 @@ OF_A_STEP = {
 def clock(monkeypatch):
     """A clock that is set by hand."""
 
-    class Clock:
-        now = 100.0
-
-        def monotonic(self):
-            return self.now
-
-    clock = Clock()
+    clock = HandSetClock()
     monkeypatch.setattr(metrics, "time", clock)
     return clock
 

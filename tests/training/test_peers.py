@@ -10,6 +10,7 @@ import time
 
 import pytest
 from flow_support import ROOT, environment
+from hand_set_clock import HandSetClock
 
 from mtsft.errors import InputError
 from mtsft.training import distributed, peers
@@ -160,16 +161,7 @@ class Store(dict):
 
 @pytest.fixture
 def clock(monkeypatch):
-    class Clock:
-        now = 100.0
-
-        def monotonic(self):
-            return self.now
-
-        def sleep(self, seconds):
-            self.now += seconds
-
-    clock = Clock()
+    clock = HandSetClock()
     monkeypatch.setattr(peers, "time", clock)
     return clock
 
