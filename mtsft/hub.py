@@ -49,10 +49,14 @@ class Wanted(NamedTuple):
 def hub_name(name: object) -> HubName | None:
     """What a name says if it is one of the Hub, ORGANISATION/NAME or ORGANISATION/NAME@REVISION; else None.
 
-    A file or folder of that very name is meant where there is one.
+    A file or folder of that very name is meant where there is one. Where there is a folder ORGANISATION, a path in it
+    is meant, as a mistyped runs/mine is, unless a revision is named.
     """
     match = _NAME.fullmatch(str(name))
-    if not match or _FILE.search(match[1]) or ".." in (match[2] or "") or path_of(str(name)).exists():
+    if not match or _FILE.search(match[1]) or ".." in (match[2] or ""):
+        return None
+    path = path_of(str(name))
+    if path.exists() or (not match[2] and path.parent.is_dir()):
         return None
     return HubName(match[1], match[2] or "")
 

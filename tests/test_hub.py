@@ -93,6 +93,14 @@ def test_a_revision_is_a_branch_or_a_commit(cache):
         located(f"{NAME}@v3", MODEL_FILES)
 
 
+def test_a_path_in_a_folder_that_is_there_is_no_name(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hub_name("runs/mine") == ("runs/mine", "")
+    (tmp_path / "runs").mkdir()
+    assert hub_name("runs/mine") is None
+    assert hub_name("runs/mine@main") == ("runs/mine", "main")
+
+
 def test_a_local_folder_of_that_name_wins_and_is_said(cache):
     snapshot = keep(cache)
     assert origin(NAME) == f"{NAME} of the Hugging Face Hub, commit (unknown), in {cache}"
