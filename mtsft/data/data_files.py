@@ -31,6 +31,7 @@ class DataFiles:
         eval_spec: the same of held-out dialogues.
         cache: the folder of what is made from them.
         workers: tokenising processes; 0 for one a core.
+        eval_weights: how often the dialogues of each held-out file are in an evaluation; () for once.
     """
 
     train_files: Sequence[Path]
@@ -40,6 +41,7 @@ class DataFiles:
     eval_spec: EncodingSpec
     cache: Path
     workers: int
+    eval_weights: Sequence[float] = ()
 
     @classmethod
     def find(cls, data: DataConfig, trains: bool = True) -> "DataFiles":
@@ -55,13 +57,13 @@ class DataFiles:
         cache = local_path(data.cache_dir, "data.cache_dir")
         if data.corpus:
             train_files, eval_files = _write_corpus(data, cache / "corpora")
-            weights = [1.0] * len(train_files)
+            weights, eval_weights = [1.0] * len(train_files), []
         else:
             wanted = trains or not data.eval
             weighted = find_files.find_weighted_files(data.train, "data.train", cache) if wanted else []
             train_files, weights = [file.path for file in weighted], [file.weight for file in weighted]
             held_out = find_files.find_weighted_files(data.eval, "data.eval", cache) if data.eval else []
-            eval_files = [file.path for file in held_out]
+            eval_files, eval_weights = [file.path for file in held_out], [file.weight for file in held_out]
             data = _under_names(data, [*weighted, *held_out])
         form = RecordFormat.of(data.format, data.columns, data.roles, data.system, data.max_dialogue_bytes)
         for path in [*train_files, *eval_files]:
@@ -82,6 +84,7 @@ class DataFiles:
             eval_spec=EncodingSpec(chat, data, (0.0, share or 1.0)),
             cache=cache,
             workers=data.workers,
+            eval_weights=eval_weights,
         )
 
 

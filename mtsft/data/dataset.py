@@ -26,6 +26,7 @@ class TokenizedDataset:
         sequence_length: slots of a row.
         shares: how often the dialogues of each training file are seen in an epoch, on average; () for once.
         seed: of the order in which they come.
+        eval_shares: how often the dialogues of each held-out file are in an evaluation; () for once.
     """
 
     spec: EncodingSpec
@@ -35,6 +36,7 @@ class TokenizedDataset:
     sequence_length: int
     shares: Sequence[float] = ()
     seed: int = 0
+    eval_shares: Sequence[float] = ()
 
     @cached_property
     def epochs(self) -> Epochs:
@@ -43,8 +45,8 @@ class TokenizedDataset:
 
     @cached_property
     def eval_epochs(self) -> Epochs:
-        """The rows of the held-out dialogues: one epoch of them is an evaluation."""
-        return Epochs(self.eval, self.sequence_length)
+        """The rows of the held-out dialogues: the first epoch is every evaluation, whatever the seed of training."""
+        return Epochs(self.eval, self.sequence_length, self.eval_shares, name="data.eval")
 
     def accounts(self) -> dict[str, dict]:
         """What became of every dialogue read, by "train" and "eval", in plain values."""
@@ -88,6 +90,8 @@ class TokenizedDataset:
             lines[0] += f"; {layout.num_rows:,} rows of {layout.row_length:,}, fill {layout.fill:.4f}"
         if self.eval:
             lines.append(_account("held out", self.eval))
+            if set(self.eval_shares) - {1.0}:
+                lines[-1] += f"; mixed to {len(self.eval_epochs.lengths_N(0)):,} dialogues, always the same"
             if self.eval.files != self.train.files:  # of a folder that may be its validation split, or its test split
                 others = len(self.eval.files) - 1
                 lines[-1] += f"; from {self.eval.files[0]}" + (f" and {others:,} more" if others else "")
@@ -130,6 +134,7 @@ def open_dataset(data: DataConfig, seed: int, progress: bool = True, trains: boo
         sequence_length=files.train_spec.config.sequence_length,
         shares=files.weights,
         seed=seed,
+        eval_shares=files.eval_weights,
     )
 
 

@@ -46,8 +46,10 @@ class Epochs:
         period: epochs after which the same trees come again; 1 where every epoch has the same.
     """
 
-    def __init__(self, store: Store, row_length: int, shares: Sequence[float] = (), seed: int = 0):
-        """shares: one for each file of the store, above 0; () for 1 each.
+    def __init__(
+        self, store: Store, row_length: int, shares: Sequence[float] = (), seed: int = 0, name: str = "data.train"
+    ):
+        """shares: one for each file of the store, above 0; () for 1 each. name: the key of the config, for errors.
 
         Raises InputError where an epoch of dialogues has less than one of them on average.
         """
@@ -60,7 +62,7 @@ class Epochs:
         self._bounds = np.searchsorted(store.file_of_N, np.arange(len(self.shares) + 1))
         if len(store) and sum(share * (end - start) for share, (start, end) in self._files()) < 1:
             raise InputError(
-                f"data.train: an epoch has less than one of the {len(store):,} dialogues on average; raise the shares "
+                f"{name}: an epoch has less than one of the {len(store):,} dialogues on average; raise the shares "
                 "of its files, such as FILE=0.5"
             )
         # Of what one epoch has, the next one is kept as well: a batch may reach into it.

@@ -63,7 +63,7 @@ def audit(
     for name, (files, spec) in parts.items():
         if files:
             whole, trained[name] = _open(data_files, files, spec, progress)
-            shares = data_files.weights if name == "train" else ()
+            shares = data_files.weights if name == "train" else data_files.eval_weights
             datasets[name] = dataset = _dataset(spec, trained[name], shares, seed)
             report[name] = _examine(whole, spec, dataset.epochs, progress)
     if length_of_run is not None and len(datasets["train"].train):

@@ -41,7 +41,7 @@ def evaluate(evaluate_batch: Callable, params: Any, batches: BatchSource, put: C
     Args:
         evaluate_batch: `loss_by_turn`, compiled: (params, global batch) -> (LossSums, supervised tokens), both by turn.
         params: passed on to it.
-        batches: every dialogue once.
+        batches: the dialogues of the first epoch, each as often as its share says.
         put: this process's rows of a batch -> the global batch.
 
     Returns:
@@ -57,7 +57,7 @@ def evaluate(evaluate_batch: Callable, params: Any, batches: BatchSource, put: C
     return {
         "loss": float(LossSums(nll_T.sum(), weight_T.sum()).mean),
         "supervised_tokens": int(tokens_T.sum()),
-        "dialogues": len(batches.epochs.store),
+        "dialogues": len(batches.epochs.members(0)),
         "by_turn": [
             {"turn": turn, "loss": float(sums.mean[turn]), "supervised_tokens": int(tokens_T[turn])}
             for turn in np.flatnonzero(weight_T).tolist()

@@ -17,6 +17,7 @@ from mtsft.progress import Progress
 from mtsft.runs.checkpoint_choice import CheckpointChoice
 from mtsft.runs.compiled import compile_evaluation
 from mtsft.runs.evaluation_config import evaluation_config
+from mtsft.runs.identity import held_out_name
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
 from mtsft.runs.trained_dialogues import count_trained
@@ -116,7 +117,7 @@ class Evaluator:
                     f"{trained_on:,} of the {len(setup.dataset.eval):,} dialogues are word for word among those that "
                     "the model was trained on"
                 )
-            if base.held_out and base.held_out != setup.dataset.eval.content[:16]:
+            if base.held_out and base.held_out != held_out_name(setup):
                 notes.append("these are other dialogues than the run held out, whose losses are not to be compared")
         return cls(setup, params, base.checkpoint, trained_on, notes)
 

@@ -94,7 +94,7 @@ def _adapters(folder: str, earlier: str | None) -> str | None:
 
 def held_out_name(setup: TrainingSetup) -> str:
     """A name of the dialogues that are held out, as the losses of no others can be compared; "" for none."""
-    return setup.dataset.eval.content[:16] if setup.dataset.eval is not None else ""
+    return setup.dataset.eval_epochs.content[:16] if setup.dataset.eval is not None else ""
 
 
 def _loss(config: ConfigDict) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from small_runs import SIZES, parameters, same
 
 from mtsft.errors import InputError
 from mtsft.runs import compiled, loop
-from mtsft.runs.identity import identity
+from mtsft.runs.evaluator import evaluate_workdir
+from mtsft.runs.identity import held_out_name, identity
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.workdir import TRAINED_ON
 from mtsft.training.metrics import read_json_lines
@@ -133,3 +134,25 @@ def test_batches_of_a_step_do_not_depend_on_what_was_asked_before(make):
     forwards = [source[step].tokens for step in range(50)]
     for step in (49, 7, 0, 23):
         np.testing.assert_array_equal(set_up(config).train_batches()[step].tokens, forwards[step])
+
+
+def test_held_out_files_have_shares_too_and_are_the_same_in_every_evaluation(make, make_config, tmp_path):
+    loop.train(make(1), tmp_path / "run")
+    file = make_config().data.train
+
+    def evaluated(eval, **changes):
+        return evaluate_workdir(
+            make_config(**{"data.eval": eval, "data.eval_fraction": 0.0} | changes), tmp_path / "run"
+        )
+
+    once, twice, half = (evaluated(f"{file}{share}") for share in ("", "=2", "=0.5"))
+    assert [scores["dialogues"] for scores in (once, twice, half)] == [40, 80, 20]
+    assert twice["supervised_tokens"] == 2 * once["supervised_tokens"]
+    assert twice["loss"] == pytest.approx(once["loss"], rel=1e-6)
+    assert half["loss"] == evaluated(f"{file}=0.5", **{"train.seed": 3})["loss"] != once["loss"]
+    wholes, shares = ({"data.eval": f"{file}{share}", "data.eval_fraction": 0.0} for share in ("", "=0.5"))
+    assert held_out_name(set_up(make(1, **wholes))) != held_out_name(set_up(make(1, **shares)))
+    said = set_up(make(1, **shares)).dataset.summary()[1]
+    assert "; mixed to 20 dialogues, always the same" in said
+    with pytest.raises(InputError, match=r"^data.eval: an epoch has less than one of the 40 dialogues on average"):
+        set_up(make(1, **shares | {"data.eval": f"{file}=0.01"})).dataset.summary()
