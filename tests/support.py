@@ -9,6 +9,7 @@ from mtsft.data.batches import PackedBatch, empty_batch, pack_row
 from mtsft.encoding.token_tree import TokenTree
 from mtsft.model.architecture import Architecture
 from mtsft.model.lora import LoRA
+from mtsft.model.shards import ONE_DEVICE
 from mtsft.model.transformer import Model
 from mtsft.training.losses.forward import response_nll
 from mtsft.training.losses.response import ResponseLoss
@@ -105,7 +106,7 @@ def uneven_batch(rows=32, length=24, seed=0) -> PackedBatch:
 
 def response_loss(model, partitioner=None, chunk=5) -> ResponseLoss:
     """The loss of responses, activations pinned as a partitioner says."""
-    return ResponseLoss(model=model, constrain=partitioner.constrain if partitioner else lambda x: x, chunk=chunk)
+    return ResponseLoss(model=model, shards=partitioner.shards if partitioner else ONE_DEVICE, chunk=chunk)
 
 
 def nll_and_gradient(model, params, batch, mask=None):

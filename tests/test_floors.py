@@ -175,5 +175,5 @@ def test_config_keys_are_what_the_code_takes():
     tokens = {"embed_tokens", "head_tokens"}
     assert {*config.lora} == {field.name for field in fields(LoRA)} - tokens | {"init_from", "trainable_tokens"}
     assert {name: config.model[name] for name in RUNTIME} == RUNTIME
-    settings = {field.name for loss in LOSSES.values() for field in fields(loss)} - {"model", "constrain"}
+    settings = {field.name for loss in LOSSES.values() for field in fields(loss)} - {"model", "shards"}
     assert {*config.objective} == settings | {"loss", "normalize"}

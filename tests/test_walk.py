@@ -21,6 +21,7 @@ from mtsft.data.store import open_store
 from mtsft.dialogue.readers import read_dialogues
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.model.attention.layout import AttentionLayout
+from mtsft.model.shards import ONE_DEVICE
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.losses.response import ResponseLoss
 from mtsft.training.partitioner import Partitioner
@@ -101,7 +102,7 @@ def test_the_row_becomes_a_loss_a_gradient_and_a_state_that_is_saved(batch, mode
     rows = partitioner.put(batch, 1)
     hidden_BxLxD, projection_DxV, auxiliary, _ = jax.jit(model.apply)(params, rows.tokens, AttentionLayout.of(rows))
     assert (hidden_BxLxD.shape[:2], auxiliary) == ((1, ROW_LENGTH), {})
-    loss = ResponseLoss(model=model, constrain=lambda x: x, chunk=16)
+    loss = ResponseLoss(model=model, shards=ONE_DEVICE, chunk=16)
     sums, gradient = jax.jit(partial(sum_gradients, loss, microbatches=1))(params, rows)
     logits = np.asarray(hidden_BxLxD[0]) @ np.asarray(projection_DxV)
     expected = sum(

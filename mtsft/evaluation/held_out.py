@@ -9,12 +9,13 @@ import numpy as np
 
 from mtsft.data.batches import BatchSource, PackedBatch, read_ahead
 from mtsft.model.parameters import Params
+from mtsft.model.shards import ONE_DEVICE, Shards
 from mtsft.model.transformer import Model
-from mtsft.training.losses.forward import Constrain, response_nll
+from mtsft.training.losses.forward import response_nll
 from mtsft.training.objective import LossSums, loss_sums_by_turn
 
 
-def loss_by_turn(model: Model, chunk: int, num_turns: int, constrain: Constrain = lambda x: x) -> Callable:
+def loss_by_turn(model: Model, chunk: int, num_turns: int, shards: Shards = ONE_DEVICE) -> Callable:
     """(all parameters, rows) -> (LossSums of responses by turn, supervised tokens by turn int32), each (num_turns,).
 
     Whatever loss is trained: held-out losses of different ones can be compared.
@@ -23,11 +24,11 @@ def loss_by_turn(model: Model, chunk: int, num_turns: int, constrain: Constrain 
         model: the decoder.
         chunk: supervised slots of a row that meet the vocabulary at a time.
         num_turns: turns told apart; later ones are counted with the last.
-        constrain: applied to activations between layers.
+        shards: of the devices that compute it.
     """
 
     def measure(params: Params, rows: PackedBatch) -> tuple[LossSums, jax.Array]:
-        nll_BxL = response_nll(model, params, rows, chunk, constrain)
+        nll_BxL = response_nll(model, params, rows, chunk, shards)
         sums = loss_sums_by_turn(nll_BxL, rows.response_mask, rows.turn_ids, num_turns)
         supervised_BxL = (rows.response_mask > 0).astype(jnp.int32)
         return sums, loss_sums_by_turn(nll_BxL, supervised_BxL, rows.turn_ids, num_turns).weight

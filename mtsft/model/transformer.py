@@ -7,7 +7,6 @@ Gemma and Phi apart is in the fields of `Architecture`.
 Shapes: B batch, L length, S cache slots, D model, F intermediate, H heads, G key-value heads, K head dim, V vocab.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from mtsft.model.layers import Embedding, Head, RMSNorm
 from mtsft.model.lora import NO_LORA, LoRA
 from mtsft.model.parameters import Params
 from mtsft.model.rope import rotary
+from mtsft.model.shards import ONE_DEVICE, Shards
 from mtsft.model.vocabulary import without_padding
 
 
@@ -233,7 +233,7 @@ class Model:
         params: Params,
         tokens_BxL: jax.Array,
         layout: AttentionLayout,
-        constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
+        shards: Shards = ONE_DEVICE,
         step_rng: StepRng | None = None,
     ) -> Output:
         """Hidden states and the projection to logits, which are still to be capped by `cap`.
@@ -242,7 +242,7 @@ class Model:
             params: as `init` gives them.
             tokens_BxL: int32.
             layout: of the rows.
-            constrain: applied to activations (B, L, D) between layers, such as pinning their sharding.
+            shards: of the devices that compute it.
             step_rng: what a training step draws at random; None for nothing.
         """
         attend = self._attend("trees")
@@ -252,7 +252,7 @@ class Model:
 
         model = self._merge(params)
         hidden_BxLxD, _, auxiliary = model(
-            tokens_BxL, layout.positions, within_tree, constrain=constrain, step_rng=step_rng
+            tokens_BxL, layout.positions, within_tree, constrain=shards.constrain, step_rng=step_rng
         )
         return Output(hidden_BxLxD, model.projection(), auxiliary, model.token_columns())
 

@@ -40,7 +40,7 @@ def compile_evaluation(setup: TrainingSetup) -> Callable[[Params, Params], dict[
     partitioner, size, epochs = setup.partitioner, setup.eval_batch_size, setup.dataset.eval_epochs
     num_rows = epochs.num_rows(0)
     evaluate_batch = partitioner.compile_evaluation(
-        loss_by_turn(setup.model, setup.config.objective.chunk, setup.config.eval.turns, partitioner.constrain),
+        loss_by_turn(setup.model, setup.config.objective.chunk, setup.config.eval.turns, partitioner.shards),
         setup.param_shardings(setup.shapes.params),
         setup.param_shardings(setup.frozen_shapes),
     )

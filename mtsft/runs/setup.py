@@ -225,7 +225,7 @@ class TrainingSetup:
     @cached_property
     def loss(self) -> ModelLoss:
         """What is trained: (all parameters, rows, rng) -> LossSums."""
-        return build_loss(self.model, self.partitioner.constrain, **self.config.objective)
+        return build_loss(self.model, self.partitioner.shards, **self.config.objective)
 
 
 def _microbatches(config: ConfigDict, partitioner: Partitioner) -> int:
@@ -248,5 +248,5 @@ def check_model(config: ConfigDict, partitioner: Partitioner) -> None:
     param_shardings(shapes, partitioner.mesh)
     trained = split(shapes, trained_names(model.lora, config.train.freeze, names(shapes)))[0]
     learning_rate_factors(config.train.learning_rate_groups, trained)
-    build_loss(model, partitioner.constrain, **config.objective)
+    build_loss(model, partitioner.shards, **config.objective)
     schedule_of(config, steps=1)

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from mtsft.data.batches import PackedBatch
 from mtsft.errors import InputError
 from mtsft.model.parameters import Params, join
+from mtsft.model.shards import ONE_DEVICE, Shards
 from mtsft.training.objective import LossSums
 from mtsft.training.sharding import BATCH, put_rows, rows_of_this_process
 from mtsft.training.state import TrainState
@@ -43,14 +44,10 @@ class Partitioner:
         self.mode, self.mesh = mode, mesh
         self.replicated = NamedSharding(mesh, P())
         self.batch_sharding = NamedSharding(mesh, BATCH)
+        # Under pmap each device has whole parameters and rows of its own.
+        self.shards = ONE_DEVICE if mode == "pmap" else Shards(mesh, BATCH[0], "tensor")
         self.num_shards = int(np.prod([mesh.shape[axis] for axis in BATCH[0]]))
         self.compiler_options = COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)  # those of jit alone
-
-    def constrain(self, x_BxLxD: jax.Array) -> jax.Array:
-        """Pins activations to the devices of their rows (under pmap they are there by construction)."""
-        if self.mode == "pmap":
-            return x_BxLxD
-        return jax.lax.with_sharding_constraint(x_BxLxD, NamedSharding(self.mesh, P(BATCH[0], None, None)))
 
     def rows(self, batch_size: int) -> list[int]:
         """Which rows of a batch this process reads."""

@@ -94,7 +94,7 @@ def test_the_loss_is_the_configs_and_divided_by_its_own_weight(make_run, compile
     run = make_run(**{"objective.loss": "all_roles", "objective.context_weight": 0.25})
     compile_step(run)
     assert run.loss == AllRolesLoss(
-        model=run.model, constrain=run.partitioner.constrain, chunk=run.config.objective.chunk, context_weight=0.25
+        model=run.model, shards=run.partitioner.shards, chunk=run.config.objective.chunk, context_weight=0.25
     )
     source = run.train_batches()
     whole = sum(float(run.loss.weights(source[step]).sum()) for step in range(run.steps))

@@ -113,9 +113,7 @@ def test_evaluation_under_jit_is_that_under_pmap(batch):
         params = create_state(
             jax.device_put(model.init(jax.random.key(0)), shardings.params), optimizer, shardings
         ).params
-        evaluate = partitioner.compile_evaluation(
-            loss_by_turn(model, 5, 3, partitioner.constrain), shardings.params, {}
-        )
+        evaluate = partitioner.compile_evaluation(loss_by_turn(model, 5, 3, partitioner.shards), shardings.params, {})
         results.append(jax.device_get(evaluate(params, {}, partitioner.put(batch, ROWS))))
     for (sums, tokens), (sums_too, tokens_too) in [results]:
         np.testing.assert_allclose(sums.nll, sums_too.nll, rtol=1e-5)
@@ -132,7 +130,7 @@ def test_gpus_are_told_to_add_up_in_one_order(batch, monkeypatch):
         take_one_step("jit", "", 1, batch)
     model, partitioner = small_model(), Partitioner("jit", make_mesh(""))
     params = model.init(jax.random.key(0))
-    measure = loss_by_turn(model, 5, 4, partitioner.constrain)
+    measure = loss_by_turn(model, 5, 4, partitioner.shards)
     evaluate = partitioner.compile_evaluation(measure, partitioner.replicated, {})
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
         evaluate(params, {}, partitioner.put(batch, ROWS))

@@ -6,6 +6,7 @@ from support import pack, random_chain, small_model
 
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.lora import LoRA
+from mtsft.model.shards import Shards
 from mtsft.training.step_rng import step_rng_of
 
 RNG = np.random.default_rng(0)
@@ -71,9 +72,10 @@ def _embedded(model, params, step_rng):
     """What enters the first layer."""
     entered = []
 
-    def keep(x):
-        entered.append(x)
-        return x
+    class Watched(Shards):
+        def constrain(self, x_BxLxD):
+            entered.append(x_BxLxD)
+            return x_BxLxD
 
-    model.apply(params, BATCH.tokens, AttentionLayout.of(BATCH), constrain=keep, step_rng=step_rng)
+    model.apply(params, BATCH.tokens, AttentionLayout.of(BATCH), Watched(), step_rng)
     return entered[0]

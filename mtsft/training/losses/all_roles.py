@@ -10,8 +10,9 @@ from mtsft.data.batches import PackedBatch
 from mtsft.data.store import Store
 from mtsft.errors import InputError
 from mtsft.model.parameters import Params
+from mtsft.model.shards import Shards
 from mtsft.model.transformer import Model, StepRng
-from mtsft.training.losses.forward import Constrain, weighted_nll
+from mtsft.training.losses.forward import weighted_nll
 from mtsft.training.objective import LossSums
 
 
@@ -26,7 +27,7 @@ class AllRolesLoss:
 
     Attributes:
         model: the decoder.
-        constrain: applied to activations between layers.
+        shards: of the devices that compute it.
         chunk: config key objective.chunk.
         context_weight: c, config key objective.context_weight.
 
@@ -35,7 +36,7 @@ class AllRolesLoss:
     """
 
     model: Model
-    constrain: Constrain
+    shards: Shards
     chunk: int
     context_weight: float
 
@@ -45,7 +46,7 @@ class AllRolesLoss:
 
     def __call__(self, params: Params, rows: PackedBatch, step_rng: StepRng | None = None) -> LossSums:
         """The sums over rows, at all parameters of the model."""
-        return weighted_nll(self.model, params, rows, self.weights(rows), self.chunk, self.constrain, step_rng)
+        return weighted_nll(self.model, params, rows, self.weights(rows), self.chunk, self.shards, step_rng)
 
     def weights(self, rows: PackedBatch) -> jax.Array:
         """u of every slot, float32 (B, L); 0 in padding and for the first token of a tree, which nothing predicts."""

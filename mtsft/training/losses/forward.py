@@ -1,16 +1,13 @@
 """The model and the objective joined: rows to the log-likelihood of their tokens."""
 
-from collections.abc import Callable
-
 import jax
 
 from mtsft.data.batches import PackedBatch
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.parameters import Params
+from mtsft.model.shards import ONE_DEVICE, Shards
 from mtsft.model.transformer import Model, Output, StepRng
 from mtsft.training.objective import LossSums, loss_sums, token_nll
-
-Constrain = Callable[[jax.Array], jax.Array]  # of activations (B, L, D), such as pinning their sharding
 
 
 def weighted_nll(
@@ -19,7 +16,7 @@ def weighted_nll(
     rows: PackedBatch,
     weights_BxL: jax.Array,
     chunk: int,
-    constrain: Constrain = lambda x: x,
+    shards: Shards = ONE_DEVICE,
     step_rng: StepRng | None = None,
 ) -> LossSums:
     """Sums of weights times -log Pr(token | its path) over all slots; the model's auxiliary sums are added to the nll.
@@ -30,10 +27,10 @@ def weighted_nll(
         rows: of a batch, (B, L).
         weights_BxL: of each slot's token, float32, at least 0; must be 0 where there is no token before it.
         chunk: weighted slots of a row that meet the vocabulary at a time; see `token_nll`.
-        constrain: applied to activations between layers.
+        shards: of the devices that compute it.
         step_rng: what a training step draws at random; None in evaluation.
     """
-    output = _apply(model, params, rows, constrain, step_rng)
+    output = _apply(model, params, rows, shards, step_rng)
     sums = loss_sums(_nll(model, output, rows, weights_BxL, chunk), weights_BxL)
     return sums._replace(nll=sum(output.auxiliary.values(), sums.nll))
 
@@ -43,14 +40,14 @@ def response_nll(
     params: Params,
     rows: PackedBatch,
     chunk: int,
-    constrain: Constrain = lambda x: x,
+    shards: Shards = ONE_DEVICE,
 ) -> jax.Array:
     """-log Pr of every supervised token given its path, in nats, float32 (B, L); arguments as `weighted_nll`."""
-    return _nll(model, _apply(model, params, rows, constrain, None), rows, rows.response_mask, chunk)
+    return _nll(model, _apply(model, params, rows, shards, None), rows, rows.response_mask, chunk)
 
 
-def _apply(model, params, rows, constrain, step_rng) -> Output:
-    return model.apply(params, rows.tokens, AttentionLayout.of(rows), constrain=constrain, step_rng=step_rng)
+def _apply(model, params, rows, shards, step_rng) -> Output:
+    return model.apply(params, rows.tokens, AttentionLayout.of(rows), shards=shards, step_rng=step_rng)
 
 
 def _nll(model, output: Output, rows, weights_BxL, chunk) -> jax.Array:

@@ -7,8 +7,9 @@ import numpy as np
 from mtsft.data.batches import PackedBatch
 from mtsft.data.store import Store
 from mtsft.model.parameters import Params
+from mtsft.model.shards import Shards
 from mtsft.model.transformer import Model, StepRng
-from mtsft.training.losses.forward import Constrain, weighted_nll
+from mtsft.training.losses.forward import weighted_nll
 from mtsft.training.objective import LossSums
 
 
@@ -18,17 +19,17 @@ class ResponseLoss:
 
     Attributes:
         model: the decoder.
-        constrain: applied to activations between layers.
+        shards: of the devices that compute it.
         chunk: config key objective.chunk.
     """
 
     model: Model
-    constrain: Constrain
+    shards: Shards
     chunk: int
 
     def __call__(self, params: Params, rows: PackedBatch, step_rng: StepRng | None = None) -> LossSums:
         """The sums over rows, at all parameters of the model."""
-        return weighted_nll(self.model, params, rows, rows.response_mask, self.chunk, self.constrain, step_rng)
+        return weighted_nll(self.model, params, rows, rows.response_mask, self.chunk, self.shards, step_rng)
 
     def total_weight(self, store: Store, times_N: np.ndarray) -> float:
         """The weight of all tokens of a store, each tree as often as `times_N` (float64) says."""

@@ -9,9 +9,9 @@ from mtsft.data.batches import PackedBatch
 from mtsft.data.store import Store
 from mtsft.errors import InputError
 from mtsft.model.parameters import Params
+from mtsft.model.shards import Shards
 from mtsft.model.transformer import Model, StepRng
 from mtsft.training.losses.all_roles import AllRolesLoss
-from mtsft.training.losses.forward import Constrain
 from mtsft.training.losses.response import ResponseLoss
 from mtsft.training.objective import LossSums
 
@@ -29,12 +29,12 @@ class ModelLoss(Protocol):
 LOSSES = {"response": ResponseLoss, "all_roles": AllRolesLoss}
 
 
-def build_loss(model: Model, constrain: Constrain, *, loss: str, **settings: Any) -> ModelLoss:
+def build_loss(model: Model, shards: Shards, *, loss: str, **settings: Any) -> ModelLoss:
     """The loss of a name, of one model.
 
     Args:
         model: the decoder.
-        constrain: applied to activations between layers.
+        shards: of the devices that compute it.
         loss: one of LOSSES.
         settings: the other keys of config.objective; a loss takes those that are fields of it.
 
@@ -45,4 +45,4 @@ def build_loss(model: Model, constrain: Constrain, *, loss: str, **settings: Any
         raise InputError(f"objective.loss={loss!r}: use one of {', '.join(LOSSES)}")
     kind = LOSSES[loss]
     own = {field.name: settings[field.name] for field in fields(kind) if field.name in settings}
-    return kind(model=model, constrain=constrain, **own)
+    return kind(model=model, shards=shards, **own)

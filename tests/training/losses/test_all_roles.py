@@ -17,6 +17,7 @@ from support import (
 
 from mtsft.errors import InputError
 from mtsft.model.attention.layout import AttentionLayout
+from mtsft.model.shards import ONE_DEVICE
 from mtsft.training.losses.all_roles import AllRolesLoss
 from mtsft.training.partitioner import Partitioner
 from mtsft.training.sharding import make_mesh
@@ -32,8 +33,8 @@ BRANCHING = dict(
 
 
 def all_roles(model, context=CONTEXT, partitioner=None):
-    constrain = partitioner.constrain if partitioner else lambda x: x
-    return AllRolesLoss(model=model, constrain=constrain, chunk=5, context_weight=context)
+    shards = partitioner.shards if partitioner else ONE_DEVICE
+    return AllRolesLoss(model=model, shards=shards, chunk=5, context_weight=context)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import pytest
 from support import small_model
 
 from mtsft.errors import InputError
+from mtsft.model.shards import ONE_DEVICE
 from mtsft.training.losses.all_roles import AllRolesLoss
 from mtsft.training.losses.response import ResponseLoss
 from mtsft.training.losses.table import build_loss
@@ -12,10 +13,10 @@ SETTINGS = dict(normalize="dataset", chunk=7, context_weight=0.5)
 
 
 def test_a_loss_takes_the_settings_that_are_its_own():
-    model, constrain = small_model(), lambda x: x
-    how = dict(model=model, constrain=constrain, chunk=7)
-    assert build_loss(model, constrain, loss="response", **SETTINGS) == ResponseLoss(**how)
-    assert build_loss(model, constrain, loss="all_roles", **SETTINGS) == AllRolesLoss(**how, context_weight=0.5)
+    model, shards = small_model(), ONE_DEVICE
+    how = dict(model=model, shards=shards, chunk=7)
+    assert build_loss(model, shards, loss="response", **SETTINGS) == ResponseLoss(**how)
+    assert build_loss(model, shards, loss="all_roles", **SETTINGS) == AllRolesLoss(**how, context_weight=0.5)
 
 
 def test_another_name_is_an_error():
