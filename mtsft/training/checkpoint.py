@@ -59,6 +59,7 @@ class Checkpoints:
             cleanup_tmp_directories=keep > 0,
             enable_async_checkpointing=self._staged is None,
         )
+        _hush_damaged_metadata()
         try:
             self._manager = ocp.CheckpointManager(epath.Path(folder), options=options)
         except (ValueError, OSError, LookupError, TypeError) as error:  # what it reads of every step
@@ -126,6 +127,9 @@ class Checkpoints:
     def kept(self, step: int) -> dict[str, Any]:
         """What `save` was given to keep beside the state. Raises InputError where that is damaged."""
         path = self._folder / str(step) / _METADATA
+        # In a bucket the folder of a step is there while it is being saved.
+        if not is_bucket(self._folder) and path.parent.exists() and not path.exists():
+            raise self._unreadable(step, f"{_METADATA} is missing")
         try:
             kept = json.loads(path.read_text())["custom_metadata"] if path.exists() else {}
         except (OSError, ValueError, LookupError, TypeError) as error:
@@ -364,3 +368,9 @@ def check_same_run(
         )
     if earlier != identity and jax.process_index() == 0:
         atomic_write(path, json.dumps(identity, indent=1).encode())
+
+
+@lru_cache(maxsize=1)
+def _hush_damaged_metadata() -> None:
+    """Keeps Orbax from printing the whole of a file that it cannot read, which `kept` names in a line."""
+    logging.getLogger("absl").addFilter(lambda record: "Failed to json parse Metadata file" not in str(record.msg))

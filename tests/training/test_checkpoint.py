@@ -275,6 +275,20 @@ def test_the_loss_of_another_step_and_one_that_is_gone_are_named(folder):
     metadata.write_bytes((folder / "4" / metadata.name).read_bytes())
     with pytest.raises(InputError, match=r"/2: this checkpoint cannot be read \(its arrays are those of step 4\);"):
         setup.open(folder, keep=0)
+    metadata.unlink()
+    with pytest.raises(InputError, match=r"/2: this checkpoint cannot be read \(_CHECKPOINT_METADATA is missing\);"):
+        setup.open(folder, keep=0)
+
+
+def test_a_damaged_file_is_named_in_a_line_and_not_printed(folder, caplog):
+    setup = Setup()
+    with setup.open(folder) as checkpoints:
+        checkpoints.save(2, setup.state(2), 1.0)
+    (metadata,) = (folder / "2").glob("_CHECKPOINT_METADATA")
+    metadata.write_bytes(metadata.read_bytes().replace(b"custom_metadata", b"custom\0metadata"))
+    with pytest.raises(InputError, match=r"/2: this checkpoint cannot be read \(_CHECKPOINT_METADATA: Invalid control"):
+        setup.open(folder, keep=0)
+    assert "custom" not in caplog.text
 
 
 def test_parameters_are_checked_in_the_dtype_that_they_were_saved_in(folder):
