@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import pytest
 from flow_support import run, write_config
 
 SHORT = {"train.steps": 2, "eval.every": 2, "checkpoint.every": 2, "data.eval_fraction": 0.2}
 
 
+@pytest.mark.slow
 def test_the_doors_take_the_new_place_of_a_base(tmp_path):
     config = write_config(tmp_path, **SHORT)
     base, work, place = tmp_path / "base", tmp_path / "run", tmp_path / "new place"

@@ -81,6 +81,7 @@ def tiny_disk(tmp_path):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_loss_that_stays_not_finite_stops_the_run_at_its_last_good_checkpoint(tmp_path, config, four_steps):
     workdir = shutil.copytree(four_steps[0], tmp_path / "run")
     flags = [f"--config={config}", f"--workdir={workdir}", "--config.eval.every=0"]
@@ -114,6 +115,7 @@ def test_a_loss_that_is_not_finite_from_the_start_names_no_checkpoint(tmp_path, 
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_a_save_leaves_the_last_good_checkpoint(config, tiny_disk, four_steps):
     disk = tiny_disk(8000)
     workdir = shutil.copytree(four_steps[0], disk / "run")

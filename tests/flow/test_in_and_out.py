@@ -38,6 +38,7 @@ def tune(folder, *flags, **how):
     return run("train", f"--config={folder / 'tune.py'}", *flags, **how)
 
 
+@pytest.mark.slow
 def test_adapters_on_a_folder_over_a_mesh_talk_and_go_out(folder, tmp_path):
     base = f"--config.model.init_from={folder / 'hf'}"
     lora = ("--config.lora.rank=2", "--config.model.param_dtype=bfloat16")
@@ -79,6 +80,7 @@ def test_adapters_on_a_folder_over_a_mesh_talk_and_go_out(folder, tmp_path):
     assert process.stdout.startswith("".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in said))
 
 
+@pytest.mark.slow
 def test_two_processes_read_a_folder_and_say_what_one_says(folder, tmp_path):
     flags = [f"--config={folder / 'tune.py'}", f"--config.model.init_from={folder / 'hf'}", "--format=json"]
     flags += ["--limit=4", "--max_new=5", "--temperature=1", "--seed=3"]

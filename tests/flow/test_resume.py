@@ -61,6 +61,7 @@ def assert_same_run(workdir, whole):
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
+@pytest.mark.slow
 def test_killed_at_three_moments_is_bit_for_bit_the_same(folder, config, whole):
     workdir = folder / "killed"
     flags = f"--config={config}", f"--workdir={workdir}"

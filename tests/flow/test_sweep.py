@@ -55,6 +55,7 @@ def test_the_results_are_those_of_the_runs_the_best_first(folder, config, swept)
     assert read_lines(alone) == read_lines(of_sweep)
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_passed_over_and_a_failed_run_stops_no_other(folder, swept):
     flags, _, _ = swept
     legs = folder / "done" / "learning_rate=0.01" / "legs.jsonl"
@@ -81,6 +82,7 @@ def test_what_is_finished_is_passed_over_and_a_failed_run_stops_no_other(folder,
     assert json.loads((folder / "done" / "sweep.json").read_text())[2]["error"] == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_is_passed_on_and_the_same_command_goes_on(folder, config, number):
     work = folder / number.name

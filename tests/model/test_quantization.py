@@ -117,6 +117,7 @@ def test_what_was_lost_once_is_lost_once(kind):
     np.testing.assert_allclose(again, kernel, rtol=0.004 if kind == "int8" else 0)  # int8: its ends are 127.5 steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_stacked_is_apart(kind):
     stacked, apart = (drawn(adapted(kind, scan_layers=scan)) for scan in (True, False))
@@ -210,6 +211,7 @@ def make_step(model, mesh="", devices=None):
     return step, state, jax.device_put(frozen, place(frozen)), partitioner
 
 
+@pytest.mark.slow
 def test_training_moves_adapters_alone_and_is_the_same_on_any_devices():
     model = adapted("nf4", hidden_size=128, intermediate_size=128, num_attention_heads=8)
     ends, losses = [], []

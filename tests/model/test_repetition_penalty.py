@@ -33,6 +33,7 @@ def recomputed(model, params, prompt, count, penalty):
     return tokens[len(prompt) :]
 
 
+@pytest.mark.slow
 def test_a_reply_repeats_neither_its_prompt_nor_itself(model_and_params):
     model, params = model_and_params
     rng = np.random.default_rng(0)

@@ -33,6 +33,7 @@ def change(path, **keys):
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))
 
 
+@pytest.mark.slow
 def test_adapters_over_their_base_are_the_run_that_they_come_from(adapters, adapted, exported):
     model, run = ChatModel.load(adapters), ChatModel.load(adapted[0])
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), model.params, run.params))

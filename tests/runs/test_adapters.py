@@ -49,6 +49,7 @@ def _drop(params):
     }
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_adapters_is_the_run_not_stopped(folder, adapted):
     config = adapted[1].copy_and_resolve_references()
     config.train.schedule, config.eval.every = "constant", 0
@@ -133,6 +134,7 @@ def test_adapters_come_in_again_and_are_trained_on(folder, adapted, exported, ma
         TrainingSetup.of(make_config(**{"lora.init_from": str(folder / "adapter_in")}), progress=False)
 
 
+@pytest.mark.slow
 def test_frozen_adapters_are_those_of_the_folder_again(folder, adapted, exported, make_config):
     before = folder / "adapter before"
     convert.to_hugging_face(adapted[0], before, adapter=True)

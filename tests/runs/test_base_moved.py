@@ -114,6 +114,7 @@ def test_a_run_of_before_knows_its_base_by_the_bytes_of_its_files(moved, adapted
         loop.train(config, workdir)
 
 
+@pytest.mark.slow
 def test_a_base_is_found_behind_another_run(moved, make_config, tmp_path):
     """A run of adapters on a run of adapters on a folder, all of which moved."""
     middle, place = moved
@@ -150,6 +151,7 @@ def test_frozen_adapters_are_found_at_their_new_place(adapted, exported, make_co
         ChatModel.load(tmp_path / "half frozen", places=[place])
 
 
+@pytest.mark.slow
 def test_a_run_that_trains_all_goes_on_without_its_base(exported, make_config, tmp_path):
     base = shutil.copytree(exported, tmp_path / "base")
 
@@ -171,6 +173,7 @@ def test_a_run_that_trains_all_goes_on_without_its_base(exported, make_config, t
         loop.train(config(6), tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_a_run_that_freezes_some_asks_for_its_base(exported, make_config, tmp_path):
     base = shutil.copytree(exported, tmp_path / "base")
     changes = {"model.init_from": str(base), "train.freeze": "embed"}
@@ -195,6 +198,7 @@ def test_a_run_that_freezes_some_asks_for_its_base(exported, make_config, tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_adapters_that_it_trains_on(adapted, exported, make_config, tmp_path):
     before = tmp_path / "before"
     convert.to_hugging_face(adapted[0], before, adapter=True)

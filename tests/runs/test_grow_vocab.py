@@ -137,6 +137,7 @@ def leaves(path):
     return jax.device_get(opened.restore(opened.model(scan_layers=True), local_shardings(1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", ["", "embed|head"])
 def test_adapters_are_trained_beside_new_rows_and_go_on_from_their_folder(larger, make_config, folder, saved):
     target, size = larger

@@ -40,6 +40,7 @@ def publish_anew(cache, base):
     (cache / "refs" / "main").write_text(SECOND)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_commit_that_it_began_with(cache, exported, make_config, tmp_path, capsys):
     config = make_config(**{"model.init_from": NAME, "lora.rank": 2, "train.schedule": "constant"})
     loop.train(config, tmp_path / "run")

@@ -74,6 +74,7 @@ def test_another_objective_is_refused_unless_the_user_says_so(begun, small, key,
     assert legs.last_leg(begun)["config"][key] == value
 
 
+@pytest.mark.slow
 def test_losses_of_other_dialogues_are_never_compared(small, tmp_path):
     held = []
     for name in ("one", "two"):

@@ -47,6 +47,7 @@ def on_one_device(monkeypatch):
     return begin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["base", "adapted", "exported"])
 def test_what_is_talked_to_is_spread_and_says_the_same(request, on_one_device, which):
     found = request.getfixturevalue(which)

@@ -69,6 +69,7 @@ def files_of(workdir):
     return {path.name: path.read_bytes() for path in kept}
 
 
+@pytest.mark.slow
 def test_a_run_from_scratch_goes_on_with_its_tokenizer_and_template(grown):
     first, again, second = grown(**{f"model.{name}": value for name, value in SIZES.items()})
     assert again.model.init_from == str(first)
@@ -84,6 +85,7 @@ def test_a_run_of_all_parameters_goes_on_from_what_it_trained(grown, exported):
     assert files_of(first) == files_of(second)
 
 
+@pytest.mark.slow
 def test_adapters_go_on_over_their_base(grown, exported, tmp_path):
     first, again, second = grown(**{"model.init_from": str(exported), "lora.rank": 2, "lora.modules_to_save": "^norm$"})
     assert (again.model.init_from, again.lora.init_from) == (str(exported), str(first))

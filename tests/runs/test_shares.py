@@ -87,6 +87,7 @@ def test_what_is_printed_and_logged_counts_epochs_that_differ_in_rows(make, tmp_
     assert "epoch 4.00" in said
 
 
+@pytest.mark.slow
 def test_a_run_resumed_at_the_edges_of_epochs_is_the_run_that_was_not_interrupted(make, tmp_path):
     changes = {"train.schedule": "constant", "train.warmup_steps": 0, "train.warmup_fraction": 0.0}
     changes |= {"train.batch_size": 8, "data.sequence_length": 24, "checkpoint.every": 100}
@@ -136,6 +137,7 @@ def test_batches_of_a_step_do_not_depend_on_what_was_asked_before(make):
         np.testing.assert_array_equal(set_up(config).train_batches()[step].tokens, forwards[step])
 
 
+@pytest.mark.slow
 def test_held_out_files_have_shares_too_and_are_the_same_in_every_evaluation(make, make_config, tmp_path):
     loop.train(make(1), tmp_path / "run")
     file = make_config().data.train

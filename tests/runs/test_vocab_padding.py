@@ -30,7 +30,10 @@ def padding_of(workdir, step):
         return checkpoints.padding(step)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion", "muon"])
+SLOW = [pytest.param(optimizer, marks=pytest.mark.slow) for optimizer in ("adafactor", "lion", "muon")]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", *SLOW])
 def test_a_run_goes_on_with_another_padding(make_config, tmp_path, optimizer):
     changes = {**SMALL, "train.optimizer": optimizer, "train.average_decay": 0.5, "train.schedule": "constant"}
     changes |= {"train.may_change": "train.schedule", "eval.every": 0, "train.learning_rate": 0.003}
@@ -79,6 +82,7 @@ def test_what_is_exported_and_evaluated_has_no_padding(make_config, tmp_path):
         assert subject.evaluate()["loss"] == pytest.approx(logged["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -89,6 +89,7 @@ def test_one_that_is_killed_is_named_in_seconds_and_in_one_line():
     assert took < 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_that_is_stopped_is_named(victim):
     processes = start_two(10**9, seconds="3")
