@@ -114,8 +114,8 @@ def held_out_losses(path: Path, until: int, held_out: str) -> list[float]:
 
 
 def _summary_writer() -> type:
-    """tensorboardX's SummaryWriter. It imports PyTorch where there is one, for tensors that nobody hands it here: that is
-    kept from it, for it takes a second of every start.
+    """tensorboardX's SummaryWriter. It imports PyTorch where there is one, for tensors that nobody hands it here: that
+    is kept from it, for it takes a second of every start.
     """
     if hidden := "torch" not in sys.modules:
         sys.modules["torch"] = None  # as where it is not installed
