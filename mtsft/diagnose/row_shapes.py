@@ -83,13 +83,15 @@ def row_shapes(lengths_N: np.ndarray, row_lengths: Iterable[int], slots: int = 0
 
 
 def shapes_of(dataset: TokenizedDataset, batch_size: int) -> list[RowShape]:
-    """Rows of several lengths of the training dialogues as they were tokenised: no longer ones where some were cut.
+    """Rows of several lengths of the training dialogues as they were tokenised; of one where some were cut to it.
 
     batch_size: rows of a batch of the run.
     """
-    longest, is_cut = dataset.sequence_length, dataset.train.stats.over_length
-    lengths = [length for length in (*ROW_LENGTHS, longest) if length <= longest or not is_cut]
-    return row_shapes(dataset.epochs.lengths_N(0), lengths, batch_size * longest)
+    longest, over_length = dataset.sequence_length, dataset.train.stats.over_length
+    slots = batch_size * longest
+    if over_length:
+        return [RowShape.of(dataset.epochs.layout(0), over_length, slots)]
+    return row_shapes(dataset.epochs.lengths_N(0), [*ROW_LENGTHS, longest], slots)
 
 
 def attention_work(layout: Layout) -> tuple[float, float]:
@@ -122,12 +124,14 @@ def advice(shapes: Sequence[RowShape], row_length: int) -> str:
     """One sentence on the rows of a run, whose length is `row_length`."""
     best = suited(shapes)
     if best is None:
-        return "no row length tried holds every dialogue; data.over_length says what becomes of those that are too long"
+        return (
+            "no row length tried holds every dialogue: data.over_length says what becomes of longer ones, and audit what "
+            "that costs"
+        )
     batch = f" and train.batch_size={best.batch_size:,}" if best.batch_size else ""
-    if best.row_length == row_length:
-        return f"data.sequence_length={row_length}{batch} suits these dialogues: the shortest rows that are full"
     why = "the shortest rows that are full" if best.fill >= _FULL else "the fullest rows"
-    return f"data.sequence_length={best.row_length}{batch} would suit these dialogues: {why} and hold every one"
+    suits = "suits" if best.row_length == row_length else "would suit"
+    return f"data.sequence_length={best.row_length}{batch} {suits} these dialogues: {why} and hold every one"
 
 
 def shapes_as_text(shapes: Sequence[RowShape], row_length: int) -> Iterator[str]:
