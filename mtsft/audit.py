@@ -27,7 +27,8 @@ def main() -> None:
     """Audits what the flags name, and prints."""
     validate(_CONFIG.value)
     files = DataFiles.find(data_config(_CONFIG.value))
-    report = audit(files, _CONFIG.value.train.seed, length_of_run=partial(run_length, _CONFIG.value))
+    train = _CONFIG.value.train
+    report = audit(files, train.seed, length_of_run=partial(run_length, _CONFIG.value), batch_size=train.batch_size)
     if _NUMERIC.value:
         # Imported here: processes that tokenise import this file too, and have no use for JAX.
         from mtsft.runs import identity_check

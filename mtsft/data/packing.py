@@ -8,22 +8,42 @@ Best fit over the whole epoch: every row begins with the longest length that is 
 left; a row so made is used as often as the histogram allows. So the work of `lay_out` is in distinct rows, not in
 dialogues, and dealing the dialogues out is O(N).
 
-Three ways to fill a row are tried, and the layout with fewest rows is taken. By subset-sum, as full as the lengths left
-allow ("minimum bin slack": Gupta and Ho 1999, A new heuristic algorithm for the one-dimensional bin-packing
-problem): best where many dialogues share a row. By taking the longest that fits, over and over (best fit
-decreasing): better where only two or three do, since it does not spend the short ones first. And by taking the longest
-until few more fit, and the rest by subset-sum.
+A row is filled with the longest that fit, over and over (best fit decreasing), until a few more fit; these by
+subset-sum, as full as the lengths left allow ("minimum bin slack": Gupta and Ho 1999, A new heuristic algorithm for the
+one-dimensional bin-packing problem). Of sums that are as good, that of the longest lengths is taken, for short ones
+fill what the last rows would else leave free. How soon to turn from one to the other depends on the lengths, so that a
+few ways are tried, until one leaves next to nothing free, and the layout with fewest rows is taken.
 """
 
-from collections.abc import Callable
+import math
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from mtsft.errors import InputError
 
-# How many distinct lengths the subset-sum of one row looks at: beyond some tens, a full sum is there anyway.
-_CANDIDATES = 64
+
+class _Filling(NamedTuple):
+    """A way to fill a row.
+
+    Attributes:
+        few: the longest are taken until no more than so many of the mean length fit.
+        candidates: how many distinct lengths the subset-sum looks at; beyond some tens, a full sum is there anyway.
+        longest_first: whether it takes long ones where it can, rather than short ones.
+    """
+
+    few: float
+    candidates: int
+    longest_first: bool = True
+
+
+# The best first; the others are better where two or three dialogues share a row. The last is best fit alone.
+_FILLINGS = (_Filling(4, 64), _Filling(2.5, 32), _Filling(2, 64), _Filling(3, 32, longest_first=False), _Filling(0, 0))
+_FULL = 0.9995  # a fill that is not worth another try
 
 
 @dataclass(frozen=True)
@@ -94,83 +114,97 @@ def lay_out(lengths_N: np.ndarray, row_length: int) -> Layout:
     longest, shortest = int(lengths_N.max()), int(lengths_N.min())
     if longest > row_length or shortest < 1:
         raise InputError(f"lengths from {shortest} to {longest} do not fit rows of {row_length}; see data.over_length")
-    counts = np.bincount(lengths_N, minlength=row_length + 1)
-    layouts = [_lay_out(counts.copy(), row_length, fill) for fill in (_fill_fully, _fill_greedily, _fill_mixed)]
-    return min(layouts, key=lambda layout: layout.num_rows)
+    counts = np.bincount(lengths_N, minlength=row_length + 1).tolist()
+    best = None
+    for filling in _FILLINGS:
+        layout = _lay_out([*counts], row_length, filling)
+        if best is None or layout.num_rows < best.num_rows:
+            best = layout
+        if best.fill >= _FULL:
+            break
+    return best
 
 
-def _lay_out(left: np.ndarray, row_length: int, fill: Callable) -> Layout:
+def _lay_out(left: list[int], row_length: int, filling: _Filling) -> Layout:
     """Rows until nothing is `left` (how many there are of each length; used up)."""
-    distinct = np.flatnonzero(left)
+    distinct = [length for length, count in enumerate(left) if count]
+    tokens, dialogues = sum(length * left[length] for length in distinct), sum(left)
     patterns = []
-    while len(distinct):
-        longest = int(distinct[-1])
+    while distinct:
+        longest = distinct[-1]
         left[longest] -= 1
-        row = (longest, *fill(left, distinct, row_length - longest))
+        fill = _fill(left, distinct, row_length - longest, tokens / dialogues, filling)
+        row = (longest, *sorted(fill, reverse=True))
         left[longest] += 1
-        used, copies = np.unique(row, return_counts=True)
-        times = int((left[used] // copies).min())
-        left[used] -= times * copies
+        copies = Counter(row)
+        times = min(left[length] // count for length, count in copies.items())
+        for length, count in copies.items():
+            left[length] -= times * count
+            if not left[length]:
+                del distinct[bisect_left(distinct, length)]
+        tokens, dialogues = tokens - times * sum(row), dialogues - times * len(row)
         patterns.append((row, times))
-        distinct = distinct[left[distinct] > 0]
     return Layout(row_length, tuple(patterns))
 
 
-def _fill_greedily(left: np.ndarray, distinct: np.ndarray, space: int) -> tuple[int, ...]:
-    """The longest length that fits, over and over. Arguments as those of _fill_fully."""
-    chosen = []
-    end = np.searchsorted(distinct, space, side="right")
-    while end:
-        length = int(distinct[end - 1])
-        copies = min(int(left[length]), space // length)
-        chosen += [length] * copies
-        space -= copies * length
-        end = min(end - 1, int(np.searchsorted(distinct, space, side="right")))
-    return tuple(chosen)
-
-
-def _fill_mixed(left: np.ndarray, distinct: np.ndarray, space: int) -> tuple[int, ...]:
-    """Greedily until two or three more fit, then fully. Arguments as those of _fill_fully."""
-    mean = (left[distinct] @ distinct) / max(left[distinct].sum(), 1)
-    left, chosen = left.copy(), []
-    while space > 3 * mean and len(fitting := distinct[(distinct <= space) & (left[distinct] > 0)]):
-        chosen.append(int(fitting[-1]))
-        left[chosen[-1]] -= 1
-        space -= chosen[-1]
-    return (*chosen, *_fill_fully(left, distinct[left[distinct] > 0], space))
-
-
-def _fill_fully(left: np.ndarray, distinct: np.ndarray, space: int) -> tuple[int, ...]:
-    """Lengths among those left whose sum comes closest to `space` from below, the longest first.
+def _fill(left: list[int], distinct: list[int], space: int, mean: float, filling: _Filling) -> list[int]:
+    """What a row gets beside its longest.
 
     Args:
-        left: int (row_length + 1,), how many dialogues there are of each length.
+        left: how many dialogues there are of each length.
         distinct: the lengths there are, ascending (one may be used up).
         space: tokens that are free in the row.
+        mean: length of all that are left.
+        filling: the way.
     """
-    fitting = distinct[: np.searchsorted(distinct, space, side="right")]
-    if len(fitting) > _CANDIDATES:
+    taken: dict[int, int] = {}
+    end = bisect_right(distinct, space)
+    while end and space > filling.few * mean:
+        length = distinct[end - 1]
+        # As many as leave room for no more than a few.
+        copies = min(left[length], space // length, math.ceil((space - filling.few * mean) / length))
+        if copies:
+            taken[length] = copies
+            left[length] -= copies
+            space -= copies * length
+        end = bisect_right(distinct, space, 0, end if left[length] else end - 1)
+    row = [length for length, copies in taken.items() for _ in range(copies)]
+    row += _subset(left, distinct, space, filling)
+    for length, copies in taken.items():
+        left[length] += copies
+    return row
+
+
+def _subset(left: Sequence[int], distinct: Sequence[int], space: int, filling: _Filling) -> list[int]:
+    """Lengths among those left whose sum comes closest to `space` from below. Arguments as those of _fill."""
+    fitting = distinct[: bisect_right(distinct, space)]
+    if not fitting or not filling.candidates:
+        return []
+    if len(fitting) > filling.candidates:
         # Evenly over the lengths that are left, the shortest and the longest among them.
-        fitting = fitting[np.linspace(0, len(fitting) - 1, _CANDIDATES).astype(np.int64)]
+        last = filling.candidates - 1
+        fitting = [fitting[i * (len(fitting) - 1) // last] for i in range(filling.candidates)]
+    if filling.longest_first:
+        fitting = fitting[::-1]
     # Bit s of reachable[j] is set when the first j lengths can sum to s; a Python integer is the bit set.
     within = (1 << (space + 1)) - 1
     reachable, sums = [1], 1
-    lengths, copies = fitting.tolist(), left[fitting].tolist()
-    for length, count in zip(lengths, copies):
-        for _ in range(min(count, space // length)):
+    for length in fitting:
+        for _ in range(min(left[length], space // length)):
             grown = (sums | sums << length) & within
             if grown == sums:
                 break
             sums = grown
         reachable.append(sums)
-    target = sums.bit_length() - 1
-    chosen = []
-    for j in range(len(lengths) - 1, -1, -1):
-        # As many of the longest as leave a sum that the shorter ones can still reach.
+        if sums >> space:  # full
+            break
+    target, chosen = sums.bit_length() - 1, []
+    for j in range(len(reachable) - 2, -1, -1):
+        # As few of the last as leave a sum that the ones before can reach.
         while not reachable[j] >> target & 1:
-            chosen.append(lengths[j])
-            target -= lengths[j]
-    return tuple(chosen)
+            chosen.append(fitting[j])
+            target -= fitting[j]
+    return chosen
 
 
 def deal(layout: Layout, lengths_N: np.ndarray, seed: int, epoch: int) -> Plan:

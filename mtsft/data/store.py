@@ -295,17 +295,21 @@ def _encode_chunk(path: Path, file_index: int, chunk: Chunk) -> _Encoded:
             dialogues.append(dialogue)
             lines.append(number)
             digests.append(_digest(dialogue, _encoder.template))
-    trees, stats = _encoder.encode(dialogues)
-    columns = {name: [getattr(tree, name) for _, tree in trees] for name in _COLUMNS}
-    columns["lengths"] = [[len(tree) for _, tree in trees]]
-    columns["lines"] = [[lines[i] for i, _ in trees]]
-    columns["files"] = [[file_index] * len(trees)]
-    columns["weights"] = [[float(tree.response_mask_N.sum(dtype=np.float64)) for _, tree in trees]]
-    columns["digests"] = [np.array([digests[i] for i, _ in trees], np.uint64)]
+    owners, trees, stats = _encoder.encode_columns(dialogues)
+    of_dialogue = np.array(owners, np.intp)
+    starts = np.cumsum(trees.lengths) - trees.lengths
+    weights = np.add.reduceat(trees.response_mask_N.astype(np.float64), starts) if len(starts) else []
+    arrays = {name: getattr(trees, name) for name in _COLUMNS} | {
+        "lengths": trees.lengths,
+        "lines": np.array(lines, np.int64)[of_dialogue],
+        "files": np.full(len(owners), file_index),
+        "weights": weights,
+        "digests": np.array(digests, np.uint64)[of_dialogue],
+    }
     dtypes = _COLUMNS | _TABLES
     return _Encoded(
-        arrays={n: np.concatenate(parts or [[]]).astype(dtypes[n]).tobytes() for n, parts in columns.items()},
-        ids=[dialogues[i].id.encode() for i, _ in trees],
+        arrays={name: np.asarray(array, dtypes[name]).tobytes() for name, array in arrays.items()},
+        ids=[dialogues[i].id.encode() for i in owners],
         stats=of_lines + stats,
         size=chunk.size,
     )

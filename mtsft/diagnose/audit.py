@@ -9,9 +9,10 @@ import numpy as np
 from mtsft.data.data_files import DataFiles
 from mtsft.data.dataset import TokenizedDataset
 from mtsft.data.epochs import Epochs
-from mtsft.data.packing import Layout, lay_out
+from mtsft.data.packing import Layout
 from mtsft.data.store import Store, open_store
 from mtsft.diagnose.audit_problems import problems_of_all, problems_of_side
+from mtsft.diagnose.row_shapes import ROW_LENGTHS, RowShape, row_shapes, suited
 from mtsft.dialogue import readers
 from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.over_length import POLICIES
@@ -21,7 +22,6 @@ from mtsft.encoding.token_tree import expand
 from mtsft.progress import Progress
 from mtsft.template.reasoning import KNOWN
 
-_LENGTHS = (512, 1024, 2048, 4096, 8192)
 # Over-length dialogues that the policies are tried on, and their tokens together; beyond, the cost is scaled up.
 _SAMPLED, _SAMPLED_TOKENS = 200, 1 << 22
 _EXAMPLES = 5
@@ -34,6 +34,7 @@ def audit(
     seed: int = 0,
     progress: bool = True,
     length_of_run: Callable[[TokenizedDataset], Report] | None = None,
+    batch_size: int = 0,
 ) -> Report:
     """All dialogues of a run, tokenized and checked, in plain values.
 
@@ -46,6 +47,7 @@ def audit(
         seed: of the order of training, the config's train.seed.
         progress: whether to show bars, where there is a terminal.
         length_of_run: from the dialogues that are trained on to what "run" holds; None to leave it out.
+        batch_size: rows of a batch of the run, for what is said of other rows; 0 where there is no run.
 
     Returns:
         {train: side, eval: side or None, run: how long a run is (see mtsft.runs.run_length) or None, shared: dialogues
@@ -65,7 +67,7 @@ def audit(
             whole, trained[name] = _open(data_files, files, spec, progress)
             shares = data_files.weights if name == "train" else data_files.eval_weights
             datasets[name] = dataset = _dataset(spec, trained[name], shares, seed)
-            report[name] = _examine(whole, spec, dataset.epochs, progress)
+            report[name] = _examine(whole, spec, dataset.epochs, progress, batch_size)
     if length_of_run is not None and len(datasets["train"].train):
         report["run"] = length_of_run(datasets["train"])
     shared = _shared(*trained.values()) if "eval" in trained else np.empty(0, np.int64)
@@ -108,7 +110,7 @@ def _dataset(spec: EncodingSpec, store: Store, shares: Sequence[float], seed: in
     )
 
 
-def _examine(whole: Store, spec: EncodingSpec, epochs: Epochs, progress: bool) -> Report:
+def _examine(whole: Store, spec: EncodingSpec, epochs: Epochs, progress: bool, batch_size: int) -> Report:
     """What one side of a dataset holds.
 
     Args:
@@ -116,6 +118,7 @@ def _examine(whole: Store, spec: EncodingSpec, epochs: Epochs, progress: bool) -
         spec: of the run.
         epochs: those of the dialogues that are trained on.
         progress: whether to show bars.
+        batch_size: rows of a batch of the run, or 0.
 
     Returns:
         {the counts of EncodingStats but for those of over_length, of what is trained: dialogues read, kept, and so on;
@@ -126,7 +129,8 @@ def _examine(whole: Store, spec: EncodingSpec, epochs: Epochs, progress: bool) -
         empty_replies: responses that are trained and have no words but blank ones;
         duplicates, other_authors: dialogues; examples: by kind of problem;
         lengths: percentiles of whole dialogues, in tokens; row_length;
-        fill: [{row_length, fill, rows, too_long}] of rows of several lengths, that of the run as the run fills it;
+        fill: [the attributes of RowShape] of rows of several lengths, that of the run as the run fills it;
+        suited_row_length: of the rows that suit the dialogues, or None where none of these holds them all;
         over_length: {dialogues, supervised_tokens: longer than a row, policy: data.over_length, policies: {policy:
         {dialogues_lost, responses_lost, supervised_tokens_lost, more_dialogues: pieces that are cut beyond the first
         of each, less_context: responses kept with a part of their context, context_tokens_lost, context_tokens: cut
@@ -142,6 +146,11 @@ def _examine(whole: Store, spec: EncodingSpec, epochs: Epochs, progress: bool) -
     responses_Rx3 = trained.responses(_is_blank(spec))
     empty_Rx3 = responses_Rx3[responses_Rx3[:, 2] == 0]
     responses_N = np.bincount(responses_Rx3[:, 0], minlength=len(trained))
+    slots = batch_size * limit
+    shapes = row_shapes(_piece_lengths(whole, members, spec), [*ROW_LENGTHS, limit], slots)
+    if layout and layout.num_rows:
+        own = RowShape.of(layout, stats.over_length_dropped, slots)
+        shapes = [own if shape.row_length == limit else shape for shape in shapes]
     examples = {
         "over length": _sources(whole, longer),
         "duplicate": _sources(whole, again),
@@ -173,10 +182,8 @@ def _examine(whole: Store, spec: EncodingSpec, epochs: Epochs, progress: bool) -
             "policy": spec.config.over_length,
             "policies": _try_policies(whole, stats, spec, longer, progress),
         },
-        "fill": [
-            fill if fill["row_length"] != limit or layout is None else _fill(layout, stats.over_length_dropped)
-            for fill in _fills(_piece_lengths(whole, members, spec), limit)
-        ],
+        "fill": [shape.as_record() for shape in shapes],
+        "suited_row_length": best.row_length if (best := suited(shapes)) else None,
     }
 
 
@@ -243,22 +250,6 @@ def _by_source(store: Store, shares: Sequence[float]) -> dict[str, Report]:
         str(path): {name: int(column[i]) for name, column in columns.items()} | {"weight": shares[i]}
         for i, path in enumerate(store.files)
     }
-
-
-def _fills(lengths: np.ndarray, limit: int) -> list[Report]:
-    """How full rows of several lengths would be, of the dialogues that fit into them."""
-    fills = []
-    for row_length in sorted({*_LENGTHS, limit}):
-        fitting = lengths[lengths <= row_length]
-        if len(fitting):
-            fills.append(_fill(lay_out(fitting, row_length), len(lengths) - len(fitting)))
-    return fills
-
-
-def _fill(layout: Layout, too_long: int) -> Report:
-    """How full rows are. too_long: pieces that are not among them, or dialogues of which nothing is."""
-    fill = {"row_length": layout.row_length, "fill": round(layout.fill, 4), "rows": layout.num_rows}
-    return fill | {"too_long": too_long}
 
 
 def _try_policies(

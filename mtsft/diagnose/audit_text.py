@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from mtsft.diagnose.row_shapes import RowShape, shapes_as_text
+from mtsft.diagnose.text_table import lines_of_table
 from mtsft.diagnose.token_view import visible
 
 Report = dict[str, Any]
@@ -50,23 +52,22 @@ def _part(title: str, part: Report) -> Iterator[str]:
         )
     yield f"  rows       {epoch['rows']:,} of {part['row_length']:,} slots, fill {epoch['fill']:.4f}"
     rows = [(path if len(path) <= 80 else f"...{path[-77:]}", *row.values()) for path, row in part["by_source"].items()]
-    yield from _table("source", ["dialogues", "tokens", "supervised", "times an epoch"], rows)
-    yield from _table("role", ["supervised"], sorted(part["by_role"].items()))
+    yield from lines_of_table("source", ["dialogues", "tokens", "supervised", "times an epoch"], rows)
+    yield from lines_of_table("role", ["supervised"], sorted(part["by_role"].items()))
     turns = sorted((int(turn) + 1, count) for turn, count in part["by_turn"].items())
     later = sum(count for _, count in turns[12:])
     rows = [(f"turn {turn}", count) for turn, count in turns[:12]]
-    yield from _table("turn", ["supervised"], [*rows, *([("later", later)] if later else [])])
+    yield from lines_of_table("turn", ["supervised"], [*rows, *([("later", later)] if later else [])])
     yield "  lengths    of whole dialogues: " + "  ".join(
         f"{name} {length:,}" for name, length in part["lengths"].items()
     )
-    rows = [(f"{f['row_length']:,}", f"{f['fill']:.4f}", f["rows"], f["too_long"]) for f in part["fill"]]
-    yield from _table("row length", ["fill", "rows", "too long"], rows)
+    yield from shapes_as_text([RowShape(**shape) for shape in part["fill"]], part["row_length"])
     if part["over_length"]["policies"]:
         rows = [(name, *list(cost.values())[:6]) for name, cost in part["over_length"]["policies"].items()]
         estimated = any(cost["estimated"] for cost in part["over_length"]["policies"].values())
         title = f"over {part['row_length']:,}" + (" (estimated)" if estimated else "")
         columns = ["dialogues lost", "responses lost", "supervised lost", "more pieces", "less context", "tokens of it"]
-        yield from _table(title, columns, rows)
+        yield from lines_of_table(title, columns, rows)
     if part["tokens"]:
         tokens, chains, responses = part["tree_tokens"], part["chain_tokens"], part["response_tokens"]
         yield (
@@ -82,15 +83,6 @@ def _run(run: Report) -> Iterator[str]:
     epochs = "1 epoch" if run["epochs"] == 1 else f"{run['epochs']:g} epochs"
     yield f"run        {epochs}, {run['rows']:,} rows, {run['batch_size']:,} a batch: {first}"
     yield from (f"           {note}" for note in notes)
-
-
-def _table(label: str, columns: list[str], rows: list[tuple]) -> Iterator[str]:
-    cells = [[str(row[0]), *(f"{c:,}" if isinstance(c, int) else str(c) for c in row[1:])] for row in rows]
-    cells.insert(0, [label, *columns])
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    for row in cells:
-        head, *rest = row
-        yield f"  {head:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(rest, widths[1:]))
 
 
 def _problem(problem: Report) -> Iterator[str]:

@@ -63,19 +63,22 @@ def read_chunks(path: Path, size: int = 1 << 18, form: RecordFormat = PLAIN) -> 
         raise unreadable_file(path, error) from error
 
 
-def parse(item: bytes | dict | Oversized, path: Path, number: int, form: RecordFormat = PLAIN) -> Dialogue | None:
+def parse(
+    item: bytes | dict | Oversized, path: Path, number: int, form: RecordFormat = PLAIN, *, name: str = ""
+) -> Dialogue | None:
     """One record of a file as a Dialogue; None for an empty line.
 
     Args:
         item: a line of JSON, a row of Parquet, or what stands for one that is too large.
         path, number: the file and line (or row) that it was read from.
         form: how records are read.
+        name: the file's, where it is known: to take it from the path for every line is slow.
 
     Raises:
         InputError: naming the file, the line and the message, for anything that is no dialogue.
         OversizedDialogue: for one that is too large.
     """
-    where, name = f"{path}:{number}", f"{path.name}:{number}"
+    where, name = f"{path!s}:{number}", f"{name or path.name}:{number}"
     if item.__class__ is dict:
         return parse_record(item, where, name, form)
     if item.__class__ is Oversized:
@@ -118,12 +121,13 @@ def read_dialogues(
     Raises:
         InputError: for a line that holds no dialogue where `unreadable` is None, and where the file cannot be read.
     """
+    name = path.name
     for chunk in read_chunks(path, form=form) if chunks is None else chunks:
         for number, record in zip(chunk.numbers, chunk.records):
             if wanted is not None and not wanted(number):
                 continue
             try:
-                dialogue = parse(record, path, number, form)
+                dialogue = parse(record, path, number, form, name=name)
             except InputError as error:
                 if unreadable is None:
                     raise

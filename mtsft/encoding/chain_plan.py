@@ -11,15 +11,15 @@ speed, the tokenizer's ASCII path 2.4 to 3.4, the cache of turn plans about 2). 
 tests/encoding/test_shortcuts.py holds it to the other's results.
 """
 
-from collections.abc import Mapping, Sequence
-from itertools import accumulate, chain
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 
-from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.text_ids import TextKey
-from mtsft.encoding.token_tree import TokenTree
+from mtsft.encoding.token_tree import TreeColumns
 from mtsft.template.placeholders import OPERATIONS, Parts, Placeholder
 from mtsft.template.spans import Segment, TextSpan, Turn, TurnPlan
 from mtsft.tokenizer.base import Tokenizer
@@ -85,11 +85,14 @@ class ChainPlan(NamedTuple):
         checks: what must hold of the tokens for the dialogue to be a chain.
         messages: of the responses, in order.
         response_texts: the texts that are part of a response.
-        spans: (turn index, first step, step after the last) of each response.
-        runs: int32 (R, 4): turn index, message, message of the response, and index of the response (-1 for context) of
-            each run of tokens that are alike in these; a step with a head is two.
+        runs: int32 (R, 5): turn index, message, message of the response, index of the response (-1 for context), and
+            whether it is the last of that, of each run of tokens that are alike in these; a step with a head is two.
         unit_weights: float32 (R,): the weight of each run where every response weighs 1.
-        headed: (step, its head) of the steps that have one.
+        headed: (step, its head) of the steps that have one, the last first.
+        edges: where each of `texts` stands, see TextSpan.
+        known: the ids of each step that are known beforehand; of the others none.
+        pieces: picks the ids of all steps, in order, from the list `[*ids of the words, *known]`.
+        double_bos: whether it begins with two BOS.
     """
 
     texts: tuple[MessageText, ...]
@@ -97,31 +100,29 @@ class ChainPlan(NamedTuple):
     checks: tuple[Reread, ...]
     messages: tuple[int, ...]
     response_texts: tuple[int, ...]
-    spans: tuple[tuple[int, int, int], ...]
     runs: np.ndarray
     unit_weights: np.ndarray
     headed: tuple[tuple[int, list[int]], ...]
+    edges: tuple[int, ...]
+    known: list[list[int]]
+    pieces: Callable[[list[list[int]]], Sequence[list[int]]]
+    double_bos: bool
 
-    def words(self, dialogue: Dialogue) -> list[TextKey]:
-        """The plan's texts in a dialogue, to be tokenized."""
-        messages = dialogue.messages
+    def words(self, contents: Sequence[str]) -> list[str]:
+        """The plan's texts in a dialogue, to be tokenized. contents: of its messages."""
         return [
-            (before + (OPERATIONS[method](messages[i].content, *args) if method else messages[i].content), edge)
-            for before, i, edge, method, args in self.texts
+            before + (OPERATIONS[method](contents[i], *args) if method else contents[i])
+            for before, i, _, method, args in self.texts
         ]
 
-    def rereads(self, words: Sequence[TextKey], tokenizer: Tokenizer) -> list[tuple[TextKey, Reread]]:
+    def rereads(self, words: Sequence[str], tokenizer: Tokenizer) -> list[tuple[TextKey, Reread]]:
         """Texts of the history that may be read otherwise than they were emitted, to be tokenized too."""
         doubtful = []
         for check in self.checks:
-            text, edge = words[check.emitted][0], check.whole.edge
+            text, edge = words[check.emitted], check.whole.edge
             if not tokenizer.reads_apart(check.before, text, edge):
                 doubtful.append(((check.before + text, edge), check))
         return doubtful
-
-    def length(self, ids: Sequence[Sequence[int]]) -> int:
-        """Tokens of a chain. ids: of its `words`."""
-        return sum([len(own if type(own) is list else ids[own]) for own, *_ in self.steps])
 
 
 def as_emitted(whole: Sequence[int], check: Reread, ids: Sequence[Sequence[int]]) -> bool:
@@ -163,26 +164,28 @@ class _Compiler:
         except _NoChain:
             return None
         steps, runs = tuple(self.steps), []
-        own: list[list[int]] = [[] for _ in turn_plan.turns]
-        for i, step in enumerate(steps):
-            if step.response >= 0:
-                own[step.response].append(i)
-        spans = [(turn.number, of_turn[0], of_turn[-1] + 1) for turn, of_turn in zip(turn_plan.turns, own)]
         for step in steps:
-            of_response = step.turn.message, step.response
+            of_response = step.turn.message, step.response, 0
             runs += [(step.turn.number, -1, *of_response)] * bool(step.head)
             runs.append((step.turn.number, step.message, *of_response))
         runs = np.array(runs, np.int32)
+        runs[:, 4] = (runs[:, 3] >= 0) & (runs[:, 3] != np.append(runs[1:, 3], -1))
+        known = [step.ids for step in steps if type(step.ids) is list]
+        numbers = iter(range(len(self.texts), len(self.texts) + len(known)))
+        order = [next(numbers) if type(step.ids) is list else step.ids for step in steps]
         return ChainPlan(
             texts=tuple(self.texts),
             steps=steps,
             checks=tuple(self.checks),
             messages=tuple(turn.message for turn in turn_plan.turns),
             response_texts=tuple(step.ids for step in steps if type(step.ids) is int and step.response >= 0),
-            spans=tuple(spans),
             runs=runs,
             unit_weights=(runs[:, 3] >= 0).astype(np.float32),
-            headed=tuple((i, step.head) for i, step in enumerate(steps) if step.head),
+            headed=tuple((i, step.head) for i, step in enumerate(steps) if step.head)[::-1],
+            edges=tuple(text.edge for text in self.texts),
+            known=known,
+            pieces=itemgetter(*order) if len(order) > 1 else lambda ids: (ids[order[0]],),
+            double_bos=type(steps[0].ids) is list and [self.tokenizer.bos_id] * 2 == steps[0].ids[:2],
         )
 
     def _add_context(self, turn: Turn, again: list[Segment]) -> None:
@@ -284,62 +287,82 @@ def _joined(parts: Sequence[str | Placeholder]) -> Parts:
 
 
 class ChainBatch:
-    """The chains of one batch of dialogues, laid end to end while they are made, and cut into trees at the end.
+    """The chains of one batch of dialogues, laid end to end.
 
     Attributes:
         lengths: tokens of each chain.
+        weights, roles: of each response, in order.
     """
 
     def __init__(self):
         self.lengths: list[int] = []
-        self._ids: list[Sequence[int]] = []
+        self.weights: list[float] = []
+        self.roles: list[str] = []
+        self._ids: list[list[int]] = []
         self._counts: list[int] = []  # tokens of each run
         self._runs: list[np.ndarray] = []
-        self._weights: list[np.ndarray] = []
+        self._run_weights: list[np.ndarray] = []
 
     def add(
-        self, chain_plan: ChainPlan, ids: Sequence[list[int]], weights: Mapping[int, float]
-    ) -> list[tuple[int, int, int]]:
-        """Adds one more chain.
+        self,
+        chain_plan: ChainPlan,
+        ids: list[list[int]],
+        weights: Mapping[int, float],
+        roles: Sequence[str],
+        longest: int,
+    ) -> bool:
+        """Adds one more chain; False for one that is too long, which is left out.
 
         Args:
             chain_plan: of its structure.
             ids: of the plan's `words`.
             weights: of the responses, by message.
-
-        Returns:
-            (turn index, tokens, depth of the end) of each response.
+            roles: of the messages that are responses.
+            longest: tokens that it may have.
         """
-        pieces = [own if type(own) is list else ids[own] for own, *_ in chain_plan.steps]
-        self._ids += pieces
+        pieces = chain_plan.pieces(ids + chain_plan.known)
         counts = list(map(len, pieces))
-        ends = list(accumulate(counts))
-        for i, head in reversed(chain_plan.headed):
+        length = sum(counts)
+        if length > longest:
+            return False
+        for i, head in chain_plan.headed:
             own, piece = len(head), pieces[i]
             if piece[:own] != head:  # a token that reaches across the border goes with the words
                 own = next((k for k, (a, b) in enumerate(zip(head, piece)) if a != b), 0)
             counts[i : i + 1] = (own, counts[i] - own)
+        self._ids += pieces
         self._counts += counts
         self._runs.append(chain_plan.runs)
         of_responses = [weights[message] for message in chain_plan.messages]
         if of_responses.count(1.0) == len(of_responses):
-            self._weights.append(chain_plan.unit_weights)
+            self._run_weights.append(chain_plan.unit_weights)
         else:  # context has the response -1, and so the last weight, 0
-            self._weights.append(np.array([*of_responses, 0], np.float32)[chain_plan.runs[:, 3]])
-        self.lengths.append(ends[-1])
-        return [(turn, ends[b - 1] - (ends[a - 1] if a else 0), ends[b - 1]) for turn, a, b in chain_plan.spans]
+            self._run_weights.append(np.array([*of_responses, 0], np.float32)[chain_plan.runs[:, 3]])
+        self.lengths.append(length)
+        self.weights += of_responses
+        self.roles += roles
+        return True
 
-    def trees(self) -> list[TokenTree]:
-        """A TokenTree of each chain; they share memory."""
+    def columns(self) -> tuple[TreeColumns, np.ndarray]:
+        """(the chains, int64 (R, 3): turn, tokens and depth of the end of each response, in order)."""
         if not self.lengths:
-            return []
-        ends = np.cumsum(self.lengths)
-        tokens = np.fromiter(chain.from_iterable(self._ids), np.int32, int(ends[-1]))
-        runs, counts = np.concatenate(self._runs), np.array(self._counts)
-        mask = np.repeat(np.concatenate(self._weights), counts)
+            return TreeColumns.of(()), np.zeros((0, 3), np.int64)
+        lengths, counts = np.array(self.lengths), np.array(self._counts)
+        runs, starts = np.concatenate(self._runs), np.cumsum(lengths) - lengths
         turns, messages, responses = (np.repeat(runs[:, column], counts) for column in range(3))
-        parents = np.arange(-1, max(self.lengths) - 1, dtype=np.int32)
-        return [
-            TokenTree(tokens[a:b], parents[: b - a], mask[a:b], turns[a:b], messages[a:b], responses[a:b])
-            for a, b in zip((ends - self.lengths).tolist(), ends.tolist())
-        ]
+        total = len(turns)
+        return TreeColumns(
+            lengths=lengths,
+            tokens_N=np.fromiter(chain.from_iterable(self._ids), np.int32, total),
+            parents_N=np.arange(-1, total - 1, dtype=np.int32) - np.repeat(starts.astype(np.int32), lengths),
+            response_mask_N=np.repeat(np.concatenate(self._run_weights), counts),
+            turn_ids_N=turns,
+            message_ids_N=messages,
+            response_ids_N=responses,
+        ), self._responses(runs, counts, starts)
+
+    def _responses(self, runs: np.ndarray, counts: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        ends, last = np.cumsum(counts), np.flatnonzero(runs[:, 4])
+        supervised = np.cumsum(counts * (runs[:, 3] >= 0))[last]
+        chains = np.searchsorted(starts, ends[last], side="left") - 1
+        return np.column_stack([runs[last, 0], np.diff(supervised, prepend=0), ends[last] - starts[chains]])

@@ -10,10 +10,12 @@ Two ways lead there. response_plan.py takes any dialogue; chain_plan.py takes ma
 tokens make chains, which most are, and gives the same 2.5 to 2.9 times as fast.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from mtsft.config import DataConfig
 from mtsft.dialogue.schema import Dialogue
@@ -25,7 +27,7 @@ from mtsft.encoding.response_plan import ResponsePlan, grow_tree, plan_responses
 from mtsft.encoding.spelling import SpelledControls
 from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.text_ids import TextIds, TextKey
-from mtsft.encoding.token_tree import GrownTree, TokenTree, expand, positions
+from mtsft.encoding.token_tree import GrownTree, TokenTree, TreeColumns, expand, positions
 from mtsft.errors import InputError
 from mtsft.template.chat_template import ChatTemplate, TemplateRefusal
 from mtsft.template.compile import TemplateCompiler
@@ -34,25 +36,47 @@ from mtsft.template.spans import TurnPlan
 from mtsft.tokenizer.base import Tokenizer
 
 TREES = ("tree", "paths")
+_MOST_STRUCTURES = 2000  # that are kept
+
+
+class _Texts(NamedTuple):
+    """A dialogue of nothing but messages in order, column by column; see `Message` for the last four."""
+
+    roles: tuple[str, ...]
+    contents: tuple[str, ...]
+    weights: tuple[float, ...]
+    fields: tuple
+    parts: tuple
+    others: tuple
+
+
+class _Structure(NamedTuple):
+    """What all dialogues share that are texts in these roles and no more, where the template asks nothing of the words.
+
+    Attributes:
+        weights: of the responses, by message.
+        roles: of the messages that are responses.
+        turn_plan, chain_plan: of all of them.
+    """
+
+    weights: dict[int, float]
+    roles: tuple[str, ...]
+    turn_plan: TurnPlan
+    chain_plan: ChainPlan
 
 
 class _PlannedDialogue(NamedTuple):
     """A dialogue that is to become a chain, unless its tokens turn out otherwise.
 
     Attributes:
-        chain_plan: the chain of all dialogues of its structure.
-        weights: of its responses, by message.
+        structure: what it shares with others.
         words: its texts, as `ChainPlan.words` has them.
         rereads: its texts that must be read in the history as they were emitted, see `ChainPlan.rereads`.
-        turn_plan, bindings: what the general path starts from, should it be no chain.
     """
 
-    chain_plan: ChainPlan
-    weights: dict[int, float]
-    words: list[TextKey]
+    structure: _Structure
+    words: list[str]
     rereads: list[tuple[TextKey, Reread]]
-    turn_plan: TurnPlan
-    bindings: Bindings
 
 
 _Plan = _PlannedDialogue | list[ResponsePlan]
@@ -103,6 +127,7 @@ class Encoder:
         ends = {*self._compiler.controls.stops, *self.tokenizer.stops, *self.tokenizer.special_tokens.values()}
         replies = ReplyTokens(controls, ends, self._compiler.marks, config.added_tokens_in_replies)
         self._spelled_controls, self._texts = SpelledControls(controls, replies), TextIds(self.tokenizer, replies)
+        self._structures: dict[tuple[str, ...], _Structure] = {}  # by the roles of the messages
         self._chain_plans: WeakKeyDictionary[TurnPlan, ChainPlan | None] = WeakKeyDictionary()
 
     @property
@@ -128,16 +153,22 @@ class Encoder:
             InputError: naming file, line and message, for what cannot be encoded exactly or is too long, unless a
                 policy says what becomes of it.
         """
+        indices, columns, stats = self.encode_columns(dialogues)
+        return list(zip(indices, columns.trees())), stats
+
+    def encode_columns(self, dialogues: Sequence[Dialogue]) -> tuple[list[int], TreeColumns, EncodingStats]:
+        """As `encode`, the trees laid end to end: (index of the dialogue of each, the trees, counts)."""
         stats = EncodingStats()
-        plans = [self._plan(dialogue, stats) for dialogue in dialogues]
+        plans = self._plan_all(dialogues, stats)
         self._tokenize(plans)  # every text once, many at a time
-        chains, trees_of = ChainBatch(), {}  # trees_of: by dialogue; None for a chain, cut from the batch at the end
+        chains, trees_of = ChainBatch(), {}  # trees_of: by dialogue; None for a chain
         for index, (dialogue, plan) in enumerate(zip(dialogues, plans)):
             if type(plan) is _PlannedDialogue:
                 if self._add_chain(chains, plan, dialogue, stats):
                     trees_of[index] = None
                     continue
-                plan = self._plan_responses(plan.turn_plan, plan.weights, plan.bindings)
+                bindings = self.template.bind(dialogue)
+                plan = self._plan_responses(plan.structure.turn_plan, plan.structure.weights, bindings)
                 self._tokenize([plan])
             if plan:
                 try:
@@ -145,9 +176,13 @@ class Encoder:
                 except TemplateRefusal as error:
                     self._leave_out(dialogue, error, stats)
         self._texts.forget()
-        cut = iter(chains.trees())
+        columns, responses = chains.columns()
+        stats.count_chains(columns.lengths, responses, np.array(chains.weights), chains.roles)
+        if len(chains.lengths) == len(trees_of):
+            return list(trees_of), columns, stats
+        cut = iter(columns.trees())
         trees = [(index, tree) for index, made in trees_of.items() for tree in ((next(cut),) if made is None else made)]
-        return trees, stats
+        return [index for index, _ in trees], TreeColumns.of([tree for _, tree in trees]), stats
 
     def __call__(self, dialogue: Dialogue) -> TokenTree | None:
         """The tree of one dialogue, or None where nothing of it trains; of several made of it, the first."""
@@ -172,7 +207,27 @@ class Encoder:
 
     # What is to be tokenized
 
-    def _plan(self, dialogue: Dialogue, stats: EncodingStats) -> _Plan | None:
+    def _plan_all(self, dialogues: Sequence[Dialogue], stats: EncodingStats) -> list[_Plan | None]:
+        """What is to be tokenized of each dialogue.
+
+        Most dialogues are texts in turn, under a template that asks nothing of them: all that was found out about the
+        first one in the same roles holds for the others, but for words that spell a control token.
+        """
+        columns = [_texts_of(dialogue) for dialogue in dialogues]
+        spells = self._spelled_controls.are_in
+        no_one_spells = not spells([text for texts in columns if texts for text in texts.contents])
+        plans: list[_Plan | None] = []
+        for dialogue, texts in zip(dialogues, columns):
+            structure = self._structures.get(texts.roles) if texts else None
+            if structure is None or not (no_one_spells or not spells(texts.contents)):
+                plans.append(self._plan(dialogue, texts, stats))
+                continue
+            stats.dialogues += 1
+            stats.responses += len(structure.weights)
+            plans.append(self._plan_chain(structure, texts.contents))
+        return plans
+
+    def _plan(self, dialogue: Dialogue, texts: _Texts | None, stats: EncodingStats) -> _Plan | None:
         """What is to be tokenized of a dialogue; nothing, or None, where nothing of it trains."""
         stats.dialogues += 1
         if dialogue.others or any(m.others for m in dialogue.messages):
@@ -190,15 +245,24 @@ class Encoder:
             stats.count_turns(dialogue, turn_plan, spelled)
             chain_plan = None if any(is_token for _, is_token in spelled) else self._chain_plan(turn_plan)
             if chain_plan is not None:
-                words = chain_plan.words(dialogue)
-                rereads = chain_plan.rereads(words, self.tokenizer)
-                return _PlannedDialogue(chain_plan, weights, words, rereads, turn_plan, bindings)
+                roles = tuple(dialogue.messages[message].role for message in chain_plan.messages)
+                structure = _Structure(weights, roles, turn_plan, chain_plan)
+                if texts and not turn_plan.guards and turn_plan.is_faithful:
+                    if len(self._structures) >= _MOST_STRUCTURES:
+                        self._structures.clear()
+                    self._structures[texts.roles] = structure
+                return self._plan_chain(structure, [message.content for message in dialogue.messages])
             responses = self._plan_responses(turn_plan, weights, bindings)
         except TemplateRefusal as error:
             self._leave_out(dialogue, error, stats)
             return None
         stats.without_response += not responses
         return responses
+
+    def _plan_chain(self, structure: _Structure, contents: Sequence[str]) -> _PlannedDialogue:
+        chain_plan = structure.chain_plan
+        words = chain_plan.words(contents)
+        return _PlannedDialogue(structure, words, chain_plan.rereads(words, self.tokenizer))
 
     def _chain_plan(self, turn_plan: TurnPlan) -> ChainPlan | None:
         """The chain of all dialogues with these turns; None where they take the general path."""
@@ -214,27 +278,37 @@ class Encoder:
 
     def _tokenize(self, plans: Iterable[_Plan | None]) -> None:
         """Tokenizes all texts of `plans`."""
-        self._texts.encode(key for plan in plans if plan for key in _keys(plan))
+        texts: tuple[list[str], ...] = ([], [], [])  # by edge
+        for plan in plans:
+            if type(plan) is _PlannedDialogue:
+                for text, edge in zip(plan.words, plan.structure.chain_plan.edges):
+                    texts[edge].append(text)
+                for (text, edge), _ in plan.rereads:
+                    texts[edge].append(text)
+            elif plan:
+                for text, edge in text_keys(plan):
+                    texts[edge].append(text)
+        for edge, of_edge in enumerate(texts):
+            self._texts.encode(of_edge, edge)
 
     # What becomes of the tokens
 
     def _add_chain(self, chains: ChainBatch, plan: _PlannedDialogue, dialogue: Dialogue, stats: EncodingStats) -> bool:
-        """Adds a dialogue to the chains and counts it; False where its tokens make no chain, or one too long."""
-        chain_plan, texts = plan.chain_plan, self._texts
-        ids = [texts.ids[key] for key in plan.words]
-        if any(type(one) is not list for one in ids):
+        """Adds a dialogue to the chains; False where its tokens make no chain, or one too long."""
+        structure, words, rereads = plan
+        chain_plan, texts = structure.chain_plan, self._texts
+        known = texts.ids
+        ids = [known[edge][text] for text, edge in zip(words, chain_plan.edges)]
+        if texts.have_errors and any(type(one) is not list for one in ids):
             return False
-        if not all(as_emitted(texts.ids[key], reread, ids) for key, reread in plan.rereads):
+        if rereads and not all(as_emitted(known[edge][text], reread, ids) for (text, edge), reread in rereads):
             return False
-        if chain_plan.length(ids) > self.config.sequence_length:
+        if not chains.add(chain_plan, ids, structure.weights, structure.roles, self.config.sequence_length):
             return False
-        responses = chains.add(chain_plan, ids, plan.weights)
-        weights = {message: plan.weights[message] for message in chain_plan.messages}
-        stats.count_chain(dialogue, chains.lengths[-1], responses, weights)
-        first = chain_plan.steps[0].ids
-        stats.count_double_bos(dialogue, first if type(first) is list else (), self.tokenizer.bos_id)
-        for text in chain_plan.response_texts:
-            stats.altered += not texts.is_exact(plan.words[text])
+        if chain_plan.double_bos:
+            stats.count_double_bos(dialogue, chain_plan.known[0], self.tokenizer.bos_id)
+        for text in () if texts.are_exact else chain_plan.response_texts:
+            stats.altered += not texts.is_exact((words[text], chain_plan.edges[text]))
         return True
 
     def _grow(self, dialogue: Dialogue, responses: Sequence[ResponsePlan]) -> GrownTree:
@@ -275,10 +349,12 @@ def parse_stops(text: str) -> tuple[str, ...]:
     return tuple(stop.strip() for stop in text.split(",") if stop.strip())
 
 
-def _keys(plan: _Plan) -> Iterator[TextKey]:
-    """The texts that are to be tokenized."""
-    if type(plan) is _PlannedDialogue:
-        yield from plan.words
-        yield from (key for key, _ in plan.rereads)
-    else:
-        yield from text_keys(plan)
+def _texts_of(dialogue: Dialogue) -> _Texts | None:
+    """The messages of a dialogue by column; None where there is more to it than a role, a text and a weight of 1."""
+    if not (dialogue.others is dialogue.tools is dialogue.variables is dialogue.parents is None and dialogue.messages):
+        return None
+    texts = _Texts(*zip(*dialogue.messages))
+    count = len(texts.roles)
+    nothing = (None,) * count
+    is_plain = texts.weights == (1.0,) * count and texts.fields == texts.parts == texts.others == nothing
+    return texts if is_plain and None not in texts.contents else None

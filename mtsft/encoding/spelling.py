@@ -1,7 +1,7 @@
 """Messages whose text spells a control token: a user who writes "<|im_end|>" ends no turn, and is counted."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 
 from mtsft.dialogue.schema import Dialogue
@@ -21,12 +21,16 @@ class SpelledControls:
         self._firsts = {text[0] for text in controls}
         self._replies = replies
 
+    def are_in(self, texts: Iterable[str]) -> bool:
+        """Whether one of the texts spells a control token, or two of them do where one follows the other."""
+        joined = "\n".join(texts)
+        # Most dialogues hold not even a first character, which is found faster than a pattern.
+        return any(first in joined for first in self._firsts) and self._spelled.search(joined) is not None
+
     def messages(self, dialogue: Dialogue) -> Iterator[tuple[int, bool]]:
         """(index, whether it becomes a token) of the messages that spell one; a reply may be met twice, as both."""
         texts = [m.content or "" if not m.fields else f"{m.content}{m.fields}" for m in dialogue.messages]
-        joined = "\n".join(texts)
-        # Most dialogues hold not even a first character, which is found faster than a pattern.
-        if any(first in joined for first in self._firsts) and self._spelled.search(joined):
+        if self.are_in(texts):
             for i, (message, text) in enumerate(zip(dialogue.messages, texts)):
                 if message.role == "assistant":
                     fields = message.fields or {}

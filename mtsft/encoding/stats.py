@@ -1,7 +1,7 @@
 """What became of every dialogue read, as sums, so that nothing disappears uncounted."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -155,30 +155,26 @@ class EncodingStats:
             self.unread[key] += 1
             self.note(f"unread: {key}", dialogue.source)
 
-    def count_chain(
-        self,
-        dialogue: Dialogue,
-        length: int,
-        responses: Iterable[tuple[int, int, int]],
-        weights: Mapping[int, float],
-    ) -> None:
-        """Counts a dialogue that became a chain, as `count_tree` would, from what is known without looking at it.
+    def count_chains(self, lengths: np.ndarray, responses: np.ndarray, weights: np.ndarray, roles: Sequence[str]):
+        """Counts dialogues that became chains, as `count_tree` would, from what is known without looking at them.
 
         Args:
-            dialogue: what was encoded.
-            length: tokens of the chain.
-            responses: (turn, tokens, depth of the end) of each response, in order.
-            weights: the weight of each response, in order, by its message.
+            lengths: int (T,), tokens of each chain.
+            responses: int (R, 3): turn, tokens and depth of the end of each response.
+            weights: float (R,), of each token of the response.
+            roles: of the messages that are the responses.
         """
-        self.kept += 1
-        self.tokens += length
-        self.chain_tokens += length
-        for (turn, tokens, end), (message, weight) in zip(responses, weights.items()):
-            self.by_turn[turn] += tokens
-            self.by_role[dialogue.messages[message].role] += tokens
-            self.supervised_tokens += tokens
-            self.supervised_weight += tokens * weight
-            self.response_tokens += end
+        turns, tokens, ends = responses.T
+        self.kept += len(lengths)
+        self.tokens += int(lengths.sum())
+        self.chain_tokens += int(lengths.sum())
+        self.response_tokens += int(ends.sum())
+        self.supervised_tokens += int(tokens.sum())
+        self.supervised_weight += float(tokens @ weights)
+        for turn in np.unique(turns).tolist():
+            self.by_turn[turn] += int(tokens[turns == turn].sum())
+        for role in dict.fromkeys(roles):
+            self.by_role[role] += int(tokens[[each == role for each in roles]].sum())
 
     def count_tree(self, dialogue: Dialogue, tree: TokenTree) -> None:
         """Counts a tree that is kept."""

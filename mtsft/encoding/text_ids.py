@@ -1,7 +1,6 @@
 """The texts of dialogues as token ids: words in place of placeholders, each text encoded once, many at a time."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
 from typing import NamedTuple
 
 from mtsft.encoding.reply_tokens import SAID, ReplyTokens
@@ -61,20 +60,25 @@ class TextIds:
         replies: the control tokens that a reply's words may hold.
 
     Attributes:
-        ids: of each text encoded since `forget`, or the error that it raised.
+        ids: by edge, of each text encoded since `forget`, or the error that it raised.
+        have_errors: whether any of them is one.
+        are_exact: whether the tokens of all of these texts are sure to decode to them.
     """
 
     def __init__(self, tokenizer: Tokenizer, replies: ReplyTokens):
         self.tokenizer, self._replies = tokenizer, replies
         self._controls = {text: ControlPiece(control.id, text) for text, control in tokenizer.controls.items()}
-        self.ids: dict[TextKey, list[int] | InputError] = {}
+        self.ids: tuple[dict[str, list[int] | InputError], ...] = ({}, {}, {})
+        self.have_errors, self.are_exact = False, tokenizer.spells_ascii
         self._exact: dict[TextKey, bool] = {}
         self._heads: dict[TextKey, list[int]] = {}  # of texts that lead to others, mostly a template's; kept longer
 
     def forget(self) -> None:
         """Forgets the texts of dialogues."""
-        self.ids.clear()
+        for known in self.ids:
+            known.clear()
         self._exact.clear()
+        self.have_errors, self.are_exact = False, self.tokenizer.spells_ascii
 
     def pieces(self, segments: Iterable[Segment], bindings: Bindings) -> list[Piece]:
         """Segments with the words of a dialogue in place of placeholders; empty spans fall away."""
@@ -112,15 +116,13 @@ class TextIds:
         opened = placeholder.args[0] if placeholder.method == "removeprefix" else ""
         return self._replies.cut(words, opened if type(opened) is str else "")
 
-    def encode(self, keys: Iterable[TextKey]) -> None:
+    def encode(self, texts: Iterable[str], edge: int) -> None:
         """Encodes those of these texts whose ids are not there yet."""
-        wanted: tuple[dict[str, None], ...] = ({}, {}, {})
-        for key in keys:
-            if key not in self.ids:
-                wanted[key[1]][key[0]] = None
-        for edge, texts in enumerate(wanted):
-            if texts:
-                self.ids.update(zip(zip(texts, repeat(edge)), self._encode_batch(list(texts), edge)))
+        known = self.ids[edge]
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            self.are_exact = self.are_exact and all(map(str.isascii, new))
+            known.update(zip(new, self._encode_batch(new, edge)))
 
     def _encode_batch(self, texts: list[str], edge: int) -> list:
         try:
@@ -132,6 +134,7 @@ class TextIds:
         try:
             return self.tokenizer.encode_batch([text], edge)[0]
         except InputError as error:
+            self.have_errors = True
             return error
 
     def owned(self, pieces: Iterable[Piece], source: str) -> Iterator[tuple[TextPart | ControlPiece, list[int]]]:
@@ -148,7 +151,8 @@ class TextIds:
             if type(piece) is ControlPiece:
                 yield piece, [piece.id]
                 continue
-            whole, edge = self.ids[piece.key], piece.key[1]
+            text, edge = piece.key
+            whole = self.ids[edge][text]
             if type(whole) is not list:
                 raise TemplateRefusal(f"{source}: {whole}")
             start = 0
@@ -182,7 +186,7 @@ class TextIds:
             text, edge = key
             if self.tokenizer.spells_ascii and text.isascii():
                 return True
-            decoded = self.tokenizer.decode(self.ids[key])
+            decoded = self.tokenizer.decode(self.ids[edge][text])
             # Some tokenizers write a space after a control token: the server's, and so the model's, way to begin.
             exact = self._exact[key] = decoded == text or (edge != CONTINUATION and decoded == f" {text}")
         return exact

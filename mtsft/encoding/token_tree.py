@@ -6,6 +6,7 @@ positions      0  1  2  3  4  3      depth in the tree
 subtree_ends   6  6  6  5  5  6      exclusive: query q sees key k exactly when k <= q < subtree_ends[k]
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,6 +53,41 @@ class TokenTree:
             self.message_ids_N[nodes],
             self.response_ids_N[nodes],
         )
+
+
+class TreeColumns(NamedTuple):
+    """Trees laid end to end, column by column, as a store keeps them.
+
+    Attributes:
+        lengths: int64 (T,), tokens of each tree.
+        tokens_N, ...: the columns of all trees, as of TokenTree.
+    """
+
+    lengths: np.ndarray
+    tokens_N: np.ndarray
+    parents_N: np.ndarray
+    response_mask_N: np.ndarray
+    turn_ids_N: np.ndarray
+    message_ids_N: np.ndarray
+    response_ids_N: np.ndarray
+
+    @classmethod
+    def of(cls, trees: Sequence[TokenTree]) -> "TreeColumns":
+        """The columns of trees."""
+        empty = np.zeros(0, np.int32)
+        columns = {
+            name: np.concatenate([getattr(tree, name) for tree in trees] or [empty]) for name in TokenTree.__slots__
+        }
+        return cls(np.array([len(tree) for tree in trees], np.int64), **columns)
+
+    def trees(self) -> list[TokenTree]:
+        """The trees, which share memory."""
+        ends = np.cumsum(self.lengths)
+        columns = self[1:]
+        return [
+            TokenTree(*[column[a:b] for column in columns])
+            for a, b in zip((ends - self.lengths).tolist(), ends.tolist())
+        ]
 
 
 class GrownTree(NamedTuple):

@@ -16,6 +16,7 @@ import markupsafe
 from jinja2 import filters as jinja_filters
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -24,6 +25,8 @@ from mtsft.template.provenance import PLACEHOLDERS, MarkedStr, TrackedStr, Track
 from mtsft.template.tracked_containers import Opaque, tojson
 
 _OF_DICTS = frozenset(dir(dict))
+_OF_LOOPS = frozenset("index index0 first last length revindex revindex0 previtem nextitem".split())
+_PLAIN = frozenset((bool, int, str, TrackedStr))
 _UNTRACKABLE = ("format", "format_map", "encode", "translate", "maketrans")
 # Filters that work through the methods of what they are given; others would look at the buffer of a tracked string.
 _TRACKABLE_FILTERS = frozenset(
@@ -71,6 +74,11 @@ class Environment(ImmutableSandboxedEnvironment):
         if type(obj) is dict and attribute not in _OF_DICTS:
             # The same as the general method below, in a tenth of its time.
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        # What loops and namespaces hold, mostly numbers, is safe where it is no method: in a tenth of the time as well.
+        if type(obj) is _Namespace or (attribute in _OF_LOOPS and isinstance(obj, LoopContext)):
+            value = getattr(obj, attribute, None)
+            if type(value) in _PLAIN:
+                return value
         return super().getattr(obj, attribute)
 
     def call(self, context, obj, *args, **kwargs):

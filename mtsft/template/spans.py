@@ -96,6 +96,11 @@ class TurnPlan:
     lost: tuple[tuple[int, str], ...]
     guards: tuple[Guard, ...]
 
+    @property
+    def is_faithful(self) -> bool:
+        """Whether every turn is, and no words are lost."""
+        return not self.lost and not any(turn.unfaithful for turn in self.turns)
+
     def __post_init__(self):
         for turn in self.turns:
             for segment in turn.response if turn.trained else ():

@@ -5,7 +5,7 @@ the ids of a word are the same wherever it comes up. On ASCII text its expressio
 """
 
 import re
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from itertools import chain
 
 import tokenizers
@@ -28,6 +28,28 @@ _TABLE = {byte: character for byte, character in BYTE_CHARACTERS.items() if byte
 _MOST_WORDS, _LONGEST = 1 << 18, 64  # what is kept, some 50 MB at most
 
 
+class _ForbiddenId(Exception):
+    """A word gives an id that no plain text may give."""
+
+
+class _Words(dict[str, tuple[int, ...]]):
+    """The ids of words, of each when it is first asked for. Arguments: as those of AsciiBpe."""
+
+    def __init__(self, model: tokenizers.models.Model, forbidden: Set[int]):
+        super().__init__()
+        self._model, self._forbidden = model, forbidden
+
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        ids = tuple([token.id for token in self._model.tokenize(word.translate(_TABLE))])
+        if not self._forbidden.isdisjoint(ids):
+            raise _ForbiddenId
+        if len(word) <= _LONGEST:
+            if len(self) >= _MOST_WORDS:
+                self.clear()
+            self[word] = ids
+        return ids
+
+
 class AsciiBpe:
     """The ids of ASCII texts, by a cache of words.
 
@@ -39,17 +61,22 @@ class AsciiBpe:
 
     def __init__(self, expression: re.Pattern, model: tokenizers.models.Model, forbidden: Set[int]):
         self._cut, self._match = expression.findall, expression.match
-        self._model, self._forbidden = model, forbidden
-        self._cache: dict[str, tuple[int, ...]] = {}
+        self._words = _Words(model, forbidden)
         self._last_words: dict[str, int] = {}  # where the last word of a template's text begins
 
-    def encode(self, text: str) -> list[int] | None:
-        """The ids of an ASCII text without added tokens; None if one of them is forbidden."""
-        words = self._cut(text)
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int] | None]:
+        """The ids of ASCII texts without added tokens; None for one with a forbidden id."""
+        cut, ids_of = self._cut, self._words.__getitem__
         try:
-            return [*chain.from_iterable(map(self._cache.__getitem__, words))]
-        except KeyError:
-            return self._encode_new(words)
+            return [[*chain.from_iterable(map(ids_of, cut(text)))] for text in texts]
+        except _ForbiddenId:
+            return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> list[int] | None:
+        try:
+            return [*chain.from_iterable(map(self._words.__getitem__, self._cut(text)))]
+        except _ForbiddenId:
+            return None
 
     def end_at(self, before: str, after: str) -> bool:
         """Whether a word ends where `before` does, in `before + after`.
@@ -62,22 +89,6 @@ class AsciiBpe:
             start = self._last_words[before] = len(before) - len(words[-1]) if words else 0
         word = self._match(before + after, start)
         return not before or (word is not None and word.end() == len(before))
-
-    def _encode_new(self, words: list[str]) -> list[int] | None:
-        """`encode` for the words of a text, of which some are not cached; from then on they are."""
-        if len(self._cache) > _MOST_WORDS:
-            self._cache.clear()
-        ids = []
-        for word in words:
-            word_ids = self._cache.get(word)
-            if word_ids is None:
-                word_ids = tuple([token.id for token in self._model.tokenize(word.translate(_TABLE))])
-                if not self._forbidden.isdisjoint(word_ids):
-                    return None
-                if len(word) <= _LONGEST:
-                    self._cache[word] = word_ids
-            ids += word_ids
-        return ids
 
 
 def make_ascii_bpe(layout: dict, plain: tokenizers.Tokenizer, forbidden: Set[int]) -> AsciiBpe | None:

@@ -101,10 +101,13 @@ class HuggingFaceTokenizer(Tokenizer):
         fast, ordinary = self._ascii_bpe[edge], self._ordinary
         if fast is None:
             return self._encode_batch(texts, edge)
-        if ordinary is None:
-            rows = [fast.encode(text) if text.isascii() else None for text in texts]
+        if (joined := "\n".join(texts)).isascii() and not (ordinary and ordinary(joined)):
+            rows = fast.encode_batch(texts)
         else:
-            rows = [fast.encode(text) if text.isascii() and not ordinary(text) else None for text in texts]
+            own = [i for i, text in enumerate(texts) if text.isascii() and not (ordinary and ordinary(text))]
+            rows: list = [None] * len(texts)
+            for i, row in zip(own, fast.encode_batch([texts[i] for i in own])):
+                rows[i] = row
         if None in rows:
             left = [i for i, row in enumerate(rows) if row is None]
             for i, row in zip(left, self._encode_batch([texts[i] for i in left], edge)):

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -112,6 +113,20 @@ def held_out_losses(path: Path, until: int, held_out: str) -> list[float]:
     ]
 
 
+def _summary_writer() -> type:
+    """tensorboardX's SummaryWriter. It imports PyTorch where there is one, for tensors that nobody hands it here: that
+    is kept from it, for it takes a second of every start.
+    """
+    if hidden := "torch" not in sys.modules:
+        sys.modules["torch"] = None  # as where it is not installed
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
+
+
 class Log:
     """metrics.jsonl, eval.jsonl and TensorBoard events of a workdir.
 
@@ -124,14 +139,12 @@ class Log:
     def __init__(self, workdir: Path, start: int, active: bool):
         self._metrics = self._evaluations = self._board = None
         if active:
-            from tensorboardX import SummaryWriter  # which imports PyTorch where there is one
-
             self._metrics = JsonLines(workdir / "metrics.jsonl", after=start)
             self._evaluations = JsonLines(workdir / "eval.jsonl", after=start)
             self._events = workdir / "tensorboard"
             # Event files grow; in a bucket they are written anew as the lines are.
             local = tempfile.mkdtemp(prefix="mtsft-events-") if is_bucket(workdir) else str(self._events)
-            self._board = SummaryWriter(local, purge_step=start + 1)
+            self._board = _summary_writer()(local, purge_step=start + 1)
 
     def __enter__(self) -> "Log":
         return self

@@ -102,8 +102,15 @@ def test_short_rows_of_real_dialogues_are_full(real_data):
     assert lay_out(lengths_N, 1024).fill >= 0.985
 
 
-def test_rows_of_real_dialogues_are_full(real_data):
-    assert lay_out(real_lengths(real_data("sgd_train_plain.jsonl")), 2048).fill >= 0.995
+@pytest.mark.parametrize(("row_length", "fill"), [(1024, 0.995), (2048, 0.998), (4096, 0.999)])
+def test_rows_of_many_real_dialogues_are_full(real_data, row_length, fill):
+    lengths_N = np.random.default_rng(0).choice(real_lengths(real_data("sgd_train_plain.jsonl")), 100_000)
+    assert lay_out(lengths_N, row_length).fill >= fill
+
+
+def test_of_sums_that_fill_a_row_that_of_the_longest_is_taken():
+    lengths_N = np.array([7, 3, 2, 2, 1, 1, 1])
+    assert lay_out(lengths_N, 10).patterns[0] == ((7, 3), 1)  # and not 7, 2, 1, nor 7, 1, 1, 1
 
 
 @pytest.mark.parametrize(

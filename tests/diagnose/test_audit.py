@@ -25,6 +25,7 @@ from mtsft.data import store as stores
 from mtsft.data.packing import lay_out
 from mtsft.diagnose.audit import audit
 from mtsft.diagnose.audit_text import report_as_text
+from mtsft.diagnose.row_shapes import RowShape, advice
 from mtsft.dialogue import readers
 from mtsft.encoding.token_tree import response_ends
 from mtsft.template.built_in import BUILT_IN, CHATML
@@ -111,12 +112,7 @@ def test_tokens_by_role_turn_and_source(examine, encoder):
     assert list(train["lengths"]) == ["p0", "p5", "p25", "p50", "p75", "p95", "p99", "p100"]
     assert (train["lengths"]["p0"], train["lengths"]["p100"]) == (min(sizes), max(sizes))
     # The file of weight 2 is seen twice an epoch, and fills rows twice.
-    assert train["fill"][0] == {
-        "row_length": ROW,
-        "rows": lay_out(np.array([*sizes, sizes[2]]), ROW).num_rows,
-        "fill": round(lay_out(np.array([*sizes, sizes[2]]), ROW).fill, 4),
-        "too_long": 0,
-    }
+    assert train["fill"][0] == RowShape.of(lay_out(np.array([*sizes, sizes[2]]), ROW), 0).as_record()
     assert [fill["row_length"] for fill in train["fill"]] == [ROW, 512, 1024, 2048, 4096, 8192]
 
 
@@ -304,7 +300,9 @@ def test_the_text_says_all_of_it(examine):
         line for line in lines if line.startswith("turn ") and line != "turn supervised"
     ][: len(train["by_turn"])]
     for fill in train["fill"]:
-        assert f"{fill['row_length']:,} {fill['fill']:.4f} {fill['rows']} {fill['too_long']}" in lines
+        work = f"{fill['attention']:.3f} {fill['attention_in_blocks']:.3f}"
+        assert f"{fill['row_length']:,} {fill['fill']:.4f} {fill['rows']} {fill['too_long']} {work}" in lines
+    assert advice([RowShape(**fill) for fill in train["fill"]], ROW) in lines
     for policy, cost in train["over_length"]["policies"].items():
         assert " ".join(map(str, [policy, *list(cost.values())[:6]])) in lines
     assert any(line.startswith("trees 2 dialogues branch;") for line in lines)

@@ -14,6 +14,7 @@ from mtsft.data.packing import lay_out
 from mtsft.data.store import in_split, open_store
 from mtsft.diagnose.audit import audit
 from mtsft.diagnose.audit_text import report_as_text
+from mtsft.diagnose.row_shapes import RowShape
 from mtsft.dialogue import readers
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.token_tree import expand, paths
@@ -52,7 +53,7 @@ def test_the_numbers_are_those_of_what_is_left_of_long_dialogues(examine, templa
     assert list(train["by_source"].values()) == [counts | {"weight": 1.0}]
     rows = {"rows": layout.num_rows, "fill": round(layout.fill, 4)}
     assert train["epoch"] == counts | rows | {"responses": train["responses"]}
-    assert train["fill"][0] == rows | {"row_length": ROW, "too_long": stats.over_length_dropped}
+    assert train["fill"][0] == RowShape.of(layout, stats.over_length_dropped).as_record()
     assert train["lengths"]["p100"] > 2 * ROW  # of whole dialogues, by which a row length is chosen
 
 

@@ -344,7 +344,10 @@ def test_preparing_accounts_for_every_dialogue(door, folder):
     assert status == 0, error
     assert re.fullmatch(
         r"train: 2 of 5 dialogues, \d+ tokens, \d+ of them supervised; 2 without a response left out; "
-        r"over-length: 1 dropped, 0 cut, 1 responses \(\d+ supervised tokens\) lost; 1 rows of 128, fill 0\.\d{4}\n",
+        r"over-length: 1 dropped, 0 cut, 1 responses \(\d+ supervised tokens\) lost; 1 rows of 128, fill 0\.\d{4}\n"
+        r"  row length +fill  rows  too long  attention  in blocks  rows a batch\n"
+        r"  128 +0\.\d{4} +1 +1 +0\.\d{3} +1\.000 +\d+\n"
+        r"  no row length tried holds every dialogue: .*\n",
         summary,
     )
     assert not (folder / "home").exists()

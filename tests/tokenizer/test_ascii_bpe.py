@@ -36,7 +36,7 @@ def test_what_words_keep_is_bounded(monkeypatch):
     tokenizer = ours.from_files(KINDS["qwen"](), LITERALS)
     for i in range(20):
         assert tokenizer.decode(tokenizer.encode(f"word{'a' * i} {'b' * i * 9}")) == f"word{'a' * i} {'b' * i * 9}"
-    assert len(tokenizer._ascii_bpe[START]._cache) < 10
+    assert len(tokenizer._ascii_bpe[START]._words) < 10
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -274,3 +276,17 @@ def test_a_log_that_is_not_active_writes_nothing(tmp_path):
         log.evaluation(EVALUATION)
         log.sync()
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_a_log_imports_no_pytorch(tmp_path):
+    script = f"""
+import sys
+from pathlib import Path
+from mtsft.training.metrics import Log
+with Log(Path({str(tmp_path)!r}), 0, active=True) as log:
+    log.train({{"step": 1, "loss": 2.0}})
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.stdout == "False\n", done.stderr
+    assert list((tmp_path / "tensorboard").iterdir())
