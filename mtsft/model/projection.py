@@ -37,10 +37,10 @@ class Projection:
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Of hidden states (..., D), float32 (..., V), capped; those of padding are minus infinity."""
-        logits = product(hidden, self.kernel.astype(hidden.dtype), hidden.ndim - 1, self.axes[0])
+        logits = contract(hidden, self.kernel.astype(hidden.dtype), hidden.ndim - 1, self.axes[0])
         if self.apart is not None:
             ids_T, columns_DxT = self.apart
-            own = product(hidden, columns_DxT.astype(hidden.dtype), hidden.ndim - 1, 0)
+            own = contract(hidden, columns_DxT.astype(hidden.dtype), hidden.ndim - 1, 0)
             logits = logits.at[..., ids_T].set(own)
         return without_padding(self.cap(logits), self.vocab_size)
 
@@ -49,7 +49,7 @@ class Projection:
         return soft_cap(logits, self.softcap)
 
 
-def product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
+def contract(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
     """a b over one axis of each, added up and given in float32; what is left of their axes, those of a first."""
     dimensions = (((axis_a,), (axis_b,)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)

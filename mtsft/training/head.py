@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import PartitionSpec as P
 
-from mtsft.model.projection import Projection, product
+from mtsft.model.projection import Projection, contract
 from mtsft.model.shards import ONE_DEVICE, Shards
 from mtsft.training.slots import chunk_of, for_chunks, gather, to_parents, to_slots
 from mtsft.training.token_losses import TokenLoss, Vocabulary, cross_entropy
@@ -150,7 +150,7 @@ class _Device:
             )
             # What is not supervised has a hidden state of 0, so that nothing can come of it.
             valid_C = parents_C < len(self.hidden_NxD)
-            states_CxD = jnp.where(valid_C[:, None], self.hidden_NxD.at[parents_C].get(mode="clip"), 0)
+            states_CxD = jnp.where(valid_C[:, None], jnp.take(self.hidden_NxD, parents_C, axis=0, mode="clip"), 0)
             return body(carry, start, states_CxD, targets_C, weights_C, valid_C)
 
         count = self.slots.count
@@ -160,14 +160,14 @@ class _Device:
 
     def logits(self, states_CxD):
         """Of the kernel (C, V), and of the columns apart (C, T); before they are capped."""
-        logits_CxV = product(states_CxD, self.kernel, 1, self.axis_D)
-        return logits_CxV, None if self.columns_DxT is None else product(states_CxD, self.columns_DxT, 1, 0)
+        logits_CxV = contract(states_CxD, self.kernel, 1, self.axis_D)
+        return logits_CxV, None if self.columns_DxT is None else contract(states_CxD, self.columns_DxT, 1, 0)
 
     def losses(self, logits_CxV, own_CxT, targets_C):
         """(C,) of logits."""
         if own_CxT is not None:
             logits_CxV = logits_CxV.at[:, self.places_T].set(own_CxT, mode="drop")
-        return self.head.loss(self.cap(logits_CxV), targets_C, self.vocabulary)
+        return self.head.loss(self.vocabulary.hide_padding(self.cap(logits_CxV)), targets_C, self.vocabulary)
 
 
 def _losses(head: HeadLoss, spec: P, hidden_BxLxD, projection, data) -> jax.Array:
@@ -194,15 +194,15 @@ def _sum_and_gradients(head: HeadLoss, spec: P, wanted, hidden_BxLxD, projection
         total += jnp.where(valid_C, losses_C * weights_C, 0).sum()
         logits_CxV, own_CxT = jax.tree.map(lambda g: g.astype(device.dtype), pull(weights_C))
         if by_hidden:
-            chunk_CxD = product(logits_CxV, device.kernel, 1, device.axis_V)
+            chunk_CxD = contract(logits_CxV, device.kernel, 1, device.axis_V)
             if own_CxT is not None:
-                chunk_CxD += product(own_CxT, device.columns_DxT, 1, 1)
+                chunk_CxD += contract(own_CxT, device.columns_DxT, 1, 1)
             hidden_MxD = jax.lax.dynamic_update_slice(hidden_MxD, chunk_CxD.astype(device.dtype), (start, 0))
         if by_kernel:
             pair = (logits_CxV, states_CxD) if device.axis_V == 0 else (states_CxD, logits_CxV)
-            kernel += product(*pair, 0, 0)
+            kernel += contract(*pair, 0, 0)
         if by_columns:
-            columns_DxT += product(states_CxD, own_CxT, 0, 0)
+            columns_DxT += contract(states_CxD, own_CxT, 0, 0)
         return total, hidden_MxD, kernel, columns_DxT
 
     zeros = (

@@ -55,8 +55,8 @@ def gather(tokens_BxL, parents_BxL, supervised_BxL, weights_BxL, chunk: int) -> 
         count=supervised_BxL.sum(dtype=jnp.int32),
         slots_M=padded(slots_N, B * L),
         parents_M=padded(parents_N, B * L),
-        targets_M=padded(tokens_BxL.reshape(-1)[slots_N], 0),
-        weights_M=padded(jnp.where(parents_N < B * L, weights_BxL.reshape(-1)[slots_N], 0), 0),
+        targets_M=padded(jnp.take(tokens_BxL, slots_N), 0),
+        weights_M=padded(jnp.where(parents_N < B * L, jnp.take(weights_BxL, slots_N), 0), 0),
     )
 
 
@@ -105,7 +105,7 @@ def to_parents(slots: Slots, values_MxD: jax.Array, shape: tuple[int, int, int])
     first_N, children_N = ends_N[:-1], jnp.diff(ends_N)
 
     def add(child, total_NxD):
-        values_NxD = values_MxD.at[first_N + child].get(mode="clip").astype(jnp.float32)
+        values_NxD = jnp.take(values_MxD, first_N + child, axis=0, mode="clip").astype(jnp.float32)
         return total_NxD + jnp.where((child < children_N)[:, None], values_NxD, 0)
 
     total_NxD = jax.lax.fori_loop(0, children_N.max(), add, jnp.zeros((N, shape[2]), jnp.float32))

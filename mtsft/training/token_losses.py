@@ -1,7 +1,8 @@
 """What a token costs, given its logits: functions that know nothing of devices or of the model.
 
-Such a function is handed logits (C, V), targets (C,) and a `Vocabulary`, and gives the loss of each, float32 (C,). A
-device may have some columns of the logits alone, so that whatever goes over all of them is a method of the last.
+Such a function is handed logits (C, V), those of padding hidden, targets (C,) and a `Vocabulary`, and gives the loss of
+each, float32 (C,). A device may have some columns of the logits alone, so that whatever goes over all of them is a
+method of the last.
 """
 
 from collections.abc import Callable
@@ -33,6 +34,10 @@ class Vocabulary:
         """The token of the first of a device's own columns, where each device has so many."""
         return 0 if self.axis is None else jax.lax.axis_index(self.axis) * own
 
+    def hide_padding(self, logits_CxV: jax.Array) -> jax.Array:
+        """Logits of which those of padding weigh nothing; finite, so that no loss makes nan of them, masked or not."""
+        return jnp.where(self._are_tokens(logits_CxV), logits_CxV, -1e9)
+
     def sum(self, values_CxV: jax.Array) -> jax.Array:
         """(C,), the same on all devices, over the tokens of all of them.
 
@@ -51,7 +56,6 @@ class Vocabulary:
 
     def logsumexp(self, logits_CxV: jax.Array) -> jax.Array:
         """log sum over tokens v of exp(logits[v]), (C,)."""
-        logits_CxV = jnp.where(self._are_tokens(logits_CxV), logits_CxV, -jnp.inf)
         top_C = jax.lax.stop_gradient(logits_CxV).max(-1)
         if self.axis is not None:
             top_C = jax.lax.pmax(top_C, self.axis)
