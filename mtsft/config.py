@@ -119,7 +119,7 @@ def default() -> ConfigDict:
     objective.loss = "response"  # what is trained: the "response"s; or "all_roles", the context beside them
     objective.context_weight = 1.0  # of a context token under "all_roles"; held-out losses are of responses always
     objective.normalize = "dataset"  # divide gradient sums by the dataset's mean weight per batch, or the "batch"'s own
-    objective.chunk = 256  # supervised slots of a row that meet the vocabulary at a time
+    objective.chunk = 0  # supervised slots of a device that meet the vocabulary at a time; 0 for a share of them all
 
     config.train = train = ConfigDict()
     train.steps = 0  # optimizer steps; 0 leaves it to train.epochs
@@ -199,7 +199,7 @@ def validate(config: ConfigDict) -> None:
         "data.workers": 0,
         "data.max_dialogue_bytes": 1,
         "data.cache_bytes": 0,
-        "objective.chunk": 1,
+        "objective.chunk": 0,
         "train.steps": 0,
         "train.epochs": 0,
         "train.warmup_steps": 0,

@@ -21,6 +21,7 @@ from mtsft.training.freeze import trained_names
 from mtsft.training.learning_rate import SCHEDULES
 from mtsft.training.optimizer import OPTIMIZERS
 from mtsft.training.sharding import check_rules, count_microbatches, param_shardings
+from mtsft.training.slots import chunk_of
 
 ROOT = Path(__file__).parents[1]
 MEMORY = json.loads((ROOT / "benchmarks" / "memory.json").read_text())
@@ -158,7 +159,7 @@ def test_memory_is_what_can_be_reckoned(variant, models):
     assert state / 2**30 == pytest.approx(MEMORY[variant]["state"], rel=0.01, abs=0.01)
     arch = model.arch
     kept = 2 * config.train.rows_per_device * 4096 * arch.hidden_size * arch.num_hidden_layers
-    logits = 8 * config.train.rows_per_device * config.objective.chunk * arch.vocab_size
+    logits = 8 * chunk_of(config.train.rows_per_device * 4096) * arch.vocab_size
     reckoned = (state + 8 * count + kept + logits) / 2**30
     assert 0.97 * reckoned < MEMORY[variant]["all"] < 1.25 * reckoned + 2
 

@@ -7,7 +7,8 @@ from support import chain, nll_and_gradient, pack, small_model
 
 from mtsft.model.attention.plain import attend
 from mtsft.model.attention.scores import Scores
-from mtsft.training.objective import token_nll
+from mtsft.model.projection import Projection
+from mtsft.training.head import HeadLoss
 
 
 def rounded(rng, *shape, centre=0.0, scale=1.0):
@@ -40,7 +41,8 @@ def test_the_loss_of_large_logits_is_that_of_float32():
     top = logits.max(-1)
     expected = top + np.log(np.exp(logits - top[:, None]).sum(-1)) - logits[np.arange(4), tokens[0, 1:]]
     mask = np.array([[0, 1, 1, 1, 1]], np.float32)
-    nll = token_nll(hidden_low, projection_low, tokens, np.array([[-1, 0, 1, 2, 3]]), mask, chunk=4)
+    projection_low = Projection(kernel=projection_low, vocab_size=11)
+    nll = HeadLoss(chunk=4).each(hidden_low, projection_low, tokens, np.array([[-1, 0, 1, 2, 3]]), mask)
     assert nll.dtype == jnp.float32
     np.testing.assert_allclose(nll[0, 1:], expected, atol=1e-3)
 

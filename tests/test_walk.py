@@ -100,11 +100,11 @@ def test_the_tree_is_stored_and_laid_into_a_row(store, batch):
 def test_the_row_becomes_a_loss_a_gradient_and_a_state_that_is_saved(batch, model, params, tmp_path):
     partitioner = Partitioner("jit", make_mesh("", jax.devices()[:1]))
     rows = partitioner.put(batch, 1)
-    hidden_BxLxD, projection_DxV, auxiliary, _ = jax.jit(model.apply)(params, rows.tokens, AttentionLayout.of(rows))
+    hidden_BxLxD, projection, auxiliary = jax.jit(model.apply)(params, rows.tokens, AttentionLayout.of(rows))
     assert (hidden_BxLxD.shape[:2], auxiliary) == ((1, ROW_LENGTH), {})
     loss = ResponseLoss(model=model, shards=ONE_DEVICE, chunk=16)
     sums, gradient = jax.jit(partial(sum_gradients, loss, microbatches=1))(params, rows)
-    logits = np.asarray(hidden_BxLxD[0]) @ np.asarray(projection_DxV)
+    logits = np.asarray(projection.logits(hidden_BxLxD[0]))
     expected = sum(
         np.logaddexp.reduce(logits[slot - 1]) - logits[slot - 1, batch.tokens[0, slot]]
         for slot in (23, 24, 53, 54, 80, 81)

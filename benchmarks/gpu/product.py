@@ -15,15 +15,16 @@ from mtsft.model.attention.plain import tree_attend
 from mtsft.model.attention.scores import Scores
 from mtsft.model.generate import generate
 from mtsft.model.parameters import unstack_layers
+from mtsft.model.projection import Projection
 from mtsft.runs.build_model import model_of, optimizer_of
 from mtsft.runs.compiled import compile_step
 from mtsft.runs.setup import TrainingSetup
-from mtsft.training.losses.forward import response_nll
-from mtsft.training.objective import token_nll
+from mtsft.training.head import HeadLoss
+from mtsft.training.losses.forward import weighted_nll
 from mtsft.training.partitioner import Partitioner
 from mtsft.training.sharding import make_mesh
 
-__all__ = ["attention", "compile_step", "decode", "nll", "pack", "run_of", "token_nll"]
+__all__ = ["attention", "compile_step", "decode", "head_nll", "nll", "pack", "run_of"]
 
 
 def run_of(keys: dict[str, Any], weights: Sequence[float] = (1.0,)) -> TrainingSetup:
@@ -61,9 +62,15 @@ def nll(run: TrainingSetup) -> Callable:
     """(parameters, batch) -> the nll sum of the batch."""
 
     def total(params, batch):
-        return (response_nll(run.model, params, batch, run.config.objective.chunk) * batch.response_mask).sum()
+        return weighted_nll(run.model, params, batch, batch.response_mask, run.config.objective.chunk).nll
 
     return total
+
+
+def head_nll(hidden: jax.Array, kernel: jax.Array, batch: PackedBatch, chunk: int) -> jax.Array:
+    """The nll sum of a batch, of hidden states (B, L, D) and the kernel (D, V) of a head."""
+    projection = Projection(kernel=kernel, vocab_size=kernel.shape[1])
+    return HeadLoss(chunk=chunk).sum(hidden, projection, batch.tokens, batch.parents, batch.response_mask)
 
 
 def attention(query, key, value, subtree_ends):

@@ -105,14 +105,9 @@ def parts(name: str, rows: int) -> Line:
 
     call = partial(jax.jit(jax.grad(attend, argnums=(0, 1, 2))), query, key, value, batch.subtree_ends)
     found["attention_of_all_layers_ms"] = measure.seconds_each(call)[0] * layers
-    call = partial(jax.jit(jax.grad(_head, argnums=(0, 1)), static_argnums=3), some(rows, length, D), some(D, V), batch)
-    found["head_ms"] = measure.seconds_each(partial(call, 256))[0]
+    call = jax.jit(partial(jax.grad(product.head_nll, argnums=(0, 1)), chunk=0))
+    found["head_ms"] = measure.seconds_each(partial(call, some(rows, length, D), some(D, V), batch))[0]
     return {name: round(seconds * 1e3, 2) for name, seconds in found.items()} | {"rows": rows}
-
-
-def _head(hidden, projection, batch, chunk):
-    mask = batch.response_mask
-    return (product.token_nll(hidden, projection, batch.tokens, batch.parents, mask, chunk) * mask).sum()
 
 
 def head(chunk: int) -> Line:
@@ -124,7 +119,7 @@ def head(chunk: int) -> Line:
     keys = jax.random.split(jax.random.key(0))
     hidden = jax.random.normal(keys[0], (rows, length, D), "bfloat16")
     projection = 0.02 * jax.random.normal(keys[1], (D, V), "bfloat16")
-    both = jax.jit(jax.value_and_grad(partial(_head, chunk=chunk), argnums=(0, 1)))
+    both = jax.jit(jax.value_and_grad(partial(product.head_nll, chunk=chunk), argnums=(0, 1)))
     program, line = measure.compiled(both.lower(hidden, projection, batch))
     seconds, spread = measure.seconds_each(partial(program, hidden, projection, batch))
     needed = 6 * rows * length * D * V
@@ -181,7 +176,7 @@ CASES = {
     "step 1.5B plain": _case("1.5B", 32, S, False),
     "step 3B plain": _case("3B", 16, S, False),
     "parts 0.5B": partial(parts, "0.5B", 8),
-    "head 256": partial(head, 256),
+    "head 512": partial(head, 512),
     "head 1024": partial(head, 1024),
     "head 2048": partial(head, 2048),
     "scatter plain": scatter,

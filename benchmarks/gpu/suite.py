@@ -25,7 +25,7 @@ ASIDE = {"correct attention": 60, "correct model": 110}
 TIMED = {
     "step 0.5B packed": 90,
     "step 8B lora packed": 120,
-    "head 256": 40,
+    "head 512": 40,
     "attention ours, packed": 60,
     "attention jax cudnn, whole rows": 40,
     "attention cudnn segments, packed": 40,

@@ -22,7 +22,7 @@ def loss_by_turn(model: Model, chunk: int, num_turns: int, shards: Shards = ONE_
 
     Args:
         model: the decoder.
-        chunk: supervised slots of a row that meet the vocabulary at a time.
+        chunk: config key objective.chunk.
         num_turns: turns told apart; later ones are counted with the last.
         shards: of the devices that compute it.
     """

@@ -18,7 +18,7 @@ class Shards:
 
     Attributes:
         mesh: None where one device computes everything, or each device computes rows of its own, as under pmap.
-        rows: the axes of the mesh that rows are cut over.
+        rows: the axes of the mesh that rows are cut over, the last of which parameters are cut over as well.
         tensor: the axis that heads and vocabulary are cut over; None for none.
     """
 
@@ -34,9 +34,16 @@ class Shards:
 
     def tensor_axis(self, *sizes: int) -> str | None:
         """The axis that arrays of these sizes are cut over; None where it does not divide one of them."""
-        if self.mesh is None or self.tensor is None or any(size % self.mesh.shape[self.tensor] for size in sizes):
+        return self._dividing(self.tensor, sizes)
+
+    def params_axis(self, *sizes: int) -> str | None:
+        """The axis of the rows that parameters of these sizes are cut over; None where it does not divide one."""
+        return self._dividing(self.rows[-1] if self.rows else None, sizes)
+
+    def _dividing(self, axis: str | None, sizes: tuple[int, ...]) -> str | None:
+        if self.mesh is None or axis is None or any(size % self.mesh.shape[axis] for size in sizes):
             return None
-        return self.tensor
+        return axis
 
     def each(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """`function` of each device's own parts, as `jax.shard_map` has it; all of it where there is no mesh.

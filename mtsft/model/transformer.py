@@ -20,14 +20,14 @@ from mtsft.model.architecture import DTYPES, REMAT_POLICIES, Architecture
 from mtsft.model.attention.cached import attend_cached
 from mtsft.model.attention.kernels import KERNELS, Attend, choose_kernel
 from mtsft.model.attention.layout import AttentionLayout
-from mtsft.model.attention.scores import Scores, soft_cap
+from mtsft.model.attention.scores import Scores
 from mtsft.model.block import MATRICES, Layer
 from mtsft.model.layers import Embedding, Head, RMSNorm
 from mtsft.model.lora import NO_LORA, LoRA
 from mtsft.model.parameters import Params
+from mtsft.model.projection import Projection
 from mtsft.model.rope import rotary
 from mtsft.model.shards import ONE_DEVICE, Shards
-from mtsft.model.vocabulary import without_padding
 
 
 class StepRng(NamedTuple):
@@ -42,33 +42,19 @@ class StepRng(NamedTuple):
     embedding_bounds_BxL: jax.Array | None
 
 
-class TokenColumns(NamedTuple):
-    """Columns of a projection that are kept apart from it, so that their gradient is formed without that of the rest.
-
-    Attributes:
-        ids_N: int32, of their tokens.
-        columns_DxN: in the compute dtype.
-    """
-
-    ids_N: jax.Array
-    columns_DxN: jax.Array
-
-
 class Output(NamedTuple):
     """What `Model.apply` returns.
 
     Attributes:
         hidden_BxLxD: hidden states after the last norm, in the compute dtype.
-        projection_DxV: from hidden states to logits, in the compute dtype.
+        projection: from hidden states to logits.
         auxiliary: sums over slots and layers, float32 scalars by name, that a loss adds to its own, such as a router's
             load balancing; {} for dense models.
-        token_columns: columns that stand in for those of some tokens in the projection; None for none.
     """
 
     hidden_BxLxD: jax.Array
-    projection_DxV: jax.Array
+    projection: Projection
     auxiliary: dict[str, jax.Array]
-    token_columns: TokenColumns | None = None
 
 
 class Transformer(nnx.Module):
@@ -143,17 +129,17 @@ class Transformer(nnx.Module):
             auxiliary = jax.tree.map(lambda *sums: sum(sums), *each)
         return self.norm(x_BxLxD), kept, auxiliary
 
-    def projection(self):
-        """The matrix (D, V) from hidden states to logits."""
-        kernel = self.embed.embedding[...].T if self.arch.tie_word_embeddings else self.head.kernel[...]
-        return kernel.astype(DTYPES[self.arch.dtype])
-
-    def token_columns(self) -> TokenColumns | None:
-        """What stands in for some of the columns of `projection`."""
-        table = self.embed if self.arch.tie_word_embeddings else self.head
-        if table.token_rows is None:
-            return None
-        return TokenColumns(jnp.array(table.token_ids), table.token_rows[...].T.astype(DTYPES[self.arch.dtype]))
+    def projection(self) -> Projection:
+        """From hidden states to logits."""
+        tied, table = self.arch.tie_word_embeddings, self.embed if self.arch.tie_word_embeddings else self.head
+        apart = table.token_rows is not None and (jnp.array(table.token_ids), table.token_rows[...].T)
+        return Projection(
+            kernel=table.embedding[...] if tied else table.kernel[...],
+            apart=apart or None,
+            is_embedding=tied,
+            vocab_size=self.arch.vocab_size,
+            softcap=self.arch.final_logit_softcapping,
+        )
 
 
 def _streams(key: jax.Array) -> nnx.Rngs:
@@ -221,10 +207,6 @@ class Model:
     def _transformer(self, key: jax.Array) -> Transformer:
         return Transformer(self.arch, self.lora, _streams(key), self.padding)
 
-    def cap(self, logits: jax.Array) -> jax.Array:
-        """Logits (..., V) as the architecture caps them; those of padding are minus infinity."""
-        return without_padding(soft_cap(logits, self.arch.final_logit_softcapping), self.arch.vocab_size)
-
     def _merge(self, params: Params) -> Transformer:
         return nnx.merge(self.graphdef, nnx.State(params))
 
@@ -236,7 +218,7 @@ class Model:
         shards: Shards = ONE_DEVICE,
         step_rng: StepRng | None = None,
     ) -> Output:
-        """Hidden states and the projection to logits, which are still to be capped by `cap`.
+        """Hidden states and the projection to logits.
 
         Args:
             params: as `init` gives them.
@@ -254,7 +236,7 @@ class Model:
         hidden_BxLxD, _, auxiliary = model(
             tokens_BxL, layout.positions, within_tree, constrain=shards.constrain, step_rng=step_rng
         )
-        return Output(hidden_BxLxD, model.projection(), auxiliary, model.token_columns())
+        return Output(hidden_BxLxD, model.projection(), auxiliary)
 
     def prefill(self, params: Params, tokens_BxP: jax.Array, lengths_B: jax.Array, num_slots: int) -> tuple:
         """Logits (B, V) in float32 after each prompt, and a cache of `num_slots` that holds it.
@@ -279,7 +261,7 @@ class Model:
         model = self._merge(params)
         hidden_BxPxD, cache, _ = model(tokens_BxP, layout.positions, within_prompt)
         last_Bx1xD = jnp.take_along_axis(hidden_BxPxD, lengths_B[:, None, None] - 1, axis=1)
-        return self._logits(model, last_Bx1xD)[:, 0], cache
+        return model.projection().logits(last_Bx1xD)[:, 0], cache
 
     def decode(self, params: Params, cache: Any, tokens_B: jax.Array, slots_B: jax.Array) -> tuple[jax.Array, Any]:
         """Logits (B, V) in float32 after one more token of each sequence, and the cache with it.
@@ -304,7 +286,7 @@ class Model:
 
         model = self._merge(params)
         hidden_Bx1xD, cache, _ = model(tokens_B[:, None], slots_B[:, None], within_cache, cache=cache)
-        return self._logits(model, hidden_Bx1xD)[:, 0], cache
+        return model.projection().logits(hidden_Bx1xD)[:, 0], cache
 
     def _kernel(self, platform: str, layout: str) -> str:
         return choose_kernel(platform, layout, self.arch.dtype, self.arch.attention_kernel)
@@ -315,10 +297,3 @@ class Model:
     @property
     def _scores(self) -> Scores:
         return Scores(self.arch.attention_scale, self.arch.attn_logit_softcapping)
-
-    def _logits(self, model: Transformer, hidden_BxLxD: jax.Array) -> jax.Array:
-        projection_DxV, apart = model.projection(), model.token_columns()
-        if apart is not None:
-            projection_DxV = projection_DxV.at[:, apart.ids_N].set(apart.columns_DxN)
-        logits = jnp.matmul(hidden_BxLxD, projection_DxV, preferred_element_type=jnp.float32)
-        return self.cap(logits)

@@ -27,8 +27,8 @@ SLOTS = 20  # enough for a prompt and its reply
 @partial(jax.jit, static_argnums=0)
 def logits_after(model, params, tokens, n):
     """Of the first n tokens."""
-    hidden, projection, *_ = model.apply(params, tokens[None], AttentionLayout.of_chains(jnp.array([n]), SLOTS))
-    return hidden[0, n - 1] @ projection  # a cap of logits changes no order
+    hidden, projection, _ = model.apply(params, tokens[None], AttentionLayout.of_chains(jnp.array([n]), SLOTS))
+    return projection.logits(hidden[0, n - 1])
 
 
 def most_probable(model, params, prompt, count, vocab_size=None):

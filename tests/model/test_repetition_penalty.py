@@ -25,8 +25,8 @@ def recomputed(model, params, prompt, count, penalty):
     for _ in range(count):
         padded = np.pad(tokens, (0, SLOTS - len(tokens)))
         layout = AttentionLayout.of_chains(jnp.array([len(tokens)]), SLOTS)
-        hidden, projection, *_ = model.apply(params, padded[None], layout)
-        logits = np.array(hidden[0, len(tokens) - 1] @ projection)
+        hidden, projection, _ = model.apply(params, padded[None], layout)
+        logits = np.array(projection.logits(hidden[0, len(tokens) - 1]))
         for token in set(tokens):
             logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
         tokens.append(int(logits.argmax()))

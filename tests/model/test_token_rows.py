@@ -14,7 +14,7 @@ from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.lora import TOKEN_ROWS, LoRA
 from mtsft.model.merge import merge
 from mtsft.model.parameters import join, split
-from mtsft.training.losses.forward import response_nll
+from mtsft.training.losses.forward import weighted_nll
 from mtsft.training.sharding import BATCH, make_mesh, param_shardings
 
 SOFT_CAP = dict(final_logit_softcapping=3.0)
@@ -90,10 +90,11 @@ def test_no_gradient_of_the_whole_table_is_formed(batch, tied):
     trained, frozen = split(params, model.lora.adds)
 
     def loss(trained):
-        return response_nll(model, join(trained, frozen), batch, 16).sum()
+        return weighted_nll(model, join(trained, frozen), batch, batch.response_mask, 16).nll
 
     program = jax.jit(jax.grad(loss)).lower(trained).compile().as_text()
-    whole = jax.jit(jax.grad(lambda params: response_nll(model, params, batch, 16).sum())).lower(params)
+    whole = jax.jit(jax.grad(lambda params: weighted_nll(model, params, batch, batch.response_mask, 16).nll))
+    whole = whole.lower(params)
     made, made_of_all = (_table_sized(text) for text in (program, whole.compile().as_text()))
     assert made_of_all - made >= {"dot", "scatter"}
     # Moved and, for a chunk that is skipped, filled with 0: but nothing is summed up in it.

@@ -72,8 +72,8 @@ def test_full_recomputation_keeps_less(batch):
 
 def nll_and_gradient_value(model, params, batch):
     def total(params):
-        hidden, projection, *_ = model.apply(params, batch.tokens, AttentionLayout.of(batch))
-        return (hidden @ projection).sum()
+        hidden, projection, _ = model.apply(params, batch.tokens, AttentionLayout.of(batch))
+        return projection.logits(hidden).sum()
 
     return jax.grad(total)(params)
 
@@ -82,8 +82,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32(batch):
     model = small_model(dtype="bfloat16")
     params = model.init(jax.random.key(0))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
-    hidden, projection, *_ = model.apply(params, batch.tokens, AttentionLayout.of(batch))
-    assert hidden.dtype == projection.dtype == jnp.bfloat16
+    hidden, projection, _ = model.apply(params, batch.tokens, AttentionLayout.of(batch))
+    assert (hidden.dtype, projection.kernel.dtype) == (jnp.bfloat16, jnp.float32)
+    assert projection.logits(hidden).dtype == jnp.float32
     exact, _ = nll_and_gradient(small_model(), params, batch)
     rough, gradient = nll_and_gradient(model, params, batch)
     assert rough.sum() == pytest.approx(exact.sum(), rel=2e-2)
@@ -95,8 +96,10 @@ def test_tied_head_is_the_embedding(batch):
     model = small_model(tie_word_embeddings=True)
     params = model.init(jax.random.key(0))
     assert "head" not in params
-    projection = model.apply(params, batch.tokens, AttentionLayout.of(batch)).projection_DxV
-    np.testing.assert_array_equal(projection, params["embed"]["embedding"].T)
+    projection = model.apply(params, batch.tokens, AttentionLayout.of(batch)).projection
+    np.testing.assert_array_equal(projection.kernel, params["embed"]["embedding"])
+    hidden = jnp.eye(2, 32)
+    np.testing.assert_allclose(projection.logits(hidden), params["embed"]["embedding"].T[:2], rtol=1e-6)
 
 
 def test_a_later_token_changes_nothing_before_it():

@@ -15,9 +15,9 @@ from mtsft.interop.config_json import architecture_fields
 from mtsft.interop.weight_names import ignored, standard_name, tensor_slices
 from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.attention.layout import AttentionLayout
-from mtsft.model.attention.scores import soft_cap
 from mtsft.model.transformer import Model
-from mtsft.training.objective import loss_sums, token_nll
+from mtsft.training.head import HeadLoss
+from mtsft.training.objective import LossSums
 
 UNROLLED = RUNTIME | dict(scan_layers=False)
 SIZES = dict(
@@ -182,10 +182,8 @@ def layout_of(tokens):
 
 @partial(jax.jit, static_argnames="model")
 def our_logits(model, params, tokens):
-    hidden, projection, *_ = model.apply(params, tokens, layout_of(tokens))
-    return soft_cap(
-        jnp.matmul(hidden, projection, preferred_element_type=jnp.float32), model.arch.final_logit_softcapping
-    )
+    hidden, projection, _ = model.apply(params, tokens, layout_of(tokens))
+    return projection.logits(hidden)
 
 
 @partial(jax.jit, static_argnames="model")
@@ -193,12 +191,10 @@ def our_step(model, params, tokens, mask):
     """(mean loss, logits, gradient), by the pieces of a training step."""
 
     def loss(params):
-        hidden, projection, *_ = model.apply(params, tokens, layout_of(tokens))
+        hidden, projection, _ = model.apply(params, tokens, layout_of(tokens))
         parents = jnp.broadcast_to(jnp.arange(-1, tokens.shape[1] - 1), tokens.shape)
-        cap = partial(soft_cap, cap=model.arch.final_logit_softcapping)
-        nll = token_nll(hidden, projection, tokens, parents, mask, 16, cap)
-        logits = cap(jnp.matmul(hidden, projection, preferred_element_type=jnp.float32))
-        return loss_sums(nll, mask).mean, logits
+        nll = HeadLoss(chunk=16).sum(hidden, projection, tokens, parents, mask)
+        return LossSums(nll, mask.sum()).mean, projection.logits(hidden)
 
     (mean, logits), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     return mean, logits, gradient

@@ -154,8 +154,8 @@ def test_reply_is_decoded_greedily(run, monkeypatch):
     tokens = np.array([prompt + said], np.int32)
     length = tokens.shape[1]
     layout = AttentionLayout.of_chains(np.array([length], np.int32), length)
-    hidden, projection, *_ = jax.jit(model.model.apply)(model.params, tokens, layout)
-    assert (hidden[0, len(prompt) - 1 : -1] @ projection).argmax(-1).tolist() == said
+    hidden, projection, _ = jax.jit(model.model.apply)(model.params, tokens, layout)
+    assert projection.logits(hidden[0, len(prompt) - 1 : -1]).argmax(-1).tolist() == said
     assert reply == model.encoder.tokenizer.decode(said)
 
 

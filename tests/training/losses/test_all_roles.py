@@ -77,8 +77,8 @@ def test_weights_are_those_of_the_picture(model):
 def test_it_is_the_plain_sum_over_tokens(model, params):
     trees = [chain([0, 0, 1, 0, 0.5]), tree(**BRANCHING)]
     batch = pack([trees[:1], trees], 20)
-    hidden, projection, *_ = model.apply(params, batch.tokens, AttentionLayout.of(batch))
-    logp = np.asarray(jax.nn.log_softmax(hidden @ projection), np.float64)
+    hidden, projection, _ = model.apply(params, batch.tokens, AttentionLayout.of(batch))
+    logp = np.asarray(jax.nn.log_softmax(projection.logits(hidden)), np.float64)
     nll = weight = 0.0
     for row, slot in zip(*np.nonzero(batch.parents >= 0)):
         own = batch.response_mask[row, slot] or CONTEXT

@@ -1,0 +1,75 @@
+"""Losses of logits, on one device and over columns that devices have a part of."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mtsft.model.shards import ONE_DEVICE, Shards
+from mtsft.training.sharding import BATCH, make_mesh
+from mtsft.training.token_losses import Vocabulary, cross_entropy
+
+C, V, PADDING = 5, 21, 3
+
+
+def entropy(logits, _, vocabulary):
+    """A loss in which sums over the vocabulary meet its columns again."""
+    logp = logits - vocabulary.spread(vocabulary.logsumexp(logits))[:, None]
+    return -vocabulary.sum(jnp.exp(logp) * logp)
+
+
+def plain_entropy(logits, _):
+    logp = jax.nn.log_softmax(logits)
+    return -(jnp.exp(logp) * logp).sum(-1)
+
+
+def smoothed(logits, targets, vocabulary):
+    """Label smoothing and z-loss, the target weighed by its probability: all that a loss may do."""
+    logsumexp, target = vocabulary.logsumexp(logits), vocabulary.at(logits, targets)
+    probability = jax.lax.stop_gradient(jnp.exp(target - logsumexp))
+    mean = vocabulary.sum(logits) / vocabulary.size
+    return probability * (logsumexp - target) + 0.1 * (logsumexp - mean) + 0.01 * jnp.square(logsumexp)
+
+
+def plain_smoothed(logits, targets):
+    logp = jax.nn.log_softmax(logits)
+    target = jnp.take_along_axis(logp, targets[:, None], 1)[:, 0]
+    logsumexp = jax.nn.logsumexp(logits, axis=-1)
+    return -jax.lax.stop_gradient(jnp.exp(target)) * target - 0.1 * logp.mean(-1) + 0.01 * jnp.square(logsumexp)
+
+
+def plain_cross_entropy(logits, targets):
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], 1)[:, 0]
+
+
+LOSSES = [(cross_entropy, plain_cross_entropy), (smoothed, plain_smoothed), (entropy, plain_entropy)]
+
+
+@pytest.mark.parametrize("shards", [ONE_DEVICE, Shards(make_mesh("data=1,tensor=8"), BATCH[0], "tensor")])
+@pytest.mark.parametrize(("loss", "plain"), LOSSES, ids=lambda f: f.__name__)
+def test_value_and_gradient_are_those_of_all_columns(loss, plain, shards):
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(0, 3, (C, V)), jnp.float32)
+    targets = jnp.array([0, V - 1, 3, 12, 13], jnp.int32)
+    weights = jnp.array([1, 2, 0.5, 0, 1], jnp.float32)
+    vocabulary = Vocabulary(V, shards.tensor_axis(V + PADDING))
+    assert (vocabulary.axis is None) == (shards is ONE_DEVICE)
+
+    def local(logits):
+        losses, pull = jax.vjp(lambda logits: loss(vocabulary.hide_padding(logits), targets, vocabulary), logits)
+        return losses, pull(weights)[0]
+
+    columns = P(None, vocabulary.axis)
+    padded = jnp.pad(logits, ((0, 0), (0, PADDING)), constant_values=99.0)
+    losses, gradient = jax.jit(shards.each(local, columns, (P(), columns)))(padded)
+    expected, pull = jax.vjp(lambda x: plain(x, targets), logits)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient[:, :V], pull(weights)[0], rtol=1e-5, atol=1e-6)
+    assert not np.asarray(gradient[:, V:]).any()
+
+
+def test_large_logits_overflow_nowhere():
+    logits = jnp.array([[1e4, -1e4, 0.0]])
+    losses = [float(cross_entropy(logits, jnp.array([target]), Vocabulary(3))[0]) for target in range(3)]
+    assert losses == [0.0, 2e4, 1e4]
