@@ -242,7 +242,7 @@ def _key_kernel(
 
     def step(n, totals):
         of_key, of_value = totals
-        r, i = n % heads, at.met(n // heads)
+        r, i = jax.lax.rem(n, heads), at.met(jax.lax.div(n, heads))
         block = at.queries(i)
         query, gradient = query_ref[block, r, :], gradient_ref[block, r, :]
         logsumexp, delta = logsumexp_ref[r, block], delta_ref[r, block]
