@@ -52,7 +52,11 @@ def flash_attend(
     scores: Scores,
     window=None,
 ) -> jax.Array:
-    """Attention under `mask.tree_mask`, (B, L, H, K); a query that sees nothing gets 0. Arguments as `kernels.Attend`."""
+    """Attention under `mask.tree_mask`, (B, L, H, K); a query that sees nothing gets 0.
+
+    Args:
+        kernels: of the platform; the other arguments are those of `kernels.Attend`.
+    """
     length, head_dim = query_BxLxHxK.shape[1], query_BxLxHxK.shape[3]
     behind, beside = -length % kernels.multiple(length), kernels.head_multiple(head_dim) - head_dim
     if behind or beside:

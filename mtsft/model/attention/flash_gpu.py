@@ -13,14 +13,21 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from mtsft.model.attention.flash import UNSEEN, capped
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.live_blocks import lists, live_blocks
 from mtsft.model.attention.scores import Scores
 
+try:
+    from jax.experimental.pallas import triton
+
+    MISSING = ""
+except ImportError as error:
+    MISSING = f"jax {jax.__version__} has no Pallas for it ({error})"
+
 MAX_HEAD_DIM = 256
+CAPABILITY = 8.0  # Ampere's: of cards before it, nothing was tried
 _WIDE = 512  # bytes of a head from which on blocks are halved: more would not fit the memory that programs share
 
 
@@ -65,8 +72,8 @@ class GpuFlash:
         """See `FlashKernels`."""
         call = self._call_of(query_BxLxHxK, key_BxLxGxK, layout, scores, window)
         arrays = {"query": query_BxLxHxK, "key": key_BxLxGxK, "value": value_BxLxGxK}
+        like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
         arrays |= {"gradient": gradient, "logsumexp": logsumexp, "delta": delta}
-        like = {name: jax.ShapeDtypeStruct(arrays[name].shape, arrays[name].dtype) for name in ("query", "key", "value")}
         (of_query,) = call(_query_kernel, False, arrays, {"query": like.pop("query")}, 4)
         return of_query, *call(_key_kernel, True, arrays, like, 4)
 

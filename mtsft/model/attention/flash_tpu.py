@@ -15,12 +15,18 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from mtsft.model.attention.flash import UNSEEN, capped
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.live_blocks import live_blocks, with_own
 from mtsft.model.attention.scores import Scores
+
+try:
+    from jax.experimental.pallas import tpu as pltpu
+
+    MISSING = ""
+except ImportError as error:
+    MISSING = f"jax {jax.__version__} has no Pallas for it ({error})"
 
 _LANES = 128
 _UNROLLED = 8  # heads of a group whose computations may overlap
