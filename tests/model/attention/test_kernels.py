@@ -17,13 +17,15 @@ from mtsft.model.attention.rows import Heads, Rows
 
 
 @pytest.fixture
-def two(monkeypatch):
+def two():
     """A table with a kernel for chains in bfloat16 on GPUs before the plain one."""
-    plain = KERNELS["plain"]
-    for name in list(KERNELS):
-        monkeypatch.delitem(KERNELS, name)
-    monkeypatch.setitem(KERNELS, "quick", Kernel(tree_attend, ("gpu",), ("chains",), ("bfloat16",)))
-    monkeypatch.setitem(KERNELS, "plain", plain)
+    table = dict(KERNELS)
+    KERNELS.clear()
+    KERNELS["quick"] = Kernel(tree_attend, ("gpu",), ("chains",), ("bfloat16",))
+    KERNELS["plain"] = table["plain"]
+    yield
+    KERNELS.clear()
+    KERNELS.update(table)  # in its order, which is that of the choice
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
