@@ -18,7 +18,7 @@ from flax import nnx
 from mtsft.errors import InputError
 from mtsft.model.architecture import DTYPES, REMAT_POLICIES, Architecture
 from mtsft.model.attention.cached import attend_cached
-from mtsft.model.attention.kernels import KERNELS, PLAIN, attend_on, choose_kernel
+from mtsft.model.attention.kernels import AUTO, KERNELS, PLAIN, attend_on, choose_kernel
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.rows import ANY_ROWS, Heads, Rows
 from mtsft.model.attention.scores import Scores, soft_cap
@@ -252,7 +252,8 @@ class Model:
             shards: of the devices that compute it.
             step_rng: what a training step draws at random; None for nothing.
         """
-        kernel = KERNELS[self._kernel(jax.default_backend())]
+        named = self.arch.attention_kernel  # by `on`, which knows the devices
+        kernel = KERNELS[self._kernel(jax.default_backend()) if named == AUTO else named]
         attend = attend_on(shards, kernel, self.rows)
 
         def within_tree(_, window, query, key, value):
