@@ -36,10 +36,10 @@ def distance_to_plain(kernel: Kernel, heads: Heads, scores: Scores, dtype: str, 
         jax.random.normal(key, (*layout.positions.shape, size, heads.head_dim), dtype) for key, size in zip(keys, sizes)
     ]
     window = _WINDOW if heads.window else None
-    filled = (layout.segment_ids > 0)[..., None, None]
 
-    def both(attend, *arrays):
+    def both(attend, layout, *arrays):
         *inputs, weights = arrays
+        filled = (layout.segment_ids > 0)[..., None, None]
 
         def total(*inputs):
             out = jnp.where(filled, attend(*inputs, layout, scores, window), 0)
@@ -51,9 +51,9 @@ def distance_to_plain(kernel: Kernel, heads: Heads, scores: Scores, dtype: str, 
     function = kernel.function
     if kernel.takes_most_trees:
         function = partial(function, most_trees=int(layout.segment_ids.max()))
-    found = jax.jit(partial(both, function))(*arrays)
+    found = jax.jit(partial(both, function))(layout, *arrays)
     with jax.default_matmul_precision("highest"):
-        wanted = jax.jit(partial(both, KERNELS[PLAIN].function))(*(x.astype(jnp.float32) for x in arrays))
+        wanted = jax.jit(partial(both, KERNELS[PLAIN].function))(layout, *(x.astype(jnp.float32) for x in arrays))
     return max(_error(x, y) for x, y in zip(jax.device_get(found), jax.device_get(wanted)))
 
 
