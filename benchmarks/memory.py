@@ -44,6 +44,7 @@ from jax.experimental import topologies  # noqa: E402
 from mtsft.config_files import load_config  # noqa: E402
 from mtsft.data.batches import empty_batch  # noqa: E402
 from mtsft.interop.config_json import architecture_fields  # noqa: E402
+from mtsft.model.attention.rows import Rows  # noqa: E402
 from mtsft.presets import VARIANTS, same_step  # noqa: E402
 from mtsft.runs.build_model import model_of, optimizer_of  # noqa: E402
 from mtsft.runs.compiled import compile_step  # noqa: E402
@@ -74,7 +75,8 @@ def run_of(name, config, devices):
     epochs = SimpleNamespace(times_N=lambda: 1.0, mean_rows=1)
     data = SimpleNamespace(train=SimpleNamespace(weights_N=np.ones(1)), epochs=epochs)
     partitioner = Partitioner(config.parallel.mode, make_mesh(config.parallel.mesh, devices))
-    return TrainingSetup(config, data, model_of(config, 0), optimizer_of(config), partitioner, None)
+    model = model_of(config, 0).on("tpu", Rows(branch=False))
+    return TrainingSetup(config, data, model, optimizer_of(config), partitioner, None)
 
 
 def state_bytes(run):

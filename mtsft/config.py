@@ -100,7 +100,9 @@ def default() -> ConfigDict:
     model.dtype = "float32"  # of the computation: "float32" or "bfloat16"
     model.param_dtype = "float32"  # that parameters are kept in; what is frozen may well be "bfloat16"
     model.scan_layers = True  # compile one layer and scan it; False unrolls (faster steps on CPU, longer compile)
-    model.remat = "none"  # activations kept for the backward pass: "none" keeps all, "dots", "dots_no_batch", "full"
+    # Of a layer's activations, what is kept for the backward pass: "none" keeps all, "full" only what goes in,
+    # "attention" also what attention gives, "dots" and "dots_no_batch" what products of matrices give.
+    model.remat = "none"
     model.attention_kernel = "auto"  # of model/attention/kernels.py; "auto" takes the first that fits the devices
 
     config.lora = lora = ConfigDict()

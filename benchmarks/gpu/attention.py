@@ -1,17 +1,16 @@
 """Kernels of attention that could be used or written: what runs here, how fast, and how right.
 
 One layer, forward and backward: rows of 4,096, batch 4, 16 query heads over 8 key-value heads of 128, bfloat16. Those
-that know of packed dialogues get some twelve a row; the others one whole row. Errors are relative, to the plain
-formula in float32. The time with backward is that of the gradients of query, key and value.
+that know of packed dialogues get some twelve a row, or trees, where they know of them; the others one whole row. Errors
+are relative, to the plain formula in float32. The time with backward is that of the gradients of query, key and value.
 """
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks.gpu import measure, product, shapes
 
@@ -25,41 +24,19 @@ def _inputs():
     return [jax.random.normal(key, (B, L, n, K), jnp.bfloat16) for key, n in zip(keys, heads)]
 
 
-def _segments(packed: bool) -> list[list[int]]:
-    if not packed:
-        return [[L]] * B
-    rows = shapes.full_rows(1, B, L, 100, typical=L / 12)
-    return [[len(tree[0]) for tree in row] for row in rows]
+@lru_cache(maxsize=3)
+def _layout(kind: str):
+    """The layout of rows that hold no padding. kind: "packed" chains, packed "trees", "whole rows"."""
+    make = shapes.branching if kind == "trees" else shapes.chain
+    rows = shapes.full_rows(1, B, L, 100, make, typical=0 if kind == "whole rows" else L / 12)
+    return jax.device_put(product.layout_of(product.pack(rows, L)))
 
 
-class Layout(NamedTuple):
-    """Where dialogues lie. ends, ids (B, L): of the one of each slot. lengths (B, M), offsets (B, M + 1): of each.
-
-    offsets: where each begins in its row; its end is not said again. -1: there is no such one.
-    """
-
-    ends: jax.Array
-    ids: jax.Array
-    lengths: jax.Array
-    offsets: jax.Array
-
-
-def _layout(segments: list[list[int]]) -> Layout:
-    most = max(map(len, segments))
-    lengths, offsets = np.full((B, most), -1, np.int32), np.full((B, most + 1), -1, np.int32)
-    for row, sizes in enumerate(segments):
-        lengths[row, : len(sizes)] = sizes
-        offsets[row, : len(sizes)] = np.cumsum([0, *sizes[:-1]])
-    ends = np.array([np.repeat(np.cumsum(row), row) for row in segments], np.int32)
-    ids = np.array([np.repeat(np.arange(len(row)), row) for row in segments], np.int32)
-    return jax.device_put(Layout(ends, ids, lengths, offsets))
-
-
-@lru_cache(maxsize=2)
-def _reference(packed: bool) -> tuple[jax.Array, ...]:
+@lru_cache(maxsize=3)
+def _reference(kind: str) -> tuple[jax.Array, ...]:
     """What comes out, and the gradients of query, key and value: by the plain formula, in float32 throughout."""
     query, key, value, weight = (x.astype(jnp.float32) for x in _inputs())
-    ends, places = _layout(_segments(packed)).ends, jnp.arange(L)
+    ends, places = _layout(kind).subtree_ends, jnp.arange(L)
 
     @jax.checkpoint
     def row(query, key, value, ends):
@@ -87,10 +64,9 @@ def _errors(found, wanted) -> float:
     return max(float(jnp.linalg.norm(x - y) / jnp.linalg.norm(y)) for x, y in pairs)
 
 
-def _time(attend: Callable, packed: bool, backward: bool = True) -> dict[str, Any]:
+def _time(attend: Callable, kind: str, backward: bool = True) -> dict[str, Any]:
     query, key, value, _ = inputs = _inputs()
-    segments = _segments(packed)
-    layout, wanted = _layout(segments), _reference(packed)
+    layout, wanted = _layout(kind), _reference(kind)
 
     def total(query, key, value, weight, layout):
         return (attend(query, key, value, layout) * weight).astype(jnp.float32).sum()
@@ -98,7 +74,7 @@ def _time(attend: Callable, packed: bool, backward: bool = True) -> dict[str, An
     forward, line = measure.compiled(jax.jit(attend).lower(query, key, value, layout))
     line["error"] = _errors([forward(query, key, value, layout)], wanted[:1])
     line["forward_ms"] = round(measure.seconds_each(partial(forward, query, key, value, layout), 0.2)[0] * 1e3, 3)
-    needed = 4 * K * H * sum(n * (n + 1) / 2 for row in segments for n in row)
+    needed = 4 * K * H * float((layout.positions + 1).astype(jnp.float32).sum())  # a query sees its path
     line["forward_share"] = round(needed / line["forward_ms"] * 1e3 / measure.PEAK, 4)
     if backward:
         both, more = measure.compiled(jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*inputs, layout))
@@ -109,8 +85,12 @@ def _time(attend: Callable, packed: bool, backward: bool = True) -> dict[str, An
     return line
 
 
-def _ours(query, key, value, layout):
-    return product.attention(query, key, value, layout.ends)
+def _ours(how: str, query, key, value, layout):
+    return product.attention(query, key, value, layout, how, most_trees=_most_trees())
+
+
+def _most_trees() -> int:
+    return int(_layout("packed").segment_ids.max())
 
 
 def _jax(implementation: str, query, key, value, layout):
@@ -120,26 +100,9 @@ def _jax(implementation: str, query, key, value, layout):
 
 def _jax_masked(implementation: str, query, key, value, layout):
     places = jnp.arange(L)
-    mask = (places[None, None] <= places[None, :, None]) & (places[None, :, None] < layout.ends[:, None])
+    mask = (places[None, None] <= places[None, :, None]) & (places[None, :, None] < layout.subtree_ends[:, None])
     how = dict(scale=SCALE, implementation=implementation)
     return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], **how)
-
-
-def _cudnn_packed(query, key, value, layout):
-    """cuDNN's own notion of packing, which jax.nn does not offer."""
-    from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
-
-    return dot_product_attention(
-        query,
-        key,
-        value,
-        q_seqlen=layout.lengths,
-        kv_seqlen=layout.lengths,
-        q_offsets=layout.offsets,
-        kv_offsets=layout.offsets,
-        scale=SCALE,
-        mask_type=MaskType.PADDING_CAUSAL,
-    )
 
 
 def _triton(query, key, value, layout):
@@ -149,7 +112,7 @@ def _triton(query, key, value, layout):
     blocks = BlockSizes(64, 64, 64, 64, 64, 64)
     key, value = (jnp.repeat(x, H // G, axis=2) for x in (key, value))
     how = dict(sm_scale=SCALE, causal=True, block_sizes=blocks, interpret=shapes.TINY)
-    return mha(query, key, value, layout.ids, **how)
+    return mha(query, key, value, layout.segment_ids, **how)
 
 
 def _mosaic(query, key, value, layout):
@@ -184,14 +147,20 @@ def _pallas(kind: str) -> dict[str, Any]:
 
 
 CASES = {
-    "attention ours, packed": partial(_time, _ours, True),
-    "attention ours, whole rows": partial(_time, _ours, False),
-    "attention jax xla, whole rows": partial(_time, partial(_jax, "xla"), False),
-    "attention jax cudnn, whole rows": partial(_time, partial(_jax, "cudnn"), False),
-    "attention cudnn segments, packed": partial(_time, _cudnn_packed, True),
-    "attention jax cudnn mask, packed": partial(_time, partial(_jax_masked, "cudnn"), True),
-    "attention pallas triton example, packed": partial(_time, _triton, True),
-    "attention pallas mosaic example, whole rows": partial(_time, _mosaic, False, backward=False),
+    "attention plain, packed": partial(_time, partial(_ours, "plain"), "packed"),
+    "attention plain, whole rows": partial(_time, partial(_ours, "plain"), "whole rows"),
+    "attention plain, trees": partial(_time, partial(_ours, "plain"), "trees"),
+    "attention cudnn, packed": partial(_time, partial(_ours, "cudnn"), "packed"),
+    **{
+        f"attention {how}, {kind}": partial(_time, partial(_ours, how), kind)
+        for how in product.ATTENTION
+        for kind in ("packed", "trees", "whole rows")
+    },
+    "attention jax xla, whole rows": partial(_time, partial(_jax, "xla"), "whole rows"),
+    "attention jax cudnn, whole rows": partial(_time, partial(_jax, "cudnn"), "whole rows"),
+    "attention jax cudnn mask, packed": partial(_time, partial(_jax_masked, "cudnn"), "packed"),
+    "attention pallas triton example, packed": partial(_time, _triton, "packed"),
+    "attention pallas mosaic example, whole rows": partial(_time, _mosaic, "whole rows", backward=False),
     "pallas triton": partial(_pallas, "triton"),
     "pallas mosaic": partial(_pallas, "mosaic"),
 }

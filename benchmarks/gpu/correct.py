@@ -18,7 +18,10 @@ HOWS = {"float32 highest": ("float32", "highest"), "float32": ("float32", None),
 
 def _compile(device, how: str, scan: bool, batch) -> Callable:
     dtype, precision = HOWS[how]
-    run = product.run_of(shapes.keys_of(shapes.SMALL, **{"model.dtype": dtype, "model.scan_layers": scan}))
+    keys = {"model.dtype": dtype, "model.scan_layers": scan}
+    if device.platform == "cpu":
+        keys["model.attention_kernel"] = "plain"
+    run = product.run_of(shapes.keys_of(shapes.SMALL, **keys))
     with jax.default_matmul_precision(precision):
         params = jax.device_put(_params(run), device)
         program = jax.jit(jax.value_and_grad(product.nll(run))).lower(params, jax.device_put(batch, device)).compile()
@@ -79,20 +82,50 @@ def model() -> list[dict[str, Any]]:
 
 
 def attention() -> list[dict[str, Any]]:
-    """The package's attention, chains and trees, against numpy in float64."""
+    """The package's kernels, chains and trees, against numpy in float64; their gradients, against the plain one's."""
     length, H, G, K = (64, 4, 2, 16) if shapes.TINY else (700, 8, 2, 64)
     rng, lines = np.random.default_rng(0), []
     for kind, make in (("chains", shapes.chain), ("trees", shapes.branching)):
         batch = product.pack(shapes.full_rows(3, 2, length, 100, make, 150.0), length)
         x = [rng.normal(size=(2, length, heads, K)).astype("bfloat16") for heads in (H, G, G)]
         expected = _attend64(*(np.float64(each) for each in x), batch.subtree_ends)
-        for how, allowed in (("float32 highest", 1e-5), ("float32", 3e-3), ("bfloat16", 1e-2)):
-            dtype, precision = HOWS[how]
-            with jax.default_matmul_precision(precision):
-                out = jax.jit(product.attention)(*(jnp.asarray(each, dtype) for each in x), batch.subtree_ends)
-            error = float(np.linalg.norm(np.float64(out) - expected) / np.linalg.norm(expected))
-            lines.append({"what": f"{kind}, {how}", "error": error, "allowed": allowed, "right": error < allowed})
+        layout, most = product.layout_of(jax.device_put(batch)), int(batch.segment_ids.max())
+        weights = jnp.asarray(rng.normal(size=expected.shape), "bfloat16")
+        gradients = _gradients(x, layout, weights, "plain", "float32 highest", most)[1]
+        for kernel in ("plain", *product.ATTENTION, "cudnn"):
+            for how, allowed in (("float32 highest", 1e-5), ("float32", 3e-3), ("bfloat16", 1e-2)):
+                if not product.can_attend(kernel, kind, HOWS[how][0], H, G, K, most):
+                    continue
+                line = {"what": f"{kernel}, {kind}, {how}", "allowed": allowed}
+                try:
+                    out, found = _gradients(x, layout, weights, kernel, how, most)
+                except Exception as error:
+                    lines.append(line | {"failed": f"{type(error).__name__}: {error}"[:300], "right": False})
+                    continue
+                error = _error(out, expected)
+                worst = max(map(_error, found, gradients))
+                right = error < allowed and worst < 2 * allowed
+                lines.append(line | {"error": error, "gradient_error": worst, "right": right})
     return lines
+
+
+def _gradients(x, layout, weights, kernel: str, how: str, most: int):
+    """What a kernel gives, and the gradients of query, key and value."""
+    dtype, precision = HOWS[how]
+
+    def total(query, key, value, layout, weights):
+        out = product.attention(query, key, value, layout, kernel, most)
+        return (out * weights).astype("float32").sum(), out
+
+    with jax.default_matmul_precision(precision):
+        arrays = (jnp.asarray(each, dtype) for each in x)
+        gradients, out = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*arrays, layout, weights.astype(dtype))
+    return out, gradients
+
+
+def _error(found, wanted) -> float:
+    found, wanted = np.float64(found), np.float64(wanted)
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 
 
 def _attend64(query, key, value, ends):

@@ -7,11 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.gpu.shapes import TINY
 from mtsft.config import default
 from mtsft.data.batches import PackedBatch, empty_batch, pack_row
 from mtsft.encoding.token_tree import TokenTree
+from mtsft.model.attention.flash import flash_attend
+from mtsft.model.attention.flash_gpu import GpuFlash
+from mtsft.model.attention.kernels import KERNELS
 from mtsft.model.attention.layout import AttentionLayout
-from mtsft.model.attention.plain import tree_attend
+from mtsft.model.attention.rows import Heads, Rows
 from mtsft.model.attention.scores import Scores
 from mtsft.model.generate import generate
 from mtsft.model.parameters import unstack_layers
@@ -24,14 +28,32 @@ from mtsft.training.losses.forward import weighted_nll
 from mtsft.training.partitioner import Partitioner
 from mtsft.training.sharding import make_mesh
 
-__all__ = ["attention", "compile_step", "decode", "head_nll", "nll", "pack", "run_of"]
+__all__ = [
+    "ATTENTION",
+    "attention",
+    "can_attend",
+    "compile_step",
+    "decode",
+    "head_nll",
+    "layout_of",
+    "nll",
+    "pack",
+    "run_of",
+]
 
 
-def run_of(keys: dict[str, Any], weights: Sequence[float] = (1.0,)) -> TrainingSetup:
+def run_of(
+    keys: dict[str, Any], weights: Sequence[float] = (1.0,), chains: bool = False, most_trees: int = 0
+) -> TrainingSetup:
     """What training makes of the default config with these keys, on one device, without files of dialogues.
 
-    weights: the supervised tokens of every row of the data.
+    Args:
+        keys: by their flat names.
+        weights: the supervised tokens of every row of the data.
+        chains: whether no dialogue branches.
+        most_trees: dialogues that a row holds at most; 0 for unknown.
     """
+    rows = Rows(branch=not chains, most_trees=most_trees)
     config = default()
     config.train.steps = 1000
     config.update_from_flattened_dict(keys)
@@ -40,7 +62,7 @@ def run_of(keys: dict[str, Any], weights: Sequence[float] = (1.0,)) -> TrainingS
         epochs=SimpleNamespace(times_N=lambda: 1.0, mean_rows=len(weights)),
     )
     partitioner = Partitioner("jit", make_mesh("", jax.devices()[:1]))
-    model = model_of(config, 0).on(jax.devices()[0].platform)
+    model = model_of(config, 0).on(jax.devices()[0].platform, rows)
     return TrainingSetup(config, data, model, optimizer_of(config), partitioner, None)
 
 
@@ -73,10 +95,34 @@ def head_nll(hidden: jax.Array, kernel: jax.Array, batch: PackedBatch, chunk: in
     return HeadLoss(chunk=chunk).sum(hidden, projection, batch.tokens, batch.parents, batch.response_mask)
 
 
-def attention(query, key, value, subtree_ends):
-    """The package's attention of a whole row, (B, L, H, K)."""
-    layout = AttentionLayout(None, subtree_ends, None)  # of which the plain kernel reads no more without a window
-    return tree_attend(query, key, value, layout, Scores(query.shape[-1] ** -0.5))
+def layout_of(batch: PackedBatch) -> AttentionLayout:
+    """The layout of the rows of a batch."""
+    return AttentionLayout.of(batch)
+
+
+# Ways to attend that `attention` knows, besides "plain": of chips, and of other blocks than the package takes.
+_INTERPRET = TINY and jax.default_backend() == "cpu"
+ATTENTION = {
+    f"pallas {block_q} by {block_k}": GpuFlash(block_q, block_k, interpret=_INTERPRET)
+    for block_q, block_k in ((64, 64), (128, 64), (64, 128), (128, 128), (64, 32))
+}
+
+
+def can_attend(how: str, kind: str, dtype: str, heads: int, groups: int, head_dim: int, most_trees: int) -> bool:
+    """Whether `attention` can do that here. kind: "chains" or "trees"."""
+    if how in ATTENTION:
+        return _INTERPRET or jax.default_backend() == "gpu"
+    rows = Rows(kind == "trees", most_trees)
+    return KERNELS[how].fits(jax.default_backend(), kind, dtype, Heads(heads, groups, head_dim), rows)
+
+
+def attention(query, key, value, layout, how: str = "plain", most_trees: int = 0):
+    """The package's attention of rows, (B, L, H, K). how: "plain", "cudnn", or one of ATTENTION."""
+    scores = Scores(query.shape[-1] ** -0.5)
+    if how in ATTENTION:
+        return flash_attend(ATTENTION[how], query, key, value, layout, scores)
+    more = {"most_trees": most_trees} if KERNELS[how].takes_most_trees else {}
+    return KERNELS[how].function(query, key, value, layout, scores, **more)
 
 
 def decode(run: TrainingSetup, count: int) -> Callable[[list[list[int]]], list[list[int]]]:

@@ -20,17 +20,24 @@ from benchmarks.gpu.repeat import WAYS, repeat
 from benchmarks.gpu.table import table
 
 # Not timed, beside the runs of repeat.py.
-ASIDE = {"correct attention": 60, "correct model": 110}
+ASIDE = {"correct attention": 110, "correct model": 110}
 # Timed, with the seconds that each may take.
 TIMED = {
     "step 0.5B packed": 90,
     "step 8B lora packed": 120,
     "head 512": 40,
-    "attention ours, packed": 60,
-    "attention jax cudnn, whole rows": 40,
-    "attention cudnn segments, packed": 40,
+    "attention pallas 64 by 64, packed": 40,
+    "attention pallas 64 by 64, trees": 40,
+    "attention cudnn, packed": 40,
+    "attention plain, packed": 60,
     "step 1.5B packed": 90,
     "step 3B packed": 90,
+    "step 0.5B packed, pallas": 90,
+    "attention pallas 128 by 64, packed": 40,
+    "attention pallas 64 by 128, packed": 40,
+    "attention pallas 128 by 128, packed": 40,
+    "attention pallas 64 by 32, packed": 40,
+    "step 0.5B packed attention": 90,
     "step 0.5B packed, profile": 90,
     "decode 0.5B, batch 8": 90,
     "decode 0.5B, batch 1": 90,
@@ -44,6 +51,12 @@ TIMED = {
     "head 1024": 40,
     "step 0.5B packed none": 90,
     "step 0.5B plain": 90,
+    "attention jax cudnn, whole rows": 40,
+    "attention pallas 64 by 64, whole rows": 40,
+    "attention pallas 128 by 64, trees": 40,
+    "attention plain, trees": 60,
+    "step 1.5B packed attention": 90,
+    "step 0.5B packed, plain attention": 90,
     "attention jax xla, whole rows": 40,
     "head 2048": 40,
     "step 1.5B packed dots": 90,
@@ -56,7 +69,7 @@ TIMED = {
     "step 0.5B packed dots": 90,
     "step 0.5B packed dots_no_batch": 90,
     "decode 0.5B float32, batch 1": 60,
-    "attention ours, whole rows": 60,
+    "attention plain, whole rows": 60,
     "parts 0.5B": 90,
 }
 

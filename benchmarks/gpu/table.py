@@ -7,6 +7,7 @@ from pathlib import Path
 # Fields of a line, in the order they are shown, and how.
 SHOWN = {
     "rows": "rows {}",
+    "kernel": "attention {}",
     "step_ms": "{:,.2f} ms",
     "token_ms": "{} ms a token",
     "tokens_s": "{:,} tokens/s",

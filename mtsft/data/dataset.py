@@ -57,6 +57,18 @@ class TokenizedDataset:
     def _stores(self) -> list[Store]:
         return [store for store in (self.train, self.eval) if store is not None]
 
+    @property
+    def branches(self) -> bool:
+        """Whether a tree may branch; where not, all are chains."""
+        return any(store.branches for store in self._stores)
+
+    @cached_property
+    def most_trees(self) -> int:
+        """How many trees a row holds at most; 0 where that is not known, as epochs differ."""
+        sides = [(self.train, lambda: self.epochs), (self.eval, lambda: self.eval_epochs)]
+        most = [epochs().most_trees for store, epochs in sides if store is not None and len(store)]
+        return max(most, default=0) if all(most) else 0
+
     def check_ids_below(self, vocab_size: int) -> None:
         """Raises InputError for a token that a model of `vocab_size` embeddings does not have."""
         if self.tokenizer.vocab_size <= vocab_size:

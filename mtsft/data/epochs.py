@@ -99,6 +99,13 @@ class Epochs:
         """Rows of an epoch."""
         return self.start(epoch + 1) - self.start(epoch)
 
+    @property
+    def most_trees(self) -> int:
+        """How many trees a row holds at most; 0 where that is not known, as the rows of each epoch are others."""
+        if self.period > 1:
+            return 0
+        return max((len(lengths) for lengths, _ in self.layout(0).patterns), default=0)
+
     @cached_property
     def mean_rows(self) -> float:
         """Rows of an epoch, on average."""

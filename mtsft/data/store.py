@@ -115,6 +115,11 @@ class Store:
             return np.zeros(0, np.int64)
         return np.add.reduceat(self._columns["response_mask_N"] != 0, self._starts[:-1], dtype=np.int64)
 
+    @property
+    def branches(self) -> bool:
+        """Whether a tree may branch; where not, all are chains."""
+        return self.stats.branching > 0
+
     def other_authors(self) -> list[int]:
         """Trees in which a supervised token is part of another message's words than its response's: never any."""
         supervised, columns = self._columns["response_mask_N"] != 0, self._columns

@@ -11,12 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from mtsft.errors import InputError, one_line
+from mtsft.model.attention.kept import NAMES
 from mtsft.model.attention.kernels import AUTO, KERNELS
 
-# What the backward pass keeps of a layer; the rest it computes again. "none" keeps all.
+# What the backward pass keeps of a layer; the rest it computes again. "none" keeps all. "attention" keeps what
+# attention gives, with the sums of its softmax where the kernel names them, so that it is not computed again.
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(*NAMES),
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }

@@ -18,8 +18,9 @@ from flax import nnx
 from mtsft.errors import InputError
 from mtsft.model.architecture import DTYPES, REMAT_POLICIES, Architecture
 from mtsft.model.attention.cached import attend_cached
-from mtsft.model.attention.kernels import KERNELS, Attend, choose_kernel
+from mtsft.model.attention.kernels import AUTO, KERNELS, PLAIN, attend_on, choose_kernel
 from mtsft.model.attention.layout import AttentionLayout
+from mtsft.model.attention.rows import ANY_ROWS, Heads, Rows
 from mtsft.model.attention.scores import Scores
 from mtsft.model.block import MATRICES, Layer
 from mtsft.model.layers import Embedding, Head, RMSNorm
@@ -169,6 +170,7 @@ class Model:
         arch: sizes and numerics.
         lora: its adapters.
         padding: rows behind the vocabulary, see model/vocabulary.py; of the embedding, and columns of the head.
+        rows: what is known of the rows that `apply` is given.
 
     Raises:
         InputError: for adapters that fit no matrix.
@@ -177,6 +179,7 @@ class Model:
     arch: Architecture
     lora: LoRA = NO_LORA
     padding: int = 0
+    rows: Rows = ANY_ROWS
 
     def __post_init__(self):
         if self.lora.rank and not any(map(self.lora.adapts, MATRICES)):
@@ -196,9 +199,13 @@ class Model:
         """The same with its layers apart, which decoding needs for speed."""
         return replace(self, arch=replace(self.arch, scan_layers=False))
 
-    def on(self, platform: str) -> "Model":
-        """The same with the attention kernel that it has on a platform of JAX, by name. Raises InputError for none."""
-        return replace(self, arch=replace(self.arch, attention_kernel=self._kernel(platform, "trees")))
+    def on(self, platform: str, rows: Rows = ANY_ROWS) -> "Model":
+        """The same with the kernel, by name, that attends over such rows on a platform of JAX.
+
+        Raises InputError where none does, or not the one that is named.
+        """
+        model = replace(self, rows=rows)
+        return replace(model, arch=replace(self.arch, attention_kernel=model._kernel(platform)))
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters; the same values whether layers are scanned or unrolled, adapted or not."""
@@ -223,19 +230,24 @@ class Model:
         Args:
             params: as `init` gives them.
             tokens_BxL: int32.
-            layout: of the rows.
+            layout: of the rows; those that are not what the kernel was chosen for become NaN.
             shards: of the devices that compute it.
             step_rng: what a training step draws at random; None for nothing.
         """
-        attend = self._attend("trees")
+        named = self.arch.attention_kernel  # by `on`, which knows the devices
+        kernel = KERNELS[self._kernel(jax.default_backend()) if named == AUTO else named]
+        attend = attend_on(shards, kernel, self.rows)
 
         def within_tree(_, window, query, key, value):
-            return attend(query, key, value, layout, self._scores, window), None
+            return attend(query, key, value, layout, self.scores, window), None
 
         model = self._merge(params)
         hidden_BxLxD, _, auxiliary = model(
             tokens_BxL, layout.positions, within_tree, constrain=shards.constrain, step_rng=step_rng
         )
+        if "trees" not in kernel.layouts:
+            are_chains_B = layout.are_chains(self.rows.most_trees)
+            hidden_BxLxD = jnp.where(are_chains_B[:, None, None], hidden_BxLxD, jnp.nan)
         return Output(hidden_BxLxD, model.projection(), auxiliary)
 
     def prefill(self, params: Params, tokens_BxP: jax.Array, lengths_B: jax.Array, num_slots: int) -> tuple:
@@ -247,12 +259,12 @@ class Model:
             lengths_B: of the prompts.
             num_slots: of the cache, at least P.
         """
-        attend = self._attend("chains")
+        attend = KERNELS[PLAIN].function  # which the compiler cuts over whatever devices hold the parameters
         P = tokens_BxP.shape[1]
         layout = AttentionLayout.of_chains(lengths_B, P)
 
         def within_prompt(_, window, query, key, value):
-            attended = attend(query, key, value, layout, self._scores, window)
+            attended = attend(query, key, value, layout, self.scores, window)
             behind = (0, num_slots - P)
             key_BxGxKxS = jnp.pad(key.transpose(0, 2, 3, 1), ((0, 0), (0, 0), (0, 0), behind))
             value_BxGxSxK = jnp.pad(value.transpose(0, 2, 1, 3), ((0, 0), (0, 0), behind, (0, 0)))
@@ -281,19 +293,31 @@ class Model:
             mask_BxS = distances_BxS >= 0
             if window is not None:
                 mask_BxS &= distances_BxS < window
-            attended_BxHxK = attend_cached(query[:, 0], key_BxGxKxS, value_BxGxSxK, mask_BxS, self._scores)
+            attended_BxHxK = attend_cached(query[:, 0], key_BxGxKxS, value_BxGxSxK, mask_BxS, self.scores)
             return attended_BxHxK[:, None], (key_BxGxKxS, value_BxGxSxK)
 
         model = self._merge(params)
         hidden_Bx1xD, cache, _ = model(tokens_B[:, None], slots_B[:, None], within_cache, cache=cache)
         return model.projection().logits(hidden_Bx1xD)[:, 0], cache
 
-    def _kernel(self, platform: str, layout: str) -> str:
-        return choose_kernel(platform, layout, self.arch.dtype, self.arch.attention_kernel)
-
-    def _attend(self, layout: str) -> Attend:
-        return KERNELS[self._kernel(jax.default_backend(), layout)].function
+    def _kernel(self, platform: str) -> str:
+        arch = self.arch
+        return choose_kernel(platform, self.rows.layout, arch.dtype, arch.attention_kernel, self.heads, self.rows)
 
     @property
-    def _scores(self) -> Scores:
+    def heads(self) -> Heads:
+        """What its attention kernel must be able to."""
+        arch, kinds = self.arch, {*self.arch.slides}
+        return Heads(
+            arch.num_attention_heads,
+            arch.num_key_value_heads,
+            arch.head_dim,
+            softcap=bool(arch.attn_logit_softcapping),
+            window=True in kinds,
+            traced_window=arch.scan_layers and len(kinds) == 2,
+        )
+
+    @property
+    def scores(self) -> Scores:
+        """How its queries and keys make scores."""
         return Scores(self.arch.attention_scale, self.arch.attn_logit_softcapping)

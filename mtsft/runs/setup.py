@@ -14,11 +14,13 @@ from mtsft.data.batches import BatchSource
 from mtsft.data.dataset import TokenizedDataset, open_dataset
 from mtsft.errors import InputError
 from mtsft.files import local_path
+from mtsft.model.attention.rows import Rows
 from mtsft.model.lora import TOKEN_ROWS
 from mtsft.model.parameters import Params, names, split
 from mtsft.model.transformer import Model
 from mtsft.model.vocabulary import padding_for, resized
 from mtsft.runs.absent_base import AbsentBase
+from mtsft.runs.attention_check import check_attention
 from mtsft.runs.build_model import architecture_of, lora_of, optimizer_of
 from mtsft.runs.initial_params import initial_params
 from mtsft.runs.resolve import resolve
@@ -91,7 +93,7 @@ class TrainingSetup:
         fields = base.fields if base else asdict(arch)
         config = with_token_ids(config, dataset.tokenizer, fields, arch.vocab_size)
         padding = padding_for(arch.vocab_size, mesh.shape["tensor"])
-        model = Model(arch, lora_of(config), padding).on(mesh.devices.flat[0].platform)
+        model = Model(arch, lora_of(config), padding).on(mesh.devices.flat[0].platform, rows_of(dataset))
         dataset.check_ids_below(model.arch.vocab_size)
         dataset.check_lengths(model.arch.max_position_embeddings)
         if config.eval.patience and dataset.eval is None:
@@ -113,6 +115,7 @@ class TrainingSetup:
         setup.param_shardings(setup.frozen_shapes)
         if trains:
             _ = dataset.epochs.layout(0), setup.steps, setup.schedule, setup.rate_factors, setup.loss
+        check_attention(model)
         return setup
 
     def check_growth(self) -> None:
@@ -228,6 +231,11 @@ class TrainingSetup:
         return build_loss(self.model, self.partitioner.shards, **self.config.objective)
 
 
+def rows_of(dataset: TokenizedDataset) -> Rows:
+    """What is known of the rows of a dataset."""
+    return Rows(dataset.branches, 0 if dataset.branches else dataset.most_trees)
+
+
 def _microbatches(config: ConfigDict, partitioner: Partitioner) -> int:
     train = config.train
     return count_microbatches(train.batch_size, partitioner.num_shards, train.microbatches, train.rows_per_device)
@@ -243,7 +251,8 @@ def check_model(config: ConfigDict, partitioner: Partitioner) -> None:
     config = config.copy_and_resolve_references()
     config.lora.trainable_tokens = ""  # which only the tokenizer can find
     arch = architecture_of(config, config.model.vocab_size or partitioner.mesh.size)
-    model = Model(arch, lora_of(config)).on(partitioner.mesh.devices.flat[0].platform)
+    easiest = Rows(branch=False, most_trees=1)  # of the dialogues nothing is known yet
+    model = Model(arch, lora_of(config)).on(partitioner.mesh.devices.flat[0].platform, easiest)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     param_shardings(shapes, partitioner.mesh)
     trained = split(shapes, trained_names(model.lora, config.train.freeze, names(shapes)))[0]

@@ -238,3 +238,11 @@ def test_shares_are_part_of_the_content_and_the_seed_is_not(store):
     # What runs on files that are seen a whole number of times had before shares moved on.
     order = np.concatenate([np.arange(30), np.arange(30), np.arange(30, 37)]).astype(np.int64)
     assert made[1] == hashlib.sha256(store.content.encode() + order.tobytes()).hexdigest()
+
+
+def test_how_many_trees_a_row_holds_at_most():
+    epochs = Epochs(Lengths(30, 7), 40)
+    assert epochs.most_trees == np.diff(epochs.plan(3).offsets).max()
+    twice = Epochs(Lengths(30, 7), 40, (1.0, 2.0))
+    assert twice.most_trees == np.diff(twice.plan(0).offsets).max()
+    assert Epochs(Lengths(30, 7), 40, (1.0, 0.4)).most_trees == 0  # other dialogues in each epoch

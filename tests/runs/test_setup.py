@@ -10,6 +10,8 @@ import pytest
 
 from mtsft.config import default
 from mtsft.errors import InputError
+from mtsft.model.attention.kernels import KERNELS, Kernel
+from mtsft.model.attention.rows import Rows
 from mtsft.runs import compiled as functions
 from mtsft.runs.compiled import compile_step
 from mtsft.runs.identity import identity
@@ -109,8 +111,26 @@ def test_the_loss_is_the_configs_and_divided_by_its_own_weight(make_run, compile
 def test_the_kernel_of_attention_is_the_one_chosen_for_the_devices(make_run):
     assert make_run().model.arch.attention_kernel == "plain"
     assert "model.attention_kernel" not in identity(make_run())
-    with pytest.raises(InputError, match=r"^model.attention_kernel='flash': use one of auto, plain$"):
+    with pytest.raises(InputError, match=r"^model.attention_kernel='flash': use one of auto, "):
         make_run(**{"model.attention_kernel": "flash"})
+
+
+def test_what_the_rows_hold_is_known_from_the_data(make_run, tmp_path):
+    run = make_run()
+    data = run.dataset
+    most = max(np.diff(epochs.plan(0).offsets).max() for epochs in (data.epochs, data.eval_epochs))
+    assert run.model.rows == Rows(branch=False, most_trees=most)
+    said = [("user", "1?", None), ("assistant", "one", 0), ("assistant", "1", 0)]
+    messages = [
+        {"id": i, "role": role, "content": text, "parent": parent} for i, (role, text, parent) in enumerate(said)
+    ]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    assert make_run(**{"data.eval": str(tmp_path / "b.jsonl"), "data.eval_fraction": 0.0}).model.rows == Rows()
+
+
+def test_a_kernel_that_is_for_chains_is_named_where_no_dialogue_branches(make_run, monkeypatch):
+    monkeypatch.setitem(KERNELS, "quick", Kernel(KERNELS["plain"].function, None, ("chains",), ("float32",)))
+    assert make_run(**{"model.attention_kernel": "quick"}).model.arch.attention_kernel == "quick"
 
 
 def test_the_schedule_the_microbatches_and_the_steps_are_the_configs(make_run, compiled):
@@ -288,8 +308,8 @@ def test_muon_is_refused_where_adapters_leave_it_nothing(make_run):
     [
         ("model.dtype", "float16", "model.dtype='float16': use one of float32, bfloat16"),
         ("model.param_dtype", "bf16", "model.param_dtype='bf16': use one of float32, bfloat16"),
-        ("model.attention_kernel", "flash", "model.attention_kernel='flash': use one of auto, plain"),
-        ("model.remat", "some", "model.remat='some': use one of none, full, dots, dots_no_batch"),
+        ("model.attention_kernel", "flash", "model.attention_kernel='flash': use one of auto, "),
+        ("model.remat", "some", "model.remat='some': use one of none, full, attention, dots, dots_no_batch"),
         ("model.hidden_act", "relu", "model.hidden_act='relu': use one of silu, gelu, gelu_pytorch_tanh"),
         ("model.layer_types", "wide", "model.layer_types='wide': write the kinds"),
         ("model.rope_scaling", "[]", "model.rope_scaling='[]': write one JSON object"),

@@ -31,3 +31,9 @@ class AttentionLayout(NamedTuple):
         within_BxL = positions_BxL < lengths_B[:, None]
         ends_BxL = jnp.where(within_BxL, lengths_B[:, None], 0)
         return cls(positions_BxL, ends_BxL, within_BxL.astype(jnp.int32))
+
+    def are_chains(self, most: int = 0) -> jax.Array:
+        """Which rows hold nothing but chains, and no more than `most` of them; bool (B,). most: 0 for no limit."""
+        same_tree = self.segment_ids[:, 1:] == self.segment_ids[:, :-1]
+        chains_B = ((self.subtree_ends[:, 1:] == self.subtree_ends[:, :-1]) | ~same_tree).all(1)
+        return chains_B & (self.segment_ids.max(1) <= most) if most else chains_B

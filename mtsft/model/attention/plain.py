@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from mtsft.model.attention.kept import named_output
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.mask import tree_mask
 from mtsft.model.attention.scores import Scores
@@ -31,7 +32,7 @@ def tree_attend(
         seen = [x[:, :end] for x in (key_BxLxGxK, value_BxLxGxK, layout.subtree_ends)]
         positions = None if window is None else layout.positions[:, :end]
         blocks.append(attend_block(query_BxLxHxK[:, first:end], *seen, positions, window))
-    return jnp.concatenate(blocks, axis=1)
+    return named_output(jnp.concatenate(blocks, axis=1))
 
 
 def attend(query_BxLxHxK, key_BxSxGxK, value_BxSxGxK, mask_BxLxS, scores: Scores) -> jax.Array:
