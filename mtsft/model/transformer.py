@@ -7,6 +7,7 @@ Gemma and Phi apart is in the fields of `Architecture`.
 Shapes: B batch, L length, S cache slots, D model, F intermediate, H heads, G key-value heads, K head dim, V vocab.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from mtsft.errors import InputError
 from mtsft.model.architecture import DTYPES, REMAT_POLICIES, Architecture
@@ -245,10 +247,10 @@ class Model:
             shards: of the devices that compute it.
             step_rng: what a training step draws at random; None for nothing.
         """
-        attend = self._attend("trees")
+        attend = self._attend_each("trees", shards)
 
         def within_tree(_, window, query, key, value):
-            return attend(query, key, value, layout, self._scores, window), None
+            return attend(query, key, value, layout, window), None
 
         model = self._merge(params)
         hidden_BxLxD, _, auxiliary = model(
@@ -311,6 +313,24 @@ class Model:
 
     def _attend(self, layout: str) -> Attend:
         return KERNELS[self._kernel(jax.default_backend(), layout)].function
+
+    def _attend_each(self, layout: str, shards: Shards) -> Callable[..., jax.Array]:
+        """The kernel on each device's own rows and heads: (query, key, value, AttentionLayout, window) -> (B, L, H, K).
+
+        What a kernel is made of, the compiler could not cut over devices.
+        """
+        attend, arch = self._attend(layout), self.arch
+        heads = P(shards.rows, None, shards.tensor_axis(arch.num_attention_heads, arch.num_key_value_heads), None)
+
+        def attend_own(query, key, value, layout, window):
+            def with_window(query, key, value, layout, traced):
+                return attend(query, key, value, layout, self._scores, window if traced is None else traced)
+
+            traced = window if isinstance(window, jax.Array) else None
+            specs = (heads, heads, heads, P(shards.rows, None), P())
+            return shards.each(with_window, specs, heads)(query, key, value, layout, traced)
+
+        return attend_own
 
     @property
     def _scores(self) -> Scores:

@@ -117,7 +117,7 @@ def test_a_later_token_changes_nothing_before_it():
         ({"head_dim": 7}, "head_dim=7"),
         ({"remat": "some"}, "model.remat='some': use one of none, full"),
         ({"dtype": "float16"}, "model.dtype='float16'"),
-        ({"attention_kernel": "some"}, "model.attention_kernel='some': use one of auto, plain"),
+        ({"attention_kernel": "some"}, "model.attention_kernel='some': use one of auto, "),
         ({"num_hidden_layers": 0}, "num_hidden_layers=0: must be at least 1"),
     ],
 )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 
 from mtsft.errors import InputError
+from mtsft.model.attention.blocked import blocked_attend
 from mtsft.model.attention.plain import tree_attend
 
 LAYOUTS = ("chains", "trees")  # "trees": rows whose trees may branch
@@ -39,7 +40,10 @@ class Kernel:
 
 
 # "auto" takes the first that fits.
-KERNELS = {"plain": Kernel(tree_attend, None, LAYOUTS, ("float32", "bfloat16"))}
+KERNELS = {
+    "blocked": Kernel(blocked_attend, ("cpu",), LAYOUTS, ("float32", "bfloat16")),
+    "plain": Kernel(tree_attend, None, LAYOUTS, ("float32", "bfloat16")),
+}
 
 
 def choose_kernel(platform: str, layout: str, dtype: str, name: str = AUTO) -> str:

@@ -24,7 +24,8 @@ def two(monkeypatch):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_plain_attends_everywhere(platform, layout, dtype):
-    assert choose_kernel(platform, layout, dtype) == choose_kernel(platform, layout, dtype, "plain") == "plain"
+    assert choose_kernel(platform, layout, dtype, "plain") == "plain"
+    assert choose_kernel(platform, layout, dtype) == ("blocked" if platform == "cpu" else "plain")
 
 
 @pytest.mark.parametrize(
@@ -48,14 +49,14 @@ def test_a_kernel_that_is_named_is_never_replaced(two):
 
 
 def test_a_name_that_is_not_there_is_an_error():
-    with pytest.raises(InputError, match=r"^model.attention_kernel='flash': use one of auto, plain$"):
+    with pytest.raises(InputError, match=r"^model.attention_kernel='flash': use one of auto, blocked, plain$"):
         choose_kernel("cpu", "chains", "float32", "flash")
 
 
 def test_where_nothing_fits_is_an_error(two, monkeypatch):
     monkeypatch.delitem(KERNELS, "plain")
-    with pytest.raises(InputError, match=r"auto'.* no kernel for rows of trees in float32 on cpu; there are quick$"):
-        choose_kernel("cpu", "trees", "float32")
+    with pytest.raises(InputError, match=r"auto'.* no kernel for rows of trees in float32 on tpu; there are .*quick$"):
+        choose_kernel("tpu", "trees", "float32")
 
 
 def test_the_model_attends_with_the_kernel_of_its_name(monkeypatch):
@@ -67,7 +68,7 @@ def test_the_model_attends_with_the_kernel_of_its_name(monkeypatch):
     monkeypatch.setitem(KERNELS, "values", Kernel(values, None, LAYOUTS, ("float32",)))
     batch = uneven_batch(rows=2)
     auto, other = small_model(), small_model(attention_kernel="values")
-    assert auto.on("cpu") == small_model(attention_kernel="plain")
+    assert auto.on("cpu") == small_model(attention_kernel="blocked")
     assert other.on("cpu") == other
     params, layout = auto.init(jax.random.key(0)), AttentionLayout.of(batch)
     hidden = [model.apply(params, batch.tokens, layout).hidden_BxLxD for model in (auto, auto.on("cpu"), other)]
