@@ -213,8 +213,13 @@ class Model:
         return replace(self, arch=replace(self.arch, scan_layers=False))
 
     def on(self, platform: str) -> "Model":
-        """The same with the attention kernel that it has on a platform of JAX, by name. Raises InputError for none."""
-        return replace(self, arch=replace(self.arch, attention_kernel=self._kernel(platform, "trees")))
+        """The same as it is computed on a platform of JAX: its attention kernel by name, its layers scanned or not.
+
+        Raises InputError where no kernel fits.
+        """
+        scan = platform != "cpu" if self.arch.scan_layers is None else self.arch.scan_layers
+        kernel = self._kernel(platform, "trees")
+        return replace(self, arch=replace(self.arch, attention_kernel=kernel, scan_layers=scan))
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters; the same values whether layers are scanned or unrolled, adapted or not."""
