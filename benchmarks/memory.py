@@ -75,7 +75,7 @@ def run_of(name, config, devices):
     epochs = SimpleNamespace(times_N=lambda: 1.0, mean_rows=1)
     data = SimpleNamespace(train=SimpleNamespace(weights_N=np.ones(1)), epochs=epochs)
     partitioner = Partitioner(config.parallel.mode, make_mesh(config.parallel.mesh, devices))
-    model = model_of(config, 0).on("tpu", Rows(branch=False))
+    model = model_of(config, 0).on(devices[0].platform, Rows(branch=False))
     return TrainingSetup(config, data, model, optimizer_of(config), partitioner, None)
 
 

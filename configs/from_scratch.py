@@ -4,7 +4,7 @@
 
 The file holds one dialogue a line, {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}]}.
 One dialogue in twenty is held out, by its content; a SentencePiece tokenizer is trained on the rest. Four passes over
-the data; with a GPU add --config.model.dtype=bfloat16 --config.model.scan_layers=True.
+the data; with a GPU add --config.model.dtype=bfloat16.
 
 Expected: a model of 13 M parameters that speaks like its data and knows nothing else. Measured smaller, on the 1,664
 plain dialogues of 13 files of the Schema-Guided Dialogue dataset (fill 0.998), with --config.data.vocab_size=4096
@@ -29,7 +29,6 @@ def get_config():
     config.model.num_hidden_layers = 6
     config.model.num_attention_heads = 6
     config.model.num_key_value_heads = 2
-    config.model.scan_layers = False  # unrolled layers run faster on CPU
 
     config.train.epochs = 4.0
     config.train.batch_size = 4

@@ -38,7 +38,6 @@ def get_config():
     config.model.head_dim = 64
     config.model.tie_word_embeddings = True
     config.model.initializer_range = 0.1
-    config.model.scan_layers = False  # unrolled layers run faster on CPU
 
     config.train.steps = 360
     config.train.batch_size = 8

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from mtsft.errors import InputError
 from mtsft.files import path_of
@@ -99,7 +99,8 @@ def default() -> ConfigDict:
     )
     model.dtype = "float32"  # of the computation: "float32" or "bfloat16"
     model.param_dtype = "float32"  # that parameters are kept in; what is frozen may well be "bfloat16"
-    model.scan_layers = True  # compile one layer and scan it; False unrolls (faster steps on CPU, longer compile)
+    # Compile one layer and scan it, or else each by itself; None: each on CPUs, where steps are faster, else one.
+    model.scan_layers = config_dict.placeholder(bool)
     # Of a layer's activations, what is kept for the backward pass: "none" keeps all, "full" only what goes in,
     # "attention" also what attention gives, "dots" and "dots_no_batch" what products of matrices give.
     model.remat = "none"

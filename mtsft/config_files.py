@@ -108,7 +108,7 @@ def with_texts(config: ConfigDict, texts: Mapping[str, str]) -> ConfigDict:
     config = config.copy_and_resolve_references()
     for key, text in texts.items():
         check_key(key)
-        kind = type(config_keys()[key].default)
+        kind = config_keys()[key].kind
         try:
             value = _TRUTH[text.strip().lower()] if kind is bool else kind(text)
         except (ValueError, KeyError) as error:
@@ -228,17 +228,17 @@ def _no_variants(name: str) -> InputError:
 def _override(config: ConfigDict, key: str, value: Any) -> None:
     check_key(key)
     group, name = key.split(".")
-    keys, was = config[group], config_keys()[key].default
+    keys, known = config[group], config_keys()[key]
     try:
         if key in _SEVERAL and isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
             with keys.ignore_type():
                 keys[name] = tuple(value)
             return
         # ConfigDict takes None for anything, and True for a number.
-        if value is None or (isinstance(value, bool) and not isinstance(was, bool)):
+        if (value is None and known.default is not None) or (isinstance(value, bool) and known.kind is not bool):
             raise TypeError(key)
         keys[name] = value
     except TypeError as error:
-        wanted, kind = type(was).__name__, type(value).__name__
-        hint = ", such as JSON text" if isinstance(was, str) and isinstance(value, dict | list) else ""
+        wanted, kind = known.kind.__name__, type(value).__name__
+        hint = ", such as JSON text" if known.kind is str and isinstance(value, dict | list) else ""
         raise InputError(f"{key}={one_line(repr(value), 60)}: is of type {kind}; it must be {wanted}{hint}") from error

@@ -20,12 +20,14 @@ class ConfigKey:
 
     Attributes:
         name: with its group, such as "train.steps".
-        default: its value where nobody sets it.
+        default: its value where nobody sets it; None where it then goes by the machine.
+        kind: the type of its values.
         meaning: the comment beside it in mtsft/config.py.
     """
 
     name: str
     default: Any
+    kind: type
     meaning: str
 
 
@@ -33,9 +35,11 @@ class ConfigKey:
 def config_keys() -> dict[str, ConfigKey]:
     """Every key by its name, in the order of mtsft/config.py."""
     meanings = read_meanings(inspect.getsource(config))
-    defaults = {f"{group}.{key}": value for group, keys in config.default().items() for key, value in keys.items()}
-    in_order = dict.fromkeys([*meanings, *defaults])
-    return {name: ConfigKey(name, defaults[name], meanings.get(name, "")) for name in in_order if name in defaults}
+    groups = config.default()
+    kinds = {f"{group}.{key}": keys.get_type(key) for group, keys in groups.items() for key in keys}
+    defaults = {f"{group}.{key}": value for group, keys in groups.items() for key, value in keys.items()}
+    in_order = [name for name in dict.fromkeys([*meanings, *defaults]) if name in defaults]
+    return {name: ConfigKey(name, defaults[name], kinds[name], meanings.get(name, "")) for name in in_order}
 
 
 def changed_keys(values: Mapping[str, Any]) -> list[tuple[ConfigKey, Any]]:

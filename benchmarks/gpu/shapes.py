@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.flops import needed
+
 TINY = bool(os.environ.get("TINY"))
 
 _QWEN = dict(tie_word_embeddings=True, attention_bias=True, rope_theta=1e6, vocab_size=151_936)
@@ -74,18 +76,8 @@ def full_rows(seed: int, count: int, length: int, vocab: int, make=chain, typica
 
 
 def flops(sizes: dict[str, Any], rows, lora: bool = False) -> float:
-    """Floating-point operations that a training step needs, at two for a multiplication with its addition.
-
-    6 for each parameter of the layers' matrices and each token; 6 for each entry of the projection and each supervised
-    token (the embedding is looked up, which costs none); 12 K H for each query, each key it sees and each layer. A
-    frozen matrix takes 4 for 6, as no gradient of it is formed; the adapters themselves are left out. What is computed
-    a second time (rematerialisation) and what a mask throws away are not needed, and do not count.
-    """
-    D, F, K = sizes["hidden_size"], sizes["intermediate_size"], sizes["head_dim"]
-    H, G, layers = sizes["num_attention_heads"], sizes["num_key_value_heads"], sizes["num_hidden_layers"]
-    matrices = layers * (D * K * (H + 2 * G) + H * K * D + 3 * D * F)
+    """Floating-point operations that a training step on rows of chains needs, as `benchmarks.flops` counts them."""
     tokens = sum(len(tree[0]) for row in rows for tree in row)
     supervised = sum((tree[2] > 0).sum() for row in rows for tree in row)
-    seen = sum(n * (n + 1) / 2 for row in rows for n in (len(tree[0]) for tree in row))
-    each = 4 if lora else 6
-    return float(each * matrices * tokens + each * D * sizes["vocab_size"] * supervised + 12 * K * H * layers * seen)
+    pairs = sum(n * (n + 1) / 2 for row in rows for n in (len(tree[0]) for tree in row))
+    return needed(sizes, tokens, supervised, pairs, lora)

@@ -51,7 +51,7 @@ YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_
 RUNTIME: dict[str, Any] = {
     "dtype": "float32",
     "param_dtype": "float32",
-    "scan_layers": True,
+    "scan_layers": None,
     "remat": "none",
     "attention_kernel": AUTO,
 }
@@ -96,7 +96,7 @@ class Architecture:
     initializer_range: float
     dtype: str
     param_dtype: str
-    scan_layers: bool
+    scan_layers: bool | None
     remat: str
     attention_kernel: str
 

@@ -10,6 +10,7 @@ from flax import nnx
 
 from mtsft.model.architecture import DTYPES, Architecture
 from mtsft.model.lora import LoRA
+from mtsft.model.matmul import matmul
 from mtsft.model.quantization import LEAVES, product, quantize_kernel
 
 
@@ -118,13 +119,13 @@ class Linear(nnx.Module):
         if self.lora.quantize:
             y = product(x_BxLxI, {leaf: getattr(self, leaf)[...] for leaf in LEAVES[self.lora.quantize]}, self.dtype)
         else:
-            y = x_BxLxI @ self.kernel[...].astype(self.dtype)
+            y = matmul(x_BxLxI, self.kernel[...].astype(self.dtype))
         if self.bias is not None:
             y += self.bias[...].astype(self.dtype)[None, None]
         if self.adapted:
             x_BxLxI = drop(x_BxLxI, self.lora.dropout, keys_B, self.salt)
-            inner = x_BxLxI @ self.lora_a[...].astype(self.dtype)
-            y += inner @ self.lora_b[...].astype(self.dtype) * self.lora.scale
+            inner = matmul(x_BxLxI, self.lora_a[...].astype(self.dtype))
+            y += matmul(inner, self.lora_b[...].astype(self.dtype)) * self.lora.scale
         return y
 
 

@@ -200,12 +200,13 @@ class Model:
         return replace(self, arch=replace(self.arch, scan_layers=False))
 
     def on(self, platform: str, rows: Rows = ANY_ROWS) -> "Model":
-        """The same with the kernel, by name, that attends over such rows on a platform of JAX.
+        """The same as it is computed on a platform of JAX: its attention kernel by name, its layers scanned or not.
 
-        Raises InputError where none does, or not the one that is named.
+        Raises InputError where no kernel attends over such rows there, or not the one that is named.
         """
-        model = replace(self, rows=rows)
-        return replace(model, arch=replace(self.arch, attention_kernel=model._kernel(platform)))
+        scan = platform != "cpu" if self.arch.scan_layers is None else self.arch.scan_layers
+        model = replace(self, arch=replace(self.arch, scan_layers=scan), rows=rows)
+        return replace(model, arch=replace(model.arch, attention_kernel=model._kernel(platform)))
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters; the same values whether layers are scanned or unrolled, adapted or not."""

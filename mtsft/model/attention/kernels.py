@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from mtsft.errors import InputError
 from mtsft.model.attention import cudnn, flash_gpu, flash_tpu, splash
+from mtsft.model.attention.blocked import blocked_attend
 from mtsft.model.attention.flash import flash_attend
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.plain import tree_attend
@@ -152,6 +153,7 @@ KERNELS = {
     "splash": Kernel(
         splash.splash_attend, ("tpu",), ("chains",), _BOTH, _splash_refuses, each_device=True, is_checked=True
     ),
+    "blocked": Kernel(blocked_attend, ("cpu",), LAYOUTS, _BOTH, each_device=True),
     PLAIN: Kernel(tree_attend, None, LAYOUTS, _BOTH),
 }
 

@@ -33,6 +33,7 @@ def two():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_plain_attends_everywhere(platform, layout, dtype):
     assert choose_kernel(platform, layout, dtype, "plain") == "plain"
+    assert platform != "cpu" or choose_kernel(platform, layout, dtype) == "blocked"
 
 
 @pytest.mark.parametrize(
@@ -148,8 +149,8 @@ def test_a_kernel_that_is_named_where_it_cannot_says_why(where, why):
 
 def test_where_nothing_fits_is_an_error(two, monkeypatch):
     monkeypatch.delitem(KERNELS, "plain")
-    with pytest.raises(InputError, match=r"auto'.* no kernel for rows of trees in float32 on cpu; there are quick$"):
-        choose_kernel("cpu", "trees", "float32")
+    with pytest.raises(InputError, match=r"auto'.* no kernel for rows of trees in float32 on tpu; there are .*quick$"):
+        choose_kernel("tpu", "trees", "float32")
 
 
 def test_the_model_attends_with_the_kernel_of_its_name(monkeypatch):
@@ -161,7 +162,7 @@ def test_the_model_attends_with_the_kernel_of_its_name(monkeypatch):
     monkeypatch.setitem(KERNELS, "values", Kernel(values, None, LAYOUTS, ("float32",)))
     batch = uneven_batch(rows=2)
     auto, other = small_model(), small_model(attention_kernel="values")
-    assert auto.on("cpu").arch.attention_kernel != "auto"
+    assert auto.on("cpu").arch.attention_kernel == "blocked"
     assert other.on("cpu") == other
     params, layout = auto.init(jax.random.key(0)), AttentionLayout.of(batch)
     hidden = [model.apply(params, batch.tokens, layout).hidden_BxLxD for model in (auto, auto.on("cpu"), other)]
