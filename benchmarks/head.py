@@ -22,7 +22,7 @@ is the loop that this replaced, over the chunks of each row, with logits formed 
     D=384 V=8192        1.34, 400       0.69, 120 / 0.44, 48          0.22, 24       1.04
     D=576 V=49152 tied  9.34, 2400      5.94, 810 / 4.23, 432         1.92, 162      1.04
 
-Chunks of 128, 256, 512 and 1,024 lie within a tenth of one another there, those of 64 are slower. How the target's
+Chunks of 128, 256, 512 and 1,024 lie within a fifth of one another there. How the target's
 logit is found (by comparison, by a gather, with a gather's gradient), and whether exponentials are formed once or
 twice, makes no difference that can be told from noise: products take nearly all of it. In bfloat16 the kernel's
 gradient is off by 5e-4 of its norm where it was by 24e-4, as it is added up, and handed on, in float32; that by hidden
