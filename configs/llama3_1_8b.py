@@ -15,7 +15,7 @@ Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the 
     gpu80      refused              15.4 / 20.5
     h200       29.9 / 93.1          15.4 / 20.5
     v5e-8      3.8 / 13.3           2.2 / 4.8
-    v5e-16     5.6 / 12.5           1.2 / 3.8
+    v5e-16     5.6 / 14.2           1.2 / 3.8
     v5p-8      22.4 / 39.9          4.1 / 6.9
 """
 

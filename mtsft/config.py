@@ -122,7 +122,7 @@ def default() -> ConfigDict:
     objective.loss = "response"  # what is trained: the "response"s; or "all_roles", the context beside them
     objective.context_weight = 1.0  # of a context token under "all_roles"; held-out losses are of responses always
     objective.normalize = "dataset"  # divide gradient sums by the dataset's mean weight per batch, or the "batch"'s own
-    objective.chunk = 0  # supervised slots of a device that meet the vocabulary at a time; 0 for a share of them all
+    objective.chunk = 0  # supervised slots of a device that meet the vocabulary at a time; 0: an eighth, 256 to 2,048
 
     config.train = train = ConfigDict()
     train.steps = 0  # optimizer steps; 0 leaves it to train.epochs

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -28,7 +29,7 @@ SLOTS = 20  # enough for a prompt and its reply
 def logits_after(model, params, tokens, n):
     """Of the first n tokens."""
     hidden, projection, _ = model.apply(params, tokens[None], AttentionLayout.of_chains(jnp.array([n]), SLOTS))
-    return projection.logits(hidden[0, n - 1])
+    return replace(projection, softcap=0.0).logits(hidden[0, n - 1])  # a cap changes no order
 
 
 def most_probable(model, params, prompt, count, vocab_size=None):

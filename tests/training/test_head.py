@@ -68,7 +68,7 @@ CASES = [
 
 
 def plain_each(hidden, projection, data):
-    states = jnp.take_along_axis(hidden, np.maximum(data.parents, 0)[..., None], axis=1)
+    states = jnp.take_along_axis(hidden, jnp.maximum(data.parents, 0)[..., None], axis=1)
     logp = jax.nn.log_softmax(projection.logits(states))
     nll = -jnp.take_along_axis(logp, data.tokens[..., None], axis=-1)[..., 0]
     return jnp.where(data.weights > 0, nll, 0)
