@@ -125,8 +125,8 @@ def advice(shapes: Sequence[RowShape], row_length: int) -> str:
     best = suited(shapes)
     if best is None:
         return (
-            "no row length tried holds every dialogue: data.over_length says what becomes of longer ones, and audit what "
-            "that costs"
+            "no row length tried holds every dialogue: data.over_length says what becomes of longer ones, "
+            "and audit what that costs"
         )
     batch = f" and train.batch_size={best.batch_size:,}" if best.batch_size else ""
     why = "the shortest rows that are full" if best.fill >= _FULL else "the fullest rows"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from mtsft.dialogue.schema import Dialogue
-from mtsft.encoding.token_tree import TokenTree, context_lengths, expand, is_one_chain, positions, response_ends
+from mtsft.encoding.token_tree import TokenTree, chain_tokens, context_lengths, is_one_chain, positions, response_ends
 from mtsft.template.spans import TurnPlan
 
 _EXAMPLES = 5  # kept of each kind of problem
@@ -185,8 +185,8 @@ class EncodingStats:
             depths_N = range(len(tree))
         else:
             self.branching += 1
-            self.chain_tokens += sum(map(len, expand(tree)))
             depths_N = positions(tree.parents_N)
+            self.chain_tokens += chain_tokens(tree, depths_N)
         self.response_tokens += sum(int(depths_N[end]) + 1 for end in response_ends(tree).tolist())
         self.tokens += len(tree)
         self.supervised_tokens += len(supervised)

@@ -181,16 +181,32 @@ def expand(tree: TokenTree) -> list[TokenTree]:
     """
     if is_one_chain(tree):
         return [tree]
-    has_child = np.zeros(len(tree) + 1, bool)
-    has_child[tree.parents_N] = True  # a root's -1 marks the spare last entry
     chains, counted, parents = [], np.zeros(len(tree), bool), tree.parents_N.tolist()
-    for leaf in np.flatnonzero(~has_child[:-1]).tolist():
+    for leaf in _leaves(tree).tolist():
         nodes = np.array(path_from_root(parents, leaf))
         mask = np.where(counted[nodes], np.float32(0), tree.response_mask_N[nodes])
         counted[nodes] = True
         if mask.any():
             chains.append(tree.chain(nodes, mask))
     return chains
+
+
+def chain_tokens(tree: TokenTree, depths_N: np.ndarray) -> int:
+    """The tokens of all chains of `expand(tree)`, in time linear in the tree where no leaf is context.
+
+    depths_N: `positions` of the tree.
+    """
+    leaves = _leaves(tree)
+    if tree.response_mask_N[leaves].all():
+        return int((depths_N[leaves] + 1).sum())
+    return sum(map(len, expand(tree)))
+
+
+def _leaves(tree: TokenTree) -> np.ndarray:
+    """The tokens that no other follows, in order."""
+    has_child = np.zeros(len(tree) + 1, bool)
+    has_child[tree.parents_N] = True  # a root's -1 marks the spare last entry
+    return np.flatnonzero(~has_child[:-1])
 
 
 class TreeBuilder:

@@ -9,9 +9,13 @@ from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 
 from mtsft.errors import InputError, one_line
+from mtsft.template.loop_bodies import remembering
+from mtsft.template.loop_memory import FILTERS, RememberedMessages
 from mtsft.template.provenance import PLACEHOLDERS, Tracker, Untrackable
 from mtsft.template.read_order import WatchedLoop, WatchedMessages
 from mtsft.template.sandbox import make_environment, trackable
+
+_JOINING = (WatchedMessages, RememberedMessages)  # messages that follow what is written
 
 
 class Refused(Exception):
@@ -53,7 +57,8 @@ class JinjaTemplate:
             }
             self.variables = frozenset(meta.find_undeclared_variables(tree) - self._environment.globals.keys())
             self.has_plain_tail = _has_plain_tail(tree)
-            code = self._environment.compile(trackable(tree), name)
+            self._environment.filters |= FILTERS
+            code = self._environment.compile(trackable(remembering(tree)), name)
             self._template = jinja2.Template.from_code(self._environment, code, self._environment.make_globals(None))
             self._template.root_render_func.__globals__["LoopContext"] = WatchedLoop
         except jinja2.TemplateSyntaxError as error:
@@ -63,7 +68,7 @@ class JinjaTemplate:
         """The text that the template makes of its variables.
 
         Args:
-            variables: what it may name; "messages" may be WatchedMessages.
+            variables: what it may name; "messages" may be WatchedMessages or RememberedMessages.
             tracker: of the tracked strings among the variables; the text is then a buffer of it.
 
         Raises:
@@ -75,7 +80,7 @@ class JinjaTemplate:
             # Not Template.render: its end would rewrite tracebacks, which costs more than the rendering.
             pieces = self._template.root_render_func(self._template.new_context(variables))
             messages = variables["messages"]
-            return messages.join(pieces) if type(messages) is WatchedMessages else "".join(pieces)
+            return messages.join(pieces) if type(messages) in _JOINING else "".join(pieces)
         except Untrackable:
             raise
         except (

@@ -10,6 +10,8 @@ from typing import Any
 
 from jinja2.runtime import LoopContext
 
+from mtsft.template.loop_memory import Steps
+
 
 class WatchedMessages(list):
     """The messages of one rendering, or those from some index on (`messages[1:]`), which note their reads for all.
@@ -57,6 +59,8 @@ class WatchedMessages(list):
             whole.in_order = False
 
     def __iter__(self) -> Iterator[Any]:
+        if len(self._whole.marks) > self._start + 1:
+            self.look_ahead()  # another loop has read some of them, and perhaps not all
         for index in range(list.__len__(self) + 1):
             self._note_read(index)
             if index < list.__len__(self):
@@ -96,9 +100,19 @@ class WatchedMessages(list):
 
 
 class WatchedLoop(LoopContext):
-    """Jinja's `loop`: peeking at the next item (`loop.last`, `loop.nextitem`) counts as looking ahead."""
+    """Jinja's `loop`: peeking at the next item (`loop.last`, `loop.nextitem`) counts as looking ahead.
+
+    Steps that are remembered (loop_memory.py) are counted, and not run.
+    """
 
     def _peek_next(self) -> Any:
         if isinstance(self._iterable, WatchedMessages):
             self._iterable.look_ahead()
-        return super()._peek_next()
+        return self._iterable.peek() if type(self._iterable) is Steps else super()._peek_next()
+
+    def __next__(self) -> tuple[Any, LoopContext]:
+        if type(self._iterable) is not Steps:
+            return super().__next__()
+        self._current, self.index0 = next(self._iterator), self._iterable.done - 1
+        self._before = self._iterable.items[self.index0 - 1]
+        return self._current, self

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from mtsft.dialogue.schema import Dialogue
 from mtsft.template.chat_template import REASONING_NAMES, ChatTemplate, TemplateRefusal
 from mtsft.template.jinja import Refused
+from mtsft.template.loop_memory import LoopMemory, RememberedMessages
 from mtsft.template.placeholders import Parts
 from mtsft.template.provenance import Tracker, Untrackable
 from mtsft.template.read_order import WatchedMessages
@@ -46,6 +47,7 @@ class TrackedDialogue:
         self.tracker = Tracker(template.bind(dialogue))
         records = self.tracker.bindings.records
         self._messages = [self._wrap(record, i) for i, record in enumerate(records["messages"])]
+        self._memory = LoopMemory(self._messages)
         tools = records["tools"]
         self._tools = tools and [
             wrap(self.tracker, tool, ("tools", i), -1, "tools", opaque=True) for i, tool in enumerate(tools)
@@ -69,7 +71,7 @@ class TrackedDialogue:
         """
         messages = [self._messages[i] for i in indices] + list(probes)
         try:
-            return self._run(messages, prompt)
+            return self._run(RememberedMessages(messages, self._memory), prompt)
         except Untrackable as error:
             raise TemplateRefusal(
                 f"{self.dialogue.source}: the chat template {self.template.name} does with a message what cannot be "

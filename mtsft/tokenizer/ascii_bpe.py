@@ -1,7 +1,12 @@
-"""A fast path for ASCII text under byte-level BPE tokenizers: words are looked up. The same ids, several times as fast.
+"""A fast path for ASCII text under BPE tokenizers: words are looked up. The same ids, several times as fast.
 
-Such a tokenizer cuts a text into words by a regular expression (pre-tokenisation) and encodes each word by itself, so
-the ids of a word are the same wherever it comes up. On ASCII text its expression can be translated for Python's `re`.
+A byte-level tokenizer cuts a text into words by a regular expression (pre-tokenisation) and encodes each word by
+itself, so the ids of a word are the same wherever it comes up. On ASCII text its expression can be translated for
+Python's `re`.
+
+One that does no more than write spaces as a character of their own (Gemma's) cuts nothing, and merges pieces over the
+whole text. But where no piece of its vocabulary has a space behind another character, no merge reaches over the
+beginning of a word, the spaces before it included: there, too, every word is encoded as if it were alone.
 """
 
 import re
@@ -10,6 +15,7 @@ from itertools import chain
 
 import tokenizers
 
+from mtsft.tokenizer.base import SPACE
 from mtsft.tokenizer.tokenizer_json import BYTE_CHARACTERS
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # what ByteLevel cuts by itself
@@ -24,6 +30,10 @@ _SAMPLES = (
     " <|x|> __init__  a/b//c camelCaseWORDS HTTPServer's I'LL x  \n y\t\tz\x00\x1c\x1d\x7f\x0b\x0c !!!\n???\r\n...//\n",
     *map(chr, range(128)),
 )
+_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+# What Gemma's files have after that, when there is no space left to cut at.
+_NOTHING = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+_WORDS, _INNER_SPACE = re.compile(" *[^ ]+| +"), re.compile(f"[^{SPACE}]{SPACE}")
 _TABLE = {byte: character for byte, character in BYTE_CHARACTERS.items() if byte < 128}
 _MOST_WORDS, _LONGEST = 1 << 18, 64  # what is kept, some 50 MB at most
 
@@ -35,12 +45,12 @@ class _ForbiddenId(Exception):
 class _Words(dict[str, tuple[int, ...]]):
     """The ids of words, of each when it is first asked for. Arguments: as those of AsciiBpe."""
 
-    def __init__(self, model: tokenizers.models.Model, forbidden: Set[int]):
+    def __init__(self, model: tokenizers.models.Model, forbidden: Set[int], table: dict[int, str]):
         super().__init__()
-        self._model, self._forbidden = model, forbidden
+        self._model, self._forbidden, self._table = model, forbidden, table
 
     def __missing__(self, word: str) -> tuple[int, ...]:
-        ids = tuple([token.id for token in self._model.tokenize(word.translate(_TABLE))])
+        ids = tuple([token.id for token in self._model.tokenize(word.translate(self._table))])
         if not self._forbidden.isdisjoint(ids):
             raise _ForbiddenId
         if len(word) <= _LONGEST:
@@ -57,11 +67,14 @@ class AsciiBpe:
         expression: cuts a text into words.
         model: encodes a word.
         forbidden: ids that no plain text may give.
+        table: how the model writes characters.
     """
 
-    def __init__(self, expression: re.Pattern, model: tokenizers.models.Model, forbidden: Set[int]):
+    def __init__(
+        self, expression: re.Pattern, model: tokenizers.models.Model, forbidden: Set[int], table: dict[int, str]
+    ):
         self._cut, self._match = expression.findall, expression.match
-        self._words = _Words(model, forbidden)
+        self._words = _Words(model, forbidden, table)
         self._last_words: dict[str, int] = {}  # where the last word of a template's text begins
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int] | None]:
@@ -100,6 +113,8 @@ def make_ascii_bpe(layout: dict, plain: tokenizers.Tokenizer, forbidden: Set[int
         forbidden: ids that no plain text may give.
     """
     normalizer, pre_tokenizer = layout["normalizer"], layout["pre_tokenizer"]
+    if normalizer == _SPACES and pre_tokenizer in (None, _NOTHING):
+        return _of_spaces(plain, forbidden)
     pattern = ascii_pattern(_pattern(pre_tokenizer))
     alters_ascii = normalizer is not None and normalizer.get("type") not in ("NFC", "NFKC", "NFD", "NFKD")
     if pattern is None or alters_ascii or not isinstance(plain.model, tokenizers.models.BPE):
@@ -109,7 +124,24 @@ def make_ascii_bpe(layout: dict, plain: tokenizers.Tokenizer, forbidden: Set[int
     for text in _SAMPLES:
         if cut(text) != [text[start:end] for _, (start, end) in plain.pre_tokenizer.pre_tokenize_str(text)]:
             return None
-    return AsciiBpe(expression, plain.model, forbidden)
+    return AsciiBpe(expression, plain.model, forbidden, _TABLE)
+
+
+def _of_spaces(plain: tokenizers.Tokenizer, forbidden: Set[int]) -> AsciiBpe | None:
+    """The fast path of a tokenizer that does nothing to a text but write its spaces otherwise."""
+    model = plain.model
+    if not isinstance(model, tokenizers.models.BPE) or getattr(model, "ignore_merges", False):
+        return None
+    if model.continuing_subword_prefix or model.end_of_word_suffix:
+        return None
+    if any(_INNER_SPACE.search(piece) for piece in plain.get_vocab(with_added_tokens=False)):
+        return None
+    unknown = None if model.unk_token is None else model.token_to_id(model.unk_token)
+    fast = AsciiBpe(_WORDS, model, forbidden | {unknown}, {ord(" "): SPACE})
+    for text in _SAMPLES:  # every character is among them
+        if fast.encode_batch([text])[0] != [token.id for token in model.tokenize(text.replace(" ", SPACE))]:
+            return None
+    return fast
 
 
 def _pattern(pre_tokenizer: dict | None) -> str:

@@ -32,6 +32,8 @@ OTHERS = {
     "next": chats.CHATML.replace("m.content +", "m.content + (loop.nextitem.role if loop.nextitem else '') +"),
     "length": "{{ messages|length }}" + chats.CHATML,
     "final": chats.CHATML.replace("{%- if add", "{{ messages[-1].role }}{%- if add"),
+    "twice, in part": "{% for m in messages %}{% if m.role == 'assistant' %}{% break %}{% endif %}{% endfor %}"
+    + chats.CHATML.replace("{{ '<|im_start|>assistant\\n' }}", ""),
     "twice": "{% for m in messages %}{% endfor %}" + chats.CHATML,
     "state": chats.CHATML.replace("{% endfor", "{% set ns.n = ns.n + 1 %}{% endfor")
     .replace("{%- if add", "{{ ns.n }}{%- if add")

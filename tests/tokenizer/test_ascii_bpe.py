@@ -1,5 +1,8 @@
 """ASCII text by way of words met before: the ids are those of the tokenizer itself."""
 
+import json
+import re
+
 import pytest
 import tokenizers
 from kinds import KINDS, LITERALS, LLAMA3, QWEN, TEXTS, made, split
@@ -29,6 +32,36 @@ def test_words_that_were_met_before_give_the_same_ids(kind):
 @pytest.mark.parametrize("kind", ["llama2", "mistral", "gemma", "unigram", "gpt2"])
 def test_words_are_looked_up_only_where_they_stand_alone(kind):
     assert made(kind)._ascii_bpe[START] is None
+
+
+def without_inner_spaces(kind):
+    """The tokenizer of that kind without the merges that reach over the beginning of a word: one learnt from words."""
+    files = KINDS[kind]()
+    layout = json.loads(files["tokenizer.json"])
+    model = layout["model"]
+    kept = [pair for pair in model["merges"] if not re.search("[^\u2581]\u2581", "".join(pair))]
+    while True:  # without those whose parts are gone
+        pieces = {"".join(pair) for pair in kept} | {piece for piece in model["vocab"] if len(piece) == 1}
+        if len(whole := [pair for pair in kept if pieces.issuperset(pair)]) == len(kept):
+            break
+        kept = whole
+    bytes_and_names = [piece for piece in model["vocab"] if piece.startswith("<")]
+    model |= {"merges": kept, "vocab": {piece: i for i, piece in enumerate([*bytes_and_names, *sorted(pieces)])}}
+    ids = model["vocab"]
+    for token in layout["added_tokens"]:
+        token["id"] = ids.setdefault(token["content"], len(ids))
+    return ours.from_files(files | {"tokenizer.json": json.dumps(layout).encode()}, LITERALS)
+
+
+def test_without_pieces_that_have_a_space_inside_words_stand_alone():
+    tokenizer = without_inner_spaces("gemma")
+    assert all(tokenizer._ascii_bpe)
+    texts = [text for text in TEXTS if text.isascii()]
+    texts += ["  two  spaces ", " ", "a\tb\nc", "x" * 100, "12345's I'LL", "the <table>   fox\n\nsaid so", "\x00\x1f"]
+    slow = [tokenizer._encode_batch([text], START)[0] for text in texts]
+    for batch in (texts, texts[::-1], texts):
+        assert tokenizer.encode_batch(batch, START) == (slow if batch == texts else slow[::-1])
+    assert [tokenizer.decode(ids) for ids in slow] == texts
 
 
 def test_what_words_keep_is_bounded(monkeypatch):
