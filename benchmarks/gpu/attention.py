@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.gpu import measure, product, shapes
 
@@ -90,7 +91,7 @@ def _ours(how: str, query, key, value, layout):
 
 
 def _most_trees() -> int:
-    return int(_layout("packed").segment_ids.max())
+    return int(np.asarray(_layout("packed").segment_ids).max())
 
 
 def _jax(implementation: str, query, key, value, layout):

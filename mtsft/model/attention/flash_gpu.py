@@ -1,7 +1,8 @@
 """`flash` on GPUs, in Pallas by way of Triton: a program for each block, which loops over the blocks that it meets.
 
 Those are the blocks that `live_blocks` lists. Of key and value, one program adds up all heads of a group, so that
-nothing is added by atomics.
+nothing is added by atomics. JAX 0.12 says that it will drop Triton from Pallas some day, in favour of Mosaic for GPUs,
+which up to 0.11.2 was not lowered from a pallas_call; where it is gone, `MISSING` says so.
 
 Shapes: R heads of a group; bq, bk: queries and keys of a block.
 """

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from mtsft.model.attention.flash import flash_attend
 from mtsft.model.attention.flash_gpu import GpuFlash
@@ -37,6 +38,7 @@ def test_the_tpu_kernels_compile(topology):
     assert done.stdout.splitlines()[-1] == "compiled"
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")  # by JAX 0.12
 @pytest.mark.parametrize("window", [None, 40, "traced"])
 def test_the_gpu_kernels_lower_to_triton(window):
     kernels = GpuFlash()
@@ -48,11 +50,10 @@ def test_the_gpu_kernels_lower_to_triton(window):
         return flash_attend(kernels, query, key, value, layout, Scores(0.125, 5.0), width).astype(jnp.float32).sum()
 
     function = jax.jit(jax.grad(total, (0, 1, 2)))
-    text = (
-        function.trace(*heads, layout, jax.ShapeDtypeStruct((), jnp.int32))
-        .lower(lowering_platforms=("cuda",))
-        .as_text()
-    )
+    card = AbstractMesh((), (), abstract_device=AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu"))
+    with jax.sharding.use_abstract_mesh(card):
+        traced = function.trace(*heads, layout, jax.ShapeDtypeStruct((), jnp.int32))
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
     for name in ("forward_kernel", "query_kernel", "key_kernel"):
         assert name in text
     assert text.count("__gpu$xla.gpu.triton") == 3
