@@ -32,7 +32,9 @@ from benchmarks.flops import needed
 
 HERE = Path(__file__).parent / "step"
 ROOT = Path(__file__).parents[1]
+# glibc keeps freed memory; for JAX in one heap as well, for its threads ask by turns and large blocks go past theirs.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "67108864"}
+OUR_ALLOCATOR = ALLOCATOR | {"MALLOC_ARENA_MAX": "1"}
 SIZES = dict(
     hidden_size=384,
     intermediate_size=1024,
@@ -97,7 +99,7 @@ def ours(arguments, rows: str, keys: dict[str, Any], name: str, checkout: Path, 
         **keys,
     }
     command = [sys.executable, str(HERE / "ours.py"), json.dumps(keys)]
-    environment = {"PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu", **(ALLOCATOR if tuned else {})}
+    environment = {"PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu", **(OUR_ALLOCATOR if tuned else {})}
     return Program(name, command, max(1, round(arguments.slots / length / batch)), environment)
 
 
@@ -119,7 +121,7 @@ def main() -> None:
     parser.add_argument("--rows", default="640x4", help="LENGTHxROWS of a batch, several by comma")
     parser.add_argument("--kernels", default="auto", help="model.attention_kernel, several by comma")
     parser.add_argument("--keys", action="append", default=[], help="JSON object of config keys: one more variant")
-    parser.add_argument("--allocator", default="plain", help="plain, tuned, or both by comma")
+    parser.add_argument("--allocator", default="usual", help="usual, tuned, or both by comma")
     parser.add_argument("--before", default="", help="another checkout of mtsft to compare with, by its defaults")
     parser.add_argument("--peers", action="store_true", help="TRL too")
     parser.add_argument("--compiled", action="store_true", help="TRL with torch.compile too")
@@ -153,7 +155,7 @@ def main() -> None:
         for number in range(arguments.rounds):
             for program in programs if number % 2 == 0 else programs[::-1]:
                 program.turn()
-            if number == 0 or number == arguments.rounds - 1:
+            if number in (0, arguments.rounds - 1):
                 print(table(programs, bool(arguments.lora)), flush=True)
         for program in programs:
             program.close()
