@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks.gpu import measure, product, shapes
 
@@ -27,17 +26,17 @@ def _inputs():
 
 @lru_cache(maxsize=3)
 def _layout(kind: str):
-    """The layout of rows that hold no padding. kind: "packed" chains, packed "trees", "whole rows"."""
+    """The layout of rows that hold no padding, in numpy. kind: "packed" chains, packed "trees", "whole rows"."""
     make = shapes.branching if kind == "trees" else shapes.chain
     rows = shapes.full_rows(1, B, L, 100, make, typical=0 if kind == "whole rows" else L / 12)
-    return jax.device_put(product.layout_of(product.pack(rows, L)))
+    return product.layout_of(product.pack(rows, L))
 
 
 @lru_cache(maxsize=3)
 def _reference(kind: str) -> tuple[jax.Array, ...]:
     """What comes out, and the gradients of query, key and value: by the plain formula, in float32 throughout."""
     query, key, value, weight = (x.astype(jnp.float32) for x in _inputs())
-    ends, places = _layout(kind).subtree_ends, jnp.arange(L)
+    ends, places = jnp.asarray(_layout(kind).subtree_ends), jnp.arange(L)
 
     @jax.checkpoint
     def row(query, key, value, ends):
@@ -67,7 +66,7 @@ def _errors(found, wanted) -> float:
 
 def _time(attend: Callable, kind: str, backward: bool = True) -> dict[str, Any]:
     query, key, value, _ = inputs = _inputs()
-    layout, wanted = _layout(kind), _reference(kind)
+    layout, wanted = jax.device_put(_layout(kind)), _reference(kind)
 
     def total(query, key, value, weight, layout):
         return (attend(query, key, value, layout) * weight).astype(jnp.float32).sum()
@@ -91,7 +90,7 @@ def _ours(how: str, query, key, value, layout):
 
 
 def _most_trees() -> int:
-    return int(np.asarray(_layout("packed").segment_ids).max())
+    return int(_layout("packed").segment_ids.max())
 
 
 def _jax(implementation: str, query, key, value, layout):

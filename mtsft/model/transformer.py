@@ -315,7 +315,7 @@ class Model:
             arch.head_dim,
             softcap=bool(arch.attn_logit_softcapping),
             window=True in kinds,
-            traced_window=arch.scan_layers and len(kinds) == 2,
+            traced_window=arch.scan_layers is not False and len(kinds) == 2,
         )
 
     @property
