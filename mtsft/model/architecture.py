@@ -11,14 +11,21 @@ import jax
 import jax.numpy as jnp
 
 from mtsft.errors import InputError, one_line
+from mtsft.model.attention.blocked import KEPT
 from mtsft.model.attention.kernels import AUTO, KERNELS
+
+
+def _and_attention(policy):
+    """A policy that also keeps what attention gave, which is no product by itself."""
+    return jax.checkpoint_policies.save_from_both_policies(policy, jax.checkpoint_policies.save_only_these_names(KEPT))
+
 
 # What the backward pass keeps of a layer; the rest it computes again. "none" keeps all.
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": _and_attention(jax.checkpoint_policies.dots_saveable),
+    "dots_no_batch": _and_attention(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ACTIVATIONS = {
