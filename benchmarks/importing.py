@@ -73,7 +73,7 @@ def measure(folder, dtype):
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     began = time.perf_counter()
     opened = HubFolder.open(folder)
-    arch = Architecture(**opened.fields, **RUNTIME | {"dtype": dtype, "param_dtype": dtype})
+    arch = Architecture(**opened.fields, **RUNTIME | {"dtype": dtype, "param_dtype": dtype, "scan_layers": True})
     shapes = jax.eval_shape(Model(arch).init, jax.random.key(0))
     shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)
     params = jax.block_until_ready(opened.read(shapes, shardings))

@@ -229,7 +229,7 @@ def _with_embedding(tensors: dict[str, Tensor], embedding: str, head: str) -> di
 
 def leaf_shapes(fields: Mapping[str, Any]) -> dict[tuple, tuple[int, ...]]:
     """The shape of every parameter of a model, by its path with layers stacked, without the axis of layers."""
-    arch = Architecture(**fields | RUNTIME)
+    arch = Architecture(**fields | RUNTIME | {"scan_layers": True})
     shapes = jax.eval_shape(lambda: Model(arch).init(jax.random.key(0)))
     leaves = {
         tuple(entry.key for entry in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)

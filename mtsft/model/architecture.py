@@ -14,14 +14,22 @@ from mtsft.errors import InputError, one_line
 from mtsft.model.attention.kept import NAMES
 from mtsft.model.attention.kernels import AUTO, KERNELS
 
+_ATTENTION = jax.checkpoint_policies.save_only_these_names(*NAMES)
+
+
+def _and_attention(policy):
+    return jax.checkpoint_policies.save_from_both_policies(policy, _ATTENTION)
+
+
 # What the backward pass keeps of a layer; the rest it computes again. "none" keeps all. "attention" keeps what
-# attention gives, with the sums of its softmax where the kernel names them, so that it is not computed again.
+# attention gives, with the sums of its softmax where the kernel names them, so that it is not computed again; so do
+# those that keep products, for what a kernel gives is none by itself.
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names(*NAMES),
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": _ATTENTION,
+    "dots": _and_attention(jax.checkpoint_policies.dots_saveable),
+    "dots_no_batch": _and_attention(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ACTIVATIONS = {

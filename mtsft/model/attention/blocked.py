@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
+from mtsft.model.attention.kept import named_logsumexp, named_output
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.scores import Scores
 
@@ -19,8 +19,6 @@ from mtsft.model.attention.scores import Scores
 # looked at in vain, and both blocks and their scores stay in the cache of a core.
 _BLOCK = 64
 _UNSEEN = -1e30  # a score below all others; finite, so that differences of two are
-# What a policy of rematerialisation may keep of attention: its outputs and the logarithms of its sums.
-KEPT = "attention"
 
 
 def blocked_attend(
@@ -196,8 +194,8 @@ def _forward(query, key, value, ends, positions, window, scores):
 
     shapes = jnp.zeros((B, N, G, X, K), query.dtype), jnp.zeros((B, N, G, X))
     attended, log_sums = blocks.each(attend, shapes)
-    attended = checkpoint_name(_unfold(attended, blocks.size), KEPT)
-    log_sums = checkpoint_name(log_sums, KEPT)
+    attended = named_output(_unfold(attended, blocks.size))
+    log_sums = named_logsumexp(log_sums)
     return attended, (query, key, value, ends, positions, window, attended, log_sums)
 
 
