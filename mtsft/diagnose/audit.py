@@ -196,10 +196,11 @@ def _is_blank(spec: EncodingSpec) -> Callable[[int], bool]:
 
 def _is_first(store: Store) -> np.ndarray:
     """bool (N,): whether a tree is the first of its dialogue, of which there may be several."""
-    where = np.stack([store.file_of_N.astype(np.uint64), store.lines_N.astype(np.uint64), store.digests_N], 1)
-    first_N = np.zeros(len(store), bool)
-    first_N[np.unique(where, axis=0, return_index=True)[1]] = True
-    return first_N
+    # Those of one dialogue stand together.
+    again = np.ones(max(len(store) - 1, 0), bool)
+    for column in (store.file_of_N, store.lines_N, store.digests_N):
+        again &= column[1:] == column[:-1]
+    return np.append(np.ones(min(len(store), 1), bool), ~again)
 
 
 def _epoch(epochs: Epochs, responses_N: np.ndarray, layout: Layout | None) -> Report:
