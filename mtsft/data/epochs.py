@@ -100,6 +100,11 @@ class Epochs:
         return self.start(epoch + 1) - self.start(epoch)
 
     @property
+    def rows_digest(self) -> str:
+        """A digest of which lengths share a row in the first epoch: another where rows are found in another way."""
+        return hashlib.sha256(repr(self.layout(0)).encode()).hexdigest()[:16]
+
+    @property
     def most_trees(self) -> int:
         """How many trees a row holds at most; 0 where that is not known, as the rows of each epoch are others."""
         if self.period > 1:

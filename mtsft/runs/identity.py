@@ -18,7 +18,7 @@ from mtsft.runs.run_adapters import fingerprint_of_adapters
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.started_from import adapter_difference, is_there
 from mtsft.runs.trained_model import TrainedModel
-from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE, HELD_OUT, TRAINED_ON
+from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE, HELD_OUT, ROWS, TRAINED_ON
 
 
 def identity(setup: TrainingSetup, earlier: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
@@ -57,6 +57,8 @@ def identity(setup: TrainingSetup, earlier: Mapping[str, Any] = MappingProxyType
         "train.optimizer": setup.config.train.optimizer,
         "train.batch_size": setup.config.train.batch_size,
         "train.seed": setup.config.train.seed,
+        # Last, as it follows from what is above, and from how a version of mtsft finds rows.
+        ROWS: setup.dataset.epochs.rows_digest,
     }
 
 

@@ -254,11 +254,16 @@ def _write_or_check(workdir: Path, setup: TrainingSetup, changed: dict[str, tupl
     told = setup.config.eval.new_series
     way_on = "" if told else "say eval.new_series=True, after which losses of the others count no longer"
     other_data = f"train on from it in a new workdir: {legs.continued(workdir, setup.config, changed)}"
-    ways_on = {workdirs.HELD_OUT: way_on, workdirs.TRAINED_ON: other_data}
+    other_rows = "go on with the version of mtsft that the run was begun with, or begin another --workdir"
+    ways_on = {workdirs.HELD_OUT: way_on, workdirs.TRAINED_ON: other_data, workdirs.ROWS: other_rows}
     path = workdir / workdirs.FINGERPRINT
     earlier = read_identity(path) if path.exists() else {}
     check_started_from(setup, earlier)
     check_same_run(path, identity(setup, earlier), ways_on, legs.describe_keys(changed))
+    if earlier and workdirs.ROWS not in earlier:
+        _say(
+            "begun with an earlier version, whose rows may be others: of this epoch some dialogues may come twice or not"
+        )
     if _is_first():
         workdirs.write_run_files(workdir, setup.dataset.spec.chat, setup.base and setup.base.published)
         keep_trained_dialogues(workdir, setup.dataset.train, setup.config.model.init_from)

@@ -20,6 +20,7 @@ from mtsft.tokenizer.load import read_files
 FINGERPRINT = "fingerprint.json"  # what may not change within a run
 # The names in it of the fingerprints of what the run starts from.
 HELD_OUT, TRAINED_ON = "held-out dialogues", "data.train (tokenised)"
+ROWS = "division of the dialogues into rows"
 BASE, ADAPTERS_BEFORE = "model.init_from (parameters)", "lora.init_from (parameters)"
 RESULT = "result.json"  # how it ended
 CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made

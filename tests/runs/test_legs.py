@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from mtsft.data import epochs
+from mtsft.data.packing import Layout
 from mtsft.errors import InputError
 from mtsft.runs import legs, loop
 from mtsft.runs.trained_model import open_trained
@@ -99,3 +101,17 @@ def test_losses_of_other_dialogues_are_never_compared(small, tmp_path):
     assert held_out_losses(run / "eval.jsonl", 6, names[0]) == [record["loss"] for record in records[:2]]
     assert open_trained(run).step == 6
     loop.train(small(**other), run)  # the flag is needed once
+
+
+def test_rows_that_are_found_in_another_way_are_refused_or_said(begun, small, monkeypatch, capsys):
+    config, fingerprint = small(**{"train.steps": 8}), begun / "fingerprint.json"
+    written = json.loads(fingerprint.read_text())
+    with monkeypatch.context() as patch:
+        patch.setattr(epochs, "lay_out", lambda lengths, row: Layout(row, tuple(((int(n),), 1) for n in lengths)))
+        with pytest.raises(InputError, match=r"another division of the dialogues into rows \(.*go on with the version"):
+            loop.train(config, begun)
+    del written["division of the dialogues into rows"]
+    fingerprint.write_text(json.dumps(written))
+    loop.train(config, begun)
+    assert "begun with an earlier version, whose rows may be others" in capsys.readouterr().out
+    assert "division of the dialogues into rows" in json.loads(fingerprint.read_text())
