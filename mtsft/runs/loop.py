@@ -261,9 +261,7 @@ def _write_or_check(workdir: Path, setup: TrainingSetup, changed: dict[str, tupl
     check_started_from(setup, earlier)
     check_same_run(path, identity(setup, earlier), ways_on, legs.describe_keys(changed))
     if earlier and workdirs.ROWS not in earlier:
-        _say(
-            "begun with an earlier version, whose rows may be others: some dialogues of this epoch may come twice or not"
-        )
+        _say("begun with an earlier version, whose rows may be others: of this epoch some dialogues may come twice")
     if _is_first():
         workdirs.write_run_files(workdir, setup.dataset.spec.chat, setup.base and setup.base.published)
         keep_trained_dialogues(workdir, setup.dataset.train, setup.config.model.init_from)
