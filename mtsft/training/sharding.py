@@ -131,10 +131,9 @@ def param_shardings(
             if axis is None or size % mesh.shape[axis] == 0:
                 continue
             if strict and VOCABULARY_AXES.get(tuple(str(getattr(entry, "key", entry)) for entry in path)) != i:
-                name = "/".join(str(getattr(entry, "key", entry)) for entry in path)
                 raise InputError(
-                    f"parallel.mesh: {name} has a size of {size}, which {axis}={mesh.shape[axis]} does not divide; "
-                    f"choose another {axis} or model size"
+                    f"parallel.mesh: {name_of(path)} has a size of {size}, which {axis}={mesh.shape[axis]} does not "
+                    f"divide; choose another {axis} or model size"
                 )
             axes[i] = None
         return NamedSharding(mesh, P(*axes))

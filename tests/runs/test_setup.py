@@ -109,7 +109,7 @@ def test_the_loss_is_the_configs_and_divided_by_its_own_weight(make_run, compile
 
 
 def test_the_kernel_of_attention_is_the_one_chosen_for_the_devices(make_run):
-    assert make_run().model.arch.attention_kernel == "plain"
+    assert make_run().model.arch.attention_kernel == "blocked"
     assert "model.attention_kernel" not in identity(make_run())
     with pytest.raises(InputError, match=r"^model.attention_kernel='flash': use one of auto, "):
         make_run(**{"model.attention_kernel": "flash"})
@@ -254,10 +254,10 @@ def test_patience_needs_something_to_wait_for(make_run):
         make_run(**{"eval.patience": 2, "data.eval_fraction": 0.0})
 
 
-def test_layers_are_compiled_as_the_config_says(make_run):
-    assert len(jax.tree.leaves(make_run(**{"model.num_hidden_layers": 2}).shapes.params)) == 12
-    unrolled = {"model.num_hidden_layers": 2, "model.scan_layers": False}
-    assert len(jax.tree.leaves(make_run(**unrolled).shapes.params)) == 21
+@pytest.mark.parametrize(("scan", "leaves"), [(True, 12), (False, 21), (None, 21)])
+def test_layers_are_compiled_as_the_config_says_or_apart_on_a_cpu(make_run, scan, leaves):
+    run = make_run(**{"model.num_hidden_layers": 2, "model.scan_layers": scan})
+    assert len(jax.tree.leaves(run.shapes.params)) == leaves
 
 
 def test_noise_averages_and_rates_are_the_configs(make_run, compiled):

@@ -24,7 +24,7 @@ def test_a_run_starts_from_a_folder_with_its_sizes_its_tokenizer_and_its_paramet
     assert {name: run.config.model[name] for name in SIZES} == SIZES
     assert run.dataset.tokenizer.encode("3? it is") == WorkdirModel(epath.Path(base)).chat.open()[1].encode("3? it is")
     started = run.create().params
-    assert same(started, parameters(exported, scan_layers=True))
+    assert same(started, parameters(exported, scan_layers=False))
     assert {leaf.sharding.mesh.size for leaf in jax.tree.leaves(started)} == {8}
 
 
