@@ -20,7 +20,7 @@ BENCHMARKS = [path for path in sorted(FOLDER.rglob("*.py")) if imports(path)]
 
 def test_what_runs_the_package_is_looked_at():
     found = {str(path.relative_to(FOLDER)) for path in BENCHMARKS}
-    assert {"step/ours.py", "gpu/product.py", "planning.py", "sampling.py", "memory.py", "roofline.py"} <= found
+    assert {"step/ours.py", "gpu/product.py", "prepare.py", "sampling.py", "memory.py", "roofline.py"} <= found
 
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=[str(path.relative_to(FOLDER)) for path in BENCHMARKS])

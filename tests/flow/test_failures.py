@@ -187,7 +187,7 @@ def test_what_was_prepared_is_not_tokenised_again(prepared, four_steps):
     cache, out, before = prepared
     assert {path.name for path in before} >= {"tokens_N", "index.json"}
     _, trained = four_steps
-    assert trained.startswith(out)
+    assert trained.splitlines()[0] == out.splitlines()[0]
     assert made_in(cache) == before
 
 

@@ -52,7 +52,7 @@ def model_of(**changes):
 
 def of_config(config, **runtime):
     fields = config_json.architecture_fields(config, "config.json")[1]
-    return Model(Architecture(**fields, **RUNTIME | runtime))
+    return Model(Architecture(**fields, **RUNTIME | dict(scan_layers=True) | runtime))
 
 
 def randomised(model, seed=0):

@@ -45,7 +45,7 @@ CHOSEN = ("llama", "llama, biases", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"
 def read(folder, lora=None):
     """(the folder, the model with layers stacked, its parameters)."""
     opened = HubFolder.open(folder)
-    arch = Architecture(**opened.fields, **RUNTIME)
+    arch = Architecture(**opened.fields, **RUNTIME | dict(scan_layers=True))
     shapes = jax.eval_shape(Model(arch).init, jax.random.key(0))
     params = opened.read(shapes, jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes))
     if lora is None:
