@@ -44,7 +44,7 @@ def test_adapters_on_a_folder_over_a_mesh_talk_and_go_out(folder, tmp_path):
     lora = ("--config.lora.rank=2", "--config.model.param_dtype=bfloat16")
     work = f"--workdir={tmp_path / 'work'}"
     out, _ = tune(folder, base, *lora, work, "--config.parallel.mesh=fsdp=2,tensor=2", devices=4)
-    assert "M of 0.0 M parameters on 4 cpu device(s), attention: plain\n" in out
+    assert "M of 0.0 M parameters on 4 cpu device(s), attention: blocked\n" in out
     replies = tmp_path / "replies.jsonl"
     flags = (f"--generate={replies}", "--max_new=4", "--limit=3", "--format=json")
     out, _ = run("evaluate", f"--config={folder / 'tune.py'}", base, *lora, work, *flags)

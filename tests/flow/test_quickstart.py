@@ -21,7 +21,7 @@ def test_quickstart_masters_what_was_said_earlier(tmp_path):
     assert result["context_accuracy"] >= 0.97
     assert result["hidden_history_accuracy"] <= 0.05
     assert result["turns"] > 1000
-    assert result["attention_kernel"] == "plain"
+    assert result["attention_kernel"] == "blocked"
     assert f"that depend on earlier turns: {result['context_accuracy']:.1%}" in out
     assert f"the same with the history hidden: {result['hidden_history_accuracy']:.1%}" in out
     assert "\n  model      " in out
