@@ -88,6 +88,7 @@ class Form:
             for row in range(rows):
                 pack_row(batch, row, [trees[index] for index in plan.row(first + row)])
             self.batches.append(batch)
+        self.supervised = sum(int((batch.response_mask > 0).sum()) for batch in self.batches)
         self.rates: list[float] = []
 
 
@@ -111,14 +112,15 @@ def main() -> None:
     step, state, frozen = product.compile_step(run), run.create(), run.frozen()
     for number in range(arguments.rounds + 1):
         for form in forms:
-            began, supervised = time.perf_counter(), 0
+            began = time.perf_counter()
             for index in range(arguments.steps):
                 batch = form.batches[(number * arguments.steps + index) % len(form.batches)]
-                supervised += int((batch.response_mask > 0).sum())
                 state, metrics = step(state, frozen, run.partitioner.put(batch, rows))
             jax.block_until_ready(metrics)
             if number:  # the first round compiles
-                form.rates.append(supervised / (time.perf_counter() - began))
+                # Of an epoch, since batches differ in how much of them is supervised.
+                seconds = (time.perf_counter() - began) / arguments.steps * len(form.batches)
+                form.rates.append(form.supervised / seconds)
     print(f"{'':22} {'tokens':>10} {'fill':>7} {'supervised/s':>13} {'trees are faster by':>20} {'(least-most)':>14}")
     for form in forms:
         ratios = [tree / own for tree, own in zip(forms[0].rates, form.rates)]
