@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 from probe import SIZE, rate  # noqa: E402
 
 from benchmarks.flops import needed  # noqa: E402
-from benchmarks.step_time import SIZES  # noqa: E402
+from benchmarks.llama import SIZES  # noqa: E402
 from mtsft.config import default  # noqa: E402
 from mtsft.model.attention.layout import AttentionLayout  # noqa: E402
 from mtsft.runs.compiled import compile_step  # noqa: E402
@@ -40,7 +40,7 @@ def main() -> None:
 
     config = default()
     length, rows = map(int, arguments.rows.split("x"))
-    keys = {f"model.{name}": value for name, value in SIZES.items()} | {"model.head_dim": 64}
+    keys = {f"model.{name}": value for name, value in SIZES.items()}
     keys |= {"data.train": arguments.data, "data.tokenizer": arguments.tokenizer, "data.template": "chatml"}
     keys |= {"data.sequence_length": length, "data.over_length": "keep_first", "train.batch_size": rows}
     config.update_from_flattened_dict(keys | {"train.steps": 1000, "eval.every": 0, "parallel.compilation_cache": ""})

@@ -29,21 +29,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.flops import needed
+from benchmarks.llama import SIZES, VOCAB
 
 HERE = Path(__file__).parent / "step"
 ROOT = Path(__file__).parents[1]
 # glibc keeps freed memory; for JAX in one heap as well, for its threads ask by turns and large blocks go past theirs.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "67108864"}
 OUR_ALLOCATOR = ALLOCATOR | {"MALLOC_ARENA_MAX": "1"}
-SIZES = dict(
-    hidden_size=384,
-    intermediate_size=1024,
-    num_hidden_layers=6,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    max_position_embeddings=2048,
-    tie_word_embeddings=False,
-)
 
 
 class Program:
@@ -86,7 +78,7 @@ def ours(arguments, rows: str, keys: dict[str, Any], name: str, checkout: Path, 
             keys = {"lora.rank": arguments.lora, "lora.alpha": 2.0 * arguments.lora, **keys}
     else:
         keys = {f"model.{name}": value for name, value in SIZES.items()} | keys
-        keys |= {"data.tokenizer": arguments.tokenizer, "model.head_dim": 64}
+        keys |= {"data.tokenizer": arguments.tokenizer}
     keys = {
         "data.train": arguments.data,
         "data.template": "chatml",
@@ -107,7 +99,7 @@ def trl(arguments, compile: bool = False) -> Program:
     steps = max(1, round(arguments.slots / 4 / arguments.typical))
     settings = dict(data=arguments.data, length=1024, batch_size=4, steps=steps, compile=compile)
     settings |= dict(model=arguments.model, lora_rank=arguments.lora, tokenizer=arguments.tokenizer)
-    settings |= dict(sizes=SIZES | dict(vocab_size=8192, head_dim=64))
+    settings |= dict(sizes=SIZES | dict(vocab_size=VOCAB))
     command = [arguments.peer_python, str(HERE / "peer_trl.py"), json.dumps(settings)]
     return Program("TRL compiled" if compile else "TRL", command, steps, ALLOCATOR)
 

@@ -22,23 +22,12 @@ import jax
 import numpy as np
 
 from benchmarks.gpu import product
+from benchmarks.llama import SIZES, VOCAB
 from mtsft.config import data_config, default
 from mtsft.data.batches import PackedBatch, empty_batch, pack_row
 from mtsft.data.dataset import open_dataset
 from mtsft.data.packing import deal, lay_out
 from mtsft.encoding.token_tree import TokenTree, expand, response_ends, response_path
-
-VOCAB = 8192
-SIZES = dict(
-    vocab_size=VOCAB,
-    hidden_size=384,
-    intermediate_size=1024,
-    num_hidden_layers=6,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    head_dim=64,
-    tie_word_embeddings=False,
-)
 
 
 def made_up(count: int = 200, prefix: int = 408, branches: int = 8, each: int = 13) -> list[TokenTree]:
@@ -107,7 +96,7 @@ def main() -> None:
         Form("paths", [chain for tree in trees for chain in expand(tree)], length, rows),
         Form("a sequence a response", [chain for tree in trees for chain in one_a_response(tree)], length, rows),
     ]
-    keys = {f"model.{name}": value for name, value in SIZES.items()}
+    keys = {f"model.{name}": value for name, value in (SIZES | dict(vocab_size=VOCAB)).items()}
     run = product.run_of(keys | {"train.batch_size": rows, "data.sequence_length": length}, [1.0])
     step, state, frozen = product.compile_step(run), run.create(), run.frozen()
     for number in range(arguments.rounds + 1):
