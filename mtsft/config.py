@@ -99,7 +99,7 @@ def default() -> ConfigDict:
     )
     model.dtype = "float32"  # of the computation: "float32" or "bfloat16"
     model.param_dtype = "float32"  # that parameters are kept in; what is frozen may well be "bfloat16"
-    # Compile one layer and scan it, or else each by itself; None: each on CPUs, where steps are faster, else one.
+    # Compile one layer and scan it, or else each by itself; None: each on CPUs if they are 12 at most, else one.
     model.scan_layers = config_dict.placeholder(bool)
     # Of a layer's activations, what is kept for the backward pass: "none" keeps all, "full" only what goes in,
     # "attention" also what attention gives, "dots" and "dots_no_batch" what products of matrices give.

@@ -30,6 +30,10 @@ from mtsft.model.projection import Projection
 from mtsft.model.rope import rotary
 from mtsft.model.shards import ONE_DEVICE, Shards
 
+# Layers that are compiled each by itself on CPUs, where steps are 7% faster so. Of 30, SmolLM2's, the first step came
+# after 22 s, and after 8 s where one was compiled for all.
+_FEW_LAYERS = 12
+
 
 class StepRng(NamedTuple):
     """What a training step draws at random.
@@ -204,7 +208,9 @@ class Model:
 
         Raises InputError where no kernel attends over such rows there, or not the one that is named.
         """
-        scan = platform != "cpu" if self.arch.scan_layers is None else self.arch.scan_layers
+        scan = self.arch.scan_layers
+        if scan is None:
+            scan = platform != "cpu" or self.arch.num_hidden_layers > _FEW_LAYERS
         model = replace(self, arch=replace(self.arch, scan_layers=scan), rows=rows)
         return replace(model, arch=replace(model.arch, attention_kernel=model._kernel(platform)))
 

@@ -153,3 +153,9 @@ def test_auxiliary_sums_of_the_layers_are_added_up_and_reach_the_loss(monkeypatc
     after = response_loss(model)(params, batch)
     assert float(after.nll - before.nll) == pytest.approx(expected, rel=1e-4)
     assert float(after.weight) == float(before.weight)
+
+
+@pytest.mark.parametrize(("platform", "layers", "scans"), [("cpu", 12, False), ("cpu", 13, True), ("tpu", 2, True)])
+def test_a_few_layers_are_unrolled_on_cpus_unless_a_config_says_otherwise(platform, layers, scans):
+    assert small_model(scan_layers=None, num_hidden_layers=layers).on(platform).arch.scan_layers is scans
+    assert small_model(scan_layers=not scans, num_hidden_layers=layers).on(platform).arch.scan_layers is not scans
