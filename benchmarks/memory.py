@@ -32,7 +32,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 os.environ |= dict(
-    JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="v5litepod-16", TPU_WORKER_HOSTNAMES="localhost"
+    JAX_PLATFORMS="cpu",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    TPU_SKIP_MDS_QUERY="1",
+    TPU_ACCELERATOR_TYPE="v5litepod-16",
+    TPU_WORKER_HOSTNAMES="localhost",
 )
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -66,10 +70,15 @@ def devices_of(machine):
     return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[machine]).devices
 
 
-def run_of(name, config, devices):
-    """What training makes of a config, but for the data and the weights, on which a step's memory does not hang."""
+def sizes_of(name):
+    """The architecture of a published model, by the keys of `model`."""
     published = ROOT / "benchmarks" / "published" / f"{name}.json"
-    for key, value in architecture_fields(json.loads(published.read_text()), str(published))[1].items():
+    return architecture_fields(json.loads(published.read_text()), str(published))[1]
+
+
+def run_of(name, config, devices, **sizes):
+    """What training makes of a config, but for the data and the weights, on which a step's memory does not hang."""
+    for key, value in (sizes_of(name) | sizes).items():
         config.model[key] = value
     config.train.steps = config.train.steps or 1000
     epochs = SimpleNamespace(times_N=lambda: 1.0, mean_rows=1)

@@ -47,6 +47,7 @@ SIZES = dict(
     param_dtype="float32",
     scan_layers=True,
     remat="none",
+    matmul="plain",
     attention_kernel="auto",
 )
 

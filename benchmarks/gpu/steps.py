@@ -182,6 +182,8 @@ CASES = {
     "step 1.5B packed dots": _case("1.5B", 4, L, True, "dots"),
     "step 1.5B packed dots_no_batch": _case("1.5B", 4, L, True, "dots_no_batch"),
     "step 1.5B packed none": _case("1.5B", 4, L, True, "none"),
+    "step 1.5B packed offload": _case("1.5B", 8, L, True, "offload"),
+    "step 1.5B packed, fp8": _case("1.5B", 8, L, True, **{"model.matmul": "fp8"}),
     "step 0.5B packed dots": _case("0.5B", 8, L, True, "dots"),
     "step 0.5B packed dots_no_batch": _case("0.5B", 8, L, True, "dots_no_batch"),
     "step 0.5B plain": _case("0.5B", 32, S, False),

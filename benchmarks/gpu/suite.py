@@ -57,6 +57,8 @@ TIMED = {
     "attention pallas 128 by 64, trees": 40,
     "attention plain, trees": 60,
     "step 1.5B packed attention": 90,
+    "step 1.5B packed, fp8": 90,
+    "step 1.5B packed offload": 90,
     "step 0.5B packed, plain attention": 90,
     "attention jax xla, whole rows": 40,
     "head 2048": 40,

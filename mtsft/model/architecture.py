@@ -11,27 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from mtsft.errors import InputError, one_line
-from mtsft.model.attention.kept import NAMES
 from mtsft.model.attention.kernels import AUTO, KERNELS
+from mtsft.model.fp8 import fp8_matmul
+from mtsft.model.matmul import matmul
+from mtsft.model.remat import REMAT_POLICIES
 
-_ATTENTION = jax.checkpoint_policies.save_only_these_names(*NAMES)
-
-
-def _and_attention(policy):
-    return jax.checkpoint_policies.save_from_both_policies(policy, _ATTENTION)
-
-
-# What the backward pass keeps of a layer; the rest it computes again. "none" keeps all. "attention" keeps what
-# attention gives, with the sums of its softmax where the kernel names them, so that it is not computed again; so do
-# those that keep products, for what a kernel gives is none by itself.
-REMAT_POLICIES = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "attention": _ATTENTION,
-    "dots": _and_attention(jax.checkpoint_policies.dots_saveable),
-    "dots_no_batch": _and_attention(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
-}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+MATMULS = {"plain": matmul, "fp8": fp8_matmul}
 ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -61,6 +47,7 @@ RUNTIME: dict[str, Any] = {
     "param_dtype": "float32",
     "scan_layers": None,
     "remat": "none",
+    "matmul": "plain",
     "attention_kernel": AUTO,
 }
 
@@ -106,6 +93,7 @@ class Architecture:
     param_dtype: str
     scan_layers: bool | None
     remat: str
+    matmul: str
     attention_kernel: str
 
     def __post_init__(self):
@@ -124,6 +112,7 @@ class Architecture:
             raise InputError(f"model.head_dim={self.head_dim}: rotary positions turn pairs, so it must be even")
         tables = {
             "remat": REMAT_POLICIES,
+            "matmul": MATMULS,
             "dtype": DTYPES,
             "param_dtype": DTYPES,
             "hidden_act": ACTIVATIONS,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mtsft.model.architecture import DTYPES, Architecture
+from mtsft.model.architecture import DTYPES, MATMULS, Architecture
 from mtsft.model.lora import LoRA
 from mtsft.model.matmul import matmul
 from mtsft.model.quantization import LEAVES, product, quantize_kernel
@@ -102,6 +102,7 @@ class Linear(nnx.Module):
     ):
         dtype = DTYPES[arch.param_dtype]
         self.dtype, self.lora, self.salt = DTYPES[arch.dtype], lora, zlib.crc32(name.encode())
+        self.matmul = MATMULS[arch.matmul]
         init = nnx.initializers.normal(fan_in**-0.5 if deviation is None else deviation)
         kernel = init(rngs.params(), (fan_in, fan_out), dtype)
         leaves = quantize_kernel(kernel, lora.quantize) if lora.quantize else {"kernel": kernel}
@@ -119,7 +120,7 @@ class Linear(nnx.Module):
         if self.lora.quantize:
             y = product(x_BxLxI, {leaf: getattr(self, leaf)[...] for leaf in LEAVES[self.lora.quantize]}, self.dtype)
         else:
-            y = matmul(x_BxLxI, self.kernel[...].astype(self.dtype))
+            y = self.matmul(x_BxLxI, self.kernel[...].astype(self.dtype))
         if self.bias is not None:
             y += self.bias[...].astype(self.dtype)[None, None]
         if self.adapted:

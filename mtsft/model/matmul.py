@@ -21,8 +21,13 @@ def _forward(x_BxLxI, kernel_IxO):
 def _backward(residuals, gradient_BxLxO):
     x_BxLxI, kernel_IxO = residuals
     of_x_BxLxI = jax.lax.dot_general(gradient_BxLxO, kernel_IxO, (((2,), (1,)), ((), ())))
+    return of_x_BxLxI, gradient_of_matrix(x_BxLxI, gradient_BxLxO)
+
+
+def gradient_of_matrix(x_BxLxI: jax.Array, gradient_BxLxO: jax.Array) -> jax.Array:
+    """x.T g, (I, O), of all tokens."""
     x_NxI, gradient_NxO = (x.reshape(-1, x.shape[-1]) for x in (x_BxLxI, gradient_BxLxO))
-    return of_x_BxLxI, jax.lax.dot_general(x_NxI, gradient_NxO, (((0,), (0,)), ((), ())))
+    return jax.lax.dot_general(x_NxI, gradient_NxO, (((0,), (0,)), ((), ())))
 
 
 matmul.defvjp(_forward, _backward)

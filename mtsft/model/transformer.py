@@ -16,17 +16,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtsft.errors import InputError
-from mtsft.model.architecture import DTYPES, REMAT_POLICIES, Architecture
+from mtsft.model.architecture import DTYPES, Architecture
 from mtsft.model.attention.cached import attend_cached
 from mtsft.model.attention.kernels import AUTO, KERNELS, PLAIN, attend_on, choose_kernel
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.rows import ANY_ROWS, Heads, Rows
 from mtsft.model.attention.scores import Scores
 from mtsft.model.block import MATRICES, Layer
+from mtsft.model.fp8 import fp8_fault
 from mtsft.model.layers import Embedding, Head, RMSNorm
 from mtsft.model.lora import NO_LORA, LoRA
 from mtsft.model.parameters import Params
 from mtsft.model.projection import Projection
+from mtsft.model.remat import named_input, remat_fault, rematerialised
 from mtsft.model.rope import rotary
 from mtsft.model.shards import ONE_DEVICE, Shards
 
@@ -107,6 +109,7 @@ class Transformer(nnx.Module):
         def through_layer(graphdef, slides=None):
             def body(x_BxLxD, inputs):
                 params, layer_cache, index, is_sliding = inputs
+                x_BxLxD = named_input(x_BxLxD)
                 kind = is_sliding if slides is None else slides  # traced in a scan over layers of both kinds
                 cos_sin, window = _of_kind(kind, whole, local, arch.sliding_window)
                 keys_B = step_rng and jax.vmap(jax.random.fold_in, (0, None))(step_rng.keys_B, index)
@@ -114,8 +117,7 @@ class Transformer(nnx.Module):
                 x_BxLxD, kept, auxiliary = layer(x_BxLxD, cos_sin, partial(attend, layer_cache, window), keys_B)
                 return constrain(x_BxLxD), (kept, auxiliary)
 
-            policy = REMAT_POLICIES[arch.remat]
-            return jax.checkpoint(body, policy=policy) if policy else body
+            return rematerialised(arch.remat, body)
 
         if arch.scan_layers:
             graphdef, stacked = nnx.split(self.layers)
@@ -188,6 +190,8 @@ class Model:
     def __post_init__(self):
         if self.lora.rank and not any(map(self.lora.adapts, MATRICES)):
             raise InputError(f"lora.targets={self.lora.targets!r} fits no matrix; there are {', '.join(MATRICES)}")
+        if self.lora.quantize and self.arch.matmul == "fp8":
+            raise InputError(f"model.matmul='fp8' is for matrices that are not lora.quantize={self.lora.quantize!r}")
         size, tokens = self.arch.vocab_size, (*self.lora.embed_tokens, *self.lora.head_tokens)
         if tokens and not 0 <= min(tokens) <= max(tokens) < size:
             beyond = next(token for token in tokens if not 0 <= token < size)
@@ -206,8 +210,13 @@ class Model:
     def on(self, platform: str, rows: Rows = ANY_ROWS) -> "Model":
         """The same as it is computed on a platform of JAX: its attention kernel by name, its layers scanned or not.
 
-        Raises InputError where no kernel attends over such rows there, or not the one that is named.
+        Raises InputError where no kernel attends over such rows there, or not the one that is named; where the policy
+        of rematerialisation is known to be wrong; and where matrices cannot be multiplied as the config says.
         """
+        if fault := remat_fault(self.arch.remat, platform):
+            raise InputError(f"model.remat={self.arch.remat!r} {fault}")
+        if self.arch.matmul == "fp8" and (fault := fp8_fault(platform)):
+            raise InputError(f"model.matmul='fp8' {fault}")
         scan = self.arch.scan_layers
         if scan is None:
             scan = platform != "cpu" or self.arch.num_hidden_layers > _FEW_LAYERS

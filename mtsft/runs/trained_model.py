@@ -125,7 +125,8 @@ class WorkdirModel:
     def model(self, **runtime) -> Model:
         """The model with its adapters, computed as `runtime` says; by default unrolled, else as it was trained."""
         as_trained = {name: self.config.model[name] for name in RUNTIME}
-        as_trained |= {"scan_layers": False, "attention_kernel": RUNTIME["attention_kernel"]}  # devices may be others
+        as_trained |= {name: RUNTIME[name] for name in ("attention_kernel", "matmul")}  # devices may be others
+        as_trained["scan_layers"] = False
         return Model(Architecture(**self.fields, **as_trained | runtime), self.lora)
 
     def restore(

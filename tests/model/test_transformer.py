@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +16,12 @@ from support import (
 )
 
 from mtsft.errors import InputError
+from mtsft.model import transformer
 from mtsft.model.architecture import Architecture
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.block import MLP
 from mtsft.model.parameters import stack_layers, unstack_layers
+from mtsft.model.remat import remat_fault
 from mtsft.model.rope import rotary, rotate
 
 
@@ -50,7 +54,7 @@ def test_scanned_equals_unrolled(batch):
     assert_trees_close(gradient_scanned, stack_layers(gradient_unrolled))
 
 
-@pytest.mark.parametrize("policy", ["full", "dots", "dots_no_batch"])
+@pytest.mark.parametrize("policy", ["full", "offload", "dots", "dots_no_batch"])
 @pytest.mark.parametrize("scan", [True, False])
 def test_recomputing_changes_no_number(batch, policy, scan):
     kept, recomputed = small_model(scan_layers=scan), small_model(scan_layers=scan, remat=policy)
@@ -68,6 +72,30 @@ def test_full_recomputation_keeps_less(batch):
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries("full") < 0.6 * temporaries("none")
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_offloading_moves_what_enters_a_layer_and_keeps_nothing_else(batch, scan):
+    model = small_model(scan_layers=scan, remat="offload")
+    params = model.init(jax.random.key(0))
+    text = str(jax.make_jaxpr(lambda p: nll_and_gradient_value(model, p, batch))(params))
+    B, L = batch.tokens.shape
+    size, layers = f"{B},{L},{model.arch.hidden_size}", model.arch.num_hidden_layers
+    kept = set(re.findall(r"f32<host>\[([\d,]+)\]", text))
+    assert kept == ({size, f"{layers},{size}"} if scan else {size})
+
+
+def test_offloading_is_refused_where_its_gradients_are_wrong():
+    assert "wrong gradients on GPUs with jaxlib 0.11.0" in remat_fault("offload", "gpu", "0.11.0")
+    assert not remat_fault("full", "gpu", "0.11.0")
+    assert not remat_fault("offload", "tpu", "0.11.0")
+    assert not remat_fault("offload", "gpu", "0.11.2")
+
+
+def test_a_model_is_not_put_where_its_remat_is_wrong(monkeypatch):
+    monkeypatch.setattr(transformer, "remat_fault", lambda name, platform: f"{name} is wrong on {platform}")
+    with pytest.raises(InputError, match=r"model.remat='offload' offload is wrong on cpu"):
+        small_model(remat="offload").on("cpu")
 
 
 def nll_and_gradient_value(model, params, batch):

@@ -309,7 +309,7 @@ def test_muon_is_refused_where_adapters_leave_it_nothing(make_run):
         ("model.dtype", "float16", "model.dtype='float16': use one of float32, bfloat16"),
         ("model.param_dtype", "bf16", "model.param_dtype='bf16': use one of float32, bfloat16"),
         ("model.attention_kernel", "flash", "model.attention_kernel='flash': use one of auto, "),
-        ("model.remat", "some", "model.remat='some': use one of none, full, attention, dots, dots_no_batch"),
+        ("model.remat", "some", "model.remat='some': use one of none, full, offload, attention, dots"),
         ("model.hidden_act", "relu", "model.hidden_act='relu': use one of silu, gelu, gelu_pytorch_tanh"),
         ("model.layer_types", "wide", "model.layer_types='wide': write the kinds"),
         ("model.rope_scaling", "[]", "model.rope_scaling='[]': write one JSON object"),

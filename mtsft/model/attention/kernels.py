@@ -14,6 +14,7 @@ from mtsft.model.attention.flash import flash_attend
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.plain import tree_attend
 from mtsft.model.attention.rows import ANY_ROWS, Heads, Rows
+from mtsft.model.capability import too_old
 from mtsft.model.shards import Shards
 
 LAYOUTS = ("chains", "trees")  # "trees": rows whose trees may branch
@@ -83,7 +84,7 @@ def _cudnn_refuses(heads: Heads, rows: Rows) -> str:
     if jax.__version_info__ < cudnn.OFFSETS_RIGHT:
         needed = ".".join(map(str, cudnn.OFFSETS_RIGHT))
         return f"is wrong with grouped-query heads in jax {jax.__version__}, and right from {needed} on"
-    if capability := _too_old(cudnn.CAPABILITY):
+    if capability := too_old(cudnn.CAPABILITY):
         return capability
     if heads.softcap or heads.window:
         return "has neither a soft cap nor sliding windows"
@@ -106,16 +107,7 @@ def _pallas_gpu_refuses(heads: Heads, rows: Rows) -> str:
         return f"is not there: {flash_gpu.MISSING}"
     if heads.head_dim > flash_gpu.MAX_HEAD_DIM:
         return f"takes head dims up to {flash_gpu.MAX_HEAD_DIM}, not {heads.head_dim}"
-    return _too_old(flash_gpu.CAPABILITY)
-
-
-def _too_old(capability: float) -> str:
-    """What is wrong with the GPU of this process, if there is one."""
-    found = getattr(jax.local_devices()[0], "compute_capability", None)
-    try:
-        return f"needs compute capability {capability}, not {found}" if found and float(found) < capability else ""
-    except ValueError:  # of another maker
-        return f"was tried on NVIDIA's GPUs alone, not on {found}"
+    return too_old(flash_gpu.CAPABILITY)
 
 
 _BOTH = ("float32", "bfloat16")
