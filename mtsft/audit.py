@@ -15,12 +15,14 @@ from mtsft.config import data_config, validate
 from mtsft.data.data_files import DataFiles
 from mtsft.diagnose.audit import audit
 from mtsft.diagnose.audit_text import report_as_text
+from mtsft.diagnose.row_shapes import RowShape
 from mtsft.errors import InputError
 from mtsft.runs.run_length import run_length
 
 _CONFIG = cli.define_config()
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "Lines to read, or one JSON object.")
 _NUMERIC = flags.DEFINE_bool("numeric", False, "Also check with the model that one pass equals K, packed equals alone.")
+_MEASURE = flags.DEFINE_bool("measure", False, "Also time training steps on rows of several lengths, on this machine.")
 
 
 def main() -> None:
@@ -34,8 +36,13 @@ def main() -> None:
         from mtsft.runs import identity_check
 
         report["numeric"] = identity_check.check(_CONFIG.value, files)
-    cli.write_out((json.dumps(report) if _FORMAT.value == "json" else report_as_text(report)) + "\n")
     wrong = [problem for problem in report["problems"] if problem["severity"] == "error"]
+    if _MEASURE.value and not wrong:
+        from mtsft.runs.row_times import row_times
+
+        shapes = [RowShape(**shape) for shape in report["train"]["fill"]]
+        report["row_times"] = [each.as_record() for each in row_times(_CONFIG.value, shapes)]
+    cli.write_out((json.dumps(report) if _FORMAT.value == "json" else report_as_text(report)) + "\n")
     if wrong:
         named = "; ".join(f"{problem['count']:,} {problem['what']}" for problem in wrong)
         raise InputError(f"training would be wrong: {named}")

@@ -31,6 +31,8 @@ def report_as_text(report: Report) -> str:
         lines += _problem(problem)
     if "numeric" in report:
         lines += ["", *_numeric(report["numeric"])]
+    if "row_times" in report:
+        lines += ["", *_row_times(report["row_times"])]
     return "\n".join(_fit(visible(line).replace("\n", " "), _WIDEST) for line in lines)
 
 
@@ -97,3 +99,18 @@ def _numeric(numeric: Report) -> Iterator[str]:
     for name, title in (("passes", "one pass against K passes"), ("packed", "packed against alone")):
         loss, gradient = numeric[name]["loss"], numeric[name]["gradient"]
         yield f"  {title:<28} largest relative difference {loss:.2e} of a loss, {gradient:.2e} of a gradient"
+
+
+def _row_times(times: list[Report]) -> Iterator[str]:
+    yield "training steps, as measured here:"
+    rows = [
+        (
+            f"{each['row_length']:,}",
+            each["batch_size"],
+            f"{each['seconds']:.3f}",
+            round(each["tokens_per_second"]),
+            round(each["supervised_tokens_per_second"]),
+        )
+        for each in times
+    ]
+    yield from lines_of_table("row length", ["rows a batch", "s a step", "tokens/s", "supervised/s"], rows)
