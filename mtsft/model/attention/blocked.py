@@ -1,8 +1,9 @@
 """The kernel for CPUs: loops over blocks of queries and, for each, over the blocks of keys that some of them see.
 
 As in FlashAttention-2 (Dao 2023, arXiv:2307.08691) the softmax is formed as the blocks of keys come by and no scores
-are kept: the backward pass forms them again from the logarithm of their sum. What is looked at is read off the rows:
-dialogues packed side by side cost what they would cost apart, wherever they begin and end.
+are kept: the backward pass forms them again from the logarithm of their sum. What is looked at is read off the rows
+(live_blocks.py): dialogues packed side by side, and branches of one, cost what they would cost apart, wherever they
+begin and end.
 """
 
 from functools import partial
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from mtsft.model.attention.kept import named_logsumexp, named_output
 from mtsft.model.attention.layout import AttentionLayout
+from mtsft.model.attention.live_blocks import lists, live_blocks
 from mtsft.model.attention.scores import Scores
 
 # Queries, and keys, of a block. On two cores with AVX-512, 64 takes 0.75 of the processor time of 128: fewer pairs are
@@ -29,15 +31,17 @@ def blocked_attend(
     A query that sees nothing gets 0, or some other finite value where others of its block see something.
     """
     L = query_BxLxHxK.shape[1]
-    padding = -L % min(_BLOCK, L)
+    size = min(_BLOCK, L)
 
     def pad(x):
-        return jnp.pad(x, ((0, 0), (0, padding), *((0, 0) for _ in x.shape[2:])))
+        return jnp.pad(x, ((0, 0), (0, -L % size), *((0, 0) for _ in x.shape[2:])))
 
-    ends, positions = pad(layout.subtree_ends), None if window is None else pad(layout.positions)
+    layout = jax.tree.map(pad, layout)
     window = None if window is None else jnp.asarray(window, jnp.int32)
+    live = lists(live_blocks(layout, size, size, window))
+    positions = None if window is None else layout.positions
     arrays = (pad(x) for x in (query_BxLxHxK, key_BxLxGxK, value_BxLxGxK))
-    return _attend(*arrays, ends, positions, window, scores)[:, :L]
+    return _attend(*arrays, layout.subtree_ends, positions, window, live, scores)[:, :L]
 
 
 class _Blocks(NamedTuple):
@@ -51,7 +55,7 @@ class _Blocks(NamedTuple):
         ends: (B, L), of an AttentionLayout.
         positions: (B, L), likewise; None where there is no window.
         window: a scalar; None for none.
-        first: (B, N), the first block of keys that each block of queries looks at; behind its own for none.
+        live: (B, N, N) and (B, N), the blocks of keys that each block of queries looks at, and how many there are.
     """
 
     size: int
@@ -61,14 +65,13 @@ class _Blocks(NamedTuple):
     ends: jax.Array
     positions: jax.Array | None
     window: jax.Array | None
-    first: jax.Array
+    live: tuple[jax.Array, jax.Array]
 
     @classmethod
-    def of(cls, query, key, value, ends, positions, window) -> "_Blocks":
+    def of(cls, query, key, value, ends, positions, window, live) -> "_Blocks":
         size = min(_BLOCK, query.shape[1])
-        first = _first_blocks(ends, positions, window, size)
         query = _fold(query, key.shape[2], size)
-        return cls(size, query, key.swapaxes(1, 2), value.swapaxes(1, 2), ends, positions, window, first)
+        return cls(size, query, key.swapaxes(1, 2), value.swapaxes(1, 2), ends, positions, window, live)
 
     def each(self, visit, carry):
         """Folds `visit` over all blocks of queries: (carry, row, block) -> carry."""
@@ -79,7 +82,8 @@ class _Blocks(NamedTuple):
 
     def each_key(self, row, block, visit, carry):
         """Folds `visit` over the blocks of keys that a block of queries looks at: (carry, block) -> carry."""
-        return jax.lax.fori_loop(self.first[row, block], block + 1, lambda j, carry: visit(carry, j), carry)
+        numbers, counts = self.live
+        return jax.lax.fori_loop(0, counts[row, block], lambda j, carry: visit(carry, numbers[row, block, j]), carry)
 
     def of_query(self, x, row, block):
         """The part of an array (B, N, ...) that is of a block of queries."""
@@ -122,26 +126,6 @@ class _Blocks(NamedTuple):
         return seen
 
 
-def _first_blocks(ends_BxL, positions_BxL, window, size: int):
-    """(B, N): the first block with a key that may be seen from each block; the one behind its own where there is none.
-
-    From the blocks' bounds alone: a key is seen by no query at or behind its subtree's end.
-    """
-    B, L = ends_BxL.shape
-    N = L // size
-    blocks_N = jnp.arange(N, dtype=jnp.int32)
-
-    def of_blocks(x_BxL):
-        return x_BxL.reshape(B, N, size)
-
-    may_see = of_blocks(ends_BxL).max(2)[:, None] > (blocks_N * size)[None, :, None]
-    may_see &= blocks_N[None, None] <= blocks_N[None, :, None]
-    if window is not None:
-        nearest = of_blocks(positions_BxL).min(2)[:, :, None] - of_blocks(positions_BxL).max(2)[:, None]
-        may_see &= nearest < window
-    return jnp.where(may_see.any(2), jnp.argmax(may_see, 2), blocks_N[None] + 1).astype(jnp.int32)
-
-
 def _fold(x_BxLxHxK, G: int, size: int):
     """(B, N, G, X, K)."""
     B, L, H, K = x_BxLxHxK.shape
@@ -162,13 +146,13 @@ def _dot(a, b, of_a: int, of_b: int):
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _attend(query, key, value, ends, positions, window, scores):
-    return _forward(query, key, value, ends, positions, window, scores)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(7,))
+def _attend(query, key, value, ends, positions, window, live, scores):
+    return _forward(query, key, value, ends, positions, window, live, scores)[0]
 
 
-def _forward(query, key, value, ends, positions, window, scores):
-    blocks = _Blocks.of(query, key, value, ends, positions, window)
+def _forward(query, key, value, ends, positions, window, live, scores):
+    blocks = _Blocks.of(query, key, value, ends, positions, window, live)
     B, N, G, X, K = blocks.query.shape
 
     def attend(carry, row, block):
@@ -196,7 +180,7 @@ def _forward(query, key, value, ends, positions, window, scores):
     attended, log_sums = blocks.each(attend, shapes)
     attended = named_output(_unfold(attended, blocks.size))
     log_sums = named_logsumexp(log_sums)
-    return attended, (query, key, value, ends, positions, window, attended, log_sums)
+    return attended, (query, key, value, ends, positions, window, live, attended, log_sums)
 
 
 def _backward(scores, residuals, gradient_BxLxHxK):
@@ -235,7 +219,7 @@ def _backward(scores, residuals, gradient_BxLxHxK):
     shapes = jnp.zeros_like(blocks.query), *(jnp.zeros(x.shape) for x in (blocks.key, blocks.value))
     of_query, of_key, of_value = blocks.each(attend, shapes)
     of_key, of_value = (x.swapaxes(1, 2).astype(dtype) for x in (of_key, of_value))
-    return _unfold(of_query, size), of_key, of_value, None, None, None
+    return _unfold(of_query, size), of_key, of_value, None, None, None, None
 
 
 _attend.defvjp(_forward, _backward)

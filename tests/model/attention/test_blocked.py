@@ -113,22 +113,25 @@ def test_padding_is_finite_and_has_no_gradient(monkeypatch):
 
 
 @pytest.mark.parametrize("window", [None, 5])
-def test_it_looks_at_the_blocks_from_the_first_with_a_pair_to_its_own(window):
-    """By the mask itself; a block whose queries see nothing looks at none."""
-    size = 5
+def test_it_looks_at_the_blocks_with_a_pair_that_the_mask_allows(monkeypatch, window):
+    """By the mask itself: none of other dialogues, none of other branches; a block that sees nothing looks at none."""
+    size, looked = 5, []
+    monkeypatch.setattr(blocked, "_BLOCK", size)
+    monkeypatch.setattr(blocked, "_attend", lambda *arguments: looked.append(arguments[6]) or arguments[0])
     for kind, rows in LAYOUTS.items():
-        layout = pack(rows, L)
-        slots = np.arange(L)
-        seen = (slots[None, None] <= slots[None, :, None]) & (slots[None, :, None] < layout.subtree_ends[:, None])
+        layout = AttentionLayout.of(jax.tree.map(jnp.asarray, pack(rows, L)))
+        slots, ends, positions = np.arange(L), np.asarray(layout.subtree_ends), np.asarray(layout.positions)
+        seen = (slots[None, None] <= slots[None, :, None]) & (slots[None, :, None] < ends[:, None])
         if window:
-            seen &= layout.positions[:, :, None] - layout.positions[:, None] < window
+            seen &= positions[:, :, None] - positions[:, None] < window
         pairs = seen.reshape(4, L // size, size, L // size, size).any((2, 4))
-        first = np.asarray(blocked._first_blocks(layout.subtree_ends, layout.positions, window, size))
-        exact = np.where(pairs.any(2), pairs.argmax(2), np.arange(L // size)[None] + 1)
-        assert (first <= exact).all(), kind
-        if window is None:
-            # Only the pairs of a block of keys whose subtree ends within a block of queries, behind none of its own.
-            np.testing.assert_array_equal(first, exact, err_msg=kind)
+        blocked_attend(*arrays(), layout, SCORES, window)
+        numbers, counts = map(np.asarray, looked.pop())
+        for row, block in np.ndindex(counts.shape):
+            wanted, found = np.flatnonzero(pairs[row, block]), numbers[row, block, : counts[row, block]]
+            assert {*wanted} <= {*found}, kind
+            if window is None:
+                np.testing.assert_array_equal(found, wanted, err_msg=kind)
 
 
 def test_a_layer_that_is_formed_again_in_the_backward_pass_gives_the_same():
