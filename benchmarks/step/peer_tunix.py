@@ -1,6 +1,6 @@
 """Steps of Tunix's PeftTrainer on the CPU, all weights trained; see worker.py and step_time.py.
 
-    python benchmarks/step/peer_tunix.py '{"data": FILE, "tokenizer": FILE, "batch_size": 16, "multiple": 128, ...}'
+    python benchmarks/step/peer_tunix.py '{"data": FILE, "tokenizer": FILE, "batch_size": 16, "multiple": 64, ...}'
 
 Model, loss, step and loop are Tunix's own, its way of feeding data is not: it pads every row to one length, which takes
 twice as long. Here dialogues of like length make a batch, padded to a multiple of some tokens, and each length that
