@@ -69,9 +69,13 @@ class Peer:
             "tokenizer": arguments.tokenizer,
             "sizes": SIZES | {"vocab_size": VOCAB},
         }
+        environment = dict(self.environment)
+        if self.library == "tunix":
+            settings["multiple"] = arguments.tunix_multiple
+            environment |= ALLOCATOR_OF_JAX if arguments.tunix_allocator == "tuned" else {}
         python = getattr(arguments, f"{self.library}_python")
         command = [python, str(HERE / self.worker), json.dumps(settings | self.settings)]
-        return Program(self.title, command, steps, self.environment, peer=True)
+        return Program(self.title, command, steps, environment, peer=True)
 
 
 _TRL = {
@@ -90,9 +94,8 @@ PEERS = {
         library="tunix",
         modules=("tunix", "jax", "flax", "transformers"),
         install="google-tunix",
-        environment=ALLOCATOR_OF_JAX,
-        # Of the slots of its batches 0.91 hold tokens then, 0.84 by 128, for eight programs to compile and not five.
-        settings={"multiple": 64},
+        environment={},
+        settings={},
     ),
 }
 
