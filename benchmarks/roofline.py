@@ -11,12 +11,14 @@ seconds are the least of some calls, and those of the processor beside them, whi
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent / "step")]
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the machine may have accelerators, or libraries that look for them
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -83,6 +85,7 @@ def report(setup: TrainingSetup, calls: int) -> None:
     params = jax.tree.map(jax.numpy.copy, state.params)
     found, peaks = [], []
     for name, function, flops in parts:
+        print(f"compiling and timing: {name}", file=sys.stderr, flush=True)
         jax.block_until_ready(function(params))
         times = []
         for _ in range(calls):

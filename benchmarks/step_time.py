@@ -1,26 +1,36 @@
 """Training steps on the CPU: ours by kernel and shape of rows, an earlier checkout's, and the peers', in turn.
 
-    python benchmarks/step_time.py --data=dialogues.jsonl --tokenizer=tokenizer.json --peers
-    python benchmarks/step_time.py --data=dialogues.jsonl --model=FOLDER --lora=16 --peers --rows=1024x2
+    python benchmarks/step_time.py --data=dialogues.jsonl --tokenizer=tokenizer.json --peers --rows=640x4,2048x2
+    python benchmarks/step_time.py --data=dialogues.jsonl --model=FOLDER --lora=16 --peers=trl --rows=1024x2
 
 Each program is a process of its own that waits for its turn, so that allocators and threads are those of a user; a turn
 is as many steps as hold some --slots of the batch. A machine's speed may drift by 2x from minute to minute: the ratios
 are the medians over rounds of what two programs did within one round, and a product of two matrices of 1024 x 1024 is
 timed before and after each turn. "Of peak" is the arithmetic needed (benchmarks/flops.py) over the best product of the
 program's own library in that turn; "by CPU" the ratio of supervised tokens a second of processor time, which
-neighbours on the machine disturb less.
+neighbours on the machine disturb less. Rounds of --warm-up come first and do not count.
 
 Without --model it is a Llama of 15.7 M parameters (with 8,192 tokens), float32, drawn at random. Input, optimizer and
-metrics are included for mtsft; for TRL reading the data is not. Peers run with the allocator tuned (ALLOCATOR below),
-mtsft as --allocator says. Results and what was learned: RESULTS.md.
+metrics are included for mtsft and for Tunix; for TRL reading the data is not. TRL runs with the allocator tuned
+(step/peers.py), mtsft as --allocator says, Tunix as --tunix-allocator: tuned it was 12% faster in one comparison, and
+took 15 to 20 GiB where it takes 9 otherwise, so time it without the other peers then. By --tunix-multiple=64 the rows
+of the Schema-Guided dialogues are 0.91 full and eight programs are compiled; by 128 they are 0.84 full, and five.
+
+The peers are TRL, grouped by length; TRL with torch.compile, which needs a compiler of C++; and Tunix, by length. What
+an interpreter lacks is said, with what to install. TRL and Tunix may want other versions than mtsft, so give them
+environments of their own:
+
+    python -m venv trl && trl/bin/pip install torch transformers trl datasets
+    python -m venv tunix && tunix/bin/pip install google-tunix
+    python benchmarks/step_time.py --peers --trl-python=trl/bin/python --tunix-python=tunix/bin/python ...
+
+Whether all do the same is seen in their first loss, where all start from one --model and there is but one batch: a file
+of N dialogues, --trl-batch=N --tunix-batch=N, and one row that holds them. Results and what was learned: RESULTS.md.
 """
 
 import argparse
 import itertools
 import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -28,46 +38,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.flops import needed
-from benchmarks.llama import SIZES, VOCAB
+from benchmarks.llama import SIZES
+from benchmarks.step.peers import ALLOCATOR_OF_JAX, PEERS, chosen
+from benchmarks.step.program import Program
+from benchmarks.step.tables import ratios, table
 
-HERE = Path(__file__).parent / "step"
 ROOT = Path(__file__).parents[1]
-# glibc keeps freed memory; for JAX in one heap as well, for its threads ask by turns and large blocks go past theirs.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "67108864"}
-OUR_ALLOCATOR = ALLOCATOR | {"MALLOC_ARENA_MAX": "1"}
-
-
-class Program:
-    """A process that takes steps when it is told to."""
-
-    def __init__(self, name: str, command: list[str], steps: int, environment: dict[str, str]):
-        self.name, self.steps = name, steps
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if not os.environ.get("SHOW") else None,
-            text=True,
-            env=os.environ | environment,
-        )
-        self.ready = self._answer()
-        self.turns: list[dict[str, Any]] = []
-
-    def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended with {self._process.wait()}; SHOW=1 shows why")
-        return json.loads(line)
-
-    def turn(self) -> None:
-        self._process.stdin.write(f"{self.steps}\n")
-        self._process.stdin.flush()
-        self.turns.append(self._answer())
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
 
 
 def ours(arguments, rows: str, keys: dict[str, Any], name: str, checkout: Path, cache: str, tuned: bool) -> Program:
@@ -90,18 +66,9 @@ def ours(arguments, rows: str, keys: dict[str, Any], name: str, checkout: Path, 
         "parallel.compilation_cache": "",
         **keys,
     }
-    command = [sys.executable, str(HERE / "ours.py"), json.dumps(keys)]
-    environment = {"PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu", **(OUR_ALLOCATOR if tuned else {})}
+    command = [sys.executable, str(ROOT / "benchmarks/step/ours.py"), json.dumps(keys)]
+    environment = {"PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu", **(ALLOCATOR_OF_JAX if tuned else {})}
     return Program(name, command, max(1, round(arguments.slots / length / batch)), environment)
-
-
-def trl(arguments, compile: bool = False) -> Program:
-    steps = max(1, round(arguments.slots / 4 / arguments.typical))
-    settings = dict(data=arguments.data, length=1024, batch_size=4, steps=steps, compile=compile)
-    settings |= dict(model=arguments.model, lora_rank=arguments.lora, tokenizer=arguments.tokenizer)
-    settings |= dict(sizes=SIZES | dict(vocab_size=VOCAB))
-    command = [arguments.peer_python, str(HERE / "peer_trl.py"), json.dumps(settings)]
-    return Program("TRL compiled" if compile else "TRL", command, steps, ALLOCATOR)
 
 
 def main() -> None:
@@ -115,9 +82,20 @@ def main() -> None:
     parser.add_argument("--keys", action="append", default=[], help="JSON object of config keys: one more variant")
     parser.add_argument("--allocator", default="usual", help="usual, tuned, or both by comma")
     parser.add_argument("--before", default="", help="another checkout of mtsft to compare with, by its defaults")
-    parser.add_argument("--peers", action="store_true", help="TRL too")
-    parser.add_argument("--compiled", action="store_true", help="TRL with torch.compile too")
-    parser.add_argument("--peer-python", default=sys.executable, help="the interpreter that has TRL")
+    parser.add_argument(
+        "--peers",
+        nargs="?",
+        const="all",
+        default="",
+        help=f"{', '.join(PEERS)} by comma; alone: all that are installed",
+    )
+    parser.add_argument("--trl-python", default=sys.executable, help="the interpreter that has TRL")
+    parser.add_argument("--trl-batch", type=int, default=4, help="dialogues of TRL's batch")
+    parser.add_argument("--tunix-python", default=sys.executable, help="the interpreter that has Tunix")
+    parser.add_argument("--tunix-batch", type=int, default=16, help="dialogues of Tunix's batch")
+    parser.add_argument("--tunix-multiple", type=int, default=64, help="of how many tokens Tunix's rows are")
+    parser.add_argument("--tunix-allocator", choices=("usual", "tuned"), default="usual", help="tuned takes 20 GiB")
+    parser.add_argument("--warm-up", type=int, default=1, help="rounds before those that count")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slots", type=int, default=8192, help="of a turn, about")
     parser.add_argument("--typical", type=int, default=330, help="tokens of a dialogue, to make the peers' turns alike")
@@ -125,11 +103,7 @@ def main() -> None:
     arguments.data = str(Path(arguments.data).absolute())
 
     with tempfile.TemporaryDirectory() as cache:
-        programs = []
-        if arguments.peers:
-            programs.append(trl(arguments))
-        if arguments.compiled:
-            programs.append(trl(arguments, compile=True))
+        programs = [peer.start(arguments) for peer in chosen(arguments.peers, arguments)]
         allocators, variants = arguments.allocator.split(","), ["{}", *arguments.keys]
         for rows in arguments.rows.split(","):
             if arguments.before:
@@ -140,57 +114,19 @@ def main() -> None:
                 keys = json.loads(variant)
                 more = [f"{key.split('.')[-1]}={value}" for key, value in keys.items()]
                 name = " ".join(
-                    ["ours", rows, *[kernel] * (kernel != "auto"), *[allocator] * (allocator != "plain"), *more]
+                    ["ours", rows, *[kernel] * (kernel != "auto"), *[allocator] * (allocator != "usual"), *more]
                 )
                 keys = {"model.attention_kernel": kernel} | keys
                 programs.append(ours(arguments, rows, keys, name, ROOT, cache, allocator == "tuned"))
-        for number in range(arguments.rounds):
+        for number in range(-arguments.warm_up, arguments.rounds):
             for program in programs if number % 2 == 0 else programs[::-1]:
-                program.turn()
+                program.turn(counts=number >= 0)
             if number in (0, arguments.rounds - 1):
-                print(table(programs, bool(arguments.lora)), flush=True)
+                print(f"after {number + 1} of {arguments.rounds} rounds")
+                print(table(programs, bool(arguments.lora)))
+                print(ratios(programs), flush=True)
         for program in programs:
             program.close()
-
-
-def table(programs: list[Program], lora: bool) -> str:
-    """What the programs did so far; ratios are to the first."""
-    sizes = next((program.ready["sizes"] for program in programs if "sizes" in program.ready), SIZES)
-    lines = [
-        f"{'':34} {'tokens/s':>9} {'supervised/s':>12} {'ratio':>6} {'(least-most)':>13} {'by CPU':>7} "
-        f"{'of peak':>8} {'probe, GF/s':>12} {'first, s':>8} {'GiB':>5} {'loss':>6}"
-    ]
-    for program in programs:
-        pairs = list(zip(program.turns, programs[0].turns))
-        ratio = [rate(turn) / rate(first) for turn, first in pairs]
-        by_cpu = [rate(turn, "cpu_seconds") / rate(first, "cpu_seconds") for turn, first in pairs]
-        of_peak = [
-            needed(sizes, turn["tokens"], turn["supervised"], turn["pairs"], lora)
-            / turn["seconds"]
-            / max(turn["probes"])
-            for turn in program.turns
-        ]
-        middle = statistics.median
-        probes = [probe / 1e9 for turn in program.turns for probe in turn["probes"]]
-        lines.append(
-            f"{program.name:34} {middle(t['tokens'] / t['seconds'] for t in program.turns):>9,.0f} "
-            f"{middle(map(rate, program.turns)):>12,.0f} {middle(ratio):>6.2f} "
-            f"{f'({min(ratio):.2f}-{max(ratio):.2f})':>13} {middle(by_cpu):>7.2f} {middle(of_peak):>8.1%} "
-            f"{f'{min(probes):.0f}-{max(probes):.0f}':>12} {program.ready['first_step_s']:>8.1f} "
-            f"{program.turns[-1]['peak_gib']:>5.1f} {program.turns[-1].get('loss', 0):>6.3f}"
-        )
-    return "\n".join(lines)
-
-
-def share_of_peak(turn: dict[str, Any], sizes: dict[str, int], lora: bool) -> float:
-    """FLOP/s that were needed, over those of the products timed beside the turn."""
-    flops = needed(sizes, turn["tokens"], turn["supervised"], turn["pairs"], lora)
-    return flops / turn["seconds"] / max(turn["probes"])
-
-
-def rate(turn: dict[str, Any], of: str = "seconds") -> float:
-    """Supervised tokens a second."""
-    return turn["supervised"] / turn[of]
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def main() -> None:
         add(pending)
         return {"tokens": tokens, "supervised": supervised, "pairs": pairs, "loss": losses[-1]}
 
-    take(1)
+    first = take(1)
     compiled = time.perf_counter() - began
     take(1)
     arch = setup.model.arch
@@ -61,6 +61,7 @@ def main() -> None:
     multiply = jax.jit(jax.numpy.matmul)
     ready = {
         "first_step_s": compiled,
+        "first_loss": first["loss"],
         "attention_kernel": arch.attention_kernel,
         "sizes": {name: value for name, value in vars(arch).items() if isinstance(value, int)},
     }

@@ -4,58 +4,39 @@
 
 Loss on the model's words and the token that ends its turn, as mtsft has it under the same template. The sampler puts
 the longest dialogues first, so each group of steps takes its batches at even strides through the epoch. The time of a
-step is the trainer's own, from the batch's arrival to the optimizer's end; reading the data is left out.
+step is the trainer's own, from the batch's arrival to the optimizer's end; reading the data is left out. With "compile"
+it is what `torch_compile=True` makes of it, whose second length is compiled for any.
 """
 
 import json
 import os
 import sys
 import tempfile
-import threading
 import time
-from pathlib import Path
 from queue import Queue
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="true", CUDA_VISIBLE_DEVICES="")
 
 import torch
+from batches import at_strides, groups_of
 from datasets import Dataset
-from peft import LoraConfig
+from dialogues import dialogues_of, tokenizer_of
 from probe import SIZE, rate
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    TrainerCallback,
-)
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
-from worker import cpu_seconds, serve
-
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
-    "{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+from worker import beside, cpu_seconds, serve
 
 
 def trainer_of(settings: dict) -> SFTTrainer:
     """The trainer, model, tokenizer and data of some settings."""
-    lines = [json.loads(line) for line in Path(settings["data"]).read_text().splitlines()]
-    keep = ("role", "content")
-    dialogues = [{"messages": [{name: m[name] for name in keep} for m in line["messages"]]} for line in lines]
     if settings.get("model"):
-        tokenizer = AutoTokenizer.from_pretrained(settings["model"])
         model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32, attn_implementation="sdpa")
     else:
-        file = settings["tokenizer"]
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=file, pad_token="<|pad|>", eos_token="<|im_end|>")
         model = LlamaForCausalLM(LlamaConfig(**settings["sizes"], attn_implementation="sdpa"))
-    tokenizer.chat_template = TEMPLATE
     adapters = None
     if rank := settings.get("lora_rank"):
+        from peft import LoraConfig  # which TRL does without
+
         adapters = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     arguments = SFTConfig(
         output_dir=tempfile.mkdtemp(),
@@ -77,7 +58,7 @@ def trainer_of(settings: dict) -> SFTTrainer:
         disable_tqdm=True,
         torch_compile=settings.get("compile", False),
     )
-    data = Dataset.from_list(dialogues)
+    data, tokenizer = Dataset.from_list(dialogues_of(settings["data"])), tokenizer_of(settings)
     return _Strided(model, arguments, train_dataset=data, processing_class=tokenizer, peft_config=adapters)
 
 
@@ -88,19 +69,15 @@ class _Strided(SFTTrainer):
 
     def _get_train_sampler(self, *arguments, **named):
         order = list(super()._get_train_sampler(*arguments, **named))
-        size, steps = self.args.per_device_train_batch_size, self.steps
-        groups = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
+        groups, steps = groups_of(order, self.args.per_device_train_batch_size), self.steps
 
         class Endless:
             def __len__(self):
                 return 10**9
 
             def __iter__(self):
-                stride, shift = len(groups) / steps, 0.0
-                while True:
-                    for i in range(steps):
-                        yield from groups[int((i + shift) * stride) % len(groups)]
-                    shift = (shift + 0.381966) % 1
+                for group in at_strides(groups, steps):
+                    yield from group
 
         return Endless()
 
@@ -116,14 +93,15 @@ def main() -> None:
     def training_step(model, inputs, *arguments, **named):
         labels, mask = inputs["labels"], inputs["attention_mask"]
         lengths = mask.sum(1)
+        loss = given(model, inputs, *arguments, **named)
         for name, value in {
             "tokens": mask.sum(),
             "supervised": (labels[:, 1:] != -100).sum(),
-            "slots": mask.numel(),
             "pairs": (lengths * (lengths + 1) // 2).sum(),
         }.items():
             counted[name] = counted.get(name, 0) + int(value)
-        return given(model, inputs, *arguments, **named)
+        counted["loss"] = float(loss)
+        return loss
 
     trainer.training_step = training_step
     asked, answered = Queue(), Queue()
@@ -151,18 +129,18 @@ def main() -> None:
         torch.set_num_threads(os.cpu_count())  # which is of each thread
         trainer.train()
 
-    threading.Thread(target=train, daemon=True).start()
+    beside(train)
 
     def take(count: int) -> dict[str, float]:
         asked.put(count)
         return answered.get()
 
     began = time.perf_counter()
-    take(settings["steps"] if settings.get("compile") else 1)
-    first = time.perf_counter() - began
+    first = take(1)
+    ready = {"first_step_s": time.perf_counter() - began, "first_loss": first["loss"]}
     take(1)
     x = torch.randn(SIZE, SIZE)
-    serve({"first_step_s": first}, take, lambda: rate(lambda: x @ x))
+    serve(ready, take, lambda: rate(lambda: x @ x))
     os._exit(0)  # the trainer waits for more
 
 

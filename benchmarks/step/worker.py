@@ -4,7 +4,9 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +30,19 @@ def serve(ready: dict[str, Any], run: Callable[[int], dict[str, Any]], probe: Ca
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         answer = took | counted | {"probes": [before, probe()], "peak_gib": peak}
         print(json.dumps(answer), file=_ANSWERS, flush=True)
+
+
+def beside(loop: Callable[[], None]) -> None:
+    """Runs a trainer's own loop in a thread, and ends the program where it fails: nobody would get an answer."""
+
+    def run() -> None:
+        try:
+            loop()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    threading.Thread(target=run, daemon=True).start()
 
 
 def cpu_seconds() -> float:
