@@ -17,12 +17,10 @@ from mtsft.training.objective import LossSums
 from mtsft.training.sharding import BATCH, put_rows, rows_of_this_process
 from mtsft.training.state import TrainState
 from mtsft.training.step import train_step
+from mtsft.training.xla_flags import compiler_options
 
 MODES = ("jit", "pmap")
 _PMAP_AXIS = "devices"
-# What XLA is told on a platform. On a GPU it would add up the gradients of rows that are looked up more than once in
-# whatever order its threads come by, and no run would repeat another to the bit.
-COMPILER_OPTIONS = {"gpu": {"xla_gpu_exclude_nondeterministic_ops": True}}
 
 
 class Partitioner:
@@ -47,7 +45,7 @@ class Partitioner:
         # Under pmap each device has whole parameters and rows of its own.
         self.shards = ONE_DEVICE if mode == "pmap" else Shards(mesh, BATCH[0], "tensor")
         self.num_shards = int(np.prod([mesh.shape[axis] for axis in BATCH[0]]))
-        self.compiler_options = COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)  # those of jit alone
+        self.compiler_options = compiler_options(mesh.devices.flat[0].platform) or None  # those of jit alone
 
     def rows(self, batch_size: int) -> list[int]:
         """Which rows of a batch this process reads."""

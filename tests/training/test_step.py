@@ -10,7 +10,7 @@ from support import assert_trees_close, response_loss, small_model, uneven_batch
 
 from mtsft.errors import InputError
 from mtsft.evaluation.held_out import loss_by_turn
-from mtsft.training import partitioner as partitioning
+from mtsft.training import xla_flags
 from mtsft.training.learning_rate import learning_rate_schedule
 from mtsft.training.objective import LossSums
 from mtsft.training.optimizer import build_optimizer
@@ -123,9 +123,9 @@ def test_evaluation_under_jit_is_that_under_pmap(batch):
 
 
 def test_gpus_are_told_to_add_up_in_one_order(batch, monkeypatch):
-    add = jax.jit(lambda x: x + 1, compiler_options=partitioning.COMPILER_OPTIONS["gpu"])
+    add = jax.jit(lambda x: x + 1, compiler_options=xla_flags.compiler_options("gpu"))
     assert add(1) == 2  # an option that XLA does not know is an error
-    monkeypatch.setattr(partitioning, "COMPILER_OPTIONS", {"cpu": {"xla_no_such_option": True}})
+    monkeypatch.setattr(xla_flags, "MEASURED", {"cpu": {"xla_no_such_option": True}})
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
         take_one_step("jit", "", 1, batch)
     model, partitioner = small_model(), Partitioner("jit", make_mesh(""))
@@ -134,6 +134,13 @@ def test_gpus_are_told_to_add_up_in_one_order(batch, monkeypatch):
     evaluate = partitioner.compile_evaluation(measure, partitioner.replicated, {})
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
         evaluate(params, {}, partitioner.put(batch, ROWS))
+
+
+def test_a_flag_that_the_user_sets_is_the_users(monkeypatch):
+    assert xla_flags.compiler_options("gpu") == {"xla_gpu_exclude_nondeterministic_ops": True}
+    assert xla_flags.compiler_options("tpu") == {}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_other=1 --xla_gpu_exclude_nondeterministic_ops=false")
+    assert xla_flags.compiler_options("gpu") == {}
 
 
 def quadratic_step(value, state=None, schedule=lambda step: jnp.float32(0.5)):
