@@ -1,7 +1,10 @@
 """What becomes of a run as time passes: where it may be kept, what it freezes, when it ends."""
 
 import json
+import logging
+import re
 import shutil
+from collections import Counter
 
 import jax
 import numpy as np
@@ -48,6 +51,17 @@ def test_a_run_of_bad_steps_alone_is_no_run(folder, exported, make_config):
     config = make_config(**{"model.init_from": str(broken), "train.steps": 3})
     with pytest.raises(InputError, match=r"^step 3: the loss or its gradient was not finite for 3 steps in a row"):
         loop.train(config, folder / "wild")
+
+
+def test_the_step_and_the_evaluation_are_compiled_once(exported, make_config, tmp_path, caplog):
+    """Through evaluations, checkpoints, and a last batch that is not full."""
+    changes = {"train.steps": 0, "train.epochs": 3.0, "data.sequence_length": 32, "eval.every": 2}
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+        result = loop.train(make_config(**{"model.init_from": str(exported), **changes}), tmp_path / "run")
+    assert result["steps"] > 4
+    assert result["rows"] % 8
+    compiled = Counter(re.findall(r"Compiling jit\((step|evaluate)\)", caplog.text))
+    assert compiled == {"step": 1, "evaluate": 1}
 
 
 def test_frozen_parameters_stay_those_of_the_folder(folder, exported, make_config):
