@@ -1,11 +1,19 @@
 """Strict settings for every test: eight virtual CPU devices, warnings are errors, ranks never promote silently."""
 
 import os
+import shutil
 import signal
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiled without optimisation: tests compile much and compute little.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# What one test compiled is there for the others: workers, and processes that tests start, inherit the folder's name.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"mtsft-tests-compiled-{os.getpid()}")
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a wrong name in a test is nothing to ask a hub for
 
 import json
@@ -24,6 +32,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)
+
+
+def pytest_unconfigure():
+    """Removes the folder of compiled programs, in the process that made it."""
+    folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if folder.endswith(f"mtsft-tests-compiled-{os.getpid()}"):
+        shutil.rmtree(folder, ignore_errors=True)
+
 
 TEXTS = [
     "Hello there, how are you today?",
