@@ -9,9 +9,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiled without optimisation: tests compile much and compute little.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 # What one test compiled is there for the others: workers, and processes that tests start, inherit the folder's name.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"mtsft-tests-compiled-{os.getpid()}")
-)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/mtsft-tests-compiled-{os.getpid()}")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a wrong name in a test is nothing to ask a hub for
