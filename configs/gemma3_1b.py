@@ -8,14 +8,14 @@ login`.
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
-    gpu24      11.2 / 19.1          2.0 / 5.3
-    gpu40      11.2 / 20.7          2.0 / 5.3
-    gpu48      11.2 / 20.7          2.0 / 5.3
-    gpu80      11.2 / 20.7          2.0 / 5.3
-    h200       11.2 / 20.7          2.0 / 5.3
-    v5e-8      1.4 / 4.7            0.3 / 2.8
-    v5e-16     0.7 / 3.7            0.2 / 2.5
-    v5p-8      2.8 / 7.1            0.6 / 3.3
+    gpu24      11.2 / 19.0          2.0 / 4.1
+    gpu40      11.2 / 20.2          2.0 / 4.1
+    gpu48      11.2 / 20.2          2.0 / 4.1
+    gpu80      11.2 / 20.2          2.0 / 4.1
+    h200       11.2 / 20.2          2.0 / 4.1
+    v5e-8      1.4 / 5.7            0.3 / 2.7
+    v5e-16     0.7 / 4.2            0.2 / 2.4
+    v5p-8      2.8 / 7.9            0.6 / 3.1
 """
 
 from mtsft.presets import fine_tune

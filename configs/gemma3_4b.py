@@ -8,14 +8,14 @@ login`. The vision tower is left out. Full training on GPUs is by Adafactor, as 
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
-    gpu24      refused              7.6 / 10.9
-    gpu40      refused              7.6 / 10.9
-    gpu48      refused              7.6 / 10.9
-    gpu80      14.5 / 48.0          7.6 / 10.9
-    h200       14.5 / 48.0          7.6 / 10.9
-    v5e-8      5.4 / 10.8           1.1 / 5.0
-    v5e-16     2.7 / 7.7            0.7 / 3.6
-    v5p-8      10.8 / 20.8          2.1 / 5.0
+    gpu24      refused              7.6 / 9.9
+    gpu40      refused              7.6 / 9.9
+    gpu48      refused              7.6 / 9.9
+    gpu80      14.5 / 45.0          7.6 / 9.9
+    h200       14.5 / 45.0          7.6 / 9.9
+    v5e-8      5.4 / 10.4           1.1 / 4.1
+    v5e-16     2.7 / 11.1           0.7 / 3.5
+    v5p-8      10.8 / 20.1          2.1 / 4.7
 """
 
 from mtsft.presets import fine_tune

@@ -9,14 +9,14 @@ lora,gpu24 keeps the base in int8: pip install 'mtsft[quantized]'.
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
-    gpu24      refused              8.9 / 13.3
-    gpu40      refused              15.4 / 20.5
-    gpu48      refused              15.4 / 20.5
-    gpu80      refused              15.4 / 20.5
-    h200       29.9 / 93.1          15.4 / 20.5
-    v5e-8      3.8 / 13.3           2.2 / 4.8
-    v5e-16     5.6 / 14.2           1.2 / 3.8
-    v5p-8      22.4 / 39.9          4.1 / 6.9
+    gpu24      refused              8.9 / 12.0
+    gpu40      refused              15.4 / 19.3
+    gpu48      refused              15.4 / 19.3
+    gpu80      refused              15.4 / 19.3
+    h200       29.9 / 92.0          15.4 / 19.3
+    v5e-8      3.8 / 13.0           2.2 / 4.6
+    v5e-16     5.6 / 13.4           1.2 / 3.7
+    v5p-8      22.4 / 39.5          4.1 / 6.6
 """
 
 from mtsft.presets import fine_tune

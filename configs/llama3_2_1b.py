@@ -8,14 +8,14 @@ login`. Full training on gpu24 is by Adafactor, as AdamW's moments do not fit.
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
-    gpu24      4.6 / 14.7           2.4 / 5.0
-    gpu40      13.8 / 28.5          2.4 / 5.0
-    gpu48      13.8 / 28.5          2.4 / 5.0
-    gpu80      13.8 / 28.5          2.4 / 5.0
-    h200       13.8 / 28.5          2.4 / 5.0
-    v5e-8      1.7 / 4.6            0.4 / 2.3
-    v5e-16     0.9 / 3.1            0.2 / 2.1
-    v5p-8      3.5 / 7.6            0.7 / 2.7
+    gpu24      4.6 / 14.6           2.4 / 4.3
+    gpu40      13.8 / 24.8          2.4 / 4.3
+    gpu48      13.8 / 24.8          2.4 / 4.3
+    gpu80      13.8 / 24.8          2.4 / 4.3
+    h200       13.8 / 24.8          2.4 / 4.3
+    v5e-8      1.7 / 5.3            0.4 / 2.3
+    v5e-16     0.9 / 3.9            0.2 / 2.1
+    v5p-8      3.5 / 8.3            0.7 / 2.7
 """
 
 from mtsft.presets import fine_tune

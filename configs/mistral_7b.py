@@ -13,7 +13,7 @@ Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the 
     gpu48      refused              14.0 / 17.9
     gpu80      refused              14.0 / 17.9
     h200       27.0 / 85.8          14.0 / 17.9
-    v5e-8      3.4 / 12.3           2.0 / 4.6
+    v5e-8      3.4 / 12.2           2.0 / 4.6
     v5e-16     5.1 / 10.9           1.2 / 3.7
     v5p-8      20.2 / 36.6          3.7 / 6.1
 """

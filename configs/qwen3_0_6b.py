@@ -13,7 +13,7 @@ Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the 
     gpu80      6.7 / 13.6           1.2 / 3.3
     h200       6.7 / 13.6           1.2 / 3.3
     v5e-8      0.8 / 2.9            0.2 / 1.7
-    v5e-16     0.4 / 2.4            0.1 / 1.7
+    v5e-16     0.4 / 2.5            0.1 / 1.7
     v5p-8      1.7 / 4.4            0.4 / 2.0
 """
 
