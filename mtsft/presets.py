@@ -20,7 +20,7 @@ least effort: allow a tenth more). Those of GPUs are compiled for one TPU v5p ch
 otherwise than a GPU's. By hand it is reckoned so, for one GPU (tests/test_configs.py compares): what is frozen in
 bfloat16, 2 bytes a parameter; what is trained, 4 bytes a parameter, 12 with AdamW's moments, and 8 for two gradients,
 of a part and of the batch so far; 2 bytes for each row that is computed at a time x 4,096 slots x width x layers, the
-inputs that are kept for the backward pass, and 8 bytes for each slot that meets the vocabulary at a time (512 of a row
+inputs that are kept for the backward pass, and 6 bytes for each slot that meets the vocabulary at a time (512 of a row
 of 4,096, 1,024 of two: objective.chunk) x vocabulary; a quarter more for one layer's own activations, and 2 GiB. Not
 yet run on any of these machines. On a GPU JAX takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION
 says otherwise, such as 0.95.
