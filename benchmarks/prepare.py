@@ -10,8 +10,8 @@ speed    dialogues of --messages messages a second, by `prepare` and by `audit`.
          without one a byte-level BPE of 30,000 tokens with Qwen2's pre-tokenisation is trained on the file, with
          ChatML. --peers: beside transformers' apply_chat_template with tokens and the assistant's mask (the `parity`
          extra), which checks nothing.
-long     one dialogue of 100 to 800 messages under a template that reads all messages first (as Qwen3's does): the first
-         of its structure, and another one after it.
+long     one dialogue of 100 to 1,600 messages under a template that reads all messages first (as Qwen3's does): the
+         first of its structure, and another one after it.
 packing  lengths drawn from the file's dialogues: fill, and seconds to plan an epoch. --peers: beside trl's
          pack_dataset(strategy="bfd"), in batches of 1,000 as it comes.
 memory   peak memory of a process that prepares a file of --lines lines (default a million), beside the store's size.
@@ -152,7 +152,7 @@ def long(flags: argparse.Namespace, folder: Path, tokenizers: list[Path]) -> Ite
     chat = ChatFormat(files, {"default": LAST_QUERY}, "last query")
     config = config_of(flags.data, tokenizers[0], folder, row=UNBOUNDED)
     encoder = EncodingSpec(chat, config).encoder()
-    for count in (100, 200, 400, 800):
+    for count in (100, 200, 400, 800, 1600):
         seconds = []
         for other in ("one", "two"):
             text = f"{other} word, and some more of them"

@@ -33,8 +33,9 @@ and the template does not run. `Placeholder.value` puts its words in. A third, w
 does not pass; it is rendered, and its plan is cached beside the first.
 
 Files, low to high: placeholders (placeholders, guards, bindings), provenance and tracked_containers (what a template is
-given), loop_memory, loop_bodies, read_order, sandbox and jinja (how it runs), chat_template (with which variables),
-tracked_dialogue (a dialogue under it), spans (text cut at control tokens), reasoning, prefix_diff, stops and lost_words
-(one question each), own_words (what is trained of a turn that is not faithful), one_pass and prefix_by_prefix (two ways
-to render all turns), render_turns (the plan), compile (the cache).
+given), written (what it writes), remembered_run, loop_memory, search_memory, searches, loop_bodies, read_order, sandbox
+and jinja (how it runs), chat_template (with which variables), spans (text cut at control tokens), tracked_dialogue (a
+dialogue under a template), context_cuts, reasoning, prefix_diff, stops and lost_words (one question each), own_words
+(what is trained of a turn that is not faithful), one_pass and prefix_by_prefix (two ways to render all turns),
+render_turns (the plan), compile (the cache).
 """

@@ -20,6 +20,7 @@ from mtsft.template.built_in import BUILT_IN
 from mtsft.template.jinja import JinjaTemplate, Refused
 from mtsft.template.placeholders import Bindings
 from mtsft.template.provenance import Tracker
+from mtsft.template.written import Written
 
 # The names that templates know a reply's reasoning by; transformers fills in the first two from any of them.
 REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
@@ -177,8 +178,8 @@ class ChatTemplate:
         dialogue: Dialogue | None,
         tracker: Tracker | None = None,
         variables: Mapping[str, Any] | None = None,
-    ) -> str:
-        """The text that the template makes of records, or the buffer where they are tracked.
+    ) -> str | Written:
+        """The text that the template makes of records, or the buffer where they are tracked; see JinjaTemplate.render.
 
         Args:
             messages: records.

@@ -10,11 +10,15 @@ from jinja2.exceptions import SecurityError
 
 from mtsft.errors import InputError, one_line
 from mtsft.template.loop_bodies import remembering
-from mtsft.template.loop_memory import FILTERS, RememberedMessages
+from mtsft.template.loop_memory import RememberedMessages, compared, remembered
 from mtsft.template.provenance import PLACEHOLDERS, Tracker, Untrackable
 from mtsft.template.read_order import WatchedLoop, WatchedMessages
 from mtsft.template.sandbox import make_environment, trackable
+from mtsft.template.search_memory import from_the_end, noting
+from mtsft.template.written import Written
 
+# What loop_bodies.py puts into templates.
+_FILTERS = {"_remembered": remembered, "_compared": compared, "_from_the_end": from_the_end, "_noting": noting}
 _JOINING = (WatchedMessages, RememberedMessages)  # messages that follow what is written
 
 
@@ -57,15 +61,15 @@ class JinjaTemplate:
             }
             self.variables = frozenset(meta.find_undeclared_variables(tree) - self._environment.globals.keys())
             self.has_plain_tail = _has_plain_tail(tree)
-            self._environment.filters |= FILTERS
+            self._environment.filters |= _FILTERS
             code = self._environment.compile(trackable(remembering(tree)), name)
             self._template = jinja2.Template.from_code(self._environment, code, self._environment.make_globals(None))
             self._template.root_render_func.__globals__["LoopContext"] = WatchedLoop
         except jinja2.TemplateSyntaxError as error:
             raise InputError(f"{name}:{error.lineno}: not a Jinja template: {one_line(error.message, 160)}") from error
 
-    def render(self, variables: dict[str, Any], tracker: Tracker | None = None) -> str:
-        """The text that the template makes of its variables.
+    def render(self, variables: dict[str, Any], tracker: Tracker | None = None) -> str | Written:
+        """The text that the template makes of its variables; of RememberedMessages as Written.
 
         Args:
             variables: what it may name; "messages" may be WatchedMessages or RememberedMessages.

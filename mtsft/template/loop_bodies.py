@@ -1,34 +1,41 @@
-"""What the bodies of a template's loops can see, and the loops made to remember their steps, see loop_memory.py."""
+"""What the bodies of a template's loops can see, and the loops made to remember their steps, see loop_memory.py.
+
+Those that look for something from the last message on have a file of their own, searches.py.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
-from mtsft.template.loop_memory import OPERATORS
+from mtsft.template.remembered_run import OPERATORS
+from mtsft.template.searches import STATEFUL, looks_from_the_end, make_search, note, variables_in
 
 _OF_LOOPS = frozenset("index index0 first last previtem nextitem".split())  # what a body may ask of its loop
-_STATEFUL = (nodes.Macro, nodes.Include, nodes.Import, nodes.FromImport, nodes.Block, nodes.EvalContextModifier)
 
 
 def remembering(tree: nodes.Template) -> nodes.Template:
     """A template whose loops remember their steps, where that is all that their bodies can see."""
     macros, stored = list(tree.find_all(nodes.Macro)), {n.name for n in tree.find_all(nodes.Name) if n.ctx != "load"}
-    spaces = {node.name for node in tree.find_all(nodes.NSRef)}
-    if stored & {"messages", "loop", "add_generation_prompt", "self"}:
+    spaces = {node.name for node in tree.find_all(nodes.NSRef)} | {
+        node.target.name for node in tree.find_all(nodes.Assign) if _is_namespace(node)
+    }
+    if stored & {"messages", "loop", "self"}:
         return tree
     comparing = _Comparing(spaces - {n.name for m in macros for n in m.find_all(nodes.Name) if n.ctx != "load"})
+    to_compare: list[tuple[nodes.For, list[nodes.Node]]] = []
+    to_note: list[nodes.Node] = []
     for number, (loop, before) in enumerate(_outer_loops(tree.body, set())):
         if loop.recursive or loop.test is not None or loop.else_ or not isinstance(loop.target, nodes.Name):
             continue
-        if _looks_from_the_end(loop, spaces):
-            _end_when_found(loop, spaces)
+        if looks_from_the_end(loop, spaces):
+            to_note += make_search(loop, number, before, spaces, macros)
             continue
         parts = [nodes.Template(loop.body)]
-        if _names(parts) & {macro.name for macro in macros}:
+        if variables_in(parts) & {macro.name for macro in macros}:
             parts += macros
-        names, asks = _names(parts), [_asked(part) for part in parts]
-        if any(True for _ in parts[0].find_all(_STATEFUL)) or None in asks or "self" in names:
+        names, asks = variables_in(parts), [_asked(part) for part in parts]
+        if any(True for _ in parts[0].find_all(STATEFUL)) or None in asks or "self" in names:
             continue
         seen = sorted((names & before) - {loop.target.name} | names & {"add_generation_prompt"})
         arguments = [
@@ -38,12 +45,23 @@ def remembering(tree: nodes.Template) -> nodes.Template:
             nodes.List([nodes.Name(name, "load") for name in seen]),
             nodes.Name("messages", "load"),
         ]
+        to_compare.append((loop, parts))
+        loop.iter = nodes.Filter(loop.iter, "_remembered", arguments, [], None, None)
+        loop.iter.set_lineno(loop.lineno)
+    # At the end, for what is put in here is no part of what the template itself names.
+    for loop, parts in to_compare:
         for part in parts:
             comparing.visit(part)
         loop.body = parts[0].body
-        loop.iter = nodes.Filter(loop.iter, "_remembered", arguments, [], None, None)
-        loop.iter.set_lineno(loop.lineno)
+    for part in to_note:
+        note(part)
     return tree
+
+
+def _is_namespace(node: nodes.Assign) -> bool:
+    """Whether a variable is set to a namespace."""
+    call = node.node if isinstance(node.target, nodes.Name) else None
+    return isinstance(call, nodes.Call) and call.node == nodes.Name("namespace", "load")
 
 
 class _Comparing(NodeTransformer):
@@ -106,11 +124,6 @@ def _outer_loops(body: Iterable[nodes.Node], before: set[str]) -> Iterator[tuple
             before |= {name.name for name in node.find_all(nodes.Name) if name.ctx == "store"}
 
 
-def _names(parts: Iterable[nodes.Node]) -> set[str]:
-    """The names of all variables in parts of a template."""
-    return {node.name for part in parts for node in part.find_all((nodes.Name, nodes.NSRef))}
-
-
 def _asked(part: nodes.Node) -> set[str] | None:
     """What is asked of `loop`; None for what is not followed: of that, or of the messages as a whole."""
     single = {
@@ -128,58 +141,3 @@ def _asked(part: nodes.Node) -> set[str] | None:
                 return None
             found.add(asked[id(node)])
     return found
-
-
-def _looks_from_the_end(loop: nodes.For, spaces: set[str]) -> bool:
-    """Whether a loop over messages[::-1] does nothing once flags of a namespace are false, which it tests first.
-
-    Beside such tests it may set variables of its own to sums of numbers, which nobody sees from without.
-    """
-    messages = nodes.Name("messages", "load")
-    steps = (nodes.Neg(nodes.Const(1)), nodes.Const(-1))  # as it was parsed, and as Jinja's optimizer leaves it
-    if loop.iter not in [nodes.Getitem(messages, nodes.Slice(None, None, step), "load") for step in steps]:
-        return False
-    tests = [node for node in loop.body if isinstance(node, nodes.If)]
-    others = [node for node in loop.body if not isinstance(node, nodes.If)]
-    own = {loop.target.name} | {
-        node.name for part in loop.body for node in part.find_all(nodes.Name) if node.ctx == "store"
-    }
-    return (
-        bool(tests)
-        and all(_flag(test, spaces - own) for test in tests)
-        and all(isinstance(other, nodes.Assign) and _is_number(other) for other in others)
-    )
-
-
-def _flag(test: nodes.If, spaces: set[str]) -> nodes.Getattr | None:
-    """The flag of a namespace that a test looks at first, and without which nothing happens."""
-    first = test.test
-    while isinstance(first, nodes.And):
-        first = first.left
-    is_flag = isinstance(first, nodes.Getattr) and isinstance(first.node, nodes.Name) and first.node.name in spaces
-    return first if is_flag and not (test.elif_ or test.else_) else None
-
-
-def _is_number(node: nodes.Node) -> bool:
-    """Whether what a variable is set to, or an expression, is a sum of numbers, indices and lengths of messages."""
-    if isinstance(node, nodes.Assign):
-        return isinstance(node.target, nodes.Name) and _is_number(node.node)
-    if isinstance(node, nodes.Add | nodes.Sub):
-        return _is_number(node.left) and _is_number(node.right)
-    if isinstance(node, nodes.Const):
-        return type(node.value) is int
-    if isinstance(node, nodes.Filter):
-        return node.name == "length" and node.node == nodes.Name("messages", "load") and not node.args
-    of_loop = isinstance(node, nodes.Getattr) and node.node == nodes.Name("loop", "load")
-    return of_loop and node.attr in ("index", "index0", "revindex", "revindex0")
-
-
-def _end_when_found(loop: nodes.For, spaces: set[str]) -> None:
-    """Ends a loop of `_looks_from_the_end` where all its flags are false."""
-    is_spent, *others = [
-        nodes.Not(nodes.Getattr(nodes.Name(flag.node.name, "load"), flag.attr, "load"))
-        for flag in (_flag(node, spaces) for node in loop.body if isinstance(node, nodes.If))
-    ]
-    for other in others:
-        is_spent = nodes.And(is_spent, other)
-    loop.body.append(nodes.If(is_spent, [nodes.Break()], [], []).set_lineno(loop.lineno))

@@ -12,58 +12,23 @@ guards when it was run. A loop whose body could see anything else is left alone:
         ...                                         ...
 
 Where a namespace's number is only compared, it need not be the same as before: each comparison must come out the same.
-And a loop that looks for something from the end on, and does nothing more once it is found, ends there.
+
+Steps are not looked up one by one where they follow on one another as they did before: all that would be the same again
+are taken over at once (remembered_run.py), and what they wrote with them (written.py). So a rendering costs about what
+it has that no rendering before it had.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from operator import eq, ge, gt, le, lt, ne
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jinja2.runtime import Macro, Undefined
 from jinja2.utils import Namespace, missing
 
-from mtsft.template.provenance import MarkedStr, TrackedStr
+from mtsft.template.remembered_run import OPERATORS, Compared, LoopRun, RememberedStep, seen
+from mtsft.template.written import Written
 
-_SCALARS = (bool, int, float, str, type(None))
-
-
-class RememberedStep(NamedTuple):
-    """A step of a loop as it was run.
-
-    Attributes:
-        reads: (index, message or None) of the messages that it read by their index.
-        compared: of numbers of namespaces, see `Compared`.
-        text: what it wrote.
-        after: of every namespace, what it held then of all that the body sets.
-    """
-
-    reads: list[tuple[int, Any]]
-    compared: list["Compared"]
-    text: str
-    after: list[dict[str, Any]]
-
-
-class Compared(NamedTuple):
-    """A comparison `space.attribute OPERATOR other`, or the other way round where `swapped`, and how it came out.
-
-    Of all but two whole numbers: what the attribute was, as `_seen` has it, in the place of `other`; operator is "".
-    """
-
-    space: str
-    attribute: str
-    operator: str
-    other: Any
-    swapped: bool
-    result: bool
-
-    def holds(self, value: Any) -> bool:
-        """Whether it comes out the same for a value of the attribute."""
-        if not self.operator:
-            return _seen(value) == self.other
-        if type(value) is not int:
-            return False
-        pair = (self.other, value) if self.swapped else (value, self.other)
-        return OPERATORS[self.operator](*pair) == self.result
+# What is kept of one dialogue: steps by what they saw; places where runs begin, and runs from each of them.
+_MOST_STEPS, _MOST_PLACES, _MOST_RUNS = 100_000, 2000, 4
+_NEAR = 2  # steps at the end of a run that another one goes on without, and takes its place
 
 
 class Space(NamedTuple):
@@ -83,37 +48,77 @@ class LoopMemory:
 
     Args:
         messages: its records, each given to the template as the one object that stands here.
+
+    Attributes:
+        known: the records by their id().
+        steps: by what they saw.
+        runs: by where they begin and what was to be seen there; the one that was gone on with last is the first.
+        idle: see search_memory.py.
+        start: where nothing is written yet.
     """
 
     def __init__(self, messages: Sequence[dict]):
-        self.known = {id(message) for message in messages}
+        self.known = {id(message): message for message in messages}
         self.steps: dict[tuple, list[RememberedStep]] = {}
+        self.runs: dict[tuple, list[LoopRun]] = {}
+        self.idle: dict[tuple, dict[int, int]] = {}
+        self.start = Written()
+
+    def keep_step(self, key: tuple, step: RememberedStep) -> None:
+        """Remembers one more step."""
+        if len(self.steps) >= _MOST_STEPS:
+            self.steps.clear()
+        self.steps.setdefault(key, []).append(step)
+
+    def keep_runs(self, key: tuple, runs: list[LoopRun]) -> None:
+        """Remembers the runs that begin at a place."""
+        if len(self.runs) >= _MOST_PLACES:
+            self.runs.clear()
+        self.runs[key] = runs
 
 
 class RememberedMessages(list):
-    """The messages of one rendering, whose loops are remembered.
+    """The messages of one rendering after the other, whose loops are remembered.
+
+    Each time they are the messages on the way to one of the dialogue: where one is the same at the same index as
+    before, all before it are.
 
     Args:
-        messages: records.
         memory: of their dialogue.
 
     Attributes:
-        text: what the template has written so far.
+        written: what the template had written when it was last put down.
+        pieces: what it has written since then.
         reads, compared: of the step that is run, as of `RememberedStep`; reads is None where it asked for more.
+        is_idle: whether the step of a search has set nothing, see search_memory.py.
     """
 
-    def __init__(self, messages: Iterable[dict], memory: LoopMemory):
-        super().__init__(messages)
-        self.memory, self.text = memory, []
+    def __init__(self, memory: LoopMemory):
+        super().__init__()
+        self.memory, self.written = memory, memory.start
+        self.pieces: list[str] = []
         self.reads: list[tuple[int, Any]] | None = None
         self.compared: list[Compared] = []
+        self.is_idle = True
 
-    def join(self, pieces: Iterable[str]) -> str:
+    def begin(self, keep: int, more: Iterable[dict]) -> None:
+        """Makes them those of a new rendering: the first `keep` of before, and others after them."""
+        del self[keep:]
+        self.extend(more)
+        self.written, self.pieces, self.reads = self.memory.start, [], None
+
+    def join(self, pieces: Iterable[str]) -> Written:
         """The pieces that a template yields as one text, each put down before the template goes on."""
-        text = self.text
         for piece in pieces:
-            text.append(piece)
-        return "".join(text)
+            self.pieces.append(piece)
+        return Written(self.written, "".join(self.pieces))
+
+    def put_down(self) -> str:
+        """Ends a piece of what is written; returns it."""
+        text = "".join(self.pieces)
+        self.pieces.clear()
+        self.written = self.written.then(text)
+        return text
 
     def __getitem__(self, index):
         if self.reads is not None:
@@ -121,11 +126,17 @@ class RememberedMessages(list):
                 self.reads.append((index, self.at(index)))
             else:
                 self.reads = None
-        return list.__getitem__(self, index)
+        found = list.__getitem__(self, index)
+        is_rest = type(index) is slice and index.stop is index.step is None and (index.start or 0) >= 0
+        return Rest(found) if is_rest else found
 
     def at(self, index: int) -> dict | None:
         """A message without a note of it; None behind the end."""
         return list.__getitem__(self, index) if index < list.__len__(self) else None
+
+
+class Rest(list):
+    """The messages of a rendering from some index on."""
 
 
 class Steps:
@@ -140,8 +151,7 @@ class Steps:
         values: of these variables.
 
     Attributes:
-        items: all of them.
-        done: how many were gone over, the one whose step is run among them.
+        done: how many of the items were gone over, the one whose step is run among them.
     """
 
     def __init__(
@@ -153,44 +163,54 @@ class Steps:
         spaces: Sequence[tuple[str, tuple | None]],
         values: list,
     ):
-        self.items, self.done = items, 0
+        messages.put_down()
+        self.done = 0
+        self._items, self._count = items, list.__len__(items)
         self._messages, self._memory, self._asks = messages, messages.memory, bool(asks)
         self._asks_before, self._asks_after = "previtem" in asks, "last" in asks or "nextitem" in asks
-        known = self._memory.known
-        self._ids = [i if (i := id(item)) in known else None for item in items]  # None for what is made up
         self._spaces: dict[str, tuple[dict[str, Any], Space]] = {}  # what they hold, and what is done with it
         self._fixed: tuple | None = (loop,)  # None where the body may see what is not followed
         for (name, space), value in zip(spaces, values):
             if isinstance(value, Namespace) and space is not None:
                 self._spaces[name] = object.__getattribute__(value, "_Namespace__attrs"), Space(*space)
             elif self._fixed is not None:
-                seen = _seen(value, self._memory)
-                self._fixed = None if seen is None else (*self._fixed, seen)
-        self._key: tuple | None = None
-        self._began = 0
+                one = seen(value, self._memory.known)
+                self._fixed = None if one is None else (*self._fixed, one)
+        if len({id(held) for held, _ in self._spaces.values()}) < len(self._spaces):
+            self._fixed = None  # one namespace under two names
+        self._is_running, self._key = False, None
+        # Where one of the items is the same as in another rendering, all before it are: of these lists.
+        self._is_on_the_way = type(items) in (RememberedMessages, Rest)
+        self._run: LoopRun | None = None  # that was gone over without a gap
+        self._runs, self._begins, self._is_kept = [], (), False  # others from there, where that is, is it among them
 
     def __iter__(self) -> Iterator:
         return self
 
     def __next__(self) -> Any:
         self._remember()
-        messages = self._messages
-        while self.done < len(self.items):
+        while self.done < self._count:
+            if self._run is None and self._take_over():
+                continue
             key = self._key_here()
             step = None if key is None else self._find(key)
             self.done += 1
             if step is None:
-                self._key, self._began = key, len(messages.text)
-                messages.reads, messages.compared = [], []
-                return self.items[self.done - 1]
-            messages.text.append(step.text)
-            for (held, _), after in zip(self._spaces.values(), step.after):
-                held.update(after)
+                self._key, self._is_running = key, True
+                self._messages.reads, self._messages.compared = [], []
+                return self.at(self.done - 1)
+            self._messages.written = self._messages.written.then(step.text)
+            self._leave_as(step.after)
+            self._go_on(step)
         raise StopIteration
+
+    def at(self, index: int) -> Any:
+        """An item, without a note that it was read; jinja2's `missing` where there is none."""
+        return list.__getitem__(self._items, index) if 0 <= index < self._count else missing
 
     def peek(self) -> Any:
         """The item after the one whose step is run, or jinja2's `missing`."""
-        return self.items[self.done] if self.done < len(self.items) else missing
+        return self.at(self.done)
 
     def _find(self, key: tuple) -> RememberedStep | None:
         for step in self._memory.steps.get(key, ()):
@@ -207,61 +227,121 @@ class Steps:
 
     def _remember(self) -> None:
         """Remembers the step that was run last."""
-        key, messages, reads = self._key, self._messages, self._messages.reads
-        self._key = messages.reads = None
-        if key is None or reads is None:
+        if not self._is_running:
             return
+        self._is_running = False
+        key, messages, reads = self._key, self._messages, self._messages.reads
+        messages.reads = None
+        text = messages.put_down()
         memory, spaces = self._memory, self._spaces
         after = [{name: held[name] for name in space.set if name in held} for held, space in spaces.values()]
-        if any(_seen(value, memory) is None for values in after for value in values.values()):
-            return
-        if any(message is not None and id(message) not in memory.known for _, message in reads):
+        if (
+            key is None
+            or reads is None
+            or any(seen(value, memory.known) is None for values in after for value in values.values())
+            or any(message is not None and id(message) not in memory.known for _, message in reads)
+        ):
+            self._run = None
             return
         compared = [one for one in dict.fromkeys(messages.compared) if one.space in spaces]
-        text = "".join(messages.text[self._began :])
-        memory.steps.setdefault(key, []).append(RememberedStep(reads, compared, text, after))
+        step = RememberedStep(reads, compared, text, after)
+        memory.keep_step(key, step)
+        self._go_on(step)
+
+    def _leave_as(self, after: Sequence[Mapping[str, Any]]) -> None:
+        """Sets the namespaces to what steps left them as."""
+        for (held, _), values in zip(self._spaces.values(), after):
+            held.update(values)
+
+    # Runs
+
+    def _take_over(self) -> bool:
+        """Goes over all steps from here on that were run one after the other, and would be the same; False for none."""
+        exact = None if self._fixed is None or not self._is_on_the_way else self._exact()
+        if exact is None:
+            return False
+        self._begins = (self._fixed, self.done, exact, self._messages.written)
+        self._runs, self._is_kept = self._memory.runs.get(self._begins, []), False
+        self._run = LoopRun(None, self.done)
+        gone_on_from = None
+        for run in self._runs:
+            same = run.last_where(self._is_same)
+            if same.depth > self._run.depth:
+                self._run, gone_on_from = same, run
+        run = self._run
+        if not run.depth:
+            return False
+        if gone_on_from.depth - run.depth <= _NEAR:
+            self._runs.remove(gone_on_from)
+        self._keep()
+        self.done, self._messages.written = run.done, run.written
+        self._leave_as(run.step.after)
+        return True
+
+    def _is_same(self, run: LoopRun) -> bool:
+        """Whether all its steps would be the same here."""
+        if self.at(run.done - 1) is not run.item or (self._asks_after and self.at(run.done) is not run.following):
+            return False
+        messages = self._messages
+        if run.reach is not None and messages.at(run.reach[0]) is not run.reach[1]:
+            return False
+        if run.beyond is not None and run.beyond < list.__len__(messages):
+            return False
+        return all(
+            bounds.hold(self._spaces[space][0].get(attribute)) for (space, attribute), bounds in run.bounds.items()
+        )
+
+    def _go_on(self, step: RememberedStep) -> None:
+        """Adds a step to the run."""
+        if self._run is not None:
+            self._run = self._run.then(step, self.at(self.done - 1), self.peek(), self._messages.written)
+            self._keep()
+
+    def _keep(self) -> None:
+        """Keeps the run as the first one."""
+        if self._is_kept:
+            self._runs[0] = self._run
+            return
+        self._runs.insert(0, self._run)
+        del self._runs[_MOST_RUNS:]
+        self._is_kept = True
+        self._memory.keep_runs(self._begins, self._runs)
+
+    # What the next step could see
+
+    def _exact(self) -> tuple | None:
+        """What namespaces hold of all that is read or set; None where that is not followed."""
+        found = []
+        for held, space in self._spaces.values():
+            for name in space.exact:
+                one = seen(held[name], self._memory.known) if name in held else ()
+                if one is None:
+                    return None
+                found.append(one)
+        return tuple(found)
 
     def _key_here(self) -> tuple | None:
         """All that the next step could see, but for what is in RememberedStep; None where that is not known."""
         if self._fixed is None:
             return None
-        here, ids = self.done, self._ids
-        before = ids[here - 1] if self._asks_before and here else 0
-        after = ids[here + 1] if self._asks_after and here + 1 < len(ids) else 0
-        if None in (ids[here], before, after):
-            return None
-        spaces = []
-        for held, space in self._spaces.values():
-            for name in space.exact:
-                one = _seen(held[name], self._memory) if name in held else ()
-                if one is None:
-                    return None
-                spaces.append(one)
-        return (self._fixed, here if self._asks else 0, ids[here], before, after, *spaces)
+        here = self.done
+        own = self._id(here)
+        before = self._id(here - 1) if self._asks_before and here else 0
+        after = self._id(here + 1) if self._asks_after and here + 1 < self._count else 0
+        exact = None if None in (own, before, after) else self._exact()
+        return None if exact is None else (self._fixed, here if self._asks else 0, own, before, after, exact)
 
-
-def _seen(value: Any, memory: LoopMemory | None = None) -> tuple | None:
-    """What a body can see of a value, to be compared; None where that is more than is followed.
-
-    memory: knows messages; without it a message is more.
-    """
-    kind = type(value)
-    if kind in _SCALARS:
-        return kind, value
-    if kind is TrackedStr or kind is MarkedStr:
-        return kind, str.__str__(value)
-    if kind is Macro:
-        return kind, value._func.__code__
-    if isinstance(value, Undefined):
-        return (kind,)
-    return (kind, id(value)) if memory is not None and id(value) in memory.known else None
+    def _id(self, index: int) -> int | None:
+        """The id() of an item; None for what is made up."""
+        found = id(list.__getitem__(self._items, index))
+        return found if found in self._memory.known else None
 
 
 def remembered(items: Any, loop: int, asks: Sequence[str], spaces: Sequence, values: list, messages: Any) -> Any:
     """What a loop goes over in place of `items`, see Steps. messages: of the rendering."""
-    if type(messages) is not RememberedMessages or type(items) not in (list, RememberedMessages):
+    if type(messages) is not RememberedMessages or type(items) not in (list, Rest, RememberedMessages):
         return items
-    return Steps(messages, list(items), loop, asks, spaces, values)
+    return Steps(messages, items, loop, asks, spaces, values)
 
 
 def compared(left: Any, operator: str, right: Any, space: str, attribute: str, swapped: bool, messages: Any) -> Any:
@@ -271,14 +351,8 @@ def compared(left: Any, operator: str, right: Any, space: str, attribute: str, s
         value, other = (right, left) if swapped else (left, right)
         if type(value) is int and type(other) is int:
             messages.compared.append(Compared(space, attribute, operator, other, swapped, result))
-        elif (seen := _seen(value)) is not None:
-            messages.compared.append(Compared(space, attribute, "", seen, swapped, True))
+        elif (one := seen(value)) is not None:
+            messages.compared.append(Compared(space, attribute, "", one, swapped, True))
         else:
             messages.reads = None
     return result
-
-
-OPERATORS = {"gt": gt, "gteq": ge, "lt": lt, "lteq": le, "eq": eq, "ne": ne}
-
-
-FILTERS = {"_remembered": remembered, "_compared": compared}

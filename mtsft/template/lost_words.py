@@ -16,22 +16,32 @@ class LostWords:
         marks: around reasoning, which are nobody's words.
 
     Attributes:
-        lost: (message index or -1 for the tools, field) of words that were not there.
+        lost: (message index or -1 for the tools, field) of words that were not there, in the order they were missed.
     """
 
     def __init__(self, tracked: TrackedDialogue, marks: ReasoningMarks):
         self._marks = tuple(mark for pair in marks.pairs for mark in pair)
         self._tracked, self._tracker, self._dialogue = tracked, tracked.tracker, tracked.dialogue
-        self.lost: list[tuple[int, str]] = []
+        self._lost: dict[tuple[int, str], None] = {}
+        self._fields: dict[int, list[str]] = {}  # of each message that were lost
         self._seen: set[int] = set()
+
+    @property
+    def lost(self) -> list[tuple[int, str]]:
+        """See the attributes."""
+        return [*self._lost]
 
     def of_message(self, message: int) -> list[str]:
         """The fields of a message that were lost, sorted."""
-        return sorted({field for i, field in self.lost if i == message})
+        return sorted(self._fields.get(message, ()))
 
-    def unseen(self, messages: Sequence[int]) -> list[int]:
-        """Those of the messages that were not looked for yet."""
-        return [i for i in messages if i not in self._seen]
+    def unseen(self, last: int) -> list[int]:
+        """Those of the messages up to one that were not looked for yet: where one was, all before it were."""
+        new = []
+        while last >= 0 and last not in self._seen:
+            new.append(last)
+            last = self._tracked.before(last)
+        return new[::-1]
 
     def look_for(self, responses: Collection[int], new: Sequence[int], parts: Parts) -> None:
         """Notes what is not in a rendering.
@@ -39,15 +49,17 @@ class LostWords:
         Args:
             responses: messages of which all words must be there.
             new: messages before them, rendered for the first time: something of each field must be there.
-            parts: the rendering.
+            parts: the rendering, from where none of their words can be before.
         """
         if not self._seen and self._dialogue.tools:
             new = [-1, *(i for i in new if i >= 0)]
         shown = _shown(parts)
         for i in [*new, *responses]:
             self._seen.add(i)
-            fields = self._missing(i, parts, shown, i in responses)
-            self.lost += [(i, field) for field in fields if (i, field) not in self.lost]
+            for field in self._missing(i, parts, shown, i in responses):
+                if (i, field) not in self._lost:
+                    self._lost[i, field] = None
+                    self._fields.setdefault(i, []).append(field)
 
     def missing(self, message: int, parts: Parts) -> list[str]:
         """The fields of a response of which not all words are in a rendering."""

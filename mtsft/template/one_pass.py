@@ -55,8 +55,7 @@ def _turns(
     for message in wanted:
         begin, end = marks[message] + len(prompt), marks[message + 1]
         rest = tracked.parts(buffer[begin:end] + prefixes.tail)
-        path = range(message + 1)
-        response = up_to_stop(tracked, controls, message, path, rest)
+        response = up_to_stop(tracked, controls, message, rest)
         new = tracked.parts(buffer[marks[previous] if previous else 0 : end])
         lost.look_for([message], range(previous, message), new)
         last, name = controls.end_of_last(buffer, open_at, begin)
@@ -65,5 +64,5 @@ def _turns(
         open_at, control = last, name or control
         context += cut(open_at, begin)
         number += sum(m.role == "assistant" for m in messages[previous:message])
-        yield RenderedTurn(path, number, keep, context, edge_after(context), (prompt,), rest, response)
+        yield RenderedTurn(message, number, keep, context, edge_after(context), (prompt,), rest, response)
         previous = message

@@ -22,27 +22,26 @@ def own_words(
     controls: ControlTokens,
     marks: ReasoningMarks,
     lost: LostWords,
-    path: Sequence[int],
+    message: int,
     tail: Parts,
     rest: Parts | None,
 ) -> Parts | None:
-    """The words of the last message of a path and its stop, to follow its context.
+    """The words of a message and its stop, to follow its context.
 
     Args:
         tracked: the dialogue.
         controls: of the tokenizer, with its stops.
         marks: around reasoning.
         lost: finds out what a rendering lacks.
-        path: the messages from the first one to the response.
+        message: index of the response.
         tail: the end of its context.
         rest: what is rendered after the context; None where that does not begin with the context.
 
     Returns:
         None where they cannot be had.
     """
-    message = path[-1]
-    rendered = rest if rest is not None else after_prompt(tracked, controls, marks, path)
-    response = None if rendered is None else _with_stop(tracked, controls, path, rendered)
+    rendered = rest if rest is not None else after_prompt(tracked, controls, marks, message)
+    response = None if rendered is None else _with_stop(tracked, controls, message, rendered)
     if response is not None and not authors(response) <= {message}:
         response = None
     missing = ["content"] if response is None else lost.missing(message, response)
@@ -57,7 +56,7 @@ def own_words(
 
 
 def after_prompt(
-    tracked: TrackedDialogue, controls: ControlTokens, marks: ReasoningMarks, path: Sequence[int]
+    tracked: TrackedDialogue, controls: ControlTokens, marks: ReasoningMarks, message: int
 ) -> Parts | None:
     """What is rendered of a message after the common beginning of its rendering and the generation prompt.
 
@@ -69,16 +68,24 @@ def after_prompt(
         tracked: the dialogue.
         controls: of the tokenizer.
         marks: around reasoning.
-        path: the messages from the first one to the response.
+        message: index of the response.
 
     Returns:
         None where that is not found, or other messages' words are in it.
     """
-    whole, prompt = tracked.render_needed(path, False), tracked.render_context(path)
-    before = tracked.render_needed(path[:-1], False)
+    renderings = (
+        tracked.render_needed(message, False),
+        tracked.render_context(message),
+        tracked.render_needed(tracked.before(message), False),
+    )
+    # What all three begin with is passed over, but for what may belong to the header before a message's words.
+    shared = min(renderings[1].shared_with(one) for one in renderings)
+    prompt, before = (one.since(shared) for one in renderings[1:])
     is_added = prompt.startswith(before)
     tokens_and_marks = _tokens_and_marks(controls, marks)
     header = prompt[len(before) if is_added else shared_length(prompt, before) :]
+    start = max(0, min(renderings[1].part_before(one) for one in renderings) - len(header))
+    whole, prompt, before = (one.since(start) for one in renderings)
     pieces = [piece for piece in tokens_and_marks.split(header) if piece]
     if is_added and whole.startswith(before):
         start, shared = _common_end(whole, len(before), pieces)
@@ -87,7 +94,7 @@ def after_prompt(
             back = next((i for i in range(shared - 1, -1, -1) if pieces[i] in opening), shared)
             start, shared = start - len("".join(pieces[back:shared])), back
     else:
-        start, shared = _header_end(tracked, controls, path[-1], whole, pieces)
+        start, shared = _header_end(tracked, controls, message, whole, pieces)
     # What the prompt has more must begin with a control token or a mark: else another header was met half-way.
     if shared is None or _is_text("".join(pieces[shared:]), tokens_and_marks):
         return None
@@ -134,12 +141,12 @@ def _holds_stop(controls: ControlTokens, parts: Parts) -> bool:
     return any(token in controls.stops for part in parts if type(part) is str for token in controls.in_text(part))
 
 
-def _with_stop(tracked: TrackedDialogue, controls: ControlTokens, path: Sequence[int], rendered: Parts) -> Parts | None:
+def _with_stop(tracked: TrackedDialogue, controls: ControlTokens, message: int, rendered: Parts) -> Parts | None:
     """What is rendered of a message, up to its stop; the usual one where the template writes none."""
-    response = up_to_stop(tracked, controls, path[-1], path, rendered)
+    response = up_to_stop(tracked, controls, message, rendered)
     if response is not None or controls.usual_stop is None:
         return response
-    own = owned(rendered, path[-1])
+    own = owned(rendered, message)
     return (*rendered[: own[-1] + 1], controls.usual_stop) if own else None
 
 

@@ -11,6 +11,9 @@ from typing import Any
 from jinja2.runtime import LoopContext
 
 from mtsft.template.loop_memory import Steps
+from mtsft.template.search_memory import FromTheEnd
+
+_COUNTING = (Steps, FromTheEnd)  # what passes over some of its items, and knows how many
 
 
 class WatchedMessages(list):
@@ -102,17 +105,17 @@ class WatchedMessages(list):
 class WatchedLoop(LoopContext):
     """Jinja's `loop`: peeking at the next item (`loop.last`, `loop.nextitem`) counts as looking ahead.
 
-    Steps that are remembered (loop_memory.py) are counted, and not run.
+    Steps that are remembered (loop_memory.py, search_memory.py) are counted, and not run.
     """
 
     def _peek_next(self) -> Any:
         if isinstance(self._iterable, WatchedMessages):
             self._iterable.look_ahead()
-        return self._iterable.peek() if type(self._iterable) is Steps else super()._peek_next()
+        return self._iterable.peek() if type(self._iterable) in _COUNTING else super()._peek_next()
 
     def __next__(self) -> tuple[Any, LoopContext]:
-        if type(self._iterable) is not Steps:
+        if type(self._iterable) not in _COUNTING:
             return super().__next__()
         self._current, self.index0 = next(self._iterator), self._iterable.done - 1
-        self._before = self._iterable.items[self.index0 - 1]
+        self._before = self._iterable.at(self.index0 - 1)
         return self._current, self

@@ -107,8 +107,8 @@ def written_by(template: ChatTemplate) -> Marks | None:
     question, thought = Message("user", "x"), {"reasoning_content": "y"}
     tracked = TrackedDialogue(template, Dialogue("", (question, Message("assistant", "z", fields=thought))))
     try:
-        prompt = tracked.render([0], True)
-        parts = tracked.parts(tracked.render([0, 1], False))
+        prompt = str(tracked.render(0, True))
+        parts = tracked.parts(str(tracked.render(1, False)))
     except (Refused, InputError):
         return None
     own = owned(parts, 1)

@@ -77,12 +77,13 @@ def render_prompt(template: ChatTemplate, controls: ControlTokens, dialogue: Dia
         TemplateRefusal: the template refuses.
     """
     tracked = TrackedDialogue(template, dialogue)
-    return controls.cut(tracked.parts(tracked.render_needed(range(len(dialogue.messages)), True)), START)
+    prompt = tracked.render_needed(len(dialogue.messages) - 1, True)
+    return controls.cut(tracked.parts(str(prompt)), START)
 
 
 def _turn(tracked: TrackedDialogue, rules: Rules, lost: LostWords, rendered: RenderedTurn) -> Turn:
     """A turn under the policy for unfaithful ones."""
-    message, response = rendered.path[-1], rendered.response
+    message, response = rendered.message, rendered.response
     lost_fields = lost.of_message(message)
     if rendered.refused:
         unfaithful = "refused"
@@ -99,9 +100,7 @@ def _turn(tracked: TrackedDialogue, rules: Rules, lost: LostWords, rendered: Ren
     if unfaithful:
         response = None
         if unfaithful != "refused" and rules.unfaithful == "emit":
-            response = own_words(
-                tracked, rules.controls, rules.marks, lost, rendered.path, rendered.tail, rendered.rest
-            )
+            response = own_words(tracked, rules.controls, rules.marks, lost, message, rendered.tail, rendered.rest)
     return Turn(
         message=message,
         number=rendered.number,

@@ -59,7 +59,7 @@ class RenderedTurn(NamedTuple):
     """One response as it was rendered; render_turns.py makes a Turn of it.
 
     Attributes:
-        path: the messages from the first one to the response.
+        message: its index.
         number, keep, context: as of Turn.
         edge: of text that follows the context.
         tail: the end of the context, as parts.
@@ -68,7 +68,7 @@ class RenderedTurn(NamedTuple):
         refused: why the template refuses the context; None where it does not.
     """
 
-    path: Sequence[int]
+    message: int
     number: int
     keep: int
     context: Sequence[Segment]
@@ -114,12 +114,16 @@ class ControlTokens:
     Args:
         by_text: all of them.
         stops: texts of those that end a turn, the usual one first.
+
+    Attributes:
+        longest: characters of the longest one.
     """
 
     def __init__(self, by_text: Mapping[str, ControlToken], stops: Sequence[str] = ()):
         self.by_text, self.stops = by_text, frozenset(stops)
         self.usual_stop = next(iter(stops), None)
         longest_first = sorted(by_text, key=len, reverse=True)
+        self.longest = len(longest_first[0]) if longest_first else 0
         self._pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else "(?!)()")
 
     def in_text(self, text: str) -> list[str]:

@@ -1,22 +1,20 @@
 """Where a response ends: the control tokens that end a turn, and a response cut right after its own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError
 from mtsft.template.chat_template import SAMPLE_CALL, ChatTemplate
 from mtsft.template.jinja import Refused
 from mtsft.template.placeholders import Parts
-from mtsft.template.prefix_diff import added_to, shared_length
+from mtsft.template.prefix_diff import shared_length
 from mtsft.template.provenance import TrackedStr
 from mtsft.template.spans import OTHERS, ControlTokens, owned
 from mtsft.template.tracked_dialogue import TrackedDialogue
 from mtsft.tokenizer.base import WHITESPACE
 
 
-def up_to_stop(
-    tracked: TrackedDialogue, controls: ControlTokens, message: int, path: Sequence[int], rest: Parts
-) -> Parts | None:
+def up_to_stop(tracked: TrackedDialogue, controls: ControlTokens, message: int, rest: Parts) -> Parts | None:
     """The response in what is rendered after its context: up to and with the token that ends the turn.
 
     That may be the header of the message that follows; where none does, one is made up to see what the template writes.
@@ -26,7 +24,6 @@ def up_to_stop(
         tracked: the dialogue.
         controls: of the tokenizer, with its stops.
         message: index of the response.
-        path: the messages from the first one to the response.
         rest: what is rendered after the context.
 
     Returns:
@@ -41,16 +38,12 @@ def up_to_stop(
     if len(written) > 1 or any(type(part) is not str for part in written):
         return None
     written = "".join(written)
-    for indices, probe in _followed(tracked, message, path):
+    for last, probe in _followed(tracked, message):
         try:
-            whole = tracked.parts(tracked.render(indices, False, probe))
+            whole = tracked.render(last, False, probe)
         except Refused:
             continue
-        if own:
-            ends = owned(whole, message)
-            whole = whole[ends[-1] + 1 :] if ends else ()
-        else:
-            whole = added_to(tracked.tracker, tracked.parts(tracked.render_context(path)), whole) or ()
+        whole = tracked.after_words(whole, message) if own else tracked.added_to(tracked.render_context(message), whole)
         followed = whole[0] if whole and type(whole[0]) is str else ""
         own_end = written[: shared_length(written, followed)]
         header = followed[len(own_end) :]
@@ -61,25 +54,20 @@ def up_to_stop(
     return None
 
 
-def _followed(
-    tracked: TrackedDialogue, message: int, path: Sequence[int]
-) -> Iterator[tuple[Sequence[int], tuple[dict, ...]]]:
-    """(indices, records of others) of renderings in which something follows a message: the dialogue's own, then others.
+def _followed(tracked: TrackedDialogue, message: int) -> Iterator[tuple[int, tuple[dict, ...]]]:
+    """(last message, records of others) of renderings in which something follows: the dialogue's own, then others.
 
     Words that are made up belong to none of its messages, and so can never be part of a response.
     """
-    dialogue, parents = tracked.dialogue, tracked.dialogue.parents
-    for i in range(message + 1, len(dialogue.messages)):
-        if (i - 1 if parents is None else parents[i]) == message:
-            yield [*path, i], ()
-            break
+    if (following := tracked.after(message)) is not None:
+        yield following, ()
     words = TrackedStr(tracked.tracker, tracked.tracker.placeholder(OTHERS, "content", parts=("x",)).character)
     calls = tracked.record(message).get("tool_calls")
     if calls:
         answer = {"role": "tool", "content": words, "name": calls[0]["function"]["name"]}
-        yield path, (answer | {"tool_call_id": calls[0]["id"]} if "id" in calls[0] else answer,)
-        yield path, ({"role": "tool", "content": words},)
-    yield path, ({"role": "user", "content": words},)
+        yield message, (answer | {"tool_call_id": calls[0]["id"]} if "id" in calls[0] else answer,)
+        yield message, ({"role": "tool", "content": words},)
+    yield message, ({"role": "user", "content": words},)
 
 
 def shown_stops(template: ChatTemplate, controls: ControlTokens) -> tuple[str, ...]:
@@ -111,7 +99,7 @@ def _controls_after_words(template: ChatTemplate, controls: ControlTokens, messa
     """The control tokens between the words of the second message and whatever words come next."""
     tracked = TrackedDialogue(template, Dialogue("", messages))
     try:
-        parts = tracked.parts(tracked.render(range(len(messages)), False))
+        parts = tracked.parts(str(tracked.render(len(messages) - 1, False)))
     except (Refused, InputError):
         return []
     own = owned(parts, 1)

@@ -8,9 +8,12 @@ from mtsft.template.chat_template import REASONING_NAMES, ChatTemplate, Template
 from mtsft.template.jinja import Refused
 from mtsft.template.loop_memory import LoopMemory, RememberedMessages
 from mtsft.template.placeholders import Parts
+from mtsft.template.prefix_diff import added_to
 from mtsft.template.provenance import Tracker, Untrackable
 from mtsft.template.read_order import WatchedMessages
+from mtsft.template.spans import owned
 from mtsft.template.tracked_containers import wrap
+from mtsft.template.written import Written
 
 _FIELDS = {"text": "content", "thinking": "reasoning_content"}  # of typed parts
 
@@ -36,10 +39,11 @@ class PrefixMarks(NamedTuple):
 class TrackedDialogue:
     """One dialogue under a template; its renderings are buffers of one tracker, and so can be compared.
 
+    A rendering is of the messages on the way to one of them: in order, all up to it. -1 stands before the first.
+
     Args:
         template: the chat template.
         dialogue: the dialogue.
-
     """
 
     def __init__(self, template: ChatTemplate, dialogue: Dialogue):
@@ -47,7 +51,15 @@ class TrackedDialogue:
         self.tracker = Tracker(template.bind(dialogue))
         records = self.tracker.bindings.records
         self._messages = [self._wrap(record, i) for i, record in enumerate(records["messages"])]
-        self._memory = LoopMemory(self._messages)
+        self._rendered = RememberedMessages(LoopMemory(self._messages))
+        self._depths, self._replies = {-1: -1}, {-1: 0}  # messages before each on its way, and replies up to it
+        self._next: dict[int, int] = {}  # the first message that answers each
+        for i, message in enumerate(dialogue.messages):
+            before = self.before(i)
+            self._depths[i] = self._depths[before] + 1
+            self._replies[i] = self._replies[before] + (message.role == "assistant")
+            self._next.setdefault(before, i)
+        self._context: tuple[int, Written] | None = None  # of which message, and what comes before it
         tools = records["tools"]
         self._tools = tools and [
             wrap(self.tracker, tool, ("tools", i), -1, "tools", opaque=True) for i, tool in enumerate(tools)
@@ -57,11 +69,24 @@ class TrackedDialogue:
             for key, value in records["variables"].items()
         }
 
-    def render(self, indices: Sequence[int], prompt: bool, probes: Sequence[dict] = ()) -> str:
-        """The buffer of some of the messages.
+    def before(self, message: int) -> int:
+        """The message that a message answers; -1 for none."""
+        parents = self.dialogue.parents
+        return message - 1 if parents is None else parents[message]
+
+    def after(self, message: int) -> int | None:
+        """The first message that answers one; None where none does."""
+        return self._next.get(message)
+
+    def replies_before(self, message: int) -> int:
+        """How many messages of the assistant lead to a message."""
+        return self._replies[self.before(message)]
+
+    def render(self, last: int, prompt: bool, probes: Sequence[dict] = ()) -> Written:
+        """The buffer of the messages up to one.
 
         Args:
-            indices: of the messages.
+            last: index of that one.
             prompt: whether the generation prompt comes after them.
             probes: records of further messages, made up to see what a template writes after the others.
 
@@ -69,9 +94,13 @@ class TrackedDialogue:
             Refused: the template refuses.
             TemplateRefusal: the template does what cannot be tracked.
         """
-        messages = [self._messages[i] for i in indices] + list(probes)
+        new, i, rendered = [], last, self._rendered
+        while i >= 0 and rendered.at(self._depths[i]) is not self._messages[i]:
+            new.append(self._messages[i])
+            i = self.before(i)
+        rendered.begin(self._depths[i] + 1, [*reversed(new), *probes])
         try:
-            return self._run(RememberedMessages(messages, self._memory), prompt)
+            return self._run(rendered, prompt)
         except Untrackable as error:
             raise TemplateRefusal(
                 f"{self.dialogue.source}: the chat template {self.template.name} does with a message what cannot be "
@@ -79,24 +108,32 @@ class TrackedDialogue:
                 "or set data.refused='skip' to leave such dialogues out"
             ) from None
 
-    def render_needed(self, indices: Sequence[int], prompt: bool) -> str:
+    def render_needed(self, last: int, prompt: bool) -> Written:
         """As `render`, where the dialogue cannot be encoded without it: a refusal raises TemplateRefusal."""
         try:
-            return self.render(indices, prompt)
+            return self.render(last, prompt)
         except Refused as error:
-            where = f"message {indices[-1] + 1}" if indices else "message 1"
+            where = f"message {max(last, 0) + 1}"
             raise TemplateRefusal(
                 f"{self.dialogue.source}: {where}: the chat template {self.template.name} refuses it ({error}); "
                 "change the dialogue, use another data.template, or set data.refused='skip' to leave such dialogues out"
             ) from error
 
-    def render_context(self, path: Sequence[int]) -> str:
-        """What comes before the last message of a path: for a reply, what a server would send the model.
+    def render_context(self, message: int) -> Written:
+        """What comes before a message: for a reply, what a server would send the model.
 
         Raises:
             TemplateRefusal: the template refuses.
         """
-        return self.render_needed(path[:-1], self.dialogue.messages[path[-1]].role == "assistant")
+        if self._context is None or self._context[0] != message:
+            is_reply = self.dialogue.messages[message].role == "assistant"
+            self._context = message, self.render_needed(self.before(message), is_reply)
+        return self._context[1]
+
+    def added_to(self, context: Written, whole: Written) -> Parts | None:
+        """What a rendering adds to another one, see prefix_diff.py; None where it does not begin with that."""
+        start = context.shared_with(whole)
+        return added_to(self.tracker, self.parts(context.since(start)), self.parts(whole.since(start)))
 
     def render_prefixes(self, count: int) -> PrefixMarks | None:
         """The first `count` messages rendered once, where that shows the rendering of every prefix of them.
@@ -120,7 +157,17 @@ class TrackedDialogue:
         end = messages.marks[-1]
         return PrefixMarks(buffer[:end], messages.marks, buffer[end:], prompted[first.marks[-1] :])
 
-    def _run(self, messages: list, prompt: bool) -> str:
+    def after_words(self, written: Written, message: int) -> Parts:
+        """What a rendering has after the last of a message's words; () where it has none of them."""
+        link = written
+        while link.depth:
+            if owned(self.parts(link.text), message):
+                parts = self.parts(written.since(link.before.length))
+                return parts[owned(parts, message)[-1] + 1 :]
+            link = link.before
+        return ()
+
+    def _run(self, messages: list, prompt: bool) -> str | Written:
         return self.template.run(messages, self._tools, prompt, self.dialogue, self.tracker, self._variables)
 
     def words_of(self, message: int) -> list[tuple[tuple, str]]:

@@ -178,7 +178,7 @@ class Comparison:
         except Refused:
             plain = None
         try:
-            tracked = self.tracked.tracker.text(self.tracked.render(path, prompt))
+            tracked = self.tracked.tracker.text(str(self.tracked.render(path[-1] if path else -1, prompt)))
         except Refused:
             tracked = None
         stats["renderings"] += 1

@@ -370,7 +370,7 @@ def example():
 def test_the_example_is_rendered_and_planned_as_the_docstring_says():
     template, compiler = example()
     given = dialogue(("user", "2 + 2?"), ("assistant", "4"))
-    buffer = TrackedDialogue(template, given).render([0, 1], False)
+    buffer = str(TrackedDialogue(template, given).render(1, False))
     picture = buffer.replace("\n", "\\n").replace("\U000f0000", "①").replace("\U000f0001", "②")
     assert f"    {picture}\n" in mtsft.template.__doc__
     plan = compiler.compile(given, (1,), template.bind(given))

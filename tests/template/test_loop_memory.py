@@ -36,12 +36,24 @@ TEMPLATES = {
     "nothing": (template(""), True),
     "a comparison": (template("{% if loop.index0 > ns.last %}!{% endif %}"), True),
     "a comparison, swapped": (template("{% if ns.last <= loop.index0 and m.role == 'assistant' %}!{% endif %}"), True),
+    "a number that is equal": (
+        template("{% if loop.index0 == ns.last %}!{% endif %}{% if ns.last != loop.index0 - 2 %}?{% endif %}"),
+        True,
+    ),
+    "a namespace that is never set": (
+        template("{% if loop.index > all.k %}!{% endif %}", before="{% set all = namespace(k=messages|length - 2) %}"),
+        True,
+    ),
     "a number itself": (template("{{ ns.last }}"), False),
     "the last step": (template("{% if loop.last %}!{% endif %}"), True),
     "the next message": (template("{% if loop.nextitem %}{{ loop.nextitem.role }}{% endif %}"), True),
     "the message before": (template("{% if loop.previtem %}{{ loop.previtem.role }}{% endif %}"), True),
     "messages by index": (
         template("{% if messages[loop.index0 + 1] %}{{ messages[loop.index0 + 1].role }}{% endif %}"),
+        True,
+    ),
+    "the last message, at the first": (
+        template("{% if messages[loop.index0 - 1].role == 'user' %}!{% endif %}"),
         True,
     ),
     "the last message": (template("{{ messages[-1].role }}"), False),
@@ -66,6 +78,21 @@ TEMPLATES = {
         False,
     ),
     "the prompt": (template("{% if add_generation_prompt %}?{% endif %}"), True),
+    "the prompt, where that is set": (
+        template(
+            "{% if add_generation_prompt %}?{% endif %}",
+            before="{% if not add_generation_prompt %}{% set add_generation_prompt = false %}{% endif %}",
+        ),
+        True,
+    ),
+    "a namespace under two names": (
+        template(
+            "{% if ns.n > 2 %}!{% endif %}{{ other.seen }}",
+            before="{% set other = ns %}",
+            after="{% set other.n = other.n + 1 %}",
+        ),
+        False,
+    ),
     "an alias of a namespace": (template("{{ other.last }}", before="{% set other = ns %}"), False),
     "a break": (template("{% if m.content == 'a b' %}{% break %}{% endif %}"), True),
     "a slice": (template("{{ loop.index0 }}", loop="messages[1:]"), True),

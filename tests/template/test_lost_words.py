@@ -33,10 +33,10 @@ CASES = [
 def test_what_is_lost(source, messages, lost):
     tracked = TrackedDialogue(ChatTemplate({"default": source}, "t"), dialogue(*messages))
     words = LostWords(tracked, ReasoningMarks(KNOWN))
-    words.look_for([1], [0], tracked.parts(tracked.render([0, 1], False)))
+    words.look_for([1], [0], tracked.parts(str(tracked.render(1, False))))
     assert words.lost == lost
     assert words.of_message(1) == [field for message, field in lost if message == 1]
-    assert words.unseen([0, 1, 2]) == [2]
+    assert words.unseen(2) == [2]
 
 
 @pytest.mark.parametrize(("name", "lost"), [("chatml", [(-1, "tools")]), ("thinking", [])])
@@ -45,6 +45,6 @@ def test_tools_are_looked_for_once(name, lost):
     given = dialogue(("user", "q"), ("assistant", "yes"), tools=[CALL])
     tracked = TrackedDialogue(template, given)
     words = LostWords(tracked, ReasoningMarks(KNOWN))
-    words.look_for([1], [0], tracked.parts(tracked.render([0, 1], False)))
+    words.look_for([1], [0], tracked.parts(str(tracked.render(1, False))))
     words.look_for([], [], ())
     assert words.lost == lost

@@ -43,7 +43,7 @@ def emitted(source, content, stops=("<|im_end|>",), tail=(), **fields):
     template = ChatTemplate({"default": source}, "t")
     tracked = TrackedDialogue(template, dialogue(("user", "q"), ("assistant", content, 1.0, fields or None)))
     controls = ControlTokens(CONTROLS, stops)
-    return shown(tracked, own_words(tracked, controls, MARKS, LostWords(tracked, MARKS), [0, 1], tail, None))
+    return shown(tracked, own_words(tracked, controls, MARKS, LostWords(tracked, MARKS), 1, tail, None))
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_what_follows_the_common_beginning_of_the_prompt_and_the_rendering():
         template, dialogue(("user", "q"), ("assistant", "yes"), ("user", "r"), ("assistant", "s"))
     )
     controls = ControlTokens(tokenizer.controls, ["<|eos|>"])
-    assert tracked.render_context([0, 1]).endswith("<think>\n")
-    for path, words in (([0, 1], "[yes]<|eos|>"), ([0, 1, 2, 3], "[s]<|eos|>")):
-        assert shown(tracked, after_prompt(tracked, controls, MARKS, path)) == words
+    assert str(tracked.render_context(1)).endswith("<think>\n")
+    for message, words in ((1, "[yes]<|eos|>"), (3, "[s]<|eos|>")):
+        assert shown(tracked, after_prompt(tracked, controls, MARKS, message)) == words
 
 
 # Of all turns but the last, the first letter alone.
@@ -101,6 +101,13 @@ REWRITING = """\
         (REWRITING, "[no]<|im_end|>\n"),
         # Turns after the first have no header: that of the first reply is not theirs.
         (REWRITING.replace("m.role +", "m.role ~ '\\n' if loop.index < 3 else '' ~").replace("~ '\\n' +", "~"), None),
+        # The header stands at the end of the turn before, which all renderings have.
+        (
+            "{%- for m in messages %}{{ m.content + '<|im_end|>' }}"
+            "{% if m.role == 'user' %}{{ '<|im_start|>assistant\n' }}{% endif %}{% endfor %}"
+            "{{ '<|im_start|>assistant\n' if add_generation_prompt else 'END' }}",
+            "[no]<|im_end|>END",
+        ),
         # A header with another name is not half of the prompt's.
         (REWRITING.replace("m.role +", "(m.role if loop.first else 'bot') +"), None),
     ],
@@ -109,5 +116,5 @@ def test_the_header_is_looked_for_where_the_template_rewrites_what_comes_before(
     template = ChatTemplate({"default": source.replace("+ (m.content", "~ (m.content")}, "t")
     turns = ("user", "a question"), ("assistant", "yes"), ("user", "another"), ("assistant", "no")
     tracked = TrackedDialogue(template, dialogue(*turns))
-    found = after_prompt(tracked, ControlTokens(CONTROLS, ["<|im_end|>"]), MARKS, [0, 1, 2, 3])
+    found = after_prompt(tracked, ControlTokens(CONTROLS, ["<|im_end|>"]), MARKS, 3)
     assert shown(tracked, found) == words

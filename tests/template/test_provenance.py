@@ -75,7 +75,7 @@ def outcomes(expression, x, y):
         plain = Refused
     tracked = TrackedDialogue(template, one)
     try:
-        return plain, tracked.tracker.text(tracked.render([0, 1], False))
+        return plain, tracked.tracker.text(str(tracked.render(1, False)))
     except Refused:
         return plain, Refused
     except InputError:
@@ -119,7 +119,7 @@ def test_words_keep_their_owner():
     source = "{% for m in messages %}{{ '<' ~ (m.content|trim)[1:] ~ '>' }}{% endfor %}"
     template = ChatTemplate({"default": source}, "t")
     tracked = TrackedDialogue(template, dialogue(("user", " ab "), ("assistant", "<cd>")))
-    parts = tracked.tracker.parts(tracked.render([0, 1], False))
+    parts = tracked.tracker.parts(str(tracked.render(1, False)))
     assert [part if isinstance(part, str) else part.owner for part in parts] == ["<", 0, "><", 1, ">"]
     values = [tracked.tracker.text(part.character) for part in parts if isinstance(part, Placeholder)]
     assert values == ["b", "cd>"]
@@ -129,7 +129,7 @@ def test_guards_tell_dialogues_apart():
     source = "{% if 'a' in messages[0].content %}yes{% endif %}{{ messages[0].content }}"
     template = ChatTemplate({"default": source}, "t")
     tracked = TrackedDialogue(template, dialogue(("user", "abc")))
-    tracked.render([0], False)
+    tracked.render(0, False)
     [guard] = tracked.tracker.guards.values()
     check = {w: guard.check(template.bind(dialogue(("user", w)))) for w in ("abc", "xa", "b", "")}
     assert check == {"abc": True, "xa": True, "b": False, "": False}

@@ -67,7 +67,6 @@ def test_the_stops_that_a_template_shows(name, known, shown):
 def test_a_response_ends_with_its_stop(name, messages, stops, response):
     template, controls = opened(name)
     tracked = TrackedDialogue(template, dialogue(*messages))
-    whole, prompt = tracked.render([0, 1], False), tracked.render_context([0, 1])
-    rest = tracked.parts(whole.removeprefix(prompt))
-    cut = up_to_stop(tracked, ControlTokens(controls, stops), 1, [0, 1], rest)
+    rest = tracked.added_to(tracked.render_context(1), tracked.render(1, False))
+    cut = up_to_stop(tracked, ControlTokens(controls, stops), 1, rest)
     assert (None if cut is None else text_of(cut, tracked.tracker.bindings)) == response
