@@ -24,7 +24,7 @@ class Peer:
     Args:
         title: what tables call it.
         worker: the file that runs it.
-        library: whose interpreter and batch the flags --LIBRARY-python and --LIBRARY-batch are.
+        package: whose interpreter and batch the flags --PACKAGE-python and --PACKAGE-batch are.
         modules: which that interpreter must have.
         install: what gives it these.
         environment: variables to set.
@@ -33,7 +33,7 @@ class Peer:
 
     title: str
     worker: str
-    library: str
+    package: str
     modules: tuple[str, ...]
     install: str
     environment: dict[str, str]
@@ -41,15 +41,15 @@ class Peer:
 
     def obstacle(self, arguments: Namespace) -> str:
         """Why it cannot be timed here, for people; "" where it can."""
-        python = getattr(arguments, f"{self.library}_python")
-        if self.library == "tunix" and arguments.lora:
+        python = getattr(arguments, f"{self.package}_python")
+        if self.package == "tunix" and arguments.lora:
             return f"{self.title} is timed with all weights trained, not with --lora"
-        if self.library == "tunix" and arguments.model and _kind(arguments.model) != "llama":
+        if self.package == "tunix" and arguments.model and _kind(arguments.model) != "llama":
             return f"{self.title} is timed as a Llama, which --model={arguments.model} is not"
         if absent := _absent(python, (*self.modules, *["peft"] * bool(arguments.lora))):
             return (
                 f"{self.title} needs {' and '.join(absent)}, which {python} does not have: "
-                f"PYTHON -m pip install {self.install}, then --{self.library}-python=PYTHON"
+                f"PYTHON -m pip install {self.install}, then --{self.package}-python=PYTHON"
             )
         if self.settings.get("compile") and not any(map(shutil.which, ("g++", "clang++"))):
             return f"{self.title} needs a compiler of C++: apt-get install g++"
@@ -57,7 +57,7 @@ class Peer:
 
     def start(self, arguments: Namespace) -> Program:
         """The program, once it has taken its first steps; turns hold about --slots tokens."""
-        batch = getattr(arguments, f"{self.library}_batch")
+        batch = getattr(arguments, f"{self.package}_batch")
         steps = max(1, round(arguments.slots / batch / arguments.typical))
         settings = {
             "data": arguments.data,
@@ -70,17 +70,17 @@ class Peer:
             "sizes": SIZES | {"vocab_size": VOCAB},
         }
         environment = dict(self.environment)
-        if self.library == "tunix":
+        if self.package == "tunix":
             settings["multiple"] = arguments.tunix_multiple
             environment |= ALLOCATOR_OF_JAX if arguments.tunix_allocator == "tuned" else {}
-        python = getattr(arguments, f"{self.library}_python")
+        python = getattr(arguments, f"{self.package}_python")
         command = [python, str(HERE / self.worker), json.dumps(settings | self.settings)]
         return Program(self.title, command, steps, environment, peer=True)
 
 
 _TRL = {
     "worker": "peer_trl.py",
-    "library": "trl",
+    "package": "trl",
     "modules": ("torch", "transformers", "trl", "datasets"),
     "install": "torch transformers trl datasets",
     "environment": ALLOCATOR,
@@ -91,7 +91,7 @@ PEERS = {
     "tunix": Peer(
         "Tunix by length",
         worker="peer_tunix.py",
-        library="tunix",
+        package="tunix",
         modules=("tunix", "jax", "flax", "transformers"),
         install="google-tunix",
         environment={},

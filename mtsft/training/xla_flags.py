@@ -1,7 +1,7 @@
 """Flags of XLA that a step is compiled with, by platform, each with the measurement that put it here.
 
 A flag that was not measured stays off, whoever recommends it, and the fraction of a GPU's memory that JAX takes is left
-as it is: nothing else has been measured to help yet. On CPUs none showed a gain that could be told from noise.
+as it is: nothing else has been measured to help yet.
 """
 
 import os
