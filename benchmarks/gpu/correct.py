@@ -14,11 +14,15 @@ from benchmarks.gpu import product, shapes
 LENGTH, ROWS = (64, 2) if shapes.TINY else (320, 4)  # two blocks of queries, the second one short
 # How the same model is computed: the compute dtype, and the precision of products.
 HOWS = {"float32 highest": ("float32", "highest"), "float32": ("float32", None), "bfloat16": ("bfloat16", None)}
+FULL = {"model.remat": "full"}
 
 
-def _compile(device, how: str, scan: bool, batch) -> Callable:
+FP8, OFFLOAD = {"model.matmul": "fp8"}, {"model.remat": "offload"}
+
+
+def _compile(batch, device, how: str, scan: bool = True, keys: dict[str, Any] = FULL) -> Callable:
     dtype, precision = HOWS[how]
-    keys = {"model.dtype": dtype, "model.scan_layers": scan}
+    keys = {"model.dtype": dtype, "model.scan_layers": scan, **keys}
     if device.platform == "cpu":
         keys["model.attention_kernel"] = "plain"
     run = product.run_of(shapes.keys_of(shapes.SMALL, **keys))
@@ -50,28 +54,35 @@ def _distance(found, wanted) -> float:
 
 
 def model() -> list[dict[str, Any]]:
-    """Packed chains, and trees; each way of computing, layers scanned and apart, on both devices."""
+    """Packed chains, and trees; each way of computing, layers scanned and apart, on both devices.
+
+    Products in 8 bits are compared with the CPU's in 8 bits, which must be nearer than the CPU's others are.
+    """
     gpu, cpu, vocab = jax.devices()[0], jax.devices("cpu")[0], shapes.SMALL["vocab_size"]
     kinds = {"chains": (shapes.chain, 100.0), "trees": (shapes.branching, 100.0)}
     batches = {
         kind: product.pack(shapes.full_rows(2, ROWS, LENGTH, vocab, make, typical), LENGTH)
         for kind, (make, typical) in kinds.items()
     }
-    wanted = [(gpu, how, True) for how in HOWS] + [(gpu, "float32 highest", False), (gpu, "bfloat16", False)]
-    wanted += [(cpu, "float32 highest", True), (cpu, "bfloat16", True)]
-    with ThreadPoolExecutor(7) as threads:
-        calls = list(threads.map(lambda each: _compile(*each, batches["chains"]), wanted))
+    wanted = [(gpu, how) for how in HOWS] + [(gpu, "float32 highest", False), (gpu, "bfloat16", False)]
+    wanted += [(gpu, "float32 highest", True, OFFLOAD), (gpu, "bfloat16", True, FP8)]
+    wanted += [(cpu, "float32 highest"), (cpu, "bfloat16"), (cpu, "bfloat16", True, FP8)]
+    with ThreadPoolExecutor(10) as threads:
+        calls = list(threads.map(lambda each: _compile(batches["chains"], *each), wanted))
     lines = []
     for kind, batch in batches.items():
         found = [call(batch) for call in calls]
-        loss, gradient = found[-2]
-        rounded = _distance(found[-1][1], gradient)
-        for (_, how, scan), (its_loss, its_gradient) in zip(wanted[:-2], found):
-            error, off = _distance(its_gradient, gradient), abs(its_loss - loss) / loss
+        loss, gradient = found[-3]
+        rounded, in_8_bits = _distance(found[-2][1], gradient), _distance(found[-1][1], gradient)
+        for (_, how, *more), (its_loss, its_gradient) in zip(wanted[:-3], found):
+            scan, keys = more[0] if more else True, more[1] if len(more) > 1 else FULL
+            error, off = _distance(its_gradient, found[-1][1] if keys is FP8 else gradient), abs(its_loss - loss) / loss
             allowed = {"float32 highest": 1e-5, "float32": 3e-3, "bfloat16": 2 * rounded}[how]
+            allowed = in_8_bits if keys is FP8 else allowed
+            layers = "scanned" if scan else "apart"
             lines.append(
                 {
-                    "what": f"{kind}, {how}, {'scanned' if scan else 'apart'}",
+                    "what": f"{kind}, {how}, {layers}, {', '.join(map(str, keys.values()))}",
                     "loss_error": off,
                     "gradient_error": error,
                     "allowed": allowed,

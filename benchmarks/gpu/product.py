@@ -18,7 +18,7 @@ from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.rows import Heads, Rows
 from mtsft.model.attention.scores import Scores
 from mtsft.model.generate import generate
-from mtsft.model.parameters import unstack_layers
+from mtsft.model.parameters import are_stacked, unstack_layers
 from mtsft.model.projection import Projection
 from mtsft.runs.build_model import model_of, optimizer_of
 from mtsft.runs.compiled import compile_step
@@ -127,5 +127,7 @@ def attention(query, key, value, layout, how: str = "plain", most_trees: int = 0
 
 def decode(run: TrainingSetup, count: int) -> Callable[[list[list[int]]], list[list[int]]]:
     """Greedy replies of `count` tokens to prompts, by fresh parameters, layers apart as the package decodes."""
-    params = jax.jit(unstack_layers)(run.create().params)
+    params = run.create().params
+    if are_stacked(params):
+        params = jax.jit(unstack_layers)(params)
     return lambda prompts: generate(run.model.unrolled, params, prompts, [], count)

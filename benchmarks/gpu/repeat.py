@@ -17,7 +17,8 @@ from typing import Any
 
 from benchmarks.gpu.shapes import TINY
 
-TIMES = ("seconds", "tokens_per_second", "supervised_tokens_per_second")
+TIMES = ("seconds", "training_seconds", "restart_seconds", "tokens_per_second", "supervised_tokens_per_second")
+TIMES += ("memory_bytes",)
 # XLA's flags, and whether compiled programs are kept and shared.
 WAYS = {
     "repeat, programs kept": ("", True),

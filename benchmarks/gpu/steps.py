@@ -1,9 +1,11 @@
 """Whole training steps: tokens a second, share of the card's arithmetic, memory, and what takes the time."""
 
 import gc
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +15,11 @@ from benchmarks.gpu import measure, product, shapes
 Line = dict[str, Any]
 LORA = {"lora.rank": 16, "lora.alpha": 32.0, "model.param_dtype": "bfloat16"}
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
+# Flags of XLA that others set, or that mtsft does.
+ANY_ORDER = {"xla_gpu_exclude_nondeterministic_ops": False}
+NO_TRITON = {"xla_gpu_enable_triton_gemm": False}
+LATENCY = {"xla_gpu_enable_latency_hiding_scheduler": True}
+CUDNN = {"xla_gpu_cudnn_gemm_fusion_level": 2}
 # A profile shows a CUDA graph as one kernel, so that there may be none.
 NO_GRAPHS = {"xla_gpu_enable_command_buffer": "", "xla_gpu_graph_min_graph_size": 1_000_000}
 
@@ -31,7 +38,7 @@ def step(
     """One training step of the project's own; halves the rows until they fit."""
     while True:
         try:
-            return _step(name, rows, length, packed, remat, lora, options, profile, keys)
+            return _time(_program(name, rows, length, packed, remat, lora, options, **keys), profile)
         except Exception as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or rows == 1:
                 raise
@@ -39,7 +46,42 @@ def step(
         gc.collect()
 
 
-def _step(name, rows, length, packed, remat, lora, options, profile, keys) -> Line:
+class _Program(NamedTuple):
+    run: Any
+    batch: Any
+    call: Callable
+    needed: float  # floating-point operations
+    line: Line  # what is known of it so far
+
+
+_ahead: dict[Any, Future] = {}
+
+
+def compile_ahead(names: Sequence[str]) -> None:
+    """Compiles the steps among these cases, many at once: XLA itself sees to it that only one uses the card."""
+    cases = [CASES[name] for name in names if name in CASES and CASES[name].func is step]
+    with ThreadPoolExecutor(10) as threads:
+        for case in cases:
+            keys = {name: value for name, value in case.keywords.items() if name != "profile"}
+            asked = _asked(*case.args, **keys)
+            _ahead[repr(asked)] = threads.submit(_compile, *asked.args, **asked.kwargs)
+
+
+def _program(name, rows, length, packed, remat="full", lora=False, options=None, **keys) -> _Program:
+    """What was compiled ahead, or is compiled now."""
+    asked = _asked(name, rows, length, packed, remat, lora, options, **keys)
+    ahead = _ahead.pop(repr(asked), None)
+    return ahead.result() if ahead else _compile(*asked.args, **asked.kwargs)
+
+
+def _asked(*arguments, **keys) -> inspect.BoundArguments:
+    """The arguments of `_program`, all of them."""
+    asked = inspect.signature(_program).bind(*arguments, **keys)
+    asked.apply_defaults()
+    return asked
+
+
+def _compile(name, rows, length, packed, remat, lora, options, **keys) -> _Program:
     sizes = shapes.SIZES[name]
     trees = shapes.full_rows(0, rows, length, sizes["vocab_size"], typical=length / 8 if packed else 0)
     batch = product.pack(trees, length)
@@ -50,29 +92,31 @@ def _step(name, rows, length, packed, remat, lora, options, profile, keys) -> Li
     shape_of = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     lowered = product.compile_step(run).lower(run.shapes, run.frozen_shapes, shape_of)
     program, line = measure.compiled(lowered, options)
-    state, frozen, batch = run.create(), run.frozen(), run.partitioner.put(batch, rows)
+    line |= {"rows": rows, "remat": remat, "kernel": run.model.arch.attention_kernel}
+    return _Program(run, batch, program, shapes.flops(sizes, trees, lora), line)
+
+
+def _time(program: _Program, profile: bool) -> Line:
+    run, rows, line = program.run, len(program.batch.tokens), dict(program.line)
+    state, frozen, batch = run.create(), run.frozen(), run.partitioner.put(program.batch, rows)
 
     def call():
         nonlocal state
-        state, metrics = program(state, frozen, batch)
+        state, metrics = program.call(state, frozen, batch)
         return metrics["loss"]
 
     seconds, spread = measure.seconds_each(call)
-    tokens = rows * length
     line |= {
-        "rows": rows,
-        "remat": remat,
-        "kernel": run.model.arch.attention_kernel,
         "step_ms": round(seconds * 1e3, 2),
         "spread": round(spread, 4),
-        "tokens_s": round(tokens / seconds),
-        "share": round(shapes.flops(sizes, trees, lora) / seconds / measure.PEAK, 4),
+        "tokens_s": round(program.batch.tokens.size / seconds),
+        "share": round(program.needed / seconds / measure.PEAK, 4),
         "loss": float(call()),
         "peak_gib": measure.peak_gib(),
     }
     if profile:
         try:
-            line["profile"] = measure.top_kernels(call, program.as_text())
+            line["profile"] = measure.top_kernels(call, program.call.as_text())
         except Exception as error:  # the times are known without it
             line["profile"] = {"note": f"no profile: {error!r}"[:300]}
     return line
@@ -181,6 +225,13 @@ CASES = {
     "step 1.5B packed attention": _case("1.5B", 8, L, True, "attention"),
     "step 1.5B packed dots": _case("1.5B", 4, L, True, "dots"),
     "step 1.5B packed dots_no_batch": _case("1.5B", 4, L, True, "dots_no_batch"),
+    "step 1.5B packed dots, profile": _case("1.5B", 4, L, True, "dots", options=NO_GRAPHS, profile=True),
+    "step 1.5B packed dots, no Triton products": _case("1.5B", 4, L, True, "dots", options=NO_TRITON),
+    "step 1.5B packed dots, any order": _case("1.5B", 4, L, True, "dots", options=ANY_ORDER),
+    "step 1.5B packed dots, no graphs": _case("1.5B", 4, L, True, "dots", options=NO_GRAPHS),
+    "step 1.5B packed dots, latency hiding": _case("1.5B", 4, L, True, "dots", options=LATENCY),
+    "step 1.5B packed dots, cudnn fusions": _case("1.5B", 4, L, True, "dots", options=CUDNN),
+    "step 3B packed dots": _case("3B", 2, L, True, "dots"),
     "step 1.5B packed none": _case("1.5B", 4, L, True, "none"),
     "step 1.5B packed offload": _case("1.5B", 8, L, True, "offload"),
     "step 1.5B packed, fp8": _case("1.5B", 8, L, True, **{"model.matmul": "fp8"}),
@@ -190,6 +241,7 @@ CASES = {
     "step 1.5B plain": _case("1.5B", 32, S, False),
     "step 3B plain": _case("3B", 16, S, False),
     "parts 0.5B": partial(parts, "0.5B", 8),
+    "head": partial(head, 0),
     "head 512": partial(head, 512),
     "head 1024": partial(head, 1024),
     "head 2048": partial(head, 2048),

@@ -24,52 +24,60 @@ from benchmarks.gpu.table import table
 ASIDE = {"correct attention": 110, "correct model": 110}
 # Timed, with the seconds that each may take.
 TIMED = {
-    "step 0.5B packed": 90,
-    "step 8B lora packed": 120,
-    "head 512": 40,
     "attention pallas 64 by 64, packed": 40,
-    "attention pallas 64 by 64, trees": 40,
     "attention cudnn, packed": 40,
-    "attention plain, packed": 60,
+    "attention pallas 64 by 64, trees": 40,
+    "step 1.5B packed dots, profile": 90,
+    "step 1.5B packed dots": 90,
+    "step 0.5B packed": 90,
+    "head": 40,
+    "step 3B packed dots": 90,
+    "step 8B lora packed": 120,
     "step 1.5B packed": 90,
-    "step 3B packed": 90,
-    "step 0.5B packed, pallas": 90,
+    "step 1.5B packed none": 90,
+    "step 1.5B packed, fp8": 90,
+    "step 0.5B packed dots": 90,
+    "step 1.5B packed dots, any order": 90,
+    "step 1.5B packed dots, no Triton products": 90,
     "attention pallas 128 by 64, packed": 40,
     "attention pallas 64 by 128, packed": 40,
     "attention pallas 128 by 128, packed": 40,
     "attention pallas 64 by 32, packed": 40,
-    "step 0.5B packed attention": 90,
-    "step 0.5B packed, profile": 90,
+    "step 0.5B packed, pallas": 90,
+    "step 1.5B packed dots, latency hiding": 90,
+    "step 1.5B packed dots, cudnn fusions": 90,
+    "step 1.5B packed dots, no graphs": 90,
+    "step 1.5B packed offload": 90,
+    "step 1.5B plain": 90,
+    "step 3B plain": 90,
     "decode 0.5B, batch 8": 90,
     "decode 0.5B, batch 1": 90,
+    "step 3B packed": 90,
+    "step 0.5B plain": 90,
+    "scatter plain": 20,
+    "scatter no atomics": 20,
+    "scatter by products": 20,
+    "head 512": 40,
+    "attention plain, packed": 60,
+    "step 0.5B packed attention": 90,
+    "step 0.5B packed, profile": 90,
     "attention pallas triton example, packed": 40,
     "attention pallas mosaic example, whole rows": 40,
     "pallas triton": 20,
     "pallas mosaic": 20,
-    "scatter plain": 20,
-    "scatter no atomics": 20,
-    "scatter by products": 20,
     "head 1024": 40,
     "step 0.5B packed none": 90,
-    "step 0.5B plain": 90,
     "attention jax cudnn, whole rows": 40,
     "attention pallas 64 by 64, whole rows": 40,
     "attention pallas 128 by 64, trees": 40,
     "attention plain, trees": 60,
     "step 1.5B packed attention": 90,
-    "step 1.5B packed, fp8": 90,
-    "step 1.5B packed offload": 90,
     "step 0.5B packed, plain attention": 90,
     "attention jax xla, whole rows": 40,
     "head 2048": 40,
-    "step 1.5B packed dots": 90,
-    "step 1.5B packed none": 90,
-    "step 1.5B plain": 90,
-    "step 3B plain": 90,
     "attention jax cudnn mask, packed": 40,
     "step 0.5B packed, deterministic": 90,
     "step 1.5B packed dots_no_batch": 90,
-    "step 0.5B packed dots": 90,
     "step 0.5B packed dots_no_batch": 90,
     "decode 0.5B float32, batch 1": 60,
     "attention plain, whole rows": 60,
@@ -77,11 +85,21 @@ TIMED = {
 }
 
 
-def work(folder: Path, names: list[str], limits: dict[str, float], until: float, share: float) -> None:
-    """Runs cases in workers. until: time.monotonic() at which the last is stopped. share: of the card's memory."""
+def work(folder: Path, names: list[str], limits: dict[str, float], until: float, share: float, ahead: int = 0):
+    """Runs cases in workers.
+
+    Args:
+        folder: of the results.
+        names: of the cases.
+        limits: seconds that each may take.
+        until: time.monotonic() at which the last is stopped.
+        share: of the card's memory.
+        ahead: of how many cases the first worker compiles the programs before it runs any.
+    """
     waiting = list(names)
     while waiting and time.monotonic() < until - 5:
-        command = [sys.executable, "-m", "benchmarks.gpu.worker", str(folder / "results.jsonl"), *waiting]
+        command = [sys.executable, "-m", "benchmarks.gpu.worker", str(folder / "results.jsonl"), str(ahead), *waiting]
+        ahead = 0
         environment = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": str(share)}
         with (folder / "log.txt").open("a") as log:
             worker = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -94,8 +112,8 @@ def work(folder: Path, names: list[str], limits: dict[str, float], until: float,
             except queue.Empty:
                 word, name = "late", ""
             if word == "begin":
-                running, limit = name, limits.get(name, 90.0) * (4 if TINY else 1)
-                waiting.remove(name)
+                running, limit = name, limits.get(name, 150.0) * (4 if TINY else 1)
+                waiting = [each for each in waiting if each != name]
                 print(f"{time.monotonic() - BEGAN:5.0f} s  {name}", flush=True)
             elif word == "end":
                 break
@@ -150,6 +168,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=460, help="after which it stops whatever it is at")
     parser.add_argument("--only", default="", help="regex of the cases to run")
     parser.add_argument("--skip", default="^$", help="regex of the cases to leave out")
+    parser.add_argument("--ahead", type=int, default=12, help="of how many timed cases programs are compiled at once")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     arguments = parser.parse_args()
     folder, until = arguments.folder, BEGAN + arguments.seconds - 5
@@ -168,7 +187,7 @@ def main() -> None:
         thread.start()
     for thread in aside:
         thread.join(max(1, until - time.monotonic()))
-    work(folder, wanted(TIMED), TIMED, until, 0.92)
+    work(folder, wanted(TIMED), TIMED, until, 0.92, arguments.ahead)
     text = table([json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()])
     (folder / "table.txt").write_text(text)
     print(text, flush=True)

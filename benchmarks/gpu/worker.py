@@ -1,4 +1,7 @@
-"""Runs cases one after the other in a process of its own: python -m benchmarks.gpu.worker RESULTS CASE..."""
+"""Runs cases one after the other in a process of its own: python -m benchmarks.gpu.worker RESULTS AHEAD CASE...
+
+AHEAD: of how many cases the programs are compiled before the first is run, where they are steps.
+"""
 
 import gc
 import json
@@ -13,8 +16,11 @@ from benchmarks.gpu import attention, correct, decoding, steps
 CASES = correct.CASES | steps.CASES | decoding.CASES | attention.CASES
 
 
-def main(results: str, names: list[str]) -> None:
+def main(results: str, ahead: int, names: list[str]) -> None:
     """A line on standard output as each case begins; its results go to the file."""
+    if ahead:
+        print("begin compiling", flush=True)
+        steps.compile_ahead(names[:ahead])
     for name in names:
         print(f"begin {name}", flush=True)
         began = time.perf_counter()
@@ -33,4 +39,4 @@ def main(results: str, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])
