@@ -82,9 +82,9 @@ def work_of(layout):
 
     needed = sum(int(tree_mask(ends[None]).sum()) for ends in layout.subtree_ends)
     sizes = {f"pallas_tpu, blocks of {TpuFlash().block_of(B, L)}": (TpuFlash().block_of(B, L),) * 2}
-    sizes |= {
-        f"pallas_gpu, blocks of {GpuFlash().block_q} by {GpuFlash().block_k}": (GpuFlash().block_q, GpuFlash().block_k)
-    }
+    gpu = GpuFlash()
+    tiles = {tile.block_q: tile.block_k for tile in (gpu.forward_tile, gpu.query_tile, gpu.key_tile)}
+    sizes |= {f"pallas_gpu, blocks of {q} by {k}": (q, k) for q, k in tiles.items()}
     sizes |= {f"pallas, blocks of {block}": (block, block) for block in (128, 512)}
     work = {"needed": needed / dense} | {name: live(*blocks) for name, blocks in sizes.items()}
     return work | {f"splash, blocks of {splash.BLOCK}": triangle(splash.BLOCK), "plain, blocks of 256": triangle(256)}

@@ -55,7 +55,7 @@ def peak_gib() -> float | None:
     return round(stats["peak_bytes_in_use"] / GIB, 2) if "peak_bytes_in_use" in stats else None
 
 
-def top_kernels(call: Callable[[], Any], program_text: str, most: int = 12) -> dict[str, Any]:
+def top_kernels(call: Callable[[], Any], program_text: str, most: int = 40) -> dict[str, Any]:
     """Where the device's time of one call goes: by kernel, and by the line of the package that asked for it."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

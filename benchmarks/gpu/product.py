@@ -1,6 +1,7 @@
 """All that the suite takes from inside the package: where its modules move, only this file follows."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from mtsft.config import default
 from mtsft.data.batches import PackedBatch, empty_batch, pack_row
 from mtsft.encoding.token_tree import TokenTree
 from mtsft.model.attention.flash import flash_attend
-from mtsft.model.attention.flash_gpu import GpuFlash
+from mtsft.model.attention.flash_gpu import GpuFlash, Tile
 from mtsft.model.attention.kernels import KERNELS
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.rows import Heads, Rows
@@ -27,12 +28,14 @@ from mtsft.training.head import HeadLoss
 from mtsft.training.losses.forward import weighted_nll
 from mtsft.training.partitioner import Partitioner
 from mtsft.training.sharding import make_mesh
+from mtsft.training.xla_flags import compiler_options
 
 __all__ = [
     "ATTENTION",
     "attention",
     "can_attend",
     "compile_step",
+    "compiler_options",
     "decode",
     "head_nll",
     "layout_of",
@@ -100,11 +103,17 @@ def layout_of(batch: PackedBatch) -> AttentionLayout:
     return AttentionLayout.of(batch)
 
 
-# Ways to attend that `attention` knows, besides "plain": of chips, and of other blocks than the package takes.
+# Ways to attend that `attention` knows, besides KERNELS: the package's tiles, and others for one of the three kernels.
 _INTERPRET = TINY and jax.default_backend() == "cpu"
-ATTENTION = {
-    f"pallas {block_q} by {block_k}": GpuFlash(block_q, block_k, interpret=_INTERPRET)
-    for block_q, block_k in ((64, 64), (128, 64), (64, 128), (128, 128), (64, 32))
+OURS = GpuFlash(interpret=_INTERPRET)
+_BLOCKS = ((64, 64), (128, 64), (64, 32), (64, 128), (128, 128), (32, 64), (128, 32), (32, 128))
+TILES = [Tile(*blocks, warps, stages) for blocks in _BLOCKS for warps in (4, 8) for stages in (2, 3)]
+ATTENTION = {"pallas": OURS} | {
+    f"pallas, {kernel} {tile.block_q} by {tile.block_k}, {tile.warps} warps, {tile.stages} stages": replace(
+        OURS, **{f"{kernel}_tile": tile}
+    )
+    for kernel in ("forward", "query", "key")
+    for tile in TILES
 }
 
 

@@ -203,7 +203,7 @@ def scatter(options: Line | None = None, by_products: bool = False) -> Line:
 
 
 # What packed chains of a GPU do not get by themselves; not on a CPU, where the scripts are tried.
-OURS = {} if shapes.TINY else {"model.attention_kernel": "pallas_gpu"}
+CUDNN_ATTENTION = {} if shapes.TINY else {"model.attention_kernel": "cudnn"}
 
 
 def _case(*arguments, **keys) -> Callable[[], Line]:
@@ -219,7 +219,7 @@ CASES = {
     "step 3B packed": _case("3B", 4, L, True),
     "step 0.5B packed none": _case("0.5B", 8, L, True, "none"),
     "step 0.5B packed, deterministic": _case("0.5B", 8, L, True, options=DETERMINISTIC),
-    "step 0.5B packed, pallas": _case("0.5B", 8, L, True, **OURS),
+    "step 0.5B packed, cudnn": _case("0.5B", 8, L, True, **CUDNN_ATTENTION),
     "step 0.5B packed, plain attention": _case("0.5B", 8, L, True, **{"model.attention_kernel": "plain"}),
     "step 0.5B packed attention": _case("0.5B", 8, L, True, "attention"),
     "step 1.5B packed attention": _case("1.5B", 8, L, True, "attention"),
@@ -234,7 +234,8 @@ CASES = {
     "step 3B packed dots": _case("3B", 2, L, True, "dots"),
     "step 1.5B packed none": _case("1.5B", 4, L, True, "none"),
     "step 1.5B packed offload": _case("1.5B", 8, L, True, "offload"),
-    "step 1.5B packed, fp8": _case("1.5B", 8, L, True, **{"model.matmul": "fp8"}),
+    "step 1.5B packed dots, fp8": _case("1.5B", 4, L, True, "dots", **{"model.matmul": "fp8"}),
+    "step 8B lora packed dots": _case("8B", 2, L, True, "dots", lora=True),
     "step 0.5B packed dots": _case("0.5B", 8, L, True, "dots"),
     "step 0.5B packed dots_no_batch": _case("0.5B", 8, L, True, "dots_no_batch"),
     "step 0.5B plain": _case("0.5B", 32, S, False),

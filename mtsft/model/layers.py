@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from mtsft.model.architecture import DTYPES, MATMULS, Architecture
+from mtsft.model.kept import named_product
 from mtsft.model.lora import LoRA
 from mtsft.model.matmul import matmul
 from mtsft.model.quantization import LEAVES, product, quantize_kernel
@@ -127,7 +128,7 @@ class Linear(nnx.Module):
             x_BxLxI = drop(x_BxLxI, self.lora.dropout, keys_B, self.salt)
             inner = matmul(x_BxLxI, self.lora_a[...].astype(self.dtype))
             y += matmul(inner, self.lora_b[...].astype(self.dtype)) * self.lora.scale
-        return y
+        return named_product(y)
 
 
 class RMSNorm(nnx.Module):

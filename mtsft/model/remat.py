@@ -5,26 +5,29 @@
     offload         the layer's input alone, in the memory of the host until the backward pass comes to it
     attention       also what attention gives, with the sums of its softmax where the kernel names them, so that it is
                     not computed again
-    dots            also what products of matrices give, attention's with them, for a kernel's are none by themselves
-    dots_no_batch   the same without products of two activations
+    dots_no_batch   also what the layer's matrices give, with their biases and adapters
+    dots            also products of two activations, where attention is not a kernel's
 
 benchmarks/RESULTS.md has time and memory of each.
 """
 
 import jax
 import jaxlib
-from jax.ad_checkpoint import checkpoint_name
 
-from mtsft.model.attention.kept import NAMES
+from mtsft.model import kept
 
-_INPUT = "layer_input"
-_ATTENTION = jax.checkpoint_policies.save_only_these_names(*NAMES)
+_names = jax.checkpoint_policies.save_only_these_names
+_ATTENTION = _names(kept.OUTPUT, kept.LOGSUMEXP)
+# By name: matmul.py's products have gradients of their own, and are no products to a policy of JAX's.
+_PRODUCTS = _names(kept.OUTPUT, kept.LOGSUMEXP, kept.PRODUCT)
 # Gradients of what a scan moves to the host come out wrong there.
 _WRONG_ON_GPU = {"0.11.0"}
 
 
-def _and_attention(policy):
-    return jax.checkpoint_policies.save_from_both_policies(policy, _ATTENTION)
+def _products_of_activations(primitive, *arguments, **parameters) -> bool:
+    kinds = jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    dots, plain_dots = (kind(primitive, *arguments, **parameters) for kind in kinds)
+    return dots and not plain_dots
 
 
 REMAT_POLICIES = {
@@ -32,19 +35,14 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[_INPUT],
+        names_which_can_be_offloaded=[kept.INPUT],
         offload_src="device",
         offload_dst="pinned_host",
     ),
     "attention": _ATTENTION,
-    "dots": _and_attention(jax.checkpoint_policies.dots_saveable),
-    "dots_no_batch": _and_attention(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "dots_no_batch": _PRODUCTS,
+    "dots": jax.checkpoint_policies.save_from_both_policies(_PRODUCTS, _products_of_activations),
 }
-
-
-def named_input(x_BxLxD: jax.Array) -> jax.Array:
-    """What enters a layer, under the name by which a policy moves it."""
-    return checkpoint_name(x_BxLxD, _INPUT)
 
 
 def rematerialised(name: str, layer):

@@ -24,11 +24,12 @@ from mtsft.model.attention.rows import ANY_ROWS, Heads, Rows
 from mtsft.model.attention.scores import Scores
 from mtsft.model.block import MATRICES, Layer
 from mtsft.model.fp8 import fp8_fault
+from mtsft.model.kept import named_input
 from mtsft.model.layers import Embedding, Head, RMSNorm
 from mtsft.model.lora import NO_LORA, LoRA
 from mtsft.model.parameters import Params
 from mtsft.model.projection import Projection
-from mtsft.model.remat import named_input, remat_fault, rematerialised
+from mtsft.model.remat import remat_fault, rematerialised
 from mtsft.model.rope import rotary
 from mtsft.model.shards import ONE_DEVICE, Shards
 

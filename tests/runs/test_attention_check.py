@@ -9,7 +9,7 @@ from support import small_model
 from mtsft.errors import InputError
 from mtsft.model.attention.compare import distance_to_plain, made_up_layout
 from mtsft.model.attention.flash import flash_attend
-from mtsft.model.attention.flash_gpu import GpuFlash
+from mtsft.model.attention.flash_gpu import GpuFlash, Tile
 from mtsft.model.attention.kernels import KERNELS, LAYOUTS, Kernel
 from mtsft.model.attention.plain import tree_attend
 from mtsft.model.attention.rows import Rows
@@ -37,7 +37,7 @@ def check(monkeypatch, tested, branch=True, **changes):
 
 @pytest.mark.parametrize("dtype", BOTH)
 def test_a_kernel_that_is_right_passes(monkeypatch, dtype):
-    flash = partial(flash_attend, GpuFlash(64, 64, interpret=True))
+    flash = partial(flash_attend, GpuFlash.alike(Tile(64, 64), interpret=True))
     check(monkeypatch, kernel(flash), dtype=dtype, sliding_window=4, layer_types="sliding,full", scan_layers=False)
 
 

@@ -8,12 +8,14 @@ from support import assert_trees_close, response_loss, small_model, uneven_batch
 from test_step import ROWS, take_one_step
 
 from mtsft.model.attention.flash import flash_attend
-from mtsft.model.attention.flash_gpu import GpuFlash
+from mtsft.model.attention.flash_gpu import GpuFlash, Tile
 from mtsft.model.attention.kernels import KERNELS, LAYOUTS, Kernel
 from mtsft.training.partitioner import Partitioner
 from mtsft.training.sharding import make_mesh
 
-FLASH = Kernel(partial(flash_attend, GpuFlash(8, 8, interpret=True)), None, LAYOUTS, ("float32",), each_device=True)
+FLASH = Kernel(
+    partial(flash_attend, GpuFlash.alike(Tile(8, 8), interpret=True)), None, LAYOUTS, ("float32",), each_device=True
+)
 
 
 @pytest.fixture

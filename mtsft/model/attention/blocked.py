@@ -12,10 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtsft.model.attention.kept import named_logsumexp, named_output
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.live_blocks import lists, live_blocks
 from mtsft.model.attention.scores import Scores
+from mtsft.model.kept import named_logsumexp, named_output
 
 # Queries, and keys, of a block. On two cores with AVX-512, 64 takes 0.75 of the processor time of 128: fewer pairs are
 # looked at in vain, and both blocks and their scores stay in the cache of a core.

@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from mtsft.model.attention.kept import named_logsumexp, named_output
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.scores import Scores
+from mtsft.model.kept import named_logsumexp, named_output
 
 # Of a pair that is not seen: added to a score, or in its place. Its exponential is 0 beside any score.
 UNSEEN = -(2.0**126)

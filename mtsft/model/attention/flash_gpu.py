@@ -8,7 +8,7 @@ Shapes: R heads of a group; bq, bk: queries and keys of a block.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -33,24 +33,46 @@ _WIDE = 512  # bytes of a head from which on blocks are halved: more would not f
 
 
 @dataclass(frozen=True)
-class GpuFlash:
-    """See `flash.FlashKernels`.
+class Tile:
+    """How a kernel cuts its work.
 
     Attributes:
         block_q: queries of a block, a power of 2, at least 32.
         block_k: keys of a block, likewise.
+        warps: of a program.
         stages: of loops: blocks that are loaded ahead, and one.
-        interpret: whether to compute without a GPU, to see that the numbers are right.
     """
 
     block_q: int = 64
     block_k: int = 64
+    warps: int = 4
     stages: int = 2
+
+
+@dataclass(frozen=True)
+class GpuFlash:
+    """See `flash.FlashKernels`.
+
+    Attributes:
+        forward_tile: of the forward kernel.
+        query_tile: of the kernel of the queries' gradient.
+        key_tile: of the kernel of the keys' and values' gradients.
+        interpret: whether to compute without a GPU, to see that the numbers are right.
+    """
+
+    forward_tile: Tile = Tile(warps=8)
+    query_tile: Tile = Tile()
+    key_tile: Tile = Tile()
     interpret: bool = False
+
+    @classmethod
+    def alike(cls, tile: Tile, interpret: bool = False) -> "GpuFlash":
+        """All kernels with one tile."""
+        return cls(tile, tile, tile, interpret)
 
     def multiple(self, length: int) -> int:
         """See `FlashKernels`."""
-        return max(self.block_q, self.block_k)
+        return max(max(tile.block_q, tile.block_k) for tile in (self.forward_tile, self.query_tile, self.key_tile))
 
     def head_multiple(self, head_dim: int) -> int:
         """See `FlashKernels`."""
@@ -58,31 +80,32 @@ class GpuFlash:
 
     def forward(self, query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, layout, scores: Scores, window):
         """See `FlashKernels`."""
-        B, L, H, K = query_BxLxHxK.shape
-        call = self._call_of(query_BxLxHxK, key_BxLxGxK, layout, scores, window)
+        B, L, H, _ = query_BxLxHxK.shape
+        call = partial(self._call, query_BxLxHxK, key_BxLxGxK, layout, scores, window)
         out_shape = (
             jax.ShapeDtypeStruct(query_BxLxHxK.shape, query_BxLxHxK.dtype),
             jax.ShapeDtypeStruct((B, H, L), jnp.float32),
         )
         arrays = {"query": query_BxLxHxK, "key": key_BxLxGxK, "value": value_BxLxGxK}
-        return call(_forward_kernel, False, arrays, {"query": out_shape[0], "row": out_shape[1]}, 4 if K <= 64 else 8)
+        return call(self.forward_tile, _forward_kernel, False, arrays, {"query": out_shape[0], "row": out_shape[1]})
 
     def backward(
         self, query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, layout, scores: Scores, window, logsumexp, delta, gradient
     ):
         """See `FlashKernels`."""
-        call = self._call_of(query_BxLxHxK, key_BxLxGxK, layout, scores, window)
+        call = partial(self._call, query_BxLxHxK, key_BxLxGxK, layout, scores, window)
         arrays = {"query": query_BxLxHxK, "key": key_BxLxGxK, "value": value_BxLxGxK}
         like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
         arrays |= {"gradient": gradient, "logsumexp": logsumexp, "delta": delta}
-        (of_query,) = call(_query_kernel, False, arrays, {"query": like.pop("query")}, 4)
-        return of_query, *call(_key_kernel, True, arrays, like, 4)
+        (of_query,) = call(self.query_tile, _query_kernel, False, arrays, {"query": like.pop("query")})
+        return of_query, *call(self.key_tile, _key_kernel, True, arrays, like)
 
-    def _call_of(self, query_BxLxHxK, key_BxLxGxK, layout, scores, window) -> "_Call":
+    def _call(self, query_BxLxHxK, key_BxLxGxK, layout, scores, window, tile: Tile, *arguments):
         B, L, H, K = query_BxLxHxK.shape
-        halved = 2 if K * query_BxLxHxK.dtype.itemsize > _WIDE else 1
-        blocks = self.block_q // halved, self.block_k // halved
-        return _Call(B, L, H, key_BxLxGxK.shape[2], K, *blocks, layout, scores, window, self.stages, self.interpret)
+        if K * query_BxLxHxK.dtype.itemsize > _WIDE:
+            tile = replace(tile, block_q=tile.block_q // 2, block_k=tile.block_k // 2)
+        call = _Call(B, L, H, key_BxLxGxK.shape[2], K, tile, layout, scores, window, self.interpret)
+        return call(*arguments)
 
 
 @dataclass(frozen=True)
@@ -94,15 +117,13 @@ class _Call:
     H: int
     G: int
     K: int
-    block_q: int
-    block_k: int
+    tile: Tile
     layout: AttentionLayout
     scores: Scores
     window: jax.Array | None
-    stages: int
     interpret: bool
 
-    def __call__(self, kernel: Callable, by_key: bool, inputs: dict, outputs: dict, warps: int):
+    def __call__(self, kernel: Callable, by_key: bool, inputs: dict, outputs: dict):
         """Runs a kernel for each block of queries and head, or each block of keys and key-value head.
 
         A kernel is given whole rows of one head, or of one group, and says itself what it reads of them.
@@ -112,8 +133,8 @@ class _Call:
             by_key: whether programs have a block of keys.
             inputs: arrays by name; those of other names than query, gradient, key and value are (B, H, L).
             outputs: shapes and dtypes, likewise.
-            warps: of each program.
         """
+        block_q, block_k = self.tile.block_q, self.tile.block_k
         L, R, K, by_head = self.L, self.H // self.G, self.K, not by_key
 
         def group(h):
@@ -123,7 +144,7 @@ class _Call:
         of_keys = pl.BlockSpec((None, L, None, K), lambda n, h, b: (b, 0, group(h), 0))
         of_numbers = pl.BlockSpec((None, None if by_head else R, L), lambda n, h, b: (b, h, 0))
         specs = {"query": of_queries, "gradient": of_queries, "key": of_keys, "value": of_keys}
-        live = live_blocks(self.layout, self.block_q, self.block_k, self.window)
+        live = live_blocks(self.layout, block_q, block_k, self.window)
         numbers, counts = lists(live.transpose(0, 2, 1) if by_key else live)
         rows = [counts, self.layout.subtree_ends]
         scalars = []
@@ -135,12 +156,12 @@ class _Call:
             *[pl.BlockSpec((1,), lambda n, h, b: (0,)) for _ in scalars],
         ]
         return pl.pallas_call(
-            partial(_run, kernel, self.scores, self.block_q, self.block_k, self.window is not None),
-            grid=(L // (self.block_k if by_key else self.block_q), self.G if by_key else self.H, self.B),
+            partial(_run, kernel, self.scores, block_q, block_k, self.window is not None),
+            grid=(L // (block_k if by_key else block_q), self.G if by_key else self.H, self.B),
             in_specs=[*layout_specs, *[specs.get(name, of_numbers) for name in inputs]],
             out_specs=[specs.get(name, of_numbers) for name in outputs],
             out_shape=list(outputs.values()),
-            compiler_params=triton.CompilerParams(num_warps=warps, num_stages=self.stages),
+            compiler_params=triton.CompilerParams(num_warps=self.tile.warps, num_stages=self.tile.stages),
             interpret=self.interpret,
             name=kernel.__name__.strip("_"),
         )(numbers, *rows, *scalars, *inputs.values())

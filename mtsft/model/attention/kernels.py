@@ -114,16 +114,6 @@ _BOTH = ("float32", "bfloat16")
 
 # "auto" takes the first that fits.
 KERNELS = {
-    "cudnn": Kernel(
-        cudnn.cudnn_attend,
-        ("gpu",),
-        ("chains",),
-        ("bfloat16",),
-        _cudnn_refuses,
-        each_device=True,
-        takes_most_trees=True,
-        is_checked=True,
-    ),
     "pallas_tpu": Kernel(
         partial(flash_attend, flash_tpu.TpuFlash()),
         ("tpu",),
@@ -140,6 +130,16 @@ KERNELS = {
         _BOTH,
         _pallas_gpu_refuses,
         each_device=True,
+        is_checked=True,
+    ),
+    "cudnn": Kernel(
+        cudnn.cudnn_attend,
+        ("gpu",),
+        ("chains",),
+        ("bfloat16",),
+        _cudnn_refuses,
+        each_device=True,
+        takes_most_trees=True,
         is_checked=True,
     ),
     "splash": Kernel(

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from mtsft.model.attention.kept import named_output
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.mask import tree_mask
 from mtsft.model.attention.scores import Scores
+from mtsft.model.kept import named_output
 
 # Queries that attention looks at together; no block looks past its own end.
 _BLOCK = 256

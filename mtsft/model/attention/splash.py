@@ -9,9 +9,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from mtsft.model.attention.kept import OUTPUT
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.scores import Scores
+from mtsft.model.kept import OUTPUT
 
 try:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask

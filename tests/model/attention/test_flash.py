@@ -9,14 +9,14 @@ import pytest
 
 from mtsft.model.attention.compare import made_up_layout
 from mtsft.model.attention.flash import flash_attend
-from mtsft.model.attention.flash_gpu import GpuFlash
+from mtsft.model.attention.flash_gpu import GpuFlash, Tile
 from mtsft.model.attention.flash_tpu import TpuFlash
 from mtsft.model.attention.layout import AttentionLayout
 from mtsft.model.attention.plain import tree_attend
 from mtsft.model.attention.scores import Scores
 from mtsft.model.attention.splash import splash_attend
 
-TPU, GPU = TpuFlash(128, interpret=True), GpuFlash(32, 32, interpret=True)
+TPU, GPU = TpuFlash(128, interpret=True), GpuFlash.alike(Tile(32, 32), interpret=True)
 KERNELS = {
     "tpu": partial(flash_attend, TPU),
     "gpu": partial(flash_attend, GPU),
@@ -85,7 +85,7 @@ def test_bfloat16(name):
 
 
 def test_blocks_of_queries_and_keys_may_differ():
-    for kernels in (GpuFlash(64, 32, interpret=True), GpuFlash(32, 64, interpret=True)):
+    for kernels in (GpuFlash.alike(Tile(64, 32), interpret=True), GpuFlash.alike(Tile(32, 64), interpret=True)):
         check(partial(flash_attend, kernels), made_up_layout(True, 300), window=40)
 
 
