@@ -64,6 +64,19 @@ def test_recomputing_changes_no_number(batch, policy, scan):
     assert_trees_close(gradient, gradient_again)
 
 
+# Of a layer's seven matrices, that onto the residual stream is the last, and its product is not needed again.
+@pytest.mark.parametrize(("policy", "again"), [("full", 6), ("attention", 6), ("dots_no_batch", 0), ("dots", 0)])
+def test_products_with_matrices_are_formed_again_or_kept(batch, policy, again):
+    def products(policy):
+        model = small_model(scan_layers=True, remat=policy)
+        params = model.init(jax.random.key(0))
+        text = str(jax.make_jaxpr(lambda p: nll_and_gradient_value(model, p, batch))(params))
+        dimensions = re.findall(r"dot_general\[\s*dimension_numbers=\((.*?)\)\n?\s", text)
+        return sum(each.endswith("([], [])") for each in dimensions)
+
+    assert products(policy) - products("none") == again
+
+
 def test_full_recomputation_keeps_less(batch):
     def temporaries(policy):
         model = small_model(remat=policy, num_hidden_layers=8, intermediate_size=512)

@@ -34,7 +34,7 @@ _WIDE = 512  # bytes of a head from which on blocks are halved: more would not f
 
 @dataclass(frozen=True)
 class Tile:
-    """How a kernel cuts its work.
+    """How a kernel cuts its work; of those tried on an H100, these were the fastest (benchmarks/RESULTS.md).
 
     Attributes:
         block_q: queries of a block, a power of 2, at least 32.
@@ -60,7 +60,7 @@ class GpuFlash:
         interpret: whether to compute without a GPU, to see that the numbers are right.
     """
 
-    forward_tile: Tile = Tile(warps=8)
+    forward_tile: Tile = Tile()
     query_tile: Tile = Tile()
     key_tile: Tile = Tile()
     interpret: bool = False

@@ -80,7 +80,7 @@ def jax_version(monkeypatch):
 @pytest.mark.parametrize(
     ("platform", "rows", "dtype", "changes", "chosen"),
     [
-        ("gpu", CHAINS, "bfloat16", {}, "cudnn"),
+        ("gpu", CHAINS, "bfloat16", {}, "pallas_gpu"),
         ("gpu", TREES, "bfloat16", {}, "pallas_gpu"),
         ("gpu", CHAINS, "float32", {}, "pallas_gpu"),
         ("gpu", CHAINS, "bfloat16", {"softcap": True}, "pallas_gpu"),
@@ -100,9 +100,11 @@ def test_what_is_chosen(jax_version, platform, rows, dtype, changes, chosen):
     assert choose_kernel(platform, rows.layout, dtype, heads=replace(HEADS, **changes), rows=rows) == chosen
 
 
-def test_cudnn_is_not_chosen_where_its_offsets_are_wrong(jax_version):
+def test_cudnn_is_chosen_where_pallas_is_gone_and_its_offsets_are_right(jax_version, monkeypatch):
+    monkeypatch.setattr(flash_gpu, "MISSING", "jax has none (No module)")
+    assert choose_kernel("gpu", "chains", "bfloat16", heads=HEADS, rows=CHAINS) == "cudnn"
     jax_version(WRONG)
-    assert choose_kernel("gpu", "chains", "bfloat16", heads=HEADS, rows=CHAINS) == "pallas_gpu"
+    assert choose_kernel("gpu", "chains", "bfloat16", heads=HEADS, rows=CHAINS) == "plain"
     with pytest.raises(
         InputError, match=r"it is wrong with grouped-query heads in jax 0.11.0, and right from 0.11.2 o"
     ):
@@ -111,10 +113,12 @@ def test_cudnn_is_not_chosen_where_its_offsets_are_wrong(jax_version):
 
 @pytest.mark.parametrize(
     ("capability", "chosen"),
-    [("9.0", "cudnn"), ("8.6", "pallas_gpu"), ("7.5", "plain"), ("gfx942", "plain"), (None, "cudnn")],
+    [("9.0", "cudnn"), ("8.6", "plain"), ("8.6", "pallas_gpu"), ("7.5", "plain"), ("gfx942", "plain"), (None, "cudnn")],
 )
 def test_older_gpus_and_those_of_others_have_fewer_kernels(jax_version, monkeypatch, capability, chosen):
     monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    if chosen != "pallas_gpu":
+        monkeypatch.setattr(flash_gpu, "MISSING", "jax has none (No module)")
     assert choose_kernel("gpu", "chains", "bfloat16", heads=HEADS, rows=CHAINS) == chosen
 
 
