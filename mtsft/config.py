@@ -102,9 +102,9 @@ def default() -> ConfigDict:
     # Compile one layer and scan it, or else each by itself; None: each on CPUs if they are 12 at most, else one.
     model.scan_layers = config_dict.placeholder(bool)
     # Of a layer's activations, what is kept for the backward pass: "none" keeps all, "full" only what goes in,
-    # "offload" that in the host's memory, "attention" also what attention gives, "dots" and "dots_no_batch" what
-    # products of matrices give.
-    model.remat = "none"
+    # "offload" that in the host's memory, "attention" also what attention gives, "dots_no_batch" also what the layer's
+    # matrices give, which is as fast as "none" or faster, as there is less to write and to read (RESULTS.md).
+    model.remat = "dots_no_batch"
     # Products of activations and the layers' matrices: "plain", in model.dtype; or "fp8", in 8 bits where the GPU can.
     model.matmul = "plain"
     model.attention_kernel = "auto"  # of model/attention/kernels.py; "auto" takes the first that fits the devices

@@ -175,18 +175,20 @@ def head(chunk: int) -> Line:
     return line | {"share": round(needed / seconds / measure.PEAK, 4), "peak_gib": measure.peak_gib()}
 
 
-def scatter(options: Line | None = None, by_products: bool = False) -> Line:
+def scatter(options: Line | None = None, way: str = "scatter") -> Line:
     """The gradient of an embedding alone, (151,936, 896) of 32,768 tokens: their rows added up, in bfloat16.
 
-    by_products: with a matrix of ones and zeros instead, a part of the vocabulary at a time. The tokens are skewed, as
-    words are.
+    way: "scatter"; "products" with a matrix of ones and zeros, a part of the vocabulary at a time; "sorted", sums of
+    tokens that stand side by side, in float32. The tokens are skewed, as words are.
     """
     tokens, D, V, step = (256, 16, 512, 128) if shapes.TINY else (32_768, 896, 151_936, 9496)
     ids = jax.device_put((np.random.default_rng(0).zipf(1.2, tokens) % V).astype(np.int32))
     rows = jax.random.normal(jax.random.key(0), (tokens, D), "bfloat16")
 
     def gradient(rows, ids):
-        if not by_products:
+        if way == "sorted":
+            return _sums_of_sorted(rows, ids, V)
+        if way == "scatter":
             return jax.numpy.zeros((V, D), rows.dtype).at[ids].add(rows)
 
         def part(first):
@@ -200,6 +202,21 @@ def scatter(options: Line | None = None, by_products: bool = False) -> Line:
     np.add.at(wanted, np.asarray(ids), np.float64(rows))
     line["error"] = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
     return line | {"step_ms": round(measure.seconds_each(partial(program, rows, ids), 0.2)[0] * 1e3, 3)}
+
+
+def _sums_of_sorted(rows, ids, size: int):
+    """Segmented sums by an associative scan (Blelloch 1990, section 1.5): nothing is scattered."""
+    order = jax.numpy.argsort(ids)
+    ids, values = ids[order], rows[order].astype("float32")
+    begins = jax.numpy.concatenate([jax.numpy.ones(1, bool), ids[1:] != ids[:-1]])[:, None]
+
+    def add(left, right):
+        return left[0] | right[0], jax.numpy.where(right[0], right[1], left[1] + right[1])
+
+    sums = jax.lax.associative_scan(add, (begins, values))[1]
+    last = jax.numpy.searchsorted(ids, jax.numpy.arange(size), side="right") - 1
+    found = (last >= 0) & (ids[last] == jax.numpy.arange(size))
+    return jax.numpy.where(found[:, None], sums[last], 0)
 
 
 # What packed chains of a GPU do not get by themselves; not on a CPU, where the scripts are tried.
@@ -248,5 +265,7 @@ CASES = {
     "head 2048": partial(head, 2048),
     "scatter plain": scatter,
     "scatter no atomics": partial(scatter, {"xla_gpu_exclude_nondeterministic_ops": True}),
-    "scatter by products": partial(scatter, by_products=True),
+    "scatter sorted": partial(scatter, way="sorted"),
+    "step 1.5B packed dots, apart": _case("1.5B", 4, L, True, "dots", **{"model.scan_layers": False}),
+    "scatter by products": partial(scatter, way="products"),
 }

@@ -1,7 +1,8 @@
 """cuDNN's attention over packed rows of chains, on GPUs from Hopper on.
 
 `jax.nn` does not offer it; what is called here is private to JAX and may be gone in another version. Up to JAX 0.11.0
-its offsets are wrong with grouped-query heads; in 0.11.2 outputs and gradients were right (benchmarks/RESULTS.md).
+its offsets are wrong with grouped-query heads; in 0.11.2 outputs and gradients were right. Its backward pass is slow
+where every run must repeat itself, as mtsft asks of XLA, so that our own comes first (benchmarks/RESULTS.md).
 """
 
 import jax
