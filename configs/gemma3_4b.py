@@ -11,8 +11,8 @@ Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the 
     gpu24      refused              7.6 / 9.9
     gpu40      refused              7.6 / 9.9
     gpu48      refused              7.6 / 9.9
-    gpu80      14.5 / 45.0          7.6 / 9.9
-    h200       14.5 / 45.0          7.6 / 9.9
+    gpu80      14.5 / 45.0          7.6 / 17.4
+    h200       14.5 / 45.0          7.6 / 17.4
     v5e-8      5.4 / 10.4           1.1 / 4.1
     v5e-16     2.7 / 11.1           0.7 / 3.5
     v5p-8      10.8 / 20.1          2.1 / 4.7

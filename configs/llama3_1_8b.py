@@ -12,8 +12,8 @@ Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the 
     gpu24      refused              8.9 / 12.0
     gpu40      refused              15.4 / 19.3
     gpu48      refused              15.4 / 19.3
-    gpu80      refused              15.4 / 19.3
-    h200       29.9 / 92.0          15.4 / 19.3
+    gpu80      refused              15.4 / 28.3
+    h200       29.9 / 92.0          15.4 / 28.3
     v5e-8      3.8 / 13.0           2.2 / 4.6
     v5e-16     5.6 / 13.4           1.2 / 3.7
     v5p-8      22.4 / 39.5          4.1 / 6.6

@@ -11,11 +11,11 @@ Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the 
     gpu24      4.6 / 14.6           2.4 / 4.3
     gpu40      13.8 / 24.8          2.4 / 4.3
     gpu48      13.8 / 24.8          2.4 / 4.3
-    gpu80      13.8 / 24.8          2.4 / 4.3
-    h200       13.8 / 24.8          2.4 / 4.3
-    v5e-8      1.7 / 5.3            0.4 / 2.3
-    v5e-16     0.9 / 3.9            0.2 / 2.1
-    v5p-8      3.5 / 8.3            0.7 / 2.7
+    gpu80      13.8 / 30.3          2.4 / 10.0
+    h200       13.8 / 30.3          2.4 / 10.0
+    v5e-8      1.7 / 5.3            0.4 / 2.1
+    v5e-16     0.9 / 3.9            0.2 / 2.0
+    v5p-8      3.5 / 8.3            0.7 / 2.4
 """
 
 from mtsft.presets import fine_tune

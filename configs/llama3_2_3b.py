@@ -8,14 +8,14 @@ login`. Full training on gpu48 is by Adafactor, as AdamW's moments do not fit.
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
-    gpu24      refused              6.3 / 9.6
-    gpu40      refused              6.3 / 9.6
-    gpu48      12.0 / 38.3          6.3 / 9.6
-    gpu80      35.9 / 64.5          6.3 / 9.6
-    h200       35.9 / 64.5          6.3 / 9.6
-    v5e-8      4.5 / 10.0           0.9 / 3.1
-    v5e-16     2.2 / 6.0            0.6 / 2.5
-    v5p-8      9.0 / 16.9           1.7 / 3.7
+    gpu24      refused              6.3 / 8.6
+    gpu40      refused              6.3 / 8.6
+    gpu48      12.0 / 38.2          6.3 / 8.6
+    gpu80      35.9 / 62.1          6.3 / 13.6
+    h200       35.9 / 66.4          6.3 / 13.6
+    v5e-8      4.5 / 9.5            0.9 / 2.7
+    v5e-16     2.2 / 7.7            0.6 / 2.5
+    v5p-8      9.0 / 16.5           1.7 / 3.5
 """
 
 from mtsft.presets import fine_tune

@@ -8,14 +8,14 @@ moments do not fit; on smaller GPUs it is refused.
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
-    gpu24      refused              14.0 / 17.9
-    gpu40      refused              14.0 / 17.9
-    gpu48      refused              14.0 / 17.9
-    gpu80      refused              14.0 / 17.9
-    h200       27.0 / 85.8          14.0 / 17.9
-    v5e-8      3.4 / 12.2           2.0 / 4.6
-    v5e-16     5.1 / 10.9           1.2 / 3.7
-    v5p-8      20.2 / 36.6          3.7 / 6.1
+    gpu24      refused              14.0 / 17.8
+    gpu40      refused              14.0 / 17.8
+    gpu48      refused              14.0 / 17.8
+    gpu80      refused              14.0 / 26.8
+    h200       27.0 / 85.4          14.0 / 26.8
+    v5e-8      3.4 / 12.2           2.0 / 4.5
+    v5e-16     5.1 / 10.7           1.2 / 3.6
+    v5p-8      20.2 / 36.4          3.7 / 6.0
 """
 
 from mtsft.presets import fine_tune

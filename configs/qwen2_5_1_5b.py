@@ -8,14 +8,14 @@ on gpu24 is by Adafactor, as AdamW's moments do not fit.
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
-    gpu24      5.8 / 18.1           3.1 / 5.7
-    gpu40      17.2 / 32.3          3.1 / 5.7
-    gpu48      17.2 / 32.3          3.1 / 5.7
-    gpu80      17.2 / 32.3          3.1 / 5.7
-    h200       17.2 / 32.3          3.1 / 5.7
-    v5e-8      2.2 / 5.3            0.5 / 2.6
-    v5e-16     1.1 / 3.8            0.3 / 2.2
-    v5p-8      4.3 / 9.0            0.9 / 3.0
+    gpu24      5.8 / 18.0           3.1 / 5.0
+    gpu40      17.2 / 30.5          3.1 / 5.0
+    gpu48      17.2 / 30.5          3.1 / 5.0
+    gpu80      17.2 / 41.1          3.1 / 14.8
+    h200       17.2 / 41.1          3.1 / 14.8
+    v5e-8      2.2 / 6.2            0.5 / 2.5
+    v5e-16     1.1 / 4.1            0.3 / 2.1
+    v5p-8      4.3 / 8.9            0.9 / 2.8
 """
 
 from mtsft.presets import fine_tune

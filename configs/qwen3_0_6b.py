@@ -7,14 +7,14 @@ It has a chat template.
 Expected memory, GiB of each chip; mtsft/presets.py says what the variants, the machines and the figures are:
 
     machine    full: state / all    lora: state / all
-    gpu24      6.7 / 13.6           1.2 / 3.3
-    gpu40      6.7 / 13.6           1.2 / 3.3
-    gpu48      6.7 / 13.6           1.2 / 3.3
-    gpu80      6.7 / 13.6           1.2 / 3.3
-    h200       6.7 / 13.6           1.2 / 3.3
-    v5e-8      0.8 / 2.9            0.2 / 1.7
-    v5e-16     0.4 / 2.5            0.1 / 1.7
-    v5p-8      1.7 / 4.4            0.4 / 2.0
+    gpu24      6.7 / 12.8           1.2 / 2.7
+    gpu40      6.7 / 12.8           1.2 / 2.7
+    gpu48      6.7 / 12.8           1.2 / 2.7
+    gpu80      6.7 / 19.1           1.2 / 8.5
+    h200       6.7 / 19.1           1.2 / 8.5
+    v5e-8      0.8 / 3.2            0.2 / 1.6
+    v5e-16     0.4 / 2.5            0.1 / 1.6
+    v5p-8      1.7 / 4.7            0.4 / 1.9
 """
 
 from mtsft.presets import fine_tune

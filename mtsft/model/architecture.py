@@ -46,7 +46,7 @@ RUNTIME: dict[str, Any] = {
     "dtype": "float32",
     "param_dtype": "float32",
     "scan_layers": None,
-    "remat": "none",
+    "remat": "dots_no_batch",
     "matmul": "plain",
     "attention_kernel": AUTO,
 }
