@@ -21,11 +21,10 @@ otherwise than a GPU's. By hand it is reckoned so, for one GPU (tests/test_confi
 bfloat16, 2 bytes a parameter; what is trained, 4 bytes a parameter, 12 with AdamW's moments, and 8 for two gradients,
 of a part and of the batch so far; 2 bytes for each row that is computed at a time x 4,096 slots x layers x width, the
 inputs that are kept for the backward pass (on gpu80 and h200 mostly also what attention and the matrices of a layer
-give, but for the last: model.remat), and 6 bytes for each slot that meets the vocabulary at a time (512 of a row
-of 4,096, 1,024 of two: objective.chunk) x vocabulary; a quarter more for one layer's own activations, and 2 GiB. Of
-these machines an H100 has run steps: a LoRA of Llama-3.1-8B, two rows at a time, took 40.8 GiB where 39.1 are reckoned.
-On a GPU JAX takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION
-says otherwise, such as 0.95.
+give, but for the last: model.remat), and 6 bytes for each slot that meets the vocabulary at a time (512 of a row of
+4,096, 1,024 of two: objective.chunk) x vocabulary; a quarter more for one layer's own activations, and 2 GiB. Of these
+machines an H100 has run steps: a LoRA of Llama-3.1-8B, two rows at a time, took 40.8 GiB where 39.1 are reckoned. On a
+GPU JAX takes three quarters of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, such as 0.95.
 """
 
 from collections.abc import Mapping

@@ -94,30 +94,37 @@ def model() -> list[dict[str, Any]]:
 
 def attention() -> list[dict[str, Any]]:
     """The package's kernels, chains and trees, against numpy in float64; their gradients, against the plain one's."""
+    return [*_kernels("chains", shapes.chain), *_kernels("trees", shapes.branching)]
+
+
+def _kernels(kind: str, make: Callable) -> list[dict[str, Any]]:
     length, H, G, K = (64, 4, 2, 16) if shapes.TINY else (700, 8, 2, 64)
-    rng, lines = np.random.default_rng(0), []
-    for kind, make in (("chains", shapes.chain), ("trees", shapes.branching)):
-        batch = product.pack(shapes.full_rows(3, 2, length, 100, make, 150.0), length)
-        x = [rng.normal(size=(2, length, heads, K)).astype("bfloat16") for heads in (H, G, G)]
-        expected = _attend64(*(np.float64(each) for each in x), batch.subtree_ends)
-        layout, most = product.layout_of(jax.device_put(batch)), int(batch.segment_ids.max())
-        weights = jnp.asarray(rng.normal(size=expected.shape), "bfloat16")
-        gradients = _gradients(x, layout, weights, "plain", "float32 highest", most)[1]
-        for kernel in ("plain", next(iter(product.ATTENTION)), "cudnn"):  # those of other blocks show theirs when timed
-            for how, allowed in (("float32 highest", 1e-5), ("float32", 3e-3), ("bfloat16", 1e-2)):
-                if not product.can_attend(kernel, kind, HOWS[how][0], H, G, K, most):
-                    continue
-                line = {"what": f"{kernel}, {kind}, {how}", "allowed": allowed}
-                try:
-                    out, found = _gradients(x, layout, weights, kernel, how, most)
-                except Exception as error:
-                    lines.append(line | {"failed": f"{type(error).__name__}: {error}"[:300], "right": False})
-                    continue
-                error = _error(out, expected)
-                worst = max(map(_error, found, gradients))
-                right = error < allowed and worst < 2 * allowed
-                lines.append(line | {"error": error, "gradient_error": worst, "right": right})
-    return lines
+    rng = np.random.default_rng(0)
+    batch = product.pack(shapes.full_rows(3, 2, length, 100, make, 150.0), length)
+    x = [rng.normal(size=(2, length, heads, K)).astype("bfloat16") for heads in (H, G, G)]
+    expected = _attend64(*(np.float64(each) for each in x), batch.subtree_ends)
+    layout, most = product.layout_of(jax.device_put(batch)), int(batch.segment_ids.max())
+    weights = jnp.asarray(rng.normal(size=expected.shape), "bfloat16")
+    gradients = _gradients(x, layout, weights, "plain", "float32 highest", most)[1]
+
+    def compare(kernel: str, how: str) -> dict[str, Any]:
+        allowed = {"float32 highest": 1e-5, "float32": 3e-3, "bfloat16": 1e-2}[how]
+        line = {"what": f"{kernel}, {kind}, {how}", "allowed": allowed}
+        try:
+            out, found = _gradients(x, layout, weights, kernel, how, most)
+        except Exception as error:
+            return line | {"failed": f"{type(error).__name__}: {error}"[:300], "right": False}
+        error, worst = _error(out, expected), max(map(_error, found, gradients))
+        return line | {"error": error, "gradient_error": worst, "right": error < allowed and worst < 2 * allowed}
+
+    cases = [
+        (kernel, how)
+        for kernel in ("plain", "pallas", "cudnn")
+        for how, (dtype, _) in HOWS.items()
+        if product.can_attend(kernel, kind, dtype, H, G, K, most)
+    ]
+    with ThreadPoolExecutor(len(cases)) as threads:  # most of the time goes into compiling
+        return list(threads.map(compare, *zip(*cases)))
 
 
 def _gradients(x, layout, weights, kernel: str, how: str, most: int):

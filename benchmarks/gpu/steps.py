@@ -59,7 +59,7 @@ _ahead: dict[Any, Future] = {}
 
 def compile_ahead(names: Sequence[str]) -> None:
     """Compiles the steps among these cases, many at once: XLA itself sees to it that only one uses the card."""
-    cases = [CASES[name] for name in names if name in CASES and CASES[name].func is step]
+    cases = [CASES[name] for name in names if getattr(CASES.get(name), "func", None) is step]
     with ThreadPoolExecutor(10) as threads:
         for case in cases:
             keys = {name: value for name, value in case.keywords.items() if name != "profile"}

@@ -21,7 +21,7 @@ from benchmarks.gpu.shapes import TINY
 from benchmarks.gpu.table import table
 
 # Not timed, beside the runs of repeat.py.
-ASIDE = {"correct attention": 110, "correct model": 110}
+ASIDE = {"correct attention": 130, "correct model": 130}
 # Timed, with the seconds that each may take.
 TIMED = {
     "step 1.5B packed dots, profile": 90,
@@ -186,7 +186,7 @@ def main() -> None:
     note(folder, machine())
     aside = [threading.Thread(target=work, args=(folder, wanted(ASIDE), ASIDE, until, 0.2), daemon=True)]
     if ways := wanted(WAYS):
-        aside.append(threading.Thread(target=_repeat, args=(folder, ways, 110), daemon=True))
+        aside.append(threading.Thread(target=_repeat, args=(folder, ways, 150), daemon=True))
     for thread in aside:
         thread.start()
     for thread in aside:
