@@ -124,6 +124,11 @@ def default() -> ConfigDict:
     config.objective = objective = ConfigDict()
     objective.loss = "response"  # what is trained: the "response"s; or "all_roles", the context beside them
     objective.context_weight = 1.0  # of a context token under "all_roles"; held-out losses are of responses always
+    # Of a token: "cross_entropy"; "dft", that times the token's probability; "eaft", times the entropy, see eaft_alpha.
+    objective.token_loss = "cross_entropy"
+    objective.eaft_alpha = 1.0  # the power of (entropy of the 20 most probable tokens / 3) under "eaft"
+    objective.label_smoothing = 0.0  # share of a target's probability that goes to all tokens alike
+    objective.z_loss = 0.0  # weight of the square of the logarithm of the sum of exponentials, such as 1e-4
     objective.normalize = "dataset"  # divide gradient sums by the dataset's mean weight per batch, or the "batch"'s own
     objective.chunk = 0  # supervised slots of a device that meet the vocabulary at a time; 0: an eighth, 256 to 2,048
 

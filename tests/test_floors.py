@@ -16,6 +16,7 @@ from mtsft.config import DataConfig, default
 from mtsft.model.architecture import RUNTIME, Architecture
 from mtsft.model.lora import LoRA
 from mtsft.training.losses.table import LOSSES
+from mtsft.training.token_losses import USUAL, TokenObjective
 
 PACKAGE = Path(mtsft.__file__).parent
 ROOT = PACKAGE.parent
@@ -175,5 +176,7 @@ def test_config_keys_are_what_the_code_takes():
     tokens = {"embed_tokens", "head_tokens"}
     assert {*config.lora} == {field.name for field in fields(LoRA)} - tokens | {"init_from", "trainable_tokens"}
     assert {name: config.model[name] for name in RUNTIME} == RUNTIME
-    settings = {field.name for loss in LOSSES.values() for field in fields(loss)} - {"model", "shards"}
+    settings = {field.name for loss in (*LOSSES.values(), TokenObjective) for field in fields(loss)}
+    settings -= {"model", "shards", "tokens"}
+    assert {name: config.objective[name] for name in asdict(USUAL)} == asdict(USUAL)
     assert {*config.objective} == settings | {"loss", "normalize"}

@@ -19,6 +19,7 @@ from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.started_from import adapter_difference, is_there
 from mtsft.runs.trained_model import TrainedModel
 from mtsft.runs.workdir import ADAPTERS_BEFORE, BASE, HELD_OUT, ROWS, TRAINED_ON
+from mtsft.training.token_losses import USUAL
 
 
 def identity(setup: TrainingSetup, earlier: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
@@ -100,9 +101,12 @@ def held_out_name(setup: TrainingSetup) -> str:
 
 
 def _loss(config: ConfigDict) -> dict[str, Any]:
-    """The loss and its own setting; None where it is the usual one, as in runs that are older than the others."""
-    is_usual = config.objective.loss == "response"
-    return {f"objective.{name}": None if is_usual else config.objective[name] for name in ("loss", "context_weight")}
+    """The loss and its settings; None where they are the usual ones, as in runs that are older than the others."""
+    objective, usual = config.objective, asdict(USUAL)
+    is_usual = objective.loss == "response"
+    found = {name: None if is_usual else objective[name] for name in ("loss", "context_weight")}
+    found |= {name: None if objective[name] == value else objective[name] for name, value in usual.items()}
+    return {f"objective.{name}": value for name, value in found.items()}
 
 
 def check_hosts_agree(setup: TrainingSetup) -> None:

@@ -19,7 +19,8 @@ from jax.sharding import PartitionSpec as P
 from mtsft.model.projection import Projection, contract
 from mtsft.model.shards import ONE_DEVICE, Shards
 from mtsft.training.slots import chunk_of, for_chunks, gather, to_parents, to_slots
-from mtsft.training.token_losses import TokenLoss, Vocabulary, cross_entropy
+from mtsft.training.token_losses import TokenLoss, cross_entropy
+from mtsft.training.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,64 +7,12 @@ method of the last.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The columns of logits (C, V): those of a device, where they are cut over a mapped axis.
-
-    Attributes:
-        size: tokens; columns behind them are padding, and never counted.
-        axis: the mapped axis that columns are cut over, evenly; None where a device has all of them.
-    """
-
-    size: int
-    axis: str | None = None
-
-    def columns(self, logits_CxV: jax.Array) -> jax.Array:
-        """The token of each column, int32 (1, V)."""
-        own = logits_CxV.shape[-1]
-        return (jnp.arange(own, dtype=jnp.int32) + self.first(own))[None]
-
-    def first(self, own: int) -> jax.Array | int:
-        """The token of the first of a device's own columns, where each device has so many."""
-        return 0 if self.axis is None else jax.lax.axis_index(self.axis) * own
-
-    def hide_padding(self, logits_CxV: jax.Array) -> jax.Array:
-        """Logits of which those of padding weigh nothing; finite, so that no loss makes nan of them, masked or not."""
-        return jnp.where(self._are_tokens(logits_CxV), logits_CxV, -1e9)
-
-    def sum(self, values_CxV: jax.Array) -> jax.Array:
-        """(C,), the same on all devices, over the tokens of all of them.
-
-        What is made of it and meets the columns of a device again goes through `spread` first.
-        """
-        return _sum(jnp.where(self._are_tokens(values_CxV), values_CxV, 0).sum(-1), self.axis)
-
-    def spread(self, values_C: jax.Array) -> jax.Array:
-        """(C,) of `sum` as it meets the columns of a device: the gradients of all devices are added up."""
-        return _spread(values_C, self.axis)
-
-    def at(self, logits_CxV: jax.Array, tokens_C: jax.Array) -> jax.Array:
-        """The logit of one token each, (C,); by comparison, whose gradient is no scatter."""
-        is_token = self.columns(logits_CxV) == tokens_C[:, None]
-        return _sum(jnp.where(is_token, logits_CxV, 0).sum(-1), self.axis)
-
-    def logsumexp(self, logits_CxV: jax.Array) -> jax.Array:
-        """log sum over tokens v of exp(logits[v]), (C,)."""
-        top_C = jax.lax.stop_gradient(logits_CxV).max(-1)
-        if self.axis is not None:
-            top_C = jax.lax.pmax(top_C, self.axis)
-        return jnp.log(_sum(jnp.exp(logits_CxV - top_C[:, None]).sum(-1), self.axis)) + top_C
-
-    def _are_tokens(self, logits_CxV):
-        whole = logits_CxV.shape[-1] * (1 if self.axis is None else jax.lax.axis_size(self.axis))
-        return True if whole == self.size else self.columns(logits_CxV) < self.size
-
+from mtsft.errors import InputError
+from mtsft.training.vocabulary import Vocabulary
 
 TokenLoss = Callable[[jax.Array, jax.Array, Vocabulary], jax.Array]
 
@@ -74,19 +22,68 @@ def cross_entropy(logits_CxV: jax.Array, targets_C: jax.Array, vocabulary: Vocab
     return vocabulary.logsumexp(logits_CxV) - vocabulary.at(logits_CxV, targets_C)
 
 
-# A sum over devices is the same on all of them, and so is the gradient of what is made of it. `psum` alone would add up
-# those of all devices, as JAX is not told which values are the same on all.
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _sum(x, axis):
-    return x if axis is None else jax.lax.psum(x, axis)
+TOKEN_LOSSES = ("cross_entropy", "dft", "eaft")
+_ENTROPY_OF = 20  # tokens, the most probable
+_ENTROPY_UNIT = 3.0  # nats, about log 20, the largest that the entropy of 20 tokens can be
 
 
-_sum.defvjp(lambda x, axis: (_sum(x, axis), None), lambda axis, _, gradient: (gradient,))
+@dataclass(frozen=True, kw_only=True)
+class TokenObjective:
+    """u (-log q) + c log(Z)^2,   with log q of the target smoothed, u by the kind, Z the sum of exponentials.
+
+    With label smoothing e, -log q = (1 - e)(-log p[target]) + e mean over tokens v of -log p[v], as PyTorch has it:
+    Szegedy et al. 2016, arXiv:1512.00567, section 7. c log(Z)^2 is the z-loss: Chowdhery et al. 2022, arXiv:2204.02311,
+    section 5, with c = 1e-4. u has no gradient:
+
+        cross_entropy   1
+        dft             p[target]: dynamic fine-tuning, Wu et al. 2025, arXiv:2508.05629
+        eaft            (H / 3)^alpha, H the entropy of the 20 most probable tokens, renormalised, in nats:
+                        entropy-adaptive fine-tuning, Diao et al. 2026, arXiv:2601.02151; LLaMA-Factory, ms-swift and
+                        Liger divide by 3 as well, Axolotl by nothing
+
+    Its value is what is minimised, and no likelihood unless all settings are the usual ones.
+
+    Attributes:
+        token_loss: one of TOKEN_LOSSES.
+        eaft_alpha: the power of the entropy.
+        label_smoothing: e, at least 0 and below 1.
+        z_loss: c, at least 0.
+
+    Raises:
+        InputError: for other values.
+    """
+
+    token_loss: str = "cross_entropy"
+    eaft_alpha: float = 1.0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def __post_init__(self):
+        if self.token_loss not in TOKEN_LOSSES:
+            raise InputError(f"objective.token_loss={self.token_loss!r}: use one of {', '.join(TOKEN_LOSSES)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"objective.label_smoothing={self.label_smoothing}: must be in [0, 1)")
+        for name in ("eaft_alpha", "z_loss"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"objective.{name}={getattr(self, name)}: must be at least 0")
+
+    def __call__(self, logits_CxV: jax.Array, targets_C: jax.Array, vocabulary: Vocabulary) -> jax.Array:
+        """The loss of each token, float32 (C,)."""
+        logsumexp_C, target_C = vocabulary.logsumexp(logits_CxV), vocabulary.at(logits_CxV, targets_C)
+        loss_C = logsumexp_C - target_C
+        if self.label_smoothing:
+            mean_C = vocabulary.sum(logits_CxV) / vocabulary.size
+            loss_C += self.label_smoothing * (target_C - mean_C)
+        if self.token_loss == "dft":
+            loss_C *= jax.lax.stop_gradient(jnp.exp(target_C - logsumexp_C))
+        elif self.token_loss == "eaft":
+            largest_CxT = vocabulary.largest(logits_CxV, _ENTROPY_OF)
+            p_CxT = jax.nn.softmax(largest_CxT)
+            entropy_C = -(p_CxT * jax.nn.log_softmax(largest_CxT)).sum(-1)
+            loss_C *= (entropy_C / _ENTROPY_UNIT) ** self.eaft_alpha
+        if self.z_loss:
+            loss_C += self.z_loss * jnp.square(logsumexp_C)
+        return loss_C
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _spread(x, axis):
-    return x
-
-
-_spread.defvjp(lambda x, axis: (x, None), lambda axis, _, gradient: (_sum(gradient, axis),))
+USUAL = TokenObjective()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import jax
@@ -20,6 +21,7 @@ from mtsft.runs.setup import TrainingSetup
 from mtsft.training.losses.all_roles import AllRolesLoss
 from mtsft.training.partitioner import Partitioner
 from mtsft.training.step_rng import step_rng_of
+from mtsft.training.token_losses import USUAL
 
 ROWS = 16
 
@@ -285,6 +287,7 @@ def test_what_is_trained_may_not_change_within_a_run(make_run):
             {"train.freeze": "mlp"},
             {"train.average_decay": 0.5},
             {"objective.loss": "all_roles"},
+            {"objective.token_loss": "dft", "objective.z_loss": 1e-4},
         )
     )
     assert [[name for name in first if first[name] != other[name]] for other in others] == [
@@ -294,7 +297,9 @@ def test_what_is_trained_may_not_change_within_a_run(make_run):
         ["train.freeze"],
         ["train.average_decay"],
         ["objective.loss", "objective.context_weight"],
+        ["objective.token_loss", "objective.z_loss"],
     ]
+    assert {first[f"objective.{name}"] for name in asdict(USUAL)} == {None}
     assert (first["objective.loss"], first["objective.context_weight"]) == (None, None)  # as before there were others
 
 

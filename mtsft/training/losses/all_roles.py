@@ -14,22 +14,24 @@ from mtsft.model.shards import Shards
 from mtsft.model.transformer import Model, StepRng
 from mtsft.training.losses.forward import weighted_nll
 from mtsft.training.objective import LossSums
+from mtsft.training.token_losses import USUAL, TokenObjective
 
 
 @dataclass(frozen=True, kw_only=True)
 class AllRolesLoss:
-    """sum over tokens j that follow another   u_j (-log Pr(token_j | its path)),   u_j = w_j if w_j > 0 else c.
+    """sum over tokens j that follow another   u_j l(token_j | its path),   u_j = w_j if w_j > 0 else c.
 
     w is the response mask and c the weight of context: system, user and tool messages, the template's own text, and
     responses that are not supervised. c = 1 is instruction modelling (Shi et al. 2024, arXiv:2405.14394, which leaves
     out the template's text); c = 0 is the loss of responses. Each token of a tree is counted once, however many paths
-    share it.
+    share it. l = -log Pr unless told.
 
     Attributes:
         model: the decoder.
         shards: of the devices that compute it.
         chunk: config key objective.chunk.
         context_weight: c, config key objective.context_weight.
+        tokens: l.
 
     Raises:
         InputError: where c is below 0.
@@ -39,6 +41,7 @@ class AllRolesLoss:
     shards: Shards
     chunk: int
     context_weight: float
+    tokens: TokenObjective = USUAL
 
     def __post_init__(self):
         if not self.context_weight >= 0:
@@ -46,7 +49,8 @@ class AllRolesLoss:
 
     def __call__(self, params: Params, rows: PackedBatch, step_rng: StepRng | None = None) -> LossSums:
         """The sums over rows, at all parameters of the model."""
-        return weighted_nll(self.model, params, rows, self.weights(rows), self.chunk, self.shards, step_rng)
+        weights_BxL = self.weights(rows)
+        return weighted_nll(self.model, params, rows, weights_BxL, self.chunk, self.shards, step_rng, self.tokens)
 
     def weights(self, rows: PackedBatch) -> jax.Array:
         """u of every slot, float32 (B, L); 0 in padding and for the first token of a tree, which nothing predicts."""

@@ -9,6 +9,7 @@ from mtsft.model.shards import ONE_DEVICE, Shards
 from mtsft.model.transformer import Model, Output, StepRng
 from mtsft.training.head import HeadLoss
 from mtsft.training.objective import LossSums
+from mtsft.training.token_losses import TokenLoss, cross_entropy
 
 
 def weighted_nll(
@@ -19,6 +20,7 @@ def weighted_nll(
     chunk: int,
     shards: Shards = ONE_DEVICE,
     step_rng: StepRng | None = None,
+    token_loss: TokenLoss = cross_entropy,
 ) -> LossSums:
     """Sums of weights times -log Pr(token | its path) over all slots; the model's auxiliary sums are added to the nll.
 
@@ -30,9 +32,10 @@ def weighted_nll(
         chunk: config key objective.chunk.
         shards: of the devices that compute it.
         step_rng: what a training step draws at random; None in evaluation.
+        token_loss: in place of -log Pr(token | its path).
     """
     output = _apply(model, params, rows, shards, step_rng)
-    head = HeadLoss(chunk=chunk, shards=shards)
+    head = HeadLoss(chunk=chunk, loss=token_loss, shards=shards)
     nll = head.sum(output.hidden_BxLxD, output.projection, rows.tokens, rows.parents, weights_BxL)
     return LossSums(sum(output.auxiliary.values(), nll), weights_BxL.sum())
 

@@ -22,6 +22,7 @@ from mtsft.training.losses.all_roles import AllRolesLoss
 from mtsft.training.partitioner import Partitioner
 from mtsft.training.sharding import make_mesh
 from mtsft.training.state import create_state, new_state, state_shardings
+from mtsft.training.token_losses import USUAL, TokenObjective
 
 CONTEXT = 0.25
 #                  0  1  2  3  4  5  6  7  8  9 10 11
@@ -32,9 +33,27 @@ BRANCHING = dict(
 )  # fmt: skip
 
 
-def all_roles(model, context=CONTEXT, partitioner=None):
+# Every kind of term that a token's loss can have.
+EAFT = TokenObjective(token_loss="eaft", eaft_alpha=0.5, label_smoothing=0.1, z_loss=0.01)
+DFT = TokenObjective(token_loss="dft", label_smoothing=0.1, z_loss=0.01)
+
+
+def all_roles(model, context=CONTEXT, partitioner=None, tokens=USUAL):
     shards = partitioner.shards if partitioner else ONE_DEVICE
-    return AllRolesLoss(model=model, shards=shards, chunk=5, context_weight=context)
+    return AllRolesLoss(model=model, shards=shards, chunk=5, context_weight=context, tokens=tokens)
+
+
+def plain_loss(logits, target, tokens):
+    """The loss of one token, of its logits (V,)."""
+    logp = jax.nn.log_softmax(logits)
+    largest = jax.nn.softmax(jax.lax.stop_gradient(jnp.sort(logits)[-20:]))
+    weight = {
+        "cross_entropy": 1.0,
+        "dft": jax.lax.stop_gradient(jnp.exp(logp[target])),
+        "eaft": (-(largest * jnp.log(largest)).sum() / 3) ** tokens.eaft_alpha,
+    }[tokens.token_loss]
+    smoothed = (1 - tokens.label_smoothing) * logp[target] + tokens.label_smoothing * logp.mean()
+    return tokens.z_loss * jax.nn.logsumexp(logits) ** 2 - weight * smoothed
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +93,24 @@ def test_weights_are_those_of_the_picture(model):
     ]
 
 
-def test_it_is_the_plain_sum_over_tokens(model, params):
+@pytest.mark.parametrize("tokens", [USUAL, EAFT, DFT], ids=["usual", "eaft", "dft"])
+def test_it_is_the_plain_sum_over_tokens(model, params, tokens):
     trees = [chain([0, 0, 1, 0, 0.5]), tree(**BRANCHING)]
     batch = pack([trees[:1], trees], 20)
-    hidden, projection, _ = model.apply(params, batch.tokens, AttentionLayout.of(batch))
-    logp = np.asarray(jax.nn.log_softmax(projection.logits(hidden)), np.float64)
-    nll = weight = 0.0
-    for row, slot in zip(*np.nonzero(batch.parents >= 0)):
-        own = batch.response_mask[row, slot] or CONTEXT
-        nll -= own * logp[row, batch.parents[row, slot], batch.tokens[row, slot]]
-        weight += own
-    sums, _ = sums_and_gradient(all_roles(model), params, batch)
-    assert float(sums.nll) == pytest.approx(nll, rel=1e-5)
-    assert float(sums.weight) == pytest.approx(weight)
+    rows, slots = np.nonzero(batch.parents >= 0)
+    weights = np.where(batch.response_mask > 0, batch.response_mask, CONTEXT)[rows, slots]
+
+    def plain(params):
+        hidden, projection, _ = model.apply(params, batch.tokens, AttentionLayout.of(batch))
+        logits = projection.logits(hidden)[rows, batch.parents[rows, slots]]
+        losses = jax.vmap(lambda x, target: plain_loss(x, target, tokens))(logits, batch.tokens[rows, slots])
+        return (losses * weights).sum()
+
+    expected, expected_gradient = jax.value_and_grad(plain)(params)
+    sums, gradient = sums_and_gradient(all_roles(model, tokens=tokens), params, batch)
+    assert float(sums.nll) == pytest.approx(float(expected), rel=1e-5)
+    assert float(sums.weight) == pytest.approx(weights.sum())
+    assert_trees_close(expected_gradient, gradient)
 
 
 def test_packed_is_alone(model, params):
@@ -122,7 +146,7 @@ def test_without_context_it_is_the_loss_of_responses(model, params):
     assert_trees_close(expected_gradient, gradient, rtol=1e-7)
 
 
-def take_one_step(mode, mesh, microbatches, devices=None):
+def take_one_step(mode, mesh, microbatches, devices=None, tokens=USUAL):
     """(metrics, gradient) of one step, the gradient divided by the batch's own weight."""
     import optax
 
@@ -134,21 +158,18 @@ def take_one_step(mode, mesh, microbatches, devices=None):
     before = jax.device_get(params)
     state = create_state(jax.device_put(params, shardings.params), optimizer, shardings)
     how = dict(optimizer=optimizer, schedule=lambda step: jnp.float32(1), microbatches=microbatches)
-    step = partitioner.compile_step(all_roles(model, partitioner=partitioner), shardings, {}, **how)
+    step = partitioner.compile_step(all_roles(model, CONTEXT, partitioner, tokens), shardings, {}, **how)
     state, metrics = step(state, {}, partitioner.put(batch, 32))
     return jax.device_get(metrics), jax.tree.map(np.subtract, jax.device_get(state.params), before)
 
 
-@pytest.fixture(scope="module")
-def one_device():
-    return take_one_step("jit", "", 1, jax.devices()[:1])
-
-
-@pytest.mark.parametrize(("mode", "mesh"), [("jit", "data=2,fsdp=2,tensor=2"), ("pmap", "")])
-def test_one_device_is_n_devices(one_device, mode, mesh):
-    metrics, gradient = take_one_step(mode, mesh, microbatches=2)
-    assert metrics["loss"] == pytest.approx(one_device[0]["loss"], rel=1e-6)
-    assert_trees_close(one_device[1], gradient, rtol=1e-5)
+@pytest.mark.parametrize("tokens", [USUAL, EAFT], ids=["usual", "eaft"])
+def test_one_device_is_n_devices(tokens):
+    alone_metrics, alone = take_one_step("jit", "", 1, jax.devices()[:1], tokens)
+    for mode, mesh in (("jit", "data=2,fsdp=2,tensor=2"), ("pmap", "")):
+        metrics, gradient = take_one_step(mode, mesh, microbatches=2, tokens=tokens)
+        assert metrics["loss"] == pytest.approx(alone_metrics["loss"], rel=1e-6)
+        assert_trees_close(alone, gradient, rtol=1e-5)
 
 
 def test_a_weight_below_0_is_named(model):
