@@ -158,6 +158,8 @@ def default() -> ConfigDict:
     train.may_change = ""  # keys, by comma, that a resumed run may have otherwise, as "objective.normalize"
     train.max_bad_steps = 10  # stop after so many steps in a row whose loss or gradient is not finite
     train.log_every = 10  # steps between lines of metrics.jsonl
+    train.tensorboard = True  # draw them as TensorBoard's events, too, in WORKDIR/tensorboard
+    train.wandb = ""  # and in this project of Weights & Biases (pip install 'mtsft[wandb]'); "" for none
 
     config.eval = evaluation = ConfigDict()
     evaluation.every = 500  # steps between evaluations on held-out dialogues, and once at the end; 0 for never

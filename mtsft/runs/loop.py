@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from mtsft.config import flat_values
 from mtsft.data.batches import read_ahead
 from mtsft.errors import InputError
 from mtsft.files import absolute, atomic_write, path_of
@@ -28,6 +29,7 @@ from mtsft.runs.template_date import with_template_date
 from mtsft.runs.trained_dialogues import keep_trained_dialogues
 from mtsft.runs.training_progress import TrainingProgress, end_lines
 from mtsft.stopping import UNFINISHED, Saving
+from mtsft.training.boards import Board, TensorBoard, WeightsAndBiases, check_wandb
 from mtsft.training.checkpoint import Checkpoints, check_same_run, read_identity
 from mtsft.training.early_stopping import is_best, stops_after
 from mtsft.training.metrics import Log, Meter, finite, held_out_losses, read_json_lines
@@ -61,6 +63,7 @@ def train(
             for too long.
     """
     began = time.monotonic()
+    check_wandb(config.train.wandb)
     workdir = absolute(path_of(workdir))
     workdirs.check_free(workdir)
     if _is_first():
@@ -153,6 +156,15 @@ def _train(
     return result
 
 
+def _boards(config: ConfigDict, workdir: Path, start: int) -> list[Board]:
+    """What draws the run's scalars: of the first process, and of no other."""
+    if not _is_first():
+        return []
+    boards: list[Board] = [TensorBoard(workdir, start)] if config.train.tensorboard else []
+    project = config.train.wandb
+    return [*boards, WeightsAndBiases(workdir, project, flat_values(config))] if project else boards
+
+
 def _take_steps(
     setup: TrainingSetup,
     state: TrainState,
@@ -190,7 +202,7 @@ def _take_steps(
     train_step, batches = compile_step(setup), read_ahead(setup.train_batches(), start)
     evaluate = compile_evaluation(setup) if setup.dataset.eval is not None else None
     with (
-        Log(workdir, start, active=_is_first()) as log,
+        Log(workdir, start, _boards(config, workdir, start), active=_is_first()) as log,
         TrainingProgress(start, steps, config.eval.every if evaluate else 0, shown=_is_first()) as progress,
         jax.transfer_guard("disallow"),  # an implicit transfer, which the device would wait for, is an error
     ):

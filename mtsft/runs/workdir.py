@@ -16,6 +16,7 @@ from mtsft.files import atomic_write, check_writable, read_json_file, reason
 from mtsft.interop import config_json
 from mtsft.runs.template_date import CONFIG
 from mtsft.tokenizer.load import read_files
+from mtsft.training.boards import WANDB, WANDB_ID
 
 FINGERPRINT = "fingerprint.json"  # what may not change within a run
 # The names in it of the fingerprints of what the run starts from.
@@ -27,8 +28,8 @@ CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made
 _TEMPLATE, _TOKENIZER, _PUBLISHED = "template.json", "tokenizer", "published.json"
 _CHECKSUMS = "checksums.json"  # of these
 _LINES = ("legs.jsonl", "metrics.jsonl", "eval.jsonl")
-_FOLDERS = ("checkpoints", _TOKENIZER, "tensorboard")
-_FILES = (FINGERPRINT, CONFIG, RESULT, _TEMPLATE, _PUBLISHED, _CHECKSUMS, *_LINES)
+_FOLDERS = ("checkpoints", _TOKENIZER, "tensorboard", WANDB)
+_FILES = (FINGERPRINT, CONFIG, RESULT, _TEMPLATE, _PUBLISHED, _CHECKSUMS, WANDB_ID, *_LINES)
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
 

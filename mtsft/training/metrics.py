@@ -1,4 +1,4 @@
-"""What a run logs: metrics.jsonl, eval.jsonl and TensorBoard events.
+"""What a run logs: metrics.jsonl and eval.jsonl, and what is drawn of them.
 
 After a resume the files hold what an uninterrupted run would have written: lines of steps after the checkpoint are
 cut off, to be written again.
@@ -7,18 +7,16 @@ cut off, to be written again.
 import json
 import math
 import os
-import shutil
-import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mtsft.buckets import is_bucket, upload
+from mtsft.buckets import is_bucket
 from mtsft.errors import InputError, one_line
 from mtsft.files import atomic_write, errors_naming
+from mtsft.training.boards import Board
 
 _OFTEN = 60.0  # seconds between two writes of a whole file
 
@@ -113,38 +111,22 @@ def held_out_losses(path: Path, until: int, held_out: str) -> list[float]:
     ]
 
 
-def _summary_writer() -> type:
-    """tensorboardX's SummaryWriter. It imports PyTorch where there is one, for tensors that nobody hands it here: that
-    is kept from it, for it takes a second of every start.
-    """
-    if hidden := "torch" not in sys.modules:
-        sys.modules["torch"] = None  # as where it is not installed
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
-        if hidden:
-            del sys.modules["torch"]
-    return SummaryWriter
-
-
 class Log:
-    """metrics.jsonl, eval.jsonl and TensorBoard events of a workdir.
+    """metrics.jsonl and eval.jsonl of a workdir, and the boards that they are drawn on.
 
     Args:
         workdir: of the run.
         start: the step that training starts after.
-        active: False on all processes but one, which then write nothing.
+        boards: what draws; closed with the log.
+        active: False on all processes but one, which then write nothing and have no boards.
     """
 
-    def __init__(self, workdir: Path, start: int, active: bool):
-        self._metrics = self._evaluations = self._board = None
+    def __init__(self, workdir: Path, start: int, boards: Sequence[Board], active: bool):
+        self._metrics = self._evaluations = None
+        self._boards = boards
         if active:
             self._metrics = JsonLines(workdir / "metrics.jsonl", after=start)
             self._evaluations = JsonLines(workdir / "eval.jsonl", after=start)
-            self._events = workdir / "tensorboard"
-            # Event files grow; in a bucket they are written anew as the lines are.
-            local = tempfile.mkdtemp(prefix="mtsft-events-") if is_bucket(workdir) else str(self._events)
-            self._board = _summary_writer()(local, purge_step=start + 1)
 
     def __enter__(self) -> "Log":
         return self
@@ -153,10 +135,8 @@ class Log:
         if self._metrics:
             self._metrics.close()
             self._evaluations.close()
-            self._board.close()
-            self._upload_events()
-            if is_bucket(self._events):
-                shutil.rmtree(self._board.logdir, ignore_errors=True)
+        for board in self._boards:
+            board.close()
 
     def train(self, record: dict[str, Any]) -> None:
         """Writes one logged step: scalars by name, `step` among them."""
@@ -178,19 +158,22 @@ class Log:
         if self._metrics:
             self._metrics.sync()
             self._evaluations.sync()
-            self._board.flush()
-            self._upload_events()
-
-    def _upload_events(self) -> None:
-        if is_bucket(self._events):
-            upload(Path(self._board.logdir), self._events)
+        for board in self._boards:
+            board.flush()
 
     def _draw(self, group: str, record: dict[str, Any]) -> None:
-        for name, value in record.items():
-            if isinstance(value, dict):
-                self._draw(f"{group}_{name}", {"step": record["step"], **value})
-            elif name != "step":
-                self._board.add_scalar(f"{group}/{name}", value, record["step"])
+        scalars = dict(_flat(group, record))
+        for board in self._boards:
+            board.add(scalars, record["step"])
+
+
+def _flat(group: str, record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Scalars under group/name; those of a record within it under group_name/name."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _flat(f"{group}_{name}", value)
+        elif name != "step":
+            yield f"{group}/{name}", value
 
 
 class Meter:

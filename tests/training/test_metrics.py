@@ -9,6 +9,7 @@ import pytest
 from hand_set_clock import HandSetClock
 
 from mtsft.training import metrics
+from mtsft.training.boards import TensorBoard
 from mtsft.training.metrics import JsonLines, Log, Meter
 
 NAN, INF = math.nan, math.inf
@@ -236,13 +237,13 @@ EVALUATION = {
 
 
 def test_a_log_that_is_resumed_goes_on_after_its_checkpoint(tmp_path):
-    with Log(tmp_path, start=0, active=True) as log:
+    with Log(tmp_path, 0, [TensorBoard(tmp_path, 0)], active=True) as log:
         for step in range(1, 6):
             log.train({"step": step, "loss": float(step)})
         log.evaluation(EVALUATION)
         log.sync()
     assert records(tmp_path / "eval.jsonl") == [EVALUATION]
-    with Log(tmp_path, start=3, active=True) as log:
+    with Log(tmp_path, 3, [TensorBoard(tmp_path, 3)], active=True) as log:
         log.train({"step": 4, "loss": NAN})
     assert [(record["step"], record["loss"]) for record in records(tmp_path / "metrics.jsonl")] == [
         (1, 1.0),
@@ -254,7 +255,7 @@ def test_a_log_that_is_resumed_goes_on_after_its_checkpoint(tmp_path):
 
 
 def test_tensorboard_gets_every_scalar_by_name(tmp_path):
-    with Log(tmp_path, start=0, active=True) as log:
+    with Log(tmp_path, 0, [TensorBoard(tmp_path, 0)], active=True) as log:
         log.train({"step": 1, "loss": 1.0, "fill": 0.5})
         log.evaluation(EVALUATION)
     events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
@@ -271,7 +272,7 @@ def test_tensorboard_gets_every_scalar_by_name(tmp_path):
 
 
 def test_a_log_that_is_not_active_writes_nothing(tmp_path):
-    with Log(tmp_path, start=0, active=False) as log:
+    with Log(tmp_path, 0, [], active=False) as log:
         log.train({"step": 1, "loss": 1.0})
         log.evaluation(EVALUATION)
         log.sync()
@@ -282,8 +283,10 @@ def test_a_log_imports_no_pytorch(tmp_path):
     script = f"""
 import sys
 from pathlib import Path
+from mtsft.training.boards import TensorBoard
 from mtsft.training.metrics import Log
-with Log(Path({str(tmp_path)!r}), 0, active=True) as log:
+workdir = Path({str(tmp_path)!r})
+with Log(workdir, 0, [TensorBoard(workdir, 0)], active=True) as log:
     log.train({{"step": 1, "loss": 2.0}})
 print("torch" in sys.modules)
 """
