@@ -64,22 +64,3 @@ def evaluate(evaluate_batch: Callable, params: Any, batches: BatchSource, put: C
             for turn in np.flatnonzero(weight_T).tolist()
         ],
     }
-
-
-def as_table(scores: dict[str, Any]) -> str:
-    """What `evaluate` returned as aligned lines: the whole, then every turn.
-
-    Args:
-        scores: also with what is known of the model: {checkpoint: which one it is, notes: sentences}.
-    """
-    return "\n".join(
-        [
-            f"held-out loss {scores['loss']:.4f} (nats per supervised token)",
-            f"over {scores['supervised_tokens']:,} supervised tokens of {scores['dialogues']:,} dialogues",
-            *([f"of {scores['checkpoint']}"] if scores.get("checkpoint") else []),
-            *scores.get("notes", ()),
-            "",
-            f"{'assistant turn':>14} {'loss':>9} {'supervised tokens':>18}",
-            *(f"{t['turn'] + 1:>14} {t['loss']:>9.4f} {t['supervised_tokens']:>18,}" for t in scores["by_turn"]),
-        ]
-    )

@@ -1,15 +1,17 @@
 """The step and the evaluation of a run, compiled for its devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from mtsft.data.batches import BatchSource, PackedBatch
 from mtsft.evaluation.held_out import evaluate, loss_by_turn
+from mtsft.evaluation.token_scores import TokenMeasure, TokenScores, score_tokens
 from mtsft.model.parameters import Params
 from mtsft.progress import Progress
 from mtsft.runs.setup import TrainingSetup
+from mtsft.training.losses.forward import token_scores
 from mtsft.training.step_rng import step_rng_of
 
 
@@ -37,12 +39,32 @@ def compile_evaluation(setup: TrainingSetup) -> Callable[[Params, Params], dict[
 
     The scores are those of `mtsft.evaluation.held_out.evaluate`.
     """
+    objective, shards = setup.config.objective, setup.partitioner.shards
+    return _over_held_out(setup, loss_by_turn(setup.model, objective.chunk, setup.config.eval.turns, shards), evaluate)
+
+
+def compile_token_scores(setup: TrainingSetup, stop_ids: Sequence[int]) -> Callable[[Params, Params], TokenScores]:
+    """The scores of every held-out token: (trained parameters, frozen parameters) -> TokenScores; under jit alone."""
+    measure = TokenMeasure(tuple(stop_ids))
+
+    def of_rows(params: Params, rows: PackedBatch):
+        return token_scores(setup.model, params, rows, setup.config.objective.chunk, measure, setup.partitioner.shards)
+
+    return _over_held_out(setup, of_rows, score_tokens)
+
+
+def _over_held_out(setup: TrainingSetup, of_rows: Callable, collect: Callable) -> Callable[[Params, Params], Any]:
+    """(trained parameters, frozen parameters) -> what `collect` makes of the held-out dialogues.
+
+    Args:
+        setup: of the run.
+        of_rows: (all parameters, rows) -> a tree of arrays.
+        collect: (`of_rows` compiled, parameters, batches, put) -> the result; see `held_out.evaluate`.
+    """
     partitioner, size, epochs = setup.partitioner, setup.eval_batch_size, setup.dataset.eval_epochs
     num_rows = epochs.num_rows(0)
     evaluate_batch = partitioner.compile_evaluation(
-        loss_by_turn(setup.model, setup.config.objective.chunk, setup.config.eval.turns, partitioner.shards),
-        setup.param_shardings(setup.shapes.params),
-        setup.param_shardings(setup.frozen_shapes),
+        of_rows, setup.param_shardings(setup.shapes.params), setup.param_shardings(setup.frozen_shapes)
     )
     batches = BatchSource(
         epochs,
@@ -59,6 +81,6 @@ def compile_evaluation(setup: TrainingSetup) -> Callable[[Params, Params], dict[
                 bar.advance()
                 return partitioner.put(batch, size)
 
-            return evaluate(lambda params, batch: evaluate_batch(params, frozen, batch), params, batches, put)
+            return collect(lambda params, batch: evaluate_batch(params, frozen, batch), params, batches, put)
 
     return held_out

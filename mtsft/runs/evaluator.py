@@ -9,13 +9,15 @@ import jax
 from ml_collections import ConfigDict
 
 from mtsft.errors import InputError
+from mtsft.evaluation.breakdown import Breakdown
 from mtsft.evaluation.replies import count_replies, replies
+from mtsft.evaluation.score_table import as_scores
 from mtsft.files import path_of
 from mtsft.model.generate import Sampling, generate
 from mtsft.model.parameters import Params, join, split
 from mtsft.progress import Progress
 from mtsft.runs.checkpoint_choice import CheckpointChoice
-from mtsft.runs.compiled import compile_evaluation
+from mtsft.runs.compiled import compile_token_scores
 from mtsft.runs.evaluation_config import evaluation_config
 from mtsft.runs.identity import held_out_name
 from mtsft.runs.setup import TrainingSetup
@@ -72,6 +74,9 @@ class Evaluator:
         Raises:
             InputError: there is no model, another one than the config's, or nothing is held out.
         """
+        if config.parallel.mode == "pmap":  # which sums over rows, where scores of each token are wanted
+            config = ConfigDict(config)
+            config.parallel.mode = "jit"
         if workdir is None:
             return cls._of_init_from(config, step)
         workdir = path_of(workdir)
@@ -81,6 +86,7 @@ class Evaluator:
                 f"{workdir}: is a Hugging Face folder, not a workdir; set model.init_from to it and leave out --workdir"
             )
         config, notes = evaluation_config(base.config, config, told, workdir)
+        config.parallel.mode = "jit"
         config.model.update({name: type(config.model[name])(value) for name, value in base.fields.items()})
         config.model.init_from = config.model.grow_vocab = config.lora.init_from = ""  # the workdir says all of it
         # Those of model.init_from may be others.
@@ -125,9 +131,12 @@ class Evaluator:
         """Held-out loss.
 
         Returns:
-            What `mtsft.evaluation.held_out.evaluate` does, and {step, checkpoint (in words), trained_on, notes}.
+            What `mtsft.evaluation.score_table.as_scores` does, and {step, checkpoint (in words), trained_on, notes}.
         """
-        scores = compile_evaluation(self.setup)(*split(self.params, self.setup.trains))
+        setup, params = self.setup, split(self.params, self.setup.trains)
+        stop_ids = tuple(setup.dataset.spec.encoder().stop_ids)
+        found = compile_token_scores(setup, stop_ids)(*params)
+        scores = as_scores(Breakdown(setup.dataset.eval, found, stop_ids, setup.config.eval.turns))
         step, said = (self.checkpoint.step, str(self.checkpoint)) if self.checkpoint else (None, None)
         return {**scores, "step": step, "checkpoint": said, "trained_on": self.trained_on, "notes": [*self.notes]}
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mtsft.config_files import as_config
 from mtsft.diagnose.notebook_views import ShownRecord
-from mtsft.evaluation.held_out import as_table
+from mtsft.evaluation.score_table import as_table
 from mtsft.runs import evaluator, loop
 from mtsft.runs.final_measures import final_measure
 
@@ -55,8 +55,8 @@ class Run:
         """The held-out loss of the best checkpoint.
 
         Returns:
-            {loss, supervised_tokens, dialogues, by_turn: [{turn, loss, supervised_tokens}]}, losses in nats per
-            supervised token, turns counted from 0.
+            What `mtsft evaluate --format=json` prints: {loss, interval, accuracy, supervised_tokens, dialogues,
+            by_turn: [{turn, ...}], ...}, losses in nats per supervised token, turns counted from 0.
 
         Raises:
             InputError: nothing is trained yet, or nothing is held out.

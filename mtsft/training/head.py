@@ -51,19 +51,14 @@ class HeadLoss:
 
         Where it is differentiated, logits are formed once more; those of `sum` are not.
         """
-        rows, spec = self._specs(projection)
-
-        def losses(hidden_BxLxD, projection, data):
-            function = partial(_losses, self, spec.kernel)
-            return self.shards.each(function, (rows, spec, (rows,) * 4), rows)(hidden_BxLxD, projection, data)
 
         def backward(inputs, cotangent_BxL):
             hidden_BxLxD, projection, (*data, _) = inputs
             wanted = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.floating), (hidden_BxLxD, projection))
             return *self._with_gradients(wanted, hidden_BxLxD, projection, (*data, cotangent_BxL))[1], None
 
-        function = jax.custom_vjp(losses)
-        function.defvjp(lambda *inputs: (losses(*inputs), inputs), backward)
+        function = jax.custom_vjp(self._each)
+        function.defvjp(lambda *inputs: (self._each(*inputs), inputs), backward)
         return function(hidden_BxLxD, projection, (tokens_BxL, parents_BxL, weights_BxL > 0, weights_BxL))
 
     def sum(self, hidden_BxLxD, projection: Projection, tokens_BxL, parents_BxL, weights_BxL) -> jax.Array:
@@ -93,6 +88,16 @@ class HeadLoss:
         function = jax.custom_vjp(total)
         function.defvjp(forward, backward, symbolic_zeros=True)
         return function(hidden_BxLxD, projection, (tokens_BxL, parents_BxL, weights_BxL > 0, weights_BxL))
+
+    def measure(self, hidden_BxLxD, projection: Projection, tokens_BxL, parents_BxL, weights_BxL):
+        """What the loss gives of every supervised token, 0 elsewhere: a tree of float32 (B, L). It has no gradient."""
+        data = tokens_BxL, parents_BxL, weights_BxL > 0, weights_BxL
+        return jax.lax.stop_gradient(self._each(hidden_BxLxD, projection, data))
+
+    def _each(self, hidden_BxLxD, projection, data):
+        rows, spec = self._specs(projection)
+        function = partial(_losses, self, spec.kernel)
+        return self.shards.each(function, (rows, spec, (rows,) * 4), rows)(hidden_BxLxD, projection, data)
 
     def _with_gradients(self, wanted, hidden_BxLxD, projection, data):
         """(the sum, its gradients by hidden states and projection), None in place of those that are not wanted."""
@@ -171,16 +176,20 @@ class _Device:
         return self.head.loss(self.vocabulary.hide_padding(self.cap(logits_CxV)), targets_C, self.vocabulary)
 
 
-def _losses(head: HeadLoss, spec: P, hidden_BxLxD, projection, data) -> jax.Array:
-    """The loss of each slot of a device's rows."""
+def _losses(head: HeadLoss, spec: P, hidden_BxLxD, projection, data):
+    """What the loss gives of each slot of a device's rows: an array, or a tree of them."""
     device = _Device(head, spec, hidden_BxLxD, projection, data)
 
     def body(losses_M, start, states_CxD, targets_C, weights_C, valid_C):
-        losses_C = device.losses(*device.logits(states_CxD), targets_C)
-        return jax.lax.dynamic_update_slice(losses_M, jnp.where(valid_C, losses_C, 0), (start,))
+        def put(losses_M, losses_C):
+            return jax.lax.dynamic_update_slice(losses_M, jnp.where(valid_C, losses_C, 0), (start,))
 
-    losses_M = device.loop(body, jnp.zeros(device.slots.slots_M.shape, jnp.float32))
-    return to_slots(device.slots, losses_M, device.shape[:2])
+        return jax.tree.map(put, losses_M, device.losses(*device.logits(states_CxD), targets_C))
+
+    nothing = jnp.zeros((1, device.shape[-1]), device.dtype)
+    like = jax.eval_shape(lambda: device.losses(*device.logits(nothing), jnp.zeros(1, jnp.int32)))
+    losses_M = device.loop(body, jax.tree.map(lambda _: jnp.zeros(device.slots.slots_M.shape, jnp.float32), like))
+    return jax.tree.map(lambda values_M: to_slots(device.slots, values_M, device.shape[:2]), losses_M)
 
 
 def _sum_and_gradients(head: HeadLoss, spec: P, wanted, hidden_BxLxD, projection, data):

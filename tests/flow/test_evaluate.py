@@ -63,12 +63,16 @@ def test_evaluation_agrees_with_that_of_training(door):
     assert status == 0, error
     scores = json.loads(out)
     known = {name: scores.pop(name) for name in ("step", "checkpoint", "trained_on", "notes")}
-    assert list(scores) == ["loss", "supervised_tokens", "dialogues", "by_turn"]
-    assert [list(entry) for entry in scores["by_turn"]] == [["turn", "loss", "supervised_tokens"]] * len(
-        scores["by_turn"]
-    )
+    assert list(scores) == [
+        *("loss", "interval", "accuracy", "supervised_tokens", "dialogues"),
+        *("by_turn", "by_file", "by_length", "by_position", "stops"),
+    ]
     (evaluation,) = [json.loads(line) for line in (door.folder / "work" / "eval.jsonl").read_text().splitlines()]
-    assert scores == {name: value for name, value in evaluation.items() if name not in ("step", "held_out")}
+    assert scores["loss"] == pytest.approx(evaluation["loss"], rel=1e-6)
+    for name in ("supervised_tokens", "dialogues"):
+        assert scores[name] == evaluation[name]
+    logged = [{name: entry[name] for name in ("turn", "loss", "supervised_tokens")} for entry in scores["by_turn"]]
+    assert logged == [each | {"loss": pytest.approx(each["loss"], rel=1e-6)} for each in evaluation["by_turn"]]
     said = f"step 2, the best by held-out loss {scores['loss']:.4f} of one evaluation"
     changed = "changed on purpose: data.corpus_dialogues=20 (the run's: 30)"
     assert known == {"step": 2, "checkpoint": said, "trained_on": 0, "notes": [changed]}
@@ -79,13 +83,15 @@ def test_the_table_shows_every_turn(door):
     status, out, error = door("evaluate", "--workdir=work")
     assert status == 0, error
     evaluation = json.loads((door.folder / "work" / "eval.jsonl").read_text())
-    first, _, checkpoint, empty, header, *lines = out.splitlines()
-    assert first == f"held-out loss {evaluation['loss']:.4f} (nats per supervised token)"
-    assert checkpoint == f"of step 2, the best by held-out loss {evaluation['loss']:.4f} of one evaluation"
-    assert empty == ""
+    head, turns, *_ = out.split("\n\n")
+    assert head.startswith(f"held-out loss {evaluation['loss']:.4f} (nats per supervised token), ")
+    assert f"\nof step 2, the best by held-out loss {evaluation['loss']:.4f} of one evaluation" in head
+    header, *lines = turns.splitlines()
+    assert header.split() == "assistant turn loss 95% of draws right supervised tokens".split()
     assert {len(line) for line in lines} == {len(header)}
-    assert [line.split() for line in lines] == [
-        [str(entry["turn"] + 1), f"{entry['loss']:.4f}", str(entry["supervised_tokens"])]
+    words = [line.split() for line in lines]
+    assert [(each[0], each[1], each[-1]) for each in words] == [
+        (str(entry["turn"] + 1), f"{entry['loss']:.4f}", str(entry["supervised_tokens"]))
         for entry in evaluation["by_turn"]
     ]
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -52,6 +53,36 @@ def test_the_workdir_alone_says_how_it_is_evaluated(adapted):
     assert scores["checkpoint"] == f"step 2, the best by held-out loss {evaluation['loss']:.4f} of one evaluation"
     assert subject.setup.dataset.train is None
     assert subject.setup.model.lora.rank == 2
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"eval.batch_size": 1, "parallel.mesh": "tensor=8"},
+        {"eval.batch_size": 3, "parallel.mesh": "tensor=8"},
+        {"eval.batch_size": 16, "data.sequence_length": 512, "parallel.mesh": "data=4,fsdp=2"},
+        {"eval.batch_size": 8, "data.sequence_length": 300, "parallel.mesh": "data=2,tensor=4"},
+        {"parallel.mode": "pmap", "parallel.mesh": ""},
+    ],
+    ids=str,
+)
+def test_scores_do_not_hang_on_batches_rows_or_devices(adapted, keys):
+    workdir, _ = adapted
+    config = default()
+    config.update_from_flattened_dict(keys)
+    usual, other = (
+        Evaluator.of(each, workdir, told=told).evaluate() for each, told in ((default(), ()), (config, tuple(keys)))
+    )
+    numbers, others = (flat(scores) for scores in (usual, other))
+    assert numbers.keys() == others.keys()
+    for name, number in numbers.items():
+        assert others[name] == pytest.approx(number, rel=2e-5), name
+
+
+def flat(scores):
+    """The numbers of a record, by their path."""
+    paths = jax.tree_util.tree_leaves_with_path({k: v for k, v in scores.items() if k not in ("notes", "checkpoint")})
+    return {jax.tree_util.keystr(path): leaf for path, leaf in paths if isinstance(leaf, int | float)}
 
 
 def test_a_config_beside_the_workdir_says_which_dialogues_and_no_more(adapted, write):

@@ -61,8 +61,8 @@ def test_it_evaluates(folder, config, trained):
     run = trained[0]
     scores = run.evaluate()
     assert scores == evaluator.evaluate_workdir(config, folder / "in Python")
-    assert str(scores).startswith(f"held-out loss {scores['loss']:.4f} (nats per supervised token)\n")
-    assert "<tr><th>turn</th><th>loss</th><th>supervised_tokens</th></tr>" in scores._repr_html_()
+    assert str(scores).startswith(f"held-out loss {scores['loss']:.4f} (nats per supervised token), ")
+    assert "<tr><th>turn</th><th>loss</th><th>interval</th>" in scores._repr_html_()
     with pytest.raises(InputError, match="holds no trained model"):
         mtsft.Run(config, folder / "nothing").evaluate()
 

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mtsft.errors import InputError
+from mtsft.evaluation.token_scores import TokenMeasure
 from mtsft.model.shards import ONE_DEVICE, Shards
 from mtsft.training.sharding import BATCH, make_mesh
 from mtsft.training.token_losses import USUAL, TokenObjective, cross_entropy
@@ -146,3 +147,22 @@ def test_no_entropy_is_no_weight_of_an_eaft_without_power():
 def test_impossible_settings_are_named_by_their_key(wrong, said):
     with pytest.raises(InputError, match=f"^{said}$"):
         TokenObjective(**wrong)
+
+
+@pytest.mark.parametrize("shards", [ONE_DEVICE, Shards(make_mesh("data=1,tensor=8"), BATCH[0], "tensor")])
+def test_what_is_measured_of_a_token_is_that_of_all_columns(shards):
+    rng = np.random.default_rng(2)
+    logits = jnp.asarray(rng.normal(0, 3, (C, V)), jnp.float32)
+    targets = jnp.array([0, V - 1, *logits.argmax(-1)[2:]], jnp.int32)
+    vocabulary = Vocabulary(V, shards.tensor_axis(V + PADDING))
+    padded = jnp.pad(logits, ((0, 0), (0, PADDING)), constant_values=99.0)
+
+    def local(logits):
+        return TokenMeasure((3, 17))(vocabulary.hide_padding(logits), targets, vocabulary)
+
+    found = jax.jit(shards.each(local, P(None, vocabulary.axis), P()))(padded)
+    p = jax.nn.softmax(logits)
+    np.testing.assert_allclose(found["nll"], plain_cross_entropy(logits, targets), rtol=1e-5)
+    np.testing.assert_allclose(found["stop"], p[:, 3] + p[:, 17], rtol=1e-5)
+    assert found["correct"].tolist() == [float(logits[i].argmax() == targets[i]) for i in range(C)]
+    assert found["correct"].tolist()[2:] == [1, 1, 1]

@@ -56,5 +56,19 @@ def response_nll(
     return head.each(output.hidden_BxLxD, output.projection, rows.tokens, rows.parents, rows.response_mask)
 
 
+def token_scores(
+    model: Model, params: Params, rows: PackedBatch, chunk: int, measure: TokenLoss, shards: Shards = ONE_DEVICE
+):
+    """What a measure gives of every supervised token, 0 elsewhere: a tree of float32 (B, L). It has no gradient.
+
+    Args:
+        measure: like a `TokenLoss`, but that it may give a tree of arrays (C,).
+        model, params, rows, chunk, shards: as those of `weighted_nll`.
+    """
+    output = _apply(model, params, rows, shards, None)
+    head = HeadLoss(chunk=chunk, loss=measure, shards=shards)
+    return head.measure(output.hidden_BxLxD, output.projection, rows.tokens, rows.parents, rows.response_mask)
+
+
 def _apply(model, params, rows, shards, step_rng) -> Output:
     return model.apply(params, rows.tokens, AttentionLayout.of(rows), shards=shards, step_rng=step_rng)
