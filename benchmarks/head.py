@@ -57,6 +57,7 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
+from benchmarks.little_effort import LITTLE_EFFORT  # noqa: E402
 from mtsft.model.projection import Projection  # noqa: E402
 from mtsft.model.shards import Shards  # noqa: E402
 from mtsft.training.head import HeadLoss  # noqa: E402
@@ -176,8 +177,8 @@ def compiled_for(topology, mesh_spec, rows, length, D, V, is_embedding, chunk=0)
     data = [jax.ShapeDtypeStruct((rows, length), dtype, sharding=cut) for dtype in (jnp.int32, jnp.int32, jnp.float32)]
     function = ours(chunk, is_embedding, V, Shards(mesh, BATCH[0], "tensor"))
     shardings = (NamedSharding(mesh, P()), (cut, of_kernel))
-    effort = {"exec_time_optimization_effort": -1.0, "optimization_level": 9}
-    return jax.jit(function, out_shardings=shardings).lower(hidden, kernel, data).compile(compiler_options=effort)
+    lowered = jax.jit(function, out_shardings=shardings).lower(hidden, kernel, data)
+    return lowered.compile(compiler_options=LITTLE_EFFORT)
 
 
 def collectives(program):

@@ -12,9 +12,9 @@ once. --save notes the figures in benchmarks/memory.json; --tables writes them i
 There is no compiler for GPUs here: those machines are compiled for one TPU v5p chip (95 GiB), whose compiler allots
 memory otherwise than a GPU's. GPUs that run the very same step share one figure.
 
-The compiler is asked for little effort (exec_time_optimization_effort -1, optimization_level 9): half a minute a step,
-where its default took eight minutes. For Qwen3-0.6B, full, v5e-8, that is 3.62 for 3.96 GiB: allow for a tenth more
-than the figures. A step that does not fit prints "fits": false, and what it would take.
+The compiler is asked for little effort (little_effort.py): half a minute a step, where its default took eight minutes.
+For Qwen3-0.6B, full, v5e-8, that is 3.62 for 3.96 GiB: allow for a tenth more than the figures.
+A step that does not fit prints "fits": false, and what it would take.
 
 What was learned: with fsdp=8, Llama-3.1-8B and Gemma-3-4B take 14.43 and 14.11 GiB of a v5e's 15.75 in full, with
 fsdp=4,tensor=2 13.77 and 13.13, as the vocabulary is cut as well (before the loss ceased to keep the projection for
@@ -45,6 +45,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
+from benchmarks.little_effort import LITTLE_EFFORT  # noqa: E402
 from mtsft.config_files import load_config  # noqa: E402
 from mtsft.data.batches import empty_batch  # noqa: E402
 from mtsft.interop.config_json import architecture_fields  # noqa: E402
@@ -58,7 +59,6 @@ from mtsft.training.sharding import make_mesh  # noqa: E402
 
 GIB = 2**30
 RESULTS = ROOT / "benchmarks" / "memory.json"
-EFFORT = {"exec_time_optimization_effort": -1.0, "optimization_level": 9}
 # The chips that a step is compiled for.
 ONE = "v5p:1x1x1"
 GPUS = {"gpu24": ONE, "gpu40": ONE, "gpu48": ONE, "gpu80": ONE, "h200": ONE}
@@ -107,7 +107,7 @@ def measure(name, variant, overrides):
     began, fits = time.perf_counter(), True
     lowered = compile_step(run).lower(run.shapes, run.frozen_shapes, batch)
     try:
-        memory = lowered.compile(compiler_options=EFFORT).memory_analysis()
+        memory = lowered.compile(compiler_options=LITTLE_EFFORT).memory_analysis()
         arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         total = (arguments + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes) / GIB
     except jax.errors.JaxRuntimeError as error:

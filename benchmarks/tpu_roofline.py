@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from memory import EFFORT, run_of, sizes_of  # sets the environment of the TPU compiler
+from memory import LITTLE_EFFORT, run_of, sizes_of  # sets the environment of the TPU compiler
 
 # isort: split
 import jax
@@ -61,7 +61,7 @@ def counted(name, topology, remat, layers):
     batch = empty_batch(config.train.batch_size, LENGTH)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     lowered = compile_step(run).lower(run.shapes, run.frozen_shapes, batch)
-    cost = lowered.compile(compiler_options=EFFORT).cost_analysis()
+    cost = lowered.compile(compiler_options=LITTLE_EFFORT).cost_analysis()
     return cost["flops"], cost["bytes accessed"]
 
 
