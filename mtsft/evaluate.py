@@ -1,11 +1,12 @@
-"""Held-out loss, in all and by turn, file, length and position: python -m mtsft.evaluate --workdir=DIR [--format=json].
+"""Held-out loss, in all and by parts: python -m mtsft.evaluate --config=... --workdir=DIR [--format=json].
 
 The model is the best of the run in DIR by held-out loss, or without --workdir that of model.init_from. With --workdir
 the config is the run's own, and so the dialogues are those that it held out: --workdir=DIR is enough, and
 --config.data.eval=FILE evaluates it on others. A --config beside it says which dialogues these are, and no more. The
-losses are of what data.responses supervises: by default every turn of the assistant; each with the middle 95% of those
-that resampled dialogues have, and with the share of tokens that are the most probable one. Said too is where the model
-would end its turns. Turns in JSON are indices, counted from 0; the table counts them from 1.
+losses are of what data.responses supervises: by default every turn of the assistant. They are told by turn, file,
+length of the reply and position, each with the middle 95% of those that resampled dialogues have, and with the share of
+tokens that are the most probable one. Said too is where the model would end its turns. Turns in JSON are indices,
+counted from 0; the table counts them from 1.
 
 --generate=FILE also writes what the model says in each of their contexts beside what the dialogue has there, a JSON
 object a turn, before the loss is computed; --limit, --max_new, --temperature, --top_k, --top_p and --seed say of how
