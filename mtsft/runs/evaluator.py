@@ -137,6 +137,7 @@ class Evaluator:
         stop_ids = tuple(setup.dataset.spec.encoder().stop_ids)
         found = compile_token_scores(setup, stop_ids)(*params)
         scores = as_scores(Breakdown(setup.dataset.eval, found, stop_ids, setup.config.eval.turns))
+        scores["dialogues"] = len(setup.dataset.eval_epochs.members(0))  # one with a share of 2 is there twice
         step, said = (self.checkpoint.step, str(self.checkpoint)) if self.checkpoint else (None, None)
         return {**scores, "step": step, "checkpoint": said, "trained_on": self.trained_on, "notes": [*self.notes]}
 
