@@ -103,7 +103,7 @@ def default() -> ConfigDict:
     model.scan_layers = config_dict.placeholder(bool)
     # Of a layer's activations, what is kept for the backward pass: "none" keeps all, "full" only what goes in,
     # "offload" that in the host's memory, "attention" also what attention gives, "dots_no_batch" also what the layer's
-    # matrices give, which is as fast as "none" or faster, as there is less to write and to read (RESULTS.md).
+    # matrices give: about as fast as "none", and faster where that keeps much (benchmarks/RESULTS.md).
     model.remat = "dots_no_batch"
     # Products of activations and the layers' matrices: "plain", in model.dtype; or "fp8", in 8 bits where the GPU can.
     model.matmul = "plain"

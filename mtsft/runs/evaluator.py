@@ -75,7 +75,7 @@ class Evaluator:
             InputError: there is no model, another one than the config's, or nothing is held out.
         """
         if config.parallel.mode == "pmap":  # which sums over rows, where scores of each token are wanted
-            config = ConfigDict(config)
+            config = config.copy_and_resolve_references()
             config.parallel.mode = "jit"
         if workdir is None:
             return cls._of_init_from(config, step)

@@ -73,6 +73,9 @@ def test_scores_do_not_hang_on_batches_rows_or_devices(adapted, keys):
     usual, other = (
         Evaluator.of(each, workdir, told=told).evaluate() for each, told in ((default(), ()), (config, tuple(keys)))
     )
+    given = default()
+    given.update_from_flattened_dict(keys)
+    assert config.to_dict() == given.to_dict()  # the caller's, as it was
     numbers, others = (flat(scores) for scores in (usual, other))
     assert numbers.keys() == others.keys()
     for name, number in numbers.items():
