@@ -1,24 +1,19 @@
 """Held-out scores, in all and by what a token is part of, with how far they may be off: tables of `TokenScores`.
 
 Groups of tokens: by turn of the assistant; by file; by length of the response, in tokens; by position, how many tokens
-stand before on its path. Lengths and positions are told apart by powers of two.
-
-How far a mean may be off is found by the bootstrap (Efron 1979, The Annals of Statistics 7, 1 to 26): as many
-dialogues as there are are drawn with replacement, and the middle 95% of the means that result are an interval. Of
-dialogues, not of tokens, as tokens of one dialogue are alike; windows of one dialogue are one.
+stand before on its path; and by whatever else is known of responses. Lengths and positions are told apart by powers of
+two. Intervals are those of bootstrap.py; windows of one dialogue are one dialogue.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mtsft.data.store import Store
 from mtsft.encoding.token_tree import positions
+from mtsft.evaluation.bootstrap import intervals
 from mtsft.evaluation.token_scores import TokenScores
-
-_RESAMPLES, _AT_A_TIME = 1000, 50
-_MIDDLE = (2.5, 97.5)  # per cent
 
 
 class Group(NamedTuple):
@@ -33,7 +28,7 @@ class Group(NamedTuple):
         dialogues: how many they are of.
     """
 
-    key: int | str
+    key: Hashable
     loss: float
     interval: tuple[float, float]
     accuracy: float
@@ -50,6 +45,18 @@ class Group(NamedTuple):
             "supervised_tokens": self.tokens,
             "dialogues": self.dialogues,
         }
+
+
+class Grouping(NamedTuple):
+    """A way to tell S tokens apart.
+
+    Attributes:
+        keys_S: int64, the index of the group of each token.
+        labels: of the groups, in the order of a table; one may have no tokens.
+    """
+
+    keys_S: np.ndarray
+    labels: Sequence[Hashable]
 
 
 class Stops(NamedTuple):
@@ -77,66 +84,69 @@ class Breakdown:
         stop_ids: tokens that end a turn.
         most_turns: turns told apart; later ones are counted with the last.
         seed: of the bootstrap.
+
+    Attributes:
+        responses: the responses of R visits to trees, (index of the tree, message) of each, int64 (R, 2).
+        response_S: the index in them of each token.
     """
 
-    def __init__(self, store: Store, found: TokenScores, stop_ids: tuple[int, ...], most_turns: int, seed: int = 0):
+    def __init__(self, store: Store, found: TokenScores, stop_ids: Sequence[int], most_turns: int, seed: int = 0):
         self._store, self._found, self._stop_ids, self._seed = store, found, stop_ids, seed
         source_T = np.stack([store.file_of_N, store.lines_N], 1)
         dialogue_T = np.unique(source_T, axis=0, return_inverse=True)[1].reshape(-1)
-        self._dialogue_S = np.unique(dialogue_T[found.tree_S], return_inverse=True)[1]
-        self._count = int(self._dialogue_S.max()) + 1
-        columns = [self._columns_of(tree) for tree in range(len(store))]
-        starts = np.concatenate([[0], np.cumsum(store.lengths_N)])
-        at_S = starts[found.tree_S] + found.place_S
-        whole = {name: np.concatenate([each[name] for each in columns])[at_S] for name in columns[0]}
-        self._weight_S, self._token_S, self._response_S = whole["weight"], whole["token"], whole["response"]
-        self._turn_S, self._position_S = np.minimum(whole["turn"], most_turns - 1), whole["position"]
+        seen_T = np.bincount(found.tree_S, minlength=len(dialogue_T)) > 0
+        number_D = np.cumsum(np.bincount(dialogue_T[seen_T], minlength=len(dialogue_T)) > 0) - 1
+        self._dialogue_S = number_D[dialogue_T[found.tree_S]]
+        self._count = int(number_D[-1]) + 1
+        trees = [store[index] for index in range(len(store))]
+        at_S = np.concatenate([[0], np.cumsum(store.lengths_N)])[found.tree_S] + found.place_S
 
-    def _columns_of(self, index: int) -> Mapping[str, np.ndarray]:
-        tree = self._store[index]
-        return {
-            "weight": tree.response_mask_N.astype(np.float64),
-            "token": tree.tokens_N,
-            "turn": tree.turn_ids_N,
-            "response": tree.response_ids_N,
-            "position": positions(tree.parents_N),
+        def of_tokens(each):
+            return np.concatenate([each(tree) for tree in trees])[at_S]
+
+        self._weight_S = of_tokens(lambda tree: tree.response_mask_N).astype(np.float64)
+        self._token_S = of_tokens(lambda tree: tree.tokens_N)
+        message_S = of_tokens(lambda tree: tree.response_ids_N)
+        # Supervised tokens of a response stand together; of a tree that is there twice there are two responses.
+        begins_S = np.append(True, (np.diff(found.visit_S) != 0) | (np.diff(message_S) != 0))
+        self.response_S = np.cumsum(begins_S) - 1
+        self.responses = np.stack([found.tree_S[begins_S], message_S[begins_S].astype(np.int64)], 1)
+        turn_S = np.minimum(of_tokens(lambda tree: tree.turn_ids_N), most_turns - 1).astype(np.int64)
+        lengths_R = np.bincount(self.response_S)
+        self._groupings = {
+            "": Grouping(np.zeros(len(at_S), np.int64), [0]),
+            "turn": Grouping(turn_S, range(most_turns)),
+            "file": Grouping(store.file_of_N[found.tree_S].astype(np.int64), [str(file) for file in store.files]),
+            "length": _by_powers(lengths_R)._replace(keys_S=_by_powers(lengths_R).keys_S[self.response_S]),
+            "position": _by_powers(of_tokens(lambda tree: positions(tree.parents_N))),
         }
 
-    def whole(self) -> Group:
-        """All tokens."""
-        return self._groups(np.zeros(len(self._weight_S), np.int64))[0]
+    def group_by(self, name: str, labels_R: Sequence[str]) -> None:
+        """Adds a table of that name, by what each response is; its groups are in alphabetical order."""
+        labels, keys_R = np.unique(np.asarray(labels_R, object).astype(str), return_inverse=True)
+        self._groupings[name] = Grouping(keys_R[self.response_S], labels.tolist())
 
-    def by_turn(self) -> list[Group]:
-        """By turn of the assistant, from 0."""
-        return self._groups(self._turn_S)
+    def tables(self) -> dict[str, list[Group]]:
+        """The groups by the name of their table: "" has one of all tokens; then "turn", "file", "length", "position"
+        (the least of a range of each), and what was added."""
+        return self._tables(self._found.scores["nll"])
 
-    def by_file(self) -> list[Group]:
-        """By the file that a dialogue was read from."""
-        groups = self._groups(self._store.file_of_N[self._found.tree_S].astype(np.int64))
-        return [group._replace(key=str(self._store.files[int(group.key)])) for group in groups]
-
-    def by_length(self) -> list[Group]:
-        """By the supervised tokens of the response: 1, 2 to 3, 4 to 7 and so on."""
-        _, inverse, lengths = np.unique(self._responses(), return_inverse=True, return_counts=True)
-        return self._groups(_power_below(lengths)[inverse])
-
-    def by_position(self) -> list[Group]:
-        """By the tokens before, on the path: 1, 2 to 3, 4 to 7 and so on."""
-        return self._groups(_power_below(self._position_S))
+    def differences(self, base: "Breakdown") -> dict[str, list[Group]]:
+        """The same tables of how much larger the -log Pr of each token is than by the model of `base`, on the same
+        trees: positive where this one is worse."""
+        return self._tables(self._found.scores["nll"] - base._found.scores["nll"].astype(np.float64))
 
     def stops(self) -> Stops | None:
         """Where turns would end; None where no response ends with a stop."""
         stop_S = np.minimum(self._found.scores["stop"].astype(np.float64), 1.0)
-        is_stop_S = np.isin(self._token_S, self._stop_ids)
-        _, response_S = np.unique(self._responses(), return_inverse=True)
-        last_R = np.zeros(response_S.max() + 1, np.int64)
-        np.maximum.at(last_R, response_S, np.arange(len(response_S)))
+        is_stop_S, R = np.isin(self._token_S, self._stop_ids), len(self.responses)
+        last_R = np.cumsum(np.bincount(self.response_S)) - 1
         last_R = last_R[is_stop_S[last_R]]
         if not len(last_R):
             return None
-        goes_on_R = np.ones(response_S.max() + 1)
-        np.multiply.at(goes_on_R, response_S[~is_stop_S], 1 - stop_S[~is_stop_S])
-        reached_R, ends_R = goes_on_R[response_S[last_R]], stop_S[last_R]
+        goes_on_R = np.ones(R)
+        np.multiply.at(goes_on_R, self.response_S[~is_stop_S], 1 - stop_S[~is_stop_S])
+        reached_R, ends_R = goes_on_R[self.response_S[last_R]], stop_S[last_R]
         return Stops(
             where_it_should=float((reached_R * ends_R).mean()),
             too_early=float((1 - reached_R).mean()),
@@ -144,46 +154,39 @@ class Breakdown:
             responses=len(last_R),
         )
 
-    def _responses(self) -> np.ndarray:
-        """A number for each token, the same within a response alone; of a tree that is there twice, two responses."""
-        return (self._found.visit_S << 32) + self._response_S
-
-    def _groups(self, keys_S: np.ndarray) -> list[Group]:
-        keys_G, group_S = np.unique(keys_S, return_inverse=True)
-        G, D = len(keys_G), self._count
-
-        def sums(values_S):
-            return np.bincount(self._dialogue_S * G + group_S, values_S, D * G).reshape(D, G)
-
-        nll_DxG, weight_DxG = sums(self._weight_S * self._found.scores["nll"]), sums(self._weight_S)
-        tokens_DxG, correct_DxG = sums(np.ones(len(group_S))), sums(self._found.scores["correct"])
-        low_G, high_G = _intervals(nll_DxG, weight_DxG, self._seed)
-        loss_G = nll_DxG.sum(0) / weight_DxG.sum(0)
+    def _tables(self, nll_S: np.ndarray) -> dict[str, list[Group]]:
+        """The tables, all intervals from the same draws."""
+        values = (self._weight_S * nll_S, self._weight_S, np.ones(len(nll_S)), self._found.scores["correct"])
+        sums = [[self._sums(grouping, each) for each in values] for grouping in self._groupings.values()]
+        nll_DxG, weight_DxG, tokens_DxG, correct_DxG = (np.concatenate(each, 1) for each in zip(*sums))
         tokens_G = tokens_DxG.sum(0)
-        return [
-            Group(
-                int(keys_G[g]),
-                float(loss_G[g]),
-                (float(low_G[g]), float(high_G[g])),
-                float(correct_DxG[:, g].sum() / tokens_G[g]),
-                int(tokens_G[g]),
-                int((tokens_DxG[:, g] > 0).sum()),
-            )
-            for g in range(G)
-        ]
+        there_G = tokens_G > 0
+        bounds = np.full((2, len(there_G)), np.nan)
+        bounds[:, there_G] = intervals(nll_DxG[:, there_G], weight_DxG[:, there_G], self._seed)
+        tables, g = {}, 0
+        for name, grouping in self._groupings.items():
+            tables[name] = []
+            for label in grouping.labels:
+                if there_G[g]:
+                    group = Group(
+                        key=label,
+                        loss=float(nll_DxG[:, g].sum() / weight_DxG[:, g].sum()),
+                        interval=(float(bounds[0, g]), float(bounds[1, g])),
+                        accuracy=float(correct_DxG[:, g].sum() / tokens_G[g]),
+                        tokens=int(tokens_G[g]),
+                        dialogues=int((tokens_DxG[:, g] > 0).sum()),
+                    )
+                    tables[name].append(group)
+                g += 1
+        return tables
+
+    def _sums(self, grouping: Grouping, values_S: np.ndarray) -> np.ndarray:
+        """The sums of values of tokens by dialogue and group, float64 (D, G)."""
+        D, G = self._count, len(grouping.labels)
+        return np.bincount(self._dialogue_S * G + grouping.keys_S, values_S, D * G).reshape(D, G)
 
 
-def _intervals(nll_DxG: np.ndarray, weight_DxG: np.ndarray, seed: int) -> np.ndarray:
-    """The lowest and the highest loss of each group, (2, G); a draw without any of a group counts for none of it."""
-    rng, D, found = np.random.default_rng(seed), len(nll_DxG), []
-    for _ in range(_RESAMPLES // _AT_A_TIME):
-        drawn = rng.integers(D, size=(_AT_A_TIME, D))
-        counts = np.stack([np.bincount(each, minlength=D) for each in drawn]).astype(np.float64)
-        weights = counts @ weight_DxG
-        found.append(np.where(weights > 0, counts @ nll_DxG, np.nan) / np.where(weights > 0, weights, 1))
-    return np.nanpercentile(np.concatenate(found), _MIDDLE, axis=0)
-
-
-def _power_below(numbers: np.ndarray) -> np.ndarray:
-    """The largest power of two up to each number, which is at least 1."""
-    return 1 << (np.frexp(numbers.astype(np.float64))[1] - 1).astype(np.int64)
+def _by_powers(numbers: np.ndarray) -> Grouping:
+    """By the largest power of two up to each number, which is at least 1."""
+    keys = np.frexp(numbers.astype(np.float64))[1].astype(np.int64) - 1
+    return Grouping(keys, [1 << key for key in range(int(keys.max(initial=0)) + 1)])

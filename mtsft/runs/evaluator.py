@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from mtsft.errors import InputError
 from mtsft.evaluation.breakdown import Breakdown
 from mtsft.evaluation.replies import count_replies, replies
+from mtsft.evaluation.response_labels import label_responses
 from mtsft.evaluation.score_table import as_scores
 from mtsft.files import path_of
 from mtsft.model.generate import Sampling, generate
@@ -32,6 +33,24 @@ _BATCH = 32  # contexts that are replied to at a time, or some more to fill all 
 def evaluate_workdir(config: ConfigDict, workdir: str | Path | None) -> dict[str, Any]:
     """The loss of a model on what `config` holds out; arguments as those of `Evaluator.of`."""
     return Evaluator.of(config, workdir).evaluate()
+
+
+class Evaluation(NamedTuple):
+    """What was measured of a model, without the model.
+
+    Attributes:
+        breakdown: the tables of its scores.
+        known: of model and dialogues: {dialogues, step, checkpoint (in words), trained_on, notes}.
+        fields: the tables that are by a field of the dialogues.
+    """
+
+    breakdown: Breakdown
+    known: dict[str, Any]
+    fields: tuple[str, ...]
+
+    def record(self, base: "Evaluation | None" = None) -> dict[str, Any]:
+        """What `mtsft.evaluation.score_table.as_scores` returns, and what is known. base: what it is compared with."""
+        return as_scores(self.breakdown, self.fields, base and base.breakdown) | self.known
 
 
 @dataclass(frozen=True)
@@ -128,18 +147,34 @@ class Evaluator:
         return cls(setup, params, base.checkpoint, trained_on, notes)
 
     def evaluate(self) -> dict[str, Any]:
-        """Held-out loss.
+        """Held-out loss, see `Evaluation.record`."""
+        return self.score().record()
 
-        Returns:
-            What `mtsft.evaluation.score_table.as_scores` does, and {step, checkpoint (in words), trained_on, notes}.
+    def score(self, fields: Sequence[str] = ()) -> "Evaluation":
+        """The scores of every held-out token.
+
+        Args:
+            fields: of the dialogues' own records, for each of which there is a table.
+
+        Raises:
+            InputError: no dialogue has such a field.
         """
         setup, params = self.setup, split(self.params, self.setup.trains)
-        stop_ids = tuple(setup.dataset.spec.encoder().stop_ids)
+        dataset, stop_ids = setup.dataset, tuple(setup.dataset.spec.encoder().stop_ids)
         found = compile_token_scores(setup, stop_ids)(*params)
-        scores = as_scores(Breakdown(setup.dataset.eval, found, stop_ids, setup.config.eval.turns))
-        scores["dialogues"] = len(setup.dataset.eval_epochs.members(0))  # one with a share of 2 is there twice
+        breakdown = Breakdown(dataset.eval, found, stop_ids, setup.config.eval.turns)
+        labels = label_responses(dataset.eval, dataset.spec.record_format, breakdown.responses, fields)
+        for name, labels_R in labels.items():
+            breakdown.group_by(name, labels_R)
         step, said = (self.checkpoint.step, str(self.checkpoint)) if self.checkpoint else (None, None)
-        return {**scores, "step": step, "checkpoint": said, "trained_on": self.trained_on, "notes": [*self.notes]}
+        known = {
+            "dialogues": len(dataset.eval_epochs.members(0)),  # one with a share of 2 is there twice
+            "step": step,
+            "checkpoint": said,
+            "trained_on": self.trained_on,
+            "notes": [*self.notes],
+        }
+        return Evaluation(breakdown, known, tuple(fields))
 
     def replies(self, sampling: Sampling, max_new: int, limit: int = 0) -> Iterator[dict[str, Any]]:
         """The model's replies in held-out contexts, some at a time; see `mtsft.evaluation.replies.replies`.

@@ -50,33 +50,38 @@ def breakdown(**scores):
     return Breakdown(FakeStore(TREES), found(**scores), (STOP,), most_turns=2)
 
 
+def whole(tables):
+    (group,) = tables.tables()[""]
+    return group
+
+
 def rows(groups):
     return [(group.key, group.loss, group.accuracy, group.tokens, group.dialogues) for group in groups]
 
 
 def test_the_whole_is_the_weighted_mean():
-    whole = breakdown().whole()
-    assert (whole.loss, whole.tokens, whole.dialogues) == (pytest.approx((12 + 2 * 9) / 10), 7, 2)
-    assert whole.accuracy == pytest.approx(4 / 7)
+    every = whole(breakdown())
+    assert (every.loss, every.tokens, every.dialogues) == (pytest.approx((12 + 2 * 9) / 10), 7, 2)
+    assert every.accuracy == pytest.approx(4 / 7)
 
 
 def test_groups_are_sums_by_hand():
-    tables = breakdown()
-    assert rows(tables.by_turn()) == [
+    tables = breakdown().tables()
+    assert rows(tables["turn"]) == [
         (0, pytest.approx((1 + 2 + 2 * 9) / 8), pytest.approx(3 / 5), 5, 2),
         (1, pytest.approx((6 + 3) / 2), 0.5, 2, 1),  # the third turn with the second, as two are told apart
     ]
-    assert rows(tables.by_file()) == [("a.jsonl", 3.0, 0.5, 4, 1), ("b.jsonl", 3.0, pytest.approx(2 / 3), 3, 1)]
-    assert rows(tables.by_length()) == [(1, 4.5, 0.5, 2, 1), (2, pytest.approx(21 / 8), pytest.approx(3 / 5), 5, 2)]
-    assert [(group.key, group.tokens) for group in tables.by_position()] == [(1, 2), (2, 4), (4, 1)]
+    assert rows(tables["file"]) == [("a.jsonl", 3.0, 0.5, 4, 1), ("b.jsonl", 3.0, pytest.approx(2 / 3), 3, 1)]
+    assert rows(tables["length"]) == [(1, 4.5, 0.5, 2, 1), (2, pytest.approx(21 / 8), pytest.approx(3 / 5), 5, 2)]
+    assert [(group.key, group.tokens) for group in tables["position"]] == [(1, 2), (2, 4), (4, 1)]
 
 
 def test_windows_of_a_dialogue_are_drawn_together():
     """With two dialogues a draw has one of three means, each with its probability: of the first, of both, the other."""
     nll = [4.0] * 4 + [1.0] * 3
-    low, high = breakdown(nll=nll).whole().interval
+    low, high = whole(breakdown(nll=nll)).interval
     assert (low, high) == (1.0, 4.0)
-    alike = Breakdown(FakeStore(TREES), found(nll=[2.0] * 7), (STOP,), 2).whole().interval
+    alike = whole(Breakdown(FakeStore(TREES), found(nll=[2.0] * 7), (STOP,), 2)).interval
     assert alike == (2.0, 2.0)
 
 
@@ -88,7 +93,7 @@ def test_an_interval_is_that_of_the_normal_approximation_where_there_are_many():
     trees.lengths_N = np.full(count, 2)
     numbers = np.arange(count)
     scores = {"nll": nll, "correct": nll * 0, "stop": nll * 0}
-    group = Breakdown(trees, TokenScores(numbers, numbers * 0 + 1, numbers, scores), (STOP,), 2).whole()
+    group = whole(Breakdown(trees, TokenScores(numbers, numbers * 0 + 1, numbers, scores), (STOP,), 2))
     width = 1.96 * nll.std() / np.sqrt(count)
     np.testing.assert_allclose(group.interval, [nll.mean() - width, nll.mean() + width], atol=0.15 * width)
 
