@@ -86,12 +86,13 @@ class Breakdown:
         seed: of the bootstrap.
 
     Attributes:
+        found: the scores.
         responses: the responses of R visits to trees, (index of the tree, message) of each, int64 (R, 2).
         response_S: the index in them of each token.
     """
 
     def __init__(self, store: Store, found: TokenScores, stop_ids: Sequence[int], most_turns: int, seed: int = 0):
-        self._store, self._found, self._stop_ids, self._seed = store, found, stop_ids, seed
+        self._store, self.found, self._stop_ids, self._seed = store, found, stop_ids, seed
         source_T = np.stack([store.file_of_N, store.lines_N], 1)
         dialogue_T = np.unique(source_T, axis=0, return_inverse=True)[1].reshape(-1)
         seen_T = np.bincount(found.tree_S, minlength=len(dialogue_T)) > 0
@@ -129,16 +130,16 @@ class Breakdown:
     def tables(self) -> dict[str, list[Group]]:
         """The groups by the name of their table: "" has one of all tokens; then "turn", "file", "length", "position"
         (the least of a range of each), and what was added."""
-        return self._tables(self._found.scores["nll"])
+        return self._tables(self.found.scores["nll"])
 
     def differences(self, base: "Breakdown") -> dict[str, list[Group]]:
         """The same tables of how much larger the -log Pr of each token is than by the model of `base`, on the same
         trees: positive where this one is worse."""
-        return self._tables(self._found.scores["nll"] - base._found.scores["nll"].astype(np.float64))
+        return self._tables(self.found.scores["nll"] - base.found.scores["nll"].astype(np.float64))
 
     def stops(self) -> Stops | None:
         """Where turns would end; None where no response ends with a stop."""
-        stop_S = np.minimum(self._found.scores["stop"].astype(np.float64), 1.0)
+        stop_S = np.minimum(self.found.scores["stop"].astype(np.float64), 1.0)
         is_stop_S, R = np.isin(self._token_S, self._stop_ids), len(self.responses)
         last_R = np.cumsum(np.bincount(self.response_S)) - 1
         last_R = last_R[is_stop_S[last_R]]
@@ -156,7 +157,7 @@ class Breakdown:
 
     def _tables(self, nll_S: np.ndarray) -> dict[str, list[Group]]:
         """The tables, all intervals from the same draws."""
-        values = (self._weight_S * nll_S, self._weight_S, np.ones(len(nll_S)), self._found.scores["correct"])
+        values = (self._weight_S * nll_S, self._weight_S, np.ones(len(nll_S)), self.found.scores["correct"])
         sums = [[self._sums(grouping, each) for each in values] for grouping in self._groupings.values()]
         nll_DxG, weight_DxG, tokens_DxG, correct_DxG = (np.concatenate(each, 1) for each in zip(*sums))
         tokens_G = tokens_DxG.sum(0)

@@ -1,6 +1,7 @@
 """What is known of responses beside their tokens: the role that says them, and fields of the dialogue's own record."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,40 +18,41 @@ _NONE, _OTHERS = "(none)", "(others)"
 _MOST, _LONGEST = 40, 60  # values told apart, and characters of each
 
 
-def label_responses(
-    store: Store, form: RecordFormat, responses: np.ndarray, fields: Sequence[str]
-) -> dict[str, list[str]]:
-    """The labels of responses by name: their role, and each of `fields`.
+def label_responses(store: Store, form: RecordFormat, fields: Sequence[str]) -> dict[str, dict[tuple[int, int], str]]:
+    """The labels of the supervised responses of a store: their role, and each of `fields`.
 
     A field is a key of the message's own record or else of the dialogue's, such as "topic"; "meta.topic" is a key of
     an object. A list with as many entries as the dialogue has messages of that role has one for each, in order. Values
     that are no text are written as JSON; beside the commonest 40 all others are one.
 
     Args:
-        store: of the trees that hold the responses; its files are read once more.
+        store: of trees; its files are read once more.
         form: how their records are read.
-        responses: (index of the tree, message) of each, int64 (R, 2).
         fields: names.
+
+    Returns:
+        By name, the label of (index of the tree, message).
 
     Raises:
         InputError: no response has a value of one of them.
     """
-    names = [ROLE, *fields]
-    labels: dict[str, list[str]] = {name: [_NONE] * len(responses) for name in names}
-    by_source: dict[tuple[int, int], list[int]] = {}
-    for response, (tree, _) in enumerate(responses.tolist()):
-        by_source.setdefault((int(store.file_of_N[tree]), int(store.lines_N[tree])), []).append(response)
+    by_source: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for tree in range(len(store)):
+        messages = np.unique(store[tree].response_ids_N[store[tree].response_mask_N != 0])
+        source = int(store.file_of_N[tree]), int(store.lines_N[tree])
+        by_source.setdefault(source, []).extend((tree, message) for message in messages.tolist())
+    labels = {name: {each: _NONE for of_one in by_source.values() for each in of_one} for name in (ROLE, *fields)}
     for file, line, dialogue in _dialogues(store, form, by_source):
-        for response in by_source[file, line]:
-            message = int(responses[response, 1])
-            labels[ROLE][response] = dialogue.messages[message].role
+        for tree, message in by_source[file, line]:
+            labels[ROLE][tree, message] = dialogue.messages[message].role
             for name in fields:
                 if (value := _value(dialogue, message, name)) is not None:
-                    labels[name][response] = value
+                    labels[name][tree, message] = value
     for name in fields:
-        if set(labels[name]) == {_NONE}:
+        if {*labels[name].values()} == {_NONE}:
             raise InputError(f"--by={name}: no dialogue has a field of that name")
-        labels[name] = _commonest(labels[name])
+        kept = [value for value, _ in Counter(labels[name].values()).most_common(_MOST)]
+        labels[name] = {each: value if value in kept else _OTHERS for each, value in labels[name].items()}
     return labels
 
 
@@ -88,11 +90,3 @@ def _at(record: Mapping[str, Any], name: str) -> Any:
     first, _, rest = name.partition(".")
     inner = record.get(first)
     return _at(inner, rest) if rest and isinstance(inner, Mapping) else None
-
-
-def _commonest(labels: list[str]) -> list[str]:
-    values, counts = np.unique(np.array(labels, object).astype(str), return_counts=True)
-    if len(values) <= _MOST:
-        return labels
-    kept = set(values[np.argsort(-counts, kind="stable")[:_MOST]].tolist())
-    return [label if label in kept else _OTHERS for label in labels]

@@ -6,7 +6,8 @@ from typing import Any
 
 from mtsft.evaluation.breakdown import Breakdown
 
-_TITLES = {"turn": "assistant turn", "length": "reply's tokens", "position": "tokens before"}
+# What the groups of some tables are called.
+LABELS = {"turn": "assistant turn", "length": "reply's tokens", "position": "tokens before"}
 _RANGES = ("length", "position")  # tables whose groups are ranges
 
 
@@ -59,15 +60,15 @@ def as_table(scores: Mapping[str, Any]) -> str:
         *([f"of {scores['checkpoint']}"] if scores.get("checkpoint") else []),
         *scores.get("notes", ()),
     ]
-    for name, rows in _tables(scores):
-        cells = [(_label(name, row), *_cells(row)) for row in rows]
-        lines += _aligned((_TITLES.get(name, name), "loss", "95% of draws", "right", "supervised tokens"), cells)
+    for name, rows in tables_of(scores):
+        cells = [(label_of(name, row), *_cells(row)) for row in rows]
+        lines += _aligned((LABELS.get(name, name), "loss", "95% of draws", "right", "supervised tokens"), cells)
     for other in scores.get("against", ()):
         lines += ["", *_compared(other)]
     return "\n".join(lines)
 
 
-def _tables(scores: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def tables_of(scores: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The tables of a record that say more than its first line, by name."""
     of_fields = scores.get("by_field", {})
     tables = {name.removeprefix("by_"): rows for name, rows in scores.items() if name.startswith("by_")}
@@ -75,7 +76,8 @@ def _tables(scores: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, Any
     yield from ((name, rows) for name, rows in (tables | of_fields).items() if len(rows) > 1 or name == "turn")
 
 
-def _label(name: str, row: Mapping[str, Any]) -> str:
+def label_of(name: str, row: Mapping[str, Any]) -> str:
+    """What people read in place of the key of a row of a table; turns count from 1."""
     key = row.get(name, row.get("value"))
     if name in _RANGES:
         return str(key) if key == 1 else f"{key:,} to {2 * key - 1:,}"
@@ -101,13 +103,13 @@ def _compared(scores: Mapping[str, Any]) -> list[str]:
         *_stops(scores["stops"]),
         *scores["notes"],
     ]
-    for name, rows in _tables(scores):
+    for name, rows in tables_of(scores):
         cells = []
         for row in rows:
             between = "{:+.4f} to {:+.4f}".format(*row["difference_interval"])
             tokens = f"{row['supervised_tokens']:,}"
-            cells.append((_label(name, row), f"{row['loss']:.4f}", f"{row['difference']:+.4f}", between, tokens))
-        lines += _aligned((_TITLES.get(name, name), "loss", "difference", "95% of draws", "supervised tokens"), cells)
+            cells.append((label_of(name, row), f"{row['loss']:.4f}", f"{row['difference']:+.4f}", between, tokens))
+        lines += _aligned((LABELS.get(name, name), "loss", "difference", "95% of draws", "supervised tokens"), cells)
     return lines
 
 

@@ -42,11 +42,13 @@ class Evaluation(NamedTuple):
         breakdown: the tables of its scores.
         known: of model and dialogues: {dialogues, step, checkpoint (in words), trained_on, notes}.
         fields: the tables that are by a field of the dialogues.
+        is_own: whether the dialogues are those that the run held out.
     """
 
     breakdown: Breakdown
     known: dict[str, Any]
     fields: tuple[str, ...]
+    is_own: bool
 
     def record(self, base: "Evaluation | None" = None) -> dict[str, Any]:
         """What `mtsft.evaluation.score_table.as_scores` returns, and what is known. base: what it is compared with."""
@@ -63,6 +65,7 @@ class Evaluator:
         checkpoint: which checkpoint they are of, and why; None for a Hugging Face folder.
         trained_on: how many of the dialogues the model was trained on, word for word; None where that is not known.
         notes: sentences on what else there is to know.
+        is_own: whether the dialogues are those that the run held out.
     """
 
     setup: TrainingSetup
@@ -70,6 +73,7 @@ class Evaluator:
     checkpoint: CheckpointChoice | None
     trained_on: int | None
     notes: Sequence[str]
+    is_own: bool
 
     @classmethod
     def of(
@@ -132,7 +136,7 @@ class Evaluator:
     @classmethod
     def _checked(cls, setup: TrainingSetup, params: Params, base: TrainedModel, notes: Sequence[str]) -> "Evaluator":
         """With what is to be said of the dialogues."""
-        trained_on, notes = None, [*notes]
+        trained_on, notes, is_own = None, [*notes], False
         if isinstance(base, WorkdirModel) and not base.is_converted:
             trained_on, unknown = count_trained(base.path, setup.dataset.eval)
             if trained_on is None:
@@ -142,9 +146,10 @@ class Evaluator:
                     f"{trained_on:,} of the {len(setup.dataset.eval):,} dialogues are word for word among those that "
                     "the model was trained on"
                 )
-            if base.held_out and base.held_out != held_out_name(setup):
+            is_own = base.held_out == held_out_name(setup)
+            if base.held_out and not is_own:
                 notes.append("these are other dialogues than the run held out, whose losses are not to be compared")
-        return cls(setup, params, base.checkpoint, trained_on, notes)
+        return cls(setup, params, base.checkpoint, trained_on, notes, is_own)
 
     def evaluate(self) -> dict[str, Any]:
         """Held-out loss, see `Evaluation.record`."""
@@ -161,11 +166,11 @@ class Evaluator:
         """
         setup, params = self.setup, split(self.params, self.setup.trains)
         dataset, stop_ids = setup.dataset, tuple(setup.dataset.spec.encoder().stop_ids)
+        labels = label_responses(dataset.eval, dataset.spec.record_format, fields)
         found = compile_token_scores(setup, stop_ids)(*params)
         breakdown = Breakdown(dataset.eval, found, stop_ids, setup.config.eval.turns)
-        labels = label_responses(dataset.eval, dataset.spec.record_format, breakdown.responses, fields)
-        for name, labels_R in labels.items():
-            breakdown.group_by(name, labels_R)
+        for name, of_responses in labels.items():
+            breakdown.group_by(name, [of_responses[tree, message] for tree, message in breakdown.responses.tolist()])
         step, said = (self.checkpoint.step, str(self.checkpoint)) if self.checkpoint else (None, None)
         known = {
             "dialogues": len(dataset.eval_epochs.members(0)),  # one with a share of 2 is there twice
@@ -174,7 +179,7 @@ class Evaluator:
             "trained_on": self.trained_on,
             "notes": [*self.notes],
         }
-        return Evaluation(breakdown, known, tuple(fields))
+        return Evaluation(breakdown, known, tuple(fields), self.is_own)
 
     def replies(self, sampling: Sampling, max_new: int, limit: int = 0) -> Iterator[dict[str, Any]]:
         """The model's replies in held-out contexts, some at a time; see `mtsft.evaluation.replies.replies`.

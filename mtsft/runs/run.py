@@ -1,6 +1,6 @@
 """A run in Python: a config and the folder that it is kept in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,11 @@ from ml_collections import ConfigDict
 from mtsft.config_files import as_config
 from mtsft.diagnose.notebook_views import ShownRecord
 from mtsft.evaluation.score_table import as_table
-from mtsft.runs import evaluator, loop
+from mtsft.runs import loop
+from mtsft.runs.evaluation_record import keep_evaluation
+from mtsft.runs.evaluator import Evaluator
 from mtsft.runs.final_measures import final_measure
+from mtsft.runs.rivals import compare_with
 
 
 class HeldOutScores(ShownRecord):
@@ -51,17 +54,30 @@ class Run:
             if hasattr(watch, "close"):
                 watch.close()
 
-    def evaluate(self) -> HeldOutScores:
+    def evaluate(self, by: Sequence[str] = (), against: Sequence[str | Path] = ()) -> HeldOutScores:
         """The held-out loss of the best checkpoint.
+
+        Args:
+            by: fields of the dialogues' own records that losses are told by, too.
+            against: other models to compare, as `mtsft evaluate --against` takes them: workdirs, Hugging Face folders,
+                "DIR@STEP" or "@STEP".
 
         Returns:
             What `mtsft evaluate --format=json` prints: {loss, interval, accuracy, supervised_tokens, dialogues,
             by_turn: [{turn, ...}], ...}, losses in nats per supervised token, turns counted from 0.
 
         Raises:
-            InputError: nothing is trained yet, or nothing is held out.
+            InputError: nothing is trained yet, or nothing is held out, or there is no such field or model.
         """
-        return HeldOutScores(evaluator.evaluate_workdir(self.config, self.workdir))
+        subject = Evaluator.of(self.config, self.workdir)
+        setup, found = subject.setup, subject.score(by)
+        del subject  # one model in memory after the other
+        scores = found.record()
+        if against:
+            scores["against"] = list(compare_with(setup, found, [*map(str, against)], self.workdir))
+        if found.is_own:
+            keep_evaluation(self.workdir, scores)
+        return HeldOutScores(scores)
 
     def __repr__(self) -> str:
         return f"<run in {self.workdir}>"

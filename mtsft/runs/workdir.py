@@ -24,12 +24,13 @@ HELD_OUT, TRAINED_ON = "held-out dialogues", "data.train (tokenised)"
 ROWS = "division of the dialogues into rows"
 BASE, ADAPTERS_BEFORE = "model.init_from (parameters)", "lora.init_from (parameters)"
 RESULT = "result.json"  # how it ended
+EVALUATION = "evaluation.json"  # the last evaluation of its best checkpoint, on what it held out
 CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made
 _TEMPLATE, _TOKENIZER, _PUBLISHED = "template.json", "tokenizer", "published.json"
 _CHECKSUMS = "checksums.json"  # of these
 _LINES = ("legs.jsonl", "metrics.jsonl", "eval.jsonl")
 _FOLDERS = ("checkpoints", _TOKENIZER, "tensorboard", WANDB)
-_FILES = (FINGERPRINT, CONFIG, RESULT, _TEMPLATE, _PUBLISHED, _CHECKSUMS, WANDB_ID, *_LINES)
+_FILES = (FINGERPRINT, CONFIG, RESULT, EVALUATION, _TEMPLATE, _PUBLISHED, _CHECKSUMS, WANDB_ID, *_LINES)
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
 

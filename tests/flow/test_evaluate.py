@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -117,3 +118,24 @@ def test_says_in_one_line_what_is_wrong(door, flags, says):
     assert error.startswith(f"evaluate: {says}")
     assert error.count("\n") == 1
     assert not (door.folder / "nowhere").exists()
+
+
+def test_tables_by_a_field_drawn_beside_another_checkpoint(door):
+    status, out, error = door("evaluate", "--workdir=work", "--by=asks", "--against=@2", "--plots=plots")
+    assert status == 0, error
+    mine, other = out.split("\n\n@2 (step 2, as --step asks): ")
+    assert {line.split()[0] for line in re.split(r"asks +loss", mine)[1].splitlines()[1:]} >= {
+        "open",
+        "recall",
+        "combined",
+    }
+    assert other.splitlines()[0].split(", ")[1] .startswith("+0.0000 (+0.0000 to +0.0000 in 95% of draws); ")
+    names = {path.name for path in (door.folder / "plots").iterdir()}
+    assert {"turn.svg", "length.svg", "asks.svg"} <= names
+    assert "file.svg" not in names  # there is one
+    assert json.loads((door.folder / "work" / "evaluation.json").read_text())["against"][0]["model"] == "@2"
+
+
+def test_a_field_that_there_is_not_is_said(door):
+    status, _, error = door("evaluate", "--workdir=work", "--by=topic")
+    assert (status, error.splitlines()[-1]) == (2, "evaluate: --by=topic: no dialogue has a field of that name")
