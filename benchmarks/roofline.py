@@ -24,12 +24,12 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from probe import SIZE, rate  # noqa: E402
 
-from benchmarks.flops import needed  # noqa: E402
 from benchmarks.llama import SIZES  # noqa: E402
 from mtsft.config import default  # noqa: E402
 from mtsft.model.attention.layout import AttentionLayout  # noqa: E402
 from mtsft.runs.compiled import compile_step  # noqa: E402
 from mtsft.runs.setup import TrainingSetup  # noqa: E402
+from mtsft.training.flops import needed  # noqa: E402
 
 
 def main() -> None:

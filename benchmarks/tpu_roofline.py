@@ -30,12 +30,12 @@ from memory import LITTLE_EFFORT, run_of, sizes_of  # sets the environment of th
 
 # isort: split
 import jax
-from flops import needed
 from jax.experimental import topologies
 
 from mtsft.config_files import load_config
 from mtsft.data.batches import empty_batch
 from mtsft.runs.compiled import compile_step
+from mtsft.training.flops import needed
 
 # Peak in bfloat16, FLOP/s, and rate of the memory, byte/s, of a chip: cloud.google.com/tpu/docs/v5e, v5p and v6e.
 CHIPS = {"v5e": (197e12, 819e9), "v5p": (459e12, 2765e9), "v6e": (918e12, 1640e9)}

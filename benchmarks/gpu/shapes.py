@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.flops import needed
+from mtsft.training.flops import needed
 
 TINY = bool(os.environ.get("TINY"))
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.flops import needed
 from benchmarks.llama import SIZES
 from benchmarks.step.program import Program
+from mtsft.training.flops import needed
 
 
 def rate(turn: dict[str, Any], of: str = "seconds") -> float:

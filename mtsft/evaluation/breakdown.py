@@ -6,6 +6,7 @@ two. Intervals are those of bootstrap.py; windows of one dialogue are one dialog
 """
 
 from collections.abc import Hashable, Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,6 +122,14 @@ class Breakdown:
             "length": _by_powers(lengths_R)._replace(keys_S=_by_powers(lengths_R).keys_S[self.response_S]),
             "position": _by_powers(of_tokens(lambda tree: positions(tree.parents_N))),
         }
+
+    @classmethod
+    def mean(cls, breakdowns: Sequence["Breakdown"]) -> "Breakdown":
+        """Of several models on the same trees: the tables of the mean over models of each token's scores."""
+        mean = copy(breakdowns[0])
+        scores = [each.found.scores for each in breakdowns]
+        mean.found = mean.found._replace(scores={name: np.mean([s[name] for s in scores], 0) for name in scores[0]})
+        return mean
 
     def group_by(self, name: str, labels_R: Sequence[str]) -> None:
         """Adds a table of that name, by what each response is; its groups are in alphabetical order."""

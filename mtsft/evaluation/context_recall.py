@@ -1,6 +1,7 @@
 """Does the model use what was said earlier? Measured on the built-in corpus, by greedy decoding."""
 
 import json
+import sys
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ def measure(model: Model, params: Params, encoder: Encoder, corpus: Path) -> dic
         recall.DEPENDING, by_kind over all.
     """
     asks, contexts, alone, answers = [], [], [], []
+    encoder = _of_every_turn(encoder)
     for dialogue, kinds in _read(corpus):
         for (turn, context, answer), message_index in zip(paths(encoder(dialogue)), _responses(dialogue)):
             if kinds[turn] == "open":
@@ -65,7 +67,7 @@ def measure(model: Model, params: Params, encoder: Encoder, corpus: Path) -> dic
 
 def answered_conversation(model: Model, params: Params, encoder: Encoder, corpus: Path, index: int = 0) -> str:
     """One held-out conversation, the model answering, each turn in the true history; right and wrong marked."""
-    dialogue = [dialogue for dialogue, _ in _read(corpus)][index]
+    dialogue, encoder = [dialogue for dialogue, _ in _read(corpus)][index], _of_every_turn(encoder)
     stops = encoder.stop_ids
     turns = paths(encoder(dialogue))
     contexts, size = [context.tolist() for _, context, _ in turns], encoder.tokenizer.vocab_size
@@ -79,6 +81,11 @@ def answered_conversation(model: Model, params: Params, encoder: Encoder, corpus
         else:
             lines.append(f"  {message.role:<10} {message.content}")
     return "\n".join(lines)
+
+
+def _of_every_turn(encoder: Encoder) -> Encoder:
+    """The encoder of all turns, whichever of them were trained, in dialogues of any length."""
+    return replace(encoder, config=replace(encoder.config, responses="all", trees="tree", sequence_length=sys.maxsize))
 
 
 def _read(corpus: Path) -> list[tuple[Dialogue, list[str]]]:

@@ -12,6 +12,45 @@ from mtsft.encoding.token_tree import TokenTree, response_ends, response_path
 Nll = Callable[[Any, PackedBatch], jax.Array]  # (params, batch) -> -log Pr of every supervised token, (B, L)
 
 
+class RowSums:
+    """The loss and the gradient of rows, one at a time, so that one shape is compiled.
+
+    Args:
+        nll: of the model.
+        params: all its parameters.
+        row_length: slots of a row.
+    """
+
+    def __init__(self, nll: Nll, params: Any, row_length: int):
+        def evaluate(params: Any, batch: PackedBatch) -> tuple[jax.Array, Any]:
+            def total(params: Any) -> tuple[jax.Array, jax.Array]:
+                weighted_BxL = nll(params, batch) * batch.response_mask
+                return weighted_BxL.sum(), weighted_BxL.sum()
+
+            return jax.grad(total, has_aux=True)(params)[::-1]
+
+        self._evaluate, self._params, self._row_length = jax.jit(evaluate), params, row_length
+
+    def __call__(self, rows: Sequence[Sequence[TokenTree]]) -> tuple[float, Any]:
+        """(the weighted loss, its gradient in float64), sums over rows of trees."""
+        loss, gradient = 0.0, jax.tree.map(lambda x: np.zeros(x.shape, np.float64), self._params)
+        for row in rows:
+            batch = empty_batch(1, self._row_length)
+            pack_row(batch, 0, row)
+            one_loss, one_gradient = jax.device_get(self._evaluate(self._params, batch))
+            loss += float(one_loss)
+            gradient = jax.tree.map(lambda a, b: a + b, gradient, one_gradient)
+        return loss, gradient
+
+
+def differences(a: tuple[float, Any], b: tuple[float, Any]) -> dict[str, float]:
+    """How far two (loss, gradient) are apart: {loss, gradient}, relative to the first one's loss, and to the largest
+    entry of each of its gradient's arrays."""
+    apart = {"loss": 0.0, "gradient": 0.0}
+    _widen(apart, a, b)
+    return apart
+
+
 def compare(nll: Nll, params: Any, trees: Sequence[TokenTree], row_length: int) -> dict[str, Any]:
     """The largest relative differences between ways to compute the same loss and its gradient.
 
@@ -27,25 +66,7 @@ def compare(nll: Nll, params: Any, trees: Sequence[TokenTree], row_length: int) 
         difference is relative to its largest entry.
     """
 
-    @jax.jit
-    def evaluate(params: Any, batch: PackedBatch) -> tuple[jax.Array, Any]:
-        def total(params: Any) -> tuple[jax.Array, jax.Array]:
-            weighted_BxL = nll(params, batch) * batch.response_mask
-            return weighted_BxL.sum(), weighted_BxL.sum()
-
-        return jax.grad(total, has_aux=True)(params)[::-1]
-
-    def sums(rows: Sequence[Sequence[TokenTree]]) -> tuple[float, Any]:
-        """The loss and gradient of rows, one at a time, so that one shape is compiled."""
-        loss, gradient = 0.0, jax.tree.map(lambda x: np.zeros(x.shape, np.float64), params)
-        for row in rows:
-            batch = empty_batch(1, row_length)
-            pack_row(batch, 0, row)
-            one_loss, one_gradient = jax.device_get(evaluate(params, batch))
-            loss += float(one_loss)
-            gradient = jax.tree.map(lambda a, b: a + b, gradient, one_gradient)
-        return loss, gradient
-
+    sums = RowSums(nll, params, row_length)
     passes = {"loss": 0.0, "gradient": 0.0}
     responses, alone = 0, []
     for tree in trees:

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import jax
 import pytest
@@ -114,3 +115,20 @@ def test_a_conversation_marks_what_is_wrong_and_nothing_else(speak, turns, encod
     messages = [(m["role"].replace("assistant", "model"), m["content"]) for m in RECORDS[2]["messages"]]
     assert messages[-1][0] == "model"
     assert shown == [*messages[:-1], ("model", f"I do not know.   (should be: {messages[-1][1]})")]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"responses": "last"}, {"responses": "first"}, {"sequence_length": 64, "over_length": "drop"}],
+    ids=str,
+)
+def test_every_turn_is_asked_for_whichever_were_trained(speak, encoder, corpus, changes):
+    asked = speak()
+    other = Encoder(encoder.template, encoder.tokenizer, replace(encoder.config, **changes))
+    scores = context_recall.measure(None, None, other, corpus)
+    assert (scores["context_accuracy"], scores["turns"]) == (1.0, DEPENDING)
+    usual = [*asked]
+    asked.clear()
+    context_recall.measure(None, None, encoder, corpus)
+    assert asked == usual
+    assert context_recall.answered_conversation(None, None, other, corpus).count("  model ") == len(RECORDS[0]["asks"])

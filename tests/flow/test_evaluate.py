@@ -129,7 +129,7 @@ def test_tables_by_a_field_drawn_beside_another_checkpoint(door):
         "recall",
         "combined",
     }
-    assert other.splitlines()[0].split(", ")[1] .startswith("+0.0000 (+0.0000 to +0.0000 in 95% of draws); ")
+    assert other.splitlines()[0].split(", ")[1].startswith("+0.0000 (+0.0000 to +0.0000 in 95% of draws); ")
     names = {path.name for path in (door.folder / "plots").iterdir()}
     assert {"turn.svg", "length.svg", "asks.svg"} <= names
     assert "file.svg" not in names  # there is one
