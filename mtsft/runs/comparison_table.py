@@ -23,7 +23,7 @@ def _lines(record: Mapping[str, Any]) -> Iterator[str]:
     columns = ["loss", "difference", "95% of draws", *(["by seed"] if spread else []), "right"]
     yield from lines_of_table("strategy", columns, [_judged(row, spread) for row in rows])
     yield ""
-    columns = ["tokens", "trained", "dialogues", "sequences", "fill", "PFLOP", "seconds"]
+    columns = ["tokens", "trained", "dialogues", "sequences", "fill", "FLOPs", "seconds"]
     yield from lines_of_table("strategy", columns, [_cost(row) for row in rows])
     yield ""
     turns = [each["turn"] for each in rows[0]["by_turn"]]
