@@ -27,7 +27,7 @@ from mtsft.config import data_config, default
 from mtsft.data.batches import PackedBatch, empty_batch, pack_row
 from mtsft.data.dataset import open_dataset
 from mtsft.data.packing import deal, lay_out
-from mtsft.encoding.token_tree import TokenTree, expand, response_ends, response_path
+from mtsft.encoding.token_tree import TokenTree, expand, one_a_response
 
 
 def made_up(count: int = 200, prefix: int = 408, branches: int = 8, each: int = 13) -> list[TokenTree]:
@@ -52,15 +52,6 @@ def read(data: str, tokenizer: str, length: int) -> list[TokenTree]:
     config.data.update(over_length="drop", unfaithful="skip", refused="skip")
     store = open_dataset(data_config(config), 0).train
     return [store[index] for index in range(len(store))]
-
-
-def one_a_response(tree: TokenTree) -> list[TokenTree]:
-    """A chain for each response, supervised in it alone."""
-    chains = []
-    for end in response_ends(tree).tolist():
-        nodes, start = response_path(tree, end)
-        chains.append(tree.chain(nodes, np.where(np.arange(len(nodes)) >= start, tree.response_mask_N[nodes], 0)))
-    return chains
 
 
 class Form:

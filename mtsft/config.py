@@ -52,7 +52,9 @@ class DataConfig:
     unfaithful: str = "error"  # turns that the template cannot render as emitted: "error", "skip", "emit" (own words)
     refused: str = "error"  # dialogues that the template will not render, or that are too large: "error" or "skip"
     max_dialogue_bytes: int = 1 << 24  # of a dialogue in its file; a larger one is refused without being read
-    trees: str = "tree"  # dialogues that branch: one "tree", each shared prefix once, or "paths", a chain for each leaf
+    # A dialogue as one "tree", each shared prefix once; as "paths", a chain for each leaf of one that branches; or as
+    # "responses", a chain for each response and all before it. The loss of responses is the same.
+    trees: str = "tree"
     sequence_length: int = 2048  # slots of a row; dialogues are packed side by side into rows
     over_length: str = "error"  # dialogues longer than a row: "error", "drop", "keep_first", "keep_last", "windows"
     workers: int = 0  # tokenising processes; 0 for one a core

@@ -18,7 +18,7 @@ from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.over_length import POLICIES
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.stats import EncodingStats
-from mtsft.encoding.token_tree import expand
+from mtsft.encoding.token_tree import FORMS, longest_piece
 from mtsft.progress import Progress
 from mtsft.template.reasoning import KNOWN
 
@@ -217,17 +217,18 @@ def _epoch(epochs: Epochs, responses_N: np.ndarray, layout: Layout | None) -> Re
 
 
 def _piece_lengths(store: Store, members: np.ndarray, spec: EncodingSpec) -> np.ndarray:
-    """Tokens of every piece that an epoch of these trees fills rows with: a whole tree, or each of its paths."""
+    """Tokens of every piece that an epoch of these trees fills rows with, see data.trees."""
     if spec.config.trees == "tree":
         return store.lengths_N[members]
-    return np.array([len(chain) for i in members.tolist() for chain in expand(store[i])], np.int64)
+    pieces_of = FORMS[spec.config.trees]
+    return np.array([len(piece) for i in members.tolist() for piece in pieces_of(store[i])], np.int64)
 
 
 def _longest_pieces(store: Store, spec: EncodingSpec) -> np.ndarray:
     """Tokens of the longest piece of every dialogue: what must fit into a row."""
     if spec.config.trees == "tree":
         return store.lengths_N
-    return np.array([max(map(len, expand(store[i]))) for i in range(len(store))], np.int64)
+    return np.array([longest_piece(store[i], spec.config.trees) for i in range(len(store))], np.int64)
 
 
 def _shared(train: Store, held_out: Store) -> np.ndarray:

@@ -27,7 +27,7 @@ from mtsft.encoding.response_plan import ResponsePlan, grow_tree, plan_responses
 from mtsft.encoding.spelling import SpelledControls
 from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.text_ids import TextIds, TextKey
-from mtsft.encoding.token_tree import GrownTree, TokenTree, TreeColumns, expand, positions
+from mtsft.encoding.token_tree import FORMS, GrownTree, TokenTree, TreeColumns, longest_piece
 from mtsft.errors import InputError
 from mtsft.template.chat_template import ChatTemplate, TemplateRefusal
 from mtsft.template.compile import TemplateCompiler
@@ -35,7 +35,6 @@ from mtsft.template.placeholders import Bindings
 from mtsft.template.spans import TurnPlan
 from mtsft.tokenizer.base import Tokenizer
 
-TREES = ("tree", "paths")
 _MOST_STRUCTURES = 2000  # that are kept
 
 
@@ -92,7 +91,7 @@ class Encoder:
         template, tokenizer: as ChatFormat.open gives them.
         config: which messages are responses, what their tokens weigh, and what becomes of dialogues that are too long,
             branch, or cannot be rendered faithfully. `sequence_length` bounds a tree; or a path where `trees` is
-            "paths".
+            "paths" or "responses".
     """
 
     template: ChatTemplate
@@ -103,7 +102,7 @@ class Encoder:
         config = self.config
         for key, allowed in (
             ("over_length", POLICIES),
-            ("trees", TREES),
+            ("trees", tuple(FORMS)),
             ("unfaithful", ("error", "skip", "emit")),
             ("refused", ("error", "skip")),
         ):
@@ -178,10 +177,10 @@ class Encoder:
         self._texts.forget()
         columns, responses = chains.columns()
         stats.count_chains(columns.lengths, responses, np.array(chains.weights), chains.roles)
-        if len(chains.lengths) == len(trees_of):
+        if len(chains.lengths) == len(trees_of) and self.config.trees != "responses":
             return list(trees_of), columns, stats
-        cut = iter(columns.trees())
-        trees = [(index, tree) for index, made in trees_of.items() for tree in ((next(cut),) if made is None else made)]
+        cut = map(FORMS[self.config.trees], columns.trees())
+        trees = [(index, tree) for index, made in trees_of.items() for tree in (next(cut) if made is None else made)]
         return [index for index, _ in trees], TreeColumns.of([tree for _, tree in trees]), stats
 
     def __call__(self, dialogue: Dialogue) -> TokenTree | None:
@@ -331,11 +330,11 @@ class Encoder:
         for tree in trees:
             stats.count_tree(dialogue, tree)
             stats.count_double_bos(dialogue, tree.tokens_N[:2].tolist(), self.tokenizer.bos_id)
-        return trees if self.config.trees == "tree" else [chain for tree in trees for chain in expand(tree)]
+        return [piece for tree in trees for piece in FORMS[self.config.trees](tree)]
 
     def _slots(self, tree: TokenTree) -> int:
         """The slots of a row that the longest piece of a tree takes."""
-        return len(tree) if self.config.trees == "tree" else int(positions(tree.parents_N).max()) + 1
+        return longest_piece(tree, self.config.trees)
 
     def _leave_out(self, dialogue: Dialogue, error: InputError, stats: EncodingStats) -> None:
         if self.config.refused == "error":

@@ -6,7 +6,7 @@ positions      0  1  2  3  4  3      depth in the tree
 subtree_ends   6  6  6  5  5  6      exclusive: query q sees key k exactly when k <= q < subtree_ends[k]
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -140,28 +140,45 @@ def is_one_chain(tree: TokenTree) -> bool:
 
 def response_ends(tree: TokenTree) -> np.ndarray:
     """The last token of every response that is supervised, in order."""
-    supervised = tree.response_mask_N != 0
-    goes_on = supervised[1:] & (tree.parents_N[1:] == np.arange(len(tree) - 1))
-    goes_on &= tree.response_ids_N[1:] == tree.response_ids_N[:-1]
-    return np.flatnonzero(supervised & ~np.append(goes_on, False))
+    return _supervised_ends(tree)[1]
+
+
+def _supervised_ends(tree: TokenTree) -> tuple[np.ndarray, np.ndarray]:
+    """(first, last) supervised token of every response; what stands between them may be context in part."""
+    # A response stands on a straight run of one number, behind context that leads to it and has the same number.
+    goes_on = (tree.parents_N[1:] == np.arange(len(tree) - 1)) & (tree.response_ids_N[1:] == tree.response_ids_N[:-1])
+    runs = np.append(0, np.cumsum(~goes_on)) if len(tree) else np.zeros(0, np.int64)
+    supervised = np.flatnonzero(tree.response_mask_N)
+    changes = np.diff(runs[supervised]) != 0
+    if not len(supervised):
+        return supervised, supervised
+    return supervised[np.append(True, changes)], supervised[np.append(changes, True)]
 
 
 def context_lengths(tree: TokenTree) -> dict[int, int]:
-    """{message of a response that is supervised: tokens of its context}; a thought that is not trained is context."""
-    supervised = tree.response_mask_N != 0
-    goes_on = supervised.copy()  # with the next token, as of the same response
-    goes_on[response_ends(tree)] = False
-    starts = np.flatnonzero(supervised & ~np.append(False, goes_on[:-1]))
+    """{message of a response that is supervised: tokens before the first that is}; a thought not trained is context."""
+    starts = _supervised_ends(tree)[0]
     depths = positions(tree.parents_N)[starts]
     return dict(zip(tree.response_ids_N[starts].tolist(), depths.tolist()))
 
 
 def response_path(tree: TokenTree, end: int) -> tuple[np.ndarray, int]:
-    """(nodes from the root to `end`, how many of them are context) of the supervised response that ends there."""
+    """(nodes from the root to `end`, how many of them are context) of the supervised response that ends there.
+
+    The response begins with its first supervised token; what is context after that is part of it.
+    """
     nodes = np.array(path_from_root(tree.parents_N.tolist(), end))
-    own = (tree.response_mask_N[nodes] > 0) & (tree.response_ids_N[nodes] == tree.response_ids_N[end])
-    context = np.flatnonzero(~own)
-    return nodes, int(context[-1]) + 1 if len(context) else 0
+    starts, ends = _supervised_ends(tree)
+    start = int(starts[np.searchsorted(ends, end)])
+    return nodes, len(nodes) - 1 - (end - start)
+
+
+def response_chain(tree: TokenTree, end: int) -> TokenTree:
+    """The chain from the root to `end`, in which only the response that ends there is supervised."""
+    nodes, start = response_path(tree, end)
+    mask = tree.response_mask_N[nodes]
+    mask[:start] = 0
+    return tree.chain(nodes, mask)
 
 
 def paths(tree: TokenTree) -> list[tuple[int, np.ndarray, np.ndarray]]:
@@ -189,6 +206,27 @@ def expand(tree: TokenTree) -> list[TokenTree]:
         if mask.any():
             chains.append(tree.chain(nodes, mask))
     return chains
+
+
+def one_a_response(tree: TokenTree) -> list[TokenTree]:
+    """The tree as chains, one for each response in its context, in order: context_k + response_k, K passes for one."""
+    return [response_chain(tree, end) for end in response_ends(tree).tolist()]
+
+
+# How a tree of tokens becomes sequences, by data.trees; the objective is the same of all.
+FORMS: dict[str, Callable[[TokenTree], list[TokenTree]]] = {
+    "tree": lambda tree: [tree],
+    "paths": expand,
+    "responses": one_a_response,
+}
+
+
+def longest_piece(tree: TokenTree, form: str) -> int:
+    """Tokens of the longest sequence that a tree becomes. form: of FORMS."""
+    if form == "tree":
+        return len(tree)
+    depths_N = positions(tree.parents_N)
+    return int((depths_N[response_ends(tree)] if form == "responses" else depths_N).max(initial=-1)) + 1
 
 
 def chain_tokens(tree: TokenTree, depths_N: np.ndarray) -> int:

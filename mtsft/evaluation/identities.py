@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mtsft.data.batches import PackedBatch, empty_batch, pack_row
-from mtsft.encoding.token_tree import TokenTree, response_ends, response_path
+from mtsft.encoding.token_tree import TokenTree, one_a_response
 
 Nll = Callable[[Any, PackedBatch], jax.Array]  # (params, batch) -> -log Pr of every supervised token, (B, L)
 
@@ -70,7 +70,7 @@ def compare(nll: Nll, params: Any, trees: Sequence[TokenTree], row_length: int) 
     passes = {"loss": 0.0, "gradient": 0.0}
     responses, alone = 0, []
     for tree in trees:
-        paths = [_path(tree, end) for end in response_ends(tree).tolist()]
+        paths = one_a_response(tree)
         responses += len(paths)
         alone.append(sums([[tree]]))
         _widen(passes, alone[-1], sums([[path] for path in paths]))
@@ -79,14 +79,6 @@ def compare(nll: Nll, params: Any, trees: Sequence[TokenTree], row_length: int) 
     whole = sum(loss for loss, _ in alone), jax.tree.map(lambda *leaves: sum(leaves), *(g for _, g in alone))
     _widen(packed, sums(rows), whole)
     return {"dialogues": len(trees), "responses": responses, "passes": passes, "packed": packed}
-
-
-def _path(tree: TokenTree, end: int) -> TokenTree:
-    """The chain from the root to `end`, with only the response that ends there supervised."""
-    nodes, start = response_path(tree, end)
-    mask = tree.response_mask_N[nodes]
-    mask[:start] = 0
-    return tree.chain(nodes, mask)
 
 
 def _fill(trees: Sequence[TokenTree], row_length: int) -> list[list[TokenTree]]:

@@ -148,7 +148,7 @@ def test_lost_context_is_what_the_paths_of_pieces_lack(examine, templates, encod
     assert (count, places[:2]) == (responses, ["3: message 6", "3: message 8"])
 
 
-@pytest.mark.parametrize("trees", ["tree", "paths"])
+@pytest.mark.parametrize("trees", ["tree", "paths", "responses"])
 def test_what_a_policy_costs_is_what_a_run_under_it_counts(examine, templates, trees):
     report = examine(RECORDS, over_length="drop", trees=trees)
     table = report["train"]["over_length"]

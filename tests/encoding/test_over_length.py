@@ -41,7 +41,7 @@ def supervised(tree):
             for turn in np.unique(tree.turn_ids_N[nodes])]  # fmt: skip
 
 
-@pytest.mark.parametrize("trees", ["tree", "paths"])
+@pytest.mark.parametrize("trees", ["tree", "paths", "responses"])
 @pytest.mark.parametrize("name", ["chatml", "thinking"])
 @given(system=st.sampled_from(["", "be"]), turns=rounds, room=st.integers(20, 260))
 @settings(max_examples=25, deadline=None)
@@ -146,7 +146,7 @@ def test_branches_are_cut_as_paths():
 
 
 @pytest.mark.parametrize("policy", ["windows", "keep_last", "keep_first"])
-@pytest.mark.parametrize("trees", ["tree", "paths"])
+@pytest.mark.parametrize("trees", ["tree", "paths", "responses"])
 def test_what_is_cut_is_numbered_as_the_whole(trees, policy):
     """Pieces of a tree of replies, and of a dialogue with a system message before what is cut."""
     branches = dialogue(*(("user", "a"), ("assistant", "b" * 30), ("assistant", "c" * 30), ("user", "d" * 9)),

@@ -9,6 +9,8 @@ from mtsft.encoding.token_tree import (
     context_lengths,
     expand,
     is_one_chain,
+    longest_piece,
+    one_a_response,
     paths,
     positions,
     response_ends,
@@ -258,9 +260,29 @@ def test_responses_that_meet_on_one_path_end_apart_though_their_turn_is_one():
     assert context_lengths(tree) == {3: 1, 4: 3}
 
 
-def test_a_thought_that_is_not_trained_is_context_of_what_follows_it():
+def test_a_response_begins_with_its_first_supervised_token_and_is_one_across_what_is_context_in_it():
     builder = TreeBuilder()
     depth = builder.descend(0, [10, 11], 0, 0, 1)
-    for thought, weight in (([12], 1.0), ([13, 14], 0.0), ([15], 1.0)):  # a first word, a thought, the reply
-        depth = builder.descend(depth, thought, 1, 0, 1, weight)
-    assert context_lengths(builder.build()) == {1: 5}
+    # A thought that is not trained, words, some that are left out, the last words.
+    for words, weight in (([12], 0.0), ([13], 2.0), ([14, 15], 0.0), ([16], 1.0), ([17], 0.0)):
+        depth = builder.descend(depth, words, 1, 0, 1, weight)
+    depth = builder.descend(depth, [18], 2, 1, 3)
+    builder.descend(depth, [19], 3, 1, 3, 1.0)
+    tree = builder.build()
+    assert response_ends(tree).tolist() == [6, 9]
+    assert context_lengths(tree) == {1: 3, 3: 9}
+    assert [(context.tolist(), response.tolist()) for _, context, response in paths(tree)] == [
+        ([10, 11, 12], [13, 14, 15, 16]),
+        ([*range(10, 19)], [19]),
+    ]
+    first, second = one_a_response(tree)
+    assert first.response_mask_N.tolist() == [0, 0, 0, 2, 0, 0, 1]
+    assert second.response_mask_N.tolist() == [0] * 9 + [1]
+    assert second.parents_N.tolist() == [*range(-1, 9)]
+
+
+def test_no_token_that_is_supervised_is_no_response():
+    tree = grow((0, [10, 11], 0, 0.0))
+    assert one_a_response(tree) == []
+    assert longest_piece(tree, "responses") == 0
+    assert longest_piece(tree, "paths") == longest_piece(tree, "tree") == 2

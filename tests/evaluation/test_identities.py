@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support import VOCAB, chain, tree
 
+from mtsft.encoding.token_tree import one_a_response, response_chain
 from mtsft.evaluation import identities
 from mtsft.evaluation.identities import compare
 
@@ -68,15 +69,14 @@ def test_a_branch_that_is_lost_is_found(params):
 
 
 def test_a_path_is_one_response_in_its_context():
-    ends = [4, 7, 9]
-    paths = [identities._path(BRANCHING, end) for end in ends]
+    paths = one_a_response(BRANCHING)
     assert [path.tokens_N.tolist() for path in paths] == [
         BRANCHING.tokens_N[nodes].tolist() for nodes in ([0, 1, 2, 3, 4], [0, 1, 5, 6, 7], [0, 1, 5, 8, 9])
     ]
     assert [path.response_mask_N.tolist() for path in paths] == [[0, 0, 1, 1, 1], [0, 0, 0, 2, 2], [0, 0, 0, 0, 0.5]]
     assert all(path.parents_N.tolist() == [-1, 0, 1, 2, 3] for path in paths)
     # Of turns that meet, each path supervises its own.
-    assert identities._path(ADJOINING, 2).response_mask_N.tolist() == [0, 1, 1]
-    assert identities._path(ADJOINING, 4).response_mask_N.tolist() == [0, 0, 0, 1, 1]
+    assert response_chain(ADJOINING, 2).response_mask_N.tolist() == [0, 1, 1]
+    assert response_chain(ADJOINING, 4).response_mask_N.tolist() == [0, 0, 0, 1, 1]
     assert len(identities._fill([BRANCHING, TWO_TURNS, ADJOINING], ROW)) == 1
     assert [len(row) for row in identities._fill([BRANCHING, TWO_TURNS, ADJOINING], 15)] == [2, 1]
