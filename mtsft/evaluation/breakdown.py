@@ -3,9 +3,7 @@
 Groups of tokens: by turn of the assistant; by file; by length of the response, in tokens; by position, how many tokens
 stand before on its path. Lengths and positions are told apart by powers of two.
 
-How far a mean may be off is found by the bootstrap (Efron 1979, The Annals of Statistics 7, 1 to 26): as many
-dialogues as there are are drawn with replacement, and the middle 95% of the means that result are an interval. Of
-dialogues, not of tokens, as tokens of one dialogue are alike; windows of one dialogue are one.
+How far a mean may be off is found by drawing dialogues (bootstrap.py); windows of one dialogue are one.
 """
 
 from collections.abc import Mapping
@@ -15,10 +13,8 @@ import numpy as np
 
 from mtsft.data.store import Store
 from mtsft.encoding.token_tree import positions
+from mtsft.evaluation.bootstrap import mean_intervals
 from mtsft.evaluation.token_scores import TokenScores
-
-_RESAMPLES, _AT_A_TIME = 1000, 50
-_MIDDLE = (2.5, 97.5)  # per cent
 
 
 class Group(NamedTuple):
@@ -157,7 +153,7 @@ class Breakdown:
 
         nll_DxG, weight_DxG = sums(self._weight_S * self._found.scores["nll"]), sums(self._weight_S)
         tokens_DxG, correct_DxG = sums(np.ones(len(group_S))), sums(self._found.scores["correct"])
-        low_G, high_G = _intervals(nll_DxG, weight_DxG, self._seed)
+        low_G, high_G = mean_intervals(nll_DxG, weight_DxG, self._seed)
         loss_G = nll_DxG.sum(0) / weight_DxG.sum(0)
         tokens_G = tokens_DxG.sum(0)
         return [
@@ -171,17 +167,6 @@ class Breakdown:
             )
             for g in range(G)
         ]
-
-
-def _intervals(nll_DxG: np.ndarray, weight_DxG: np.ndarray, seed: int) -> np.ndarray:
-    """The lowest and the highest loss of each group, (2, G); a draw without any of a group counts for none of it."""
-    rng, D, found = np.random.default_rng(seed), len(nll_DxG), []
-    for _ in range(_RESAMPLES // _AT_A_TIME):
-        drawn = rng.integers(D, size=(_AT_A_TIME, D))
-        counts = np.stack([np.bincount(each, minlength=D) for each in drawn]).astype(np.float64)
-        weights = counts @ weight_DxG
-        found.append(np.where(weights > 0, counts @ nll_DxG, np.nan) / np.where(weights > 0, weights, 1))
-    return np.nanpercentile(np.concatenate(found), _MIDDLE, axis=0)
 
 
 def _power_below(numbers: np.ndarray) -> np.ndarray:
