@@ -9,7 +9,7 @@ from mtsft.diagnose.text_table import lines_of_table
 from mtsft.errors import one_line
 from mtsft.evaluation.context import tables
 from mtsft.evaluation.context.scoring import Scored
-from mtsft.evaluation.context.variants import FOREIGN, TRUE
+from mtsft.evaluation.context.variants import ALONE, FOREIGN, TRUE
 from mtsft.evaluation.context.verdict import Verdict, verdict_of
 
 _SHOWN = 5  # responses that the text names
@@ -26,9 +26,9 @@ def as_record(scored: Scored, least_gain: float, seed: int, turns: int) -> dict[
 
     Returns:
         {said, verdict, p_value, p_values: {helps, small}, gain, interval, least_gain, compared: {tokens, responses,
-        dialogues}, read: {responses, dialogues}, by_turn, by_distance, perturbations, resharded, dialogues: the
+        dialogues}, read: {responses, dialogues}, whole, by_turn, by_distance, perturbations, resharded, dialogues: the
         responses to which a foreign history is as good, left_out: [{variant, why, responses, first}], seed}; see
-        tables.py.
+        verdict.py and tables.py.
     """
     responses = scored.responses
     paired = tables.with_history(responses, seed)
@@ -39,8 +39,8 @@ def as_record(scored: Scored, least_gain: float, seed: int, turns: int) -> dict[
         "verdict": found.verdict,
         "p_value": found.p_value,
         "p_values": {"helps": found.p_helps, "small": found.p_small},
-        "gain": found.gain,
-        "interval": list(found.interval),
+        "gain": found.gain and found.gain.mean,
+        "interval": found.gain and list(found.gain.interval),
         "least_gain": least_gain,
         "compared": paired.counts(),
         "read": {"responses": len(responses), "dialogues": scored.dialogues},
@@ -61,8 +61,10 @@ def as_record(scored: Scored, least_gain: float, seed: int, turns: int) -> dict[
 def _verdict(paired: tables.Paired, least_gain: float, seed: int) -> Verdict:
     if not all(FOREIGN in each.nll for each in paired.responses):
         paired = paired.of([])
-    differences_R = paired.nll_R(FOREIGN) - paired.nll_R(TRUE)
-    return verdict_of(paired.by_dialogue(differences_R), paired.by_dialogue(paired.tokens_R), least_gain, seed)
+    true_R = paired.nll_R(TRUE)
+    without = {"after the user's message alone": ALONE, "after another dialogue's history": FOREIGN}
+    differences = {than: paired.by_dialogue(paired.nll_R(name) - true_R) for than, name in without.items()}
+    return verdict_of(differences, paired.by_dialogue(paired.tokens_R), least_gain, seed)
 
 
 def as_text(record: Mapping[str, Any]) -> str:
