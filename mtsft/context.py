@@ -17,17 +17,20 @@ import sys
 from absl import flags
 
 from mtsft import cli
+from mtsft.evaluation.context.options import ContextOptions
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir(required=False)
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "Tables to read, or one JSON object.")
 _STEP = cli.define_step()
 _BASE = cli.define_base()
-_LIMIT = flags.DEFINE_integer("limit", 200, "Held-out dialogues, the first ones; 0 for all.", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", 0, "Of all that is drawn.", lower_bound=0, upper_bound=2**32 - 1)
-_LEAST = flags.DEFINE_float("least_gain", 0.02, "The smallest gain that matters, in nats per token.")
-_PERTURBED = flags.DEFINE_bool("perturbed", True, "Whether histories are perturbed, too.")
-_RESHARDINGS = flags.DEFINE_integer("reshardings", 4, "Ways to cut the user's words; 0 for none.", lower_bound=0)
+_USUAL = ContextOptions()
+_LIMIT = flags.DEFINE_integer("limit", _USUAL.limit, "Held-out dialogues, the first ones; 0 for all.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", _USUAL.seed, "Of all that is drawn.", lower_bound=0, upper_bound=2**32 - 1)
+_LEAST = flags.DEFINE_float("least_gain", _USUAL.least_gain, "The smallest gain that matters, in nats per token.")
+_PERTURBED = flags.DEFINE_bool("perturbed", _USUAL.perturbed, "Whether histories are perturbed, too.")
+_WAYS = "Other ways to cut the user's words; 0 for none."
+_RESHARDINGS = flags.DEFINE_integer("reshardings", _USUAL.reshardings, _WAYS, lower_bound=0)
 
 
 def main() -> None:
@@ -35,7 +38,7 @@ def main() -> None:
     # Imported here: processes that tokenise import this file too, and have no use for JAX.
     import jax
 
-    from mtsft.runs.context_loss import ContextOptions, diagnose_context
+    from mtsft.runs.context_loss import diagnose_context
     from mtsft.training import distributed, metrics
 
     options = ContextOptions(_LIMIT.value, _SEED.value, _LEAST.value, _PERTURBED.value, _RESHARDINGS.value)

@@ -3,10 +3,9 @@
 import json
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,16 +17,17 @@ from mtsft.diagnose.notebook_views import ShownRecord
 from mtsft.diagnose.viewed import read_split
 from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.token_tree import TokenTree
-from mtsft.errors import InputError
 from mtsft.evaluation.context.donors import Donors
+from mtsft.evaluation.context.options import ContextOptions
 from mtsft.evaluation.context.report import as_record, as_text
 from mtsft.evaluation.context.scorer import summed_nll
-from mtsft.evaluation.context.scoring import score_last_responses, score_variants
+from mtsft.evaluation.context.scoring import Scored, score_last_responses, score_variants
 from mtsft.evaluation.context.variants import Variation
 from mtsft.files import atomic_write, path_of
 from mtsft.model.attention.rows import Rows
 from mtsft.model.parameters import split
 from mtsft.progress import Progress
+from mtsft.runs.attention_check import check_attention
 from mtsft.runs.compiled import compile_token_scores
 from mtsft.runs.evaluator import Evaluator
 from mtsft.training.metrics import finite
@@ -42,29 +42,6 @@ class ContextReport(ShownRecord):
         return as_text(self)
 
 
-@dataclass(frozen=True)
-class ContextOptions:
-    """What is measured, and on how much.
-
-    Attributes:
-        limit: held-out dialogues, the first ones; 0 for all.
-        seed: of all that is drawn.
-        least_gain: the smallest gain that matters, nats per token.
-        perturbed: whether histories are perturbed, too.
-        reshardings: ways to cut the user's words, at most; 0 for none.
-    """
-
-    limit: int = 200
-    seed: int = 0
-    least_gain: float = 0.02
-    perturbed: bool = True
-    reshardings: int = 4
-
-    def __post_init__(self):
-        if not self.least_gain > 0:
-            raise InputError(f"least_gain={self.least_gain}: must be above 0; no test can show that a gain is 0")
-
-
 class ContextScorer:
     """A model and the dialogues of an evaluation, ready to score responses; all batches have one shape.
 
@@ -77,7 +54,9 @@ class ContextScorer:
         # Other rows than those of the evaluation: chains, and any number of them.
         setup = subject.setup
         rows = Rows(branch=False, most_trees=0)
-        model = setup.model.on(setup.partitioner.mesh.devices.flat[0].platform, rows)
+        arch = replace(setup.model.arch, attention_kernel=setup.config.model.attention_kernel)
+        model = replace(setup.model, arch=arch).on(setup.partitioner.mesh.devices.flat[0].platform, rows)
+        check_attention(model)
         self._scores = compile_token_scores(replace(setup, model=model), ())
         self._params = split(subject.params, setup.trains)
         self.subject = subject
@@ -90,23 +69,21 @@ class ContextScorer:
         """The held-out dialogues, each once, with its file."""
         return read_split(self._files.eval_files, self._files.eval_spec)
 
-    def diagnose(self, options: ContextOptions) -> dict[str, Any]:
-        """The record of `mtsft.evaluation.context.report.as_record`."""
+    def score(self, options: ContextOptions) -> Scored:
+        """The responses of the held-out dialogues, scored after all of their histories."""
         donors = Donors(self.dialogues(), options.seed)
         variation = Variation(donors, options.seed, options.perturbed, options.reshardings)
-        known = len(self.subject.setup.dataset.eval)
-        total = min(options.limit, known) if options.limit else known
+        total = min(options.limit, donors.dialogues) if options.limit else donors.dialogues
         with Progress("context", total, "dialogues", jax.process_index() == 0) as bar:
-            first = islice(self.dialogues(), options.limit or None)
+            first = islice(self.dialogues(), total)
             spec = self._files.eval_spec
-            scored = score_variants(first, spec, variation, self._score, self._longest, bar.advance)
-        return as_record(scored, options.least_gain, options.seed, self.subject.setup.config.eval.turns)
+            return score_variants(first, spec, variation, self._nll, self._longest, bar.advance)
 
     def last_responses(self, dialogues: Sequence[Dialogue]) -> list[tuple[int, float] | str]:
         """As `score_last_responses`."""
-        return score_last_responses(dialogues, self._files.eval_spec, self._score, self._longest)
+        return score_last_responses(dialogues, self._files.eval_spec, self._nll, self._longest)
 
-    def _score(self, trees: Sequence[TokenTree]) -> np.ndarray:
+    def _nll(self, trees: Sequence[TokenTree]) -> np.ndarray:
         return summed_nll(lambda epochs: self._scores(*self._params, epochs), trees, self.row_length)
 
 
@@ -129,7 +106,8 @@ def diagnose_context(
     """
     began = time.monotonic()
     subject = Evaluator.of(config, workdir, step, told, places)
-    found = ContextScorer(subject).diagnose(options)
+    scored, turns = ContextScorer(subject).score(options), subject.setup.config.eval.turns
+    found = as_record(scored, options.least_gain, options.seed, turns)
     of_step = {"step": subject.checkpoint.step, "checkpoint": str(subject.checkpoint)} if subject.checkpoint else {}
     seconds = {"seconds": round(time.monotonic() - began, 3)}
     report = ContextReport(found | {"step": None, "checkpoint": None} | of_step | {"notes": [*subject.notes]} | seconds)

@@ -33,16 +33,21 @@ class Donors:
         dialogues: all of the files, each with its file.
         seed: of what is drawn of a file with more than 512 (each as likely as any other: Vitter 1985, ACM Transactions
             on Mathematical Software 11, 37 to 57, algorithm R), and of the histories.
+
+    Attributes:
+        dialogues: how many were read.
     """
 
     def __init__(self, dialogues: Iterable[tuple[Path, Dialogue]], seed: int):
         self._seed, self._of = seed, defaultdict(list)
         seen: dict[Path, int] = defaultdict(int)
+        self.dialogues = 0
         rng = np.random.default_rng(seed)
         for path, dialogue in dialogues:
             kept = self._of[path]
             place = len(kept) if len(kept) < _OF_A_FILE else int(rng.integers(seen[path] + 1))
             seen[path] += 1
+            self.dialogues += 1
             if place < _OF_A_FILE:
                 kept[place : place + 1] = [_donor(dialogue)]
 
