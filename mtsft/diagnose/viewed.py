@@ -54,6 +54,16 @@ def viewed(files: Sequence[Path], spec: EncodingSpec, held_out: bool = False) ->
         yield from _with_parts(waiting, encoder.encode(waiting)[0], held_out)
         waiting.clear()
 
+    for _, dialogue in read_split(files, spec):
+        waiting.append(dialogue)
+        if len(waiting) == _CHUNK:
+            yield from encoded()
+    yield from encoded()
+
+
+def read_split(files: Sequence[Path], spec: EncodingSpec) -> Iterator[tuple[Path, Dialogue]]:
+    """The dialogues of files that are `spec`'s side of a split, in order, each with its file; raises as training."""
+
     def left_out(error: InputError) -> None:
         if not isinstance(error, OversizedDialogue) or spec.config.refused != "skip":
             raise error
@@ -61,10 +71,7 @@ def viewed(files: Sequence[Path], spec: EncodingSpec, held_out: bool = False) ->
     for path in files:
         for _, dialogue in readers.read_dialogues(path, spec.record_format, unreadable=left_out):
             if in_split(dialogue, spec.split):
-                waiting.append(dialogue)
-            if len(waiting) == _CHUNK:
-                yield from encoded()
-    yield from encoded()
+                yield path, dialogue
 
 
 class Side(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 
 from mtsft.data.store import Store
 from mtsft.encoding.token_tree import positions
-from mtsft.evaluation.bootstrap import intervals
+from mtsft.evaluation.bootstrap import mean_intervals
 from mtsft.evaluation.token_scores import TokenScores
 
 
@@ -172,7 +172,7 @@ class Breakdown:
         tokens_G = tokens_DxG.sum(0)
         there_G = tokens_G > 0
         bounds = np.full((2, len(there_G)), np.nan)
-        bounds[:, there_G] = intervals(nll_DxG[:, there_G], weight_DxG[:, there_G], self._seed)
+        bounds[:, there_G] = mean_intervals(nll_DxG[:, there_G], weight_DxG[:, there_G], self._seed)
         tables, g = {}, 0
         for name, grouping in self._groupings.items():
             tables[name] = []

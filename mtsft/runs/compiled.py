@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from mtsft.data.batches import BatchSource, PackedBatch
+from mtsft.data.epochs import Epochs
 from mtsft.evaluation.held_out import evaluate, loss_by_turn
 from mtsft.evaluation.token_scores import TokenMeasure, TokenScores, score_tokens
 from mtsft.model.parameters import Params
@@ -43,8 +44,11 @@ def compile_evaluation(setup: TrainingSetup) -> Callable[[Params, Params], dict[
     return _over_held_out(setup, loss_by_turn(setup.model, objective.chunk, setup.config.eval.turns, shards), evaluate)
 
 
-def compile_token_scores(setup: TrainingSetup, stop_ids: Sequence[int]) -> Callable[[Params, Params], TokenScores]:
-    """The scores of every held-out token: (trained parameters, frozen parameters) -> TokenScores; under jit alone."""
+def compile_token_scores(setup: TrainingSetup, stop_ids: Sequence[int]) -> Callable[..., TokenScores]:
+    """The scores of every supervised token: (trained parameters, frozen parameters) -> TokenScores; under jit alone.
+
+    Those of the held-out dialogues, or of the first of other epochs, of rows as long: (..., epochs).
+    """
     measure = TokenMeasure(tuple(stop_ids))
 
     def of_rows(params: Params, rows: PackedBatch):
@@ -53,7 +57,7 @@ def compile_token_scores(setup: TrainingSetup, stop_ids: Sequence[int]) -> Calla
     return _over_held_out(setup, of_rows, score_tokens)
 
 
-def _over_held_out(setup: TrainingSetup, of_rows: Callable, collect: Callable) -> Callable[[Params, Params], Any]:
+def _over_held_out(setup: TrainingSetup, of_rows: Callable, collect: Callable) -> Callable[..., Any]:
     """(trained parameters, frozen parameters) -> what `collect` makes of the held-out dialogues.
 
     Args:
@@ -61,21 +65,17 @@ def _over_held_out(setup: TrainingSetup, of_rows: Callable, collect: Callable) -
         of_rows: (all parameters, rows) -> a tree of arrays.
         collect: (`of_rows` compiled, parameters, batches, put) -> the result; see `held_out.evaluate`.
     """
-    partitioner, size, epochs = setup.partitioner, setup.eval_batch_size, setup.dataset.eval_epochs
-    num_rows = epochs.num_rows(0)
+    partitioner, size = setup.partitioner, setup.eval_batch_size
     evaluate_batch = partitioner.compile_evaluation(
         of_rows, setup.param_shardings(setup.shapes.params), setup.param_shardings(setup.frozen_shapes)
     )
-    batches = BatchSource(
-        epochs,
-        size,
-        rows=partitioner.rows(size),
-        max_rows=num_rows,
-        steps=-(-num_rows // size),
-    )
 
-    def held_out(params: Params, frozen: Params) -> dict[str, Any]:
-        with Progress("evaluating", batches.steps, "batches", jax.process_index() == 0) as bar:
+    def over(params: Params, frozen: Params, epochs: Epochs | None = None) -> Any:
+        shown = epochs is None and jax.process_index() == 0  # a part of something else shows nothing
+        epochs = setup.dataset.eval_epochs if epochs is None else epochs
+        num_rows = epochs.num_rows(0)
+        batches = BatchSource(epochs, size, rows=partitioner.rows(size), max_rows=num_rows, steps=-(-num_rows // size))
+        with Progress("evaluating", batches.steps, "batches", shown) as bar:
 
             def put(batch: PackedBatch) -> PackedBatch:
                 bar.advance()
@@ -83,4 +83,4 @@ def _over_held_out(setup: TrainingSetup, of_rows: Callable, collect: Callable) -
 
             return collect(lambda params, batch: evaluate_batch(params, frozen, batch), params, batches, put)
 
-    return held_out
+    return over

@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 
 from mtsft.config_files import as_config
 from mtsft.diagnose.notebook_views import ShownRecord
+from mtsft.evaluation.context.options import ContextOptions
 from mtsft.evaluation.score_table import as_table
-from mtsft.runs import loop
+from mtsft.runs import context_loss, loop
 from mtsft.runs.evaluation_record import keep_evaluation
 from mtsft.runs.evaluator import Evaluator
 from mtsft.runs.final_measures import final_measure
@@ -78,6 +79,22 @@ class Run:
         if found.is_own:
             keep_evaluation(self.workdir, scores)
         return HeldOutScores(scores)
+
+    def context(self, **options: Any) -> context_loss.ContextReport:
+        """Whether the best checkpoint uses what was said earlier in held-out dialogues; also written to context.json.
+
+        Args:
+            options: of `mtsft.evaluation.context.options.ContextOptions`: limit, seed, least_gain, perturbed,
+                reshardings.
+
+        Returns:
+            What `mtsft context --format=json` prints: {said, verdict, p_value, by_turn, by_distance, perturbations,
+            resharded, dialogues, ...}; printed as its tables.
+
+        Raises:
+            InputError: nothing is trained yet, nothing is held out, or an option is wrong.
+        """
+        return context_loss.diagnose_context(self.config, self.workdir, ContextOptions(**options))
 
     def __repr__(self) -> str:
         return f"<run in {self.workdir}>"
