@@ -2,8 +2,9 @@
 
 The same model, data, budget and seed are trained as each of --strategies, in a process and a folder of DIR each; then
 all models are evaluated on every turn of the same held-out dialogues. Printed, and kept in DIR/compare.json: held-out
-loss and its difference from one pass with intervals over dialogues, by turn too; tokens, trained tokens, FLOPs and
-seconds; and on --check dialogues, whether one pass and a sequence a response have the same loss and gradient.
+loss and its difference from one pass with intervals over dialogues, by turn too; what the history brings, on --context
+dialogues (see mtsft context); tokens, trained tokens, FLOPs and seconds; and on --check dialogues, whether one pass and
+a sequence a response have the same loss and gradient.
 
     one_pass      every turn, in one pass over the dialogue
     per_response  every turn, a sequence for each
@@ -38,6 +39,9 @@ _STRATEGIES = flags.DEFINE_list(
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Values of train.seed, with which each is trained.")
 _BUDGET = flags.DEFINE_enum("budget", "tokens", ["tokens", "epochs"], "What all have in common: see above.")
 _CHECK = flags.DEFINE_integer("check", 4, "Dialogues to compare gradients on; 0 for none.", lower_bound=0)
+_CONTEXT = flags.DEFINE_integer(
+    "context", 50, "Held-out dialogues to find out on what the history brings; 0 for none.", lower_bound=0
+)
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "Tables to read, or one JSON object.")
 
 
@@ -57,7 +61,7 @@ def main() -> None:
     if any(result.status != "finished" for result in results):
         _say(f"not all runs are finished; the same command goes on with them (exit status {stopping.UNFINISHED})")
         sys.exit(stopping.UNFINISHED)
-    record = comparison.measure(_CHECK.value)
+    record = comparison.measure(_CHECK.value, _CONTEXT.value)
     cli.write_out((json.dumps(record) if _FORMAT.value == "json" else comparison_text(record)) + "\n")
 
 

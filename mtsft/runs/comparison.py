@@ -17,9 +17,11 @@ from mtsft.encoding.token_tree import TokenTree
 from mtsft.errors import InputError
 from mtsft.evaluation import identities
 from mtsft.evaluation.breakdown import Breakdown
+from mtsft.evaluation.context.options import ContextOptions
 from mtsft.evaluation.score_table import as_scores
 from mtsft.files import atomic_write
 from mtsft.model.parameters import join
+from mtsft.runs.context_loss import context_of
 from mtsft.runs.rivals import open_rival
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.strategies import (
@@ -39,7 +41,6 @@ from mtsft.training.flops import needed
 from mtsft.training.losses.forward import response_nll
 from mtsft.training.metrics import finite
 
-BUDGETS = ("tokens", "epochs")
 RECORD = "compare.json"
 
 
@@ -77,22 +78,24 @@ class Comparison:
         """What trains them. say: as of `Sweep`."""
         return Sweep(self._folder, {name: (run.overrides, run.config) for name, run in self.runs.items()}, say)
 
-    def measure(self, checked: int) -> dict[str, Any]:
+    def measure(self, checked: int, context: int) -> dict[str, Any]:
         """What came of the runs, which are all finished; kept in compare.json.
 
         Args:
             checked: dialogues on which the gradients of one pass and of a sequence a response are compared.
+            context: held-out dialogues on which it is found out what the history brings; 0 for none.
 
         Returns:
             {budget, seeds, strategies: [{strategy, said, overrides, run: [...], tokens, supervised_tokens, dialogues,
-            sequences, slots, flops, seconds, losses: by seed, ...scores}], gradients}: numbers of a run are means over
+            sequences, slots, flops, seconds, losses: by seed, context: [{gain, interval, verdict, p_value} by seed],
+            ...scores}], gradients}: numbers of a run are means over
             seeds; scores are those of `as_scores`, of the mean over seeds of each token's -log Pr, compared with one
             pass; gradients as `_compare_gradients` says, None where either strategy is missing.
         """
         setup = TrainingSetup.of(self._config, trains=False)
         rows, base = [], None
         for name in self._names:
-            row, breakdown = self._measure_strategy(name, setup, base)
+            row, breakdown = self._measure_strategy(name, setup, base, context)
             base = base or breakdown
             rows.append(row)
         record = {
@@ -105,20 +108,24 @@ class Comparison:
         return record
 
     def _measure_strategy(
-        self, strategy: str, setup: TrainingSetup, base: Breakdown | None
+        self, strategy: str, setup: TrainingSetup, base: Breakdown | None, context: int
     ) -> tuple[dict[str, Any], Breakdown]:
         """The row of a strategy, and its scores."""
         runs = {name: run for name, run in self.runs.items() if run.strategy == strategy}
         ran = [self._of_run(name, run, setup) for name, run in runs.items()]
-        evaluations = [open_rival(setup, str(self._folder / name), None).score() for name in runs]
-        breakdown = Breakdown.mean([each.breakdown for each in evaluations])
+        breakdowns, gains = [], []
+        for name in runs:
+            subject = open_rival(setup, str(self._folder / name), None)
+            breakdowns.append(subject.score().breakdown)
+            if context:
+                found = context_of(subject, ContextOptions(context, perturbed=False, reshardings=0))
+                gains.append({key: found[key] for key in ("gain", "interval", "verdict", "p_value")})
+        breakdown = Breakdown.mean(breakdowns)
         said, overrides = STRATEGIES[strategy]
         row = {"strategy": strategy, "said": said, "overrides": dict(overrides), "runs": list(runs)}
         row |= {name: float(np.mean([each[name] for each in ran])) for name in ran[0]}
-        row |= {"losses": [each.record()["loss"] for each in evaluations]}
-        return row | as_scores(breakdown, base=base) | {
-            "dialogues_held_out": evaluations[0].known["dialogues"]
-        }, breakdown
+        row |= {"losses": [as_scores(each)["loss"] for each in breakdowns], "context": gains}
+        return row | as_scores(breakdown, base=base), breakdown
 
     def _of_run(self, name: str, run: PlannedRun, setup: TrainingSetup) -> dict[str, Any]:
         """What a run computed, and how long it took."""

@@ -30,6 +30,10 @@ def _lines(record: Mapping[str, Any]) -> Iterator[str]:
     of_turns = [(row["strategy"], *(f"{each['loss']:.4f}" for each in row["by_turn"])) for row in rows]
     yield from lines_of_table("loss by turn", [str(turn + 1) for turn in turns], of_turns)
     yield ""
+    if rows[0]["context"]:
+        columns = ["nats a token", "95% of draws", "the model"]
+        yield from lines_of_table("history brings", columns, [_gain(row) for row in rows])
+        yield ""
     for row in rows:
         yield f"  {row['strategy']}: {row['said']}" + _keys(row["overrides"])
     yield from _ratio(rows)
@@ -58,6 +62,15 @@ def _cost(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['flops'] / 1e15:.4g}",
         (f"{row['seconds']:,.1f}"),
     )
+
+
+def _gain(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of the first seed; the verdicts of all."""
+    first, verdicts = row["context"][0], dict.fromkeys(each["verdict"] for each in row["context"])
+    if first["gain"] is None:
+        return row["strategy"], "", "", ", ".join(verdicts)
+    between = "{:+.4f} to {:+.4f}".format(*first["interval"])
+    return row["strategy"], f"{first['gain']:+.4f}", between, ", ".join(verdicts)
 
 
 def _keys(overrides: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -87,6 +88,12 @@ class ContextScorer:
         return summed_nll(lambda epochs: self._scores(*self._params, epochs), trees, self.row_length)
 
 
+def context_of(subject: Evaluator, options: ContextOptions) -> dict[str, Any]:
+    """The record of `mtsft.evaluation.context.report.as_record` of a model on its held-out dialogues."""
+    scored, turns = ContextScorer(subject).score(options), subject.setup.config.eval.turns
+    return as_record(scored, options.least_gain, options.seed, turns)
+
+
 def diagnose_context(
     config: ConfigDict,
     workdir: str | Path | None,
@@ -106,8 +113,7 @@ def diagnose_context(
     """
     began = time.monotonic()
     subject = Evaluator.of(config, workdir, step, told, places)
-    scored, turns = ContextScorer(subject).score(options), subject.setup.config.eval.turns
-    found = as_record(scored, options.least_gain, options.seed, turns)
+    found = context_of(subject, options)
     of_step = {"step": subject.checkpoint.step, "checkpoint": str(subject.checkpoint)} if subject.checkpoint else {}
     seconds = {"seconds": round(time.monotonic() - began, 3)}
     report = ContextReport(found | {"step": None, "checkpoint": None} | of_step | {"notes": [*subject.notes]} | seconds)
