@@ -36,7 +36,7 @@ from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.stats import EncodingStats
-from mtsft.encoding.token_tree import TokenTree
+from mtsft.encoding.token_tree import TokenTree, TreeColumns
 from mtsft.errors import InputError
 from mtsft.files import errors_naming
 from mtsft.progress import Progress
@@ -107,6 +107,11 @@ class Store:
     def __getitem__(self, index: int) -> TokenTree:
         start, end = self._starts[index], self._starts[index + 1]
         return TokenTree(*(column[start:end] for column in self._columns.values()))
+
+    @property
+    def columns(self) -> TreeColumns:
+        """All trees, laid end to end."""
+        return TreeColumns(self.lengths_N, *self._columns.values())
 
     @cached_property
     def supervised_N(self) -> np.ndarray:
@@ -234,8 +239,8 @@ def _cache_key(files: Sequence[Path], spec: EncodingSpec) -> str:
 
 
 def _map(path: Path, dtype) -> np.ndarray:
-    # An empty file cannot be mapped.
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+    # An empty file cannot be mapped. As a plain array, of which parts are taken in a third of the time.
+    return np.asarray(np.memmap(path, dtype, "r")) if path.stat().st_size else np.empty(0, dtype)
 
 
 @dataclass

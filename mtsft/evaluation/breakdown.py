@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtsft.data.store import Store
-from mtsft.encoding.token_tree import positions
+from mtsft.encoding.token_tree import TreeColumns, positions
 from mtsft.evaluation.bootstrap import mean_intervals
 from mtsft.evaluation.token_scores import TokenScores
 
@@ -49,14 +49,14 @@ class Group(NamedTuple):
 
 
 class Grouping(NamedTuple):
-    """A way to tell S tokens apart.
+    """A way to tell tokens apart, or responses.
 
     Attributes:
-        keys_S: int64, the index of the group of each token.
-        labels: of the groups, in the order of a table; one may have no tokens.
+        keys: int64, the index of the group of each.
+        labels: of the groups, in the order of a table; one may have none.
     """
 
-    keys_S: np.ndarray
+    keys: np.ndarray
     labels: Sequence[Hashable]
 
 
@@ -93,35 +93,31 @@ class Breakdown:
     """
 
     def __init__(self, store: Store, found: TokenScores, stop_ids: Sequence[int], most_turns: int, seed: int = 0):
-        self._store, self.found, self._stop_ids, self._seed = store, found, stop_ids, seed
+        self.found, self._seed = found, seed
         source_T = np.stack([store.file_of_N, store.lines_N], 1)
         dialogue_T = np.unique(source_T, axis=0, return_inverse=True)[1].reshape(-1)
         seen_T = np.bincount(found.tree_S, minlength=len(dialogue_T)) > 0
         number_D = np.cumsum(np.bincount(dialogue_T[seen_T], minlength=len(dialogue_T)) > 0) - 1
         self._dialogue_S = number_D[dialogue_T[found.tree_S]]
         self._count = int(number_D[-1]) + 1
-        trees = [store[index] for index in range(len(store))]
-        at_S = np.concatenate([[0], np.cumsum(store.lengths_N)])[found.tree_S] + found.place_S
-
-        def of_tokens(each):
-            return np.concatenate([each(tree) for tree in trees])[at_S]
-
-        self._weight_S = of_tokens(lambda tree: tree.response_mask_N).astype(np.float64)
-        self._token_S = of_tokens(lambda tree: tree.tokens_N)
-        message_S = of_tokens(lambda tree: tree.response_ids_N)
+        columns, starts_T = store.columns, np.cumsum(store.lengths_N) - store.lengths_N
+        at_S = starts_T[found.tree_S] + found.place_S
+        self._weight_S = columns.response_mask_N[at_S].astype(np.float64)
+        self._is_stop_S = np.isin(columns.tokens_N[at_S], stop_ids)
+        message_S = columns.response_ids_N[at_S]
         # Supervised tokens of a response stand together; of a tree that is there twice there are two responses.
         begins_S = np.append(True, (np.diff(found.visit_S) != 0) | (np.diff(message_S) != 0))
-        self.response_S = np.cumsum(begins_S) - 1
+        self.response_S, self._begins_R = np.cumsum(begins_S) - 1, np.flatnonzero(begins_S)
         self.responses = np.stack([found.tree_S[begins_S], message_S[begins_S].astype(np.int64)], 1)
-        turn_S = np.minimum(of_tokens(lambda tree: tree.turn_ids_N), most_turns - 1).astype(np.int64)
-        lengths_R = np.bincount(self.response_S)
-        self._groupings = {
-            "": Grouping(np.zeros(len(at_S), np.int64), [0]),
-            "turn": Grouping(turn_S, range(most_turns)),
-            "file": Grouping(store.file_of_N[found.tree_S].astype(np.int64), [str(file) for file in store.files]),
-            "length": _by_powers(lengths_R)._replace(keys_S=_by_powers(lengths_R).keys_S[self.response_S]),
-            "position": _by_powers(of_tokens(lambda tree: positions(tree.parents_N))),
+        turn_R = np.minimum(columns.turn_ids_N[at_S[begins_S]], most_turns - 1).astype(np.int64)
+        file_R = store.file_of_N[self.responses[:, 0]].astype(np.int64)
+        self._of_responses = {
+            "": Grouping(np.zeros(len(turn_R), np.int64), [0]),
+            "turn": Grouping(turn_R, range(most_turns)),
+            "file": Grouping(file_R, [str(file) for file in store.files]),
+            "length": _by_powers(np.bincount(self.response_S)),
         }
+        self._by_position = _by_powers(_positions(columns, starts_T, found))
 
     @classmethod
     def mean(cls, breakdowns: Sequence["Breakdown"]) -> "Breakdown":
@@ -134,7 +130,7 @@ class Breakdown:
     def group_by(self, name: str, labels_R: Sequence[str]) -> None:
         """Adds a table of that name, by what each response is; its groups are in alphabetical order."""
         labels, keys_R = np.unique(np.asarray(labels_R, object).astype(str), return_inverse=True)
-        self._groupings[name] = Grouping(keys_R[self.response_S], labels.tolist())
+        self._of_responses[name] = Grouping(keys_R, labels.tolist())
 
     def tables(self) -> dict[str, list[Group]]:
         """The groups by the name of their table: "" has one of all tokens; then "turn", "file", "length", "position"
@@ -148,14 +144,12 @@ class Breakdown:
 
     def stops(self) -> Stops | None:
         """Where turns would end; None where no response ends with a stop."""
-        stop_S = np.minimum(self.found.scores["stop"].astype(np.float64), 1.0)
-        is_stop_S, R = np.isin(self._token_S, self._stop_ids), len(self.responses)
+        stop_S, is_stop_S = np.minimum(self.found.scores["stop"].astype(np.float64), 1.0), self._is_stop_S
         last_R = np.cumsum(np.bincount(self.response_S)) - 1
         last_R = last_R[is_stop_S[last_R]]
         if not len(last_R):
             return None
-        goes_on_R = np.ones(R)
-        np.multiply.at(goes_on_R, self.response_S[~is_stop_S], 1 - stop_S[~is_stop_S])
+        goes_on_R = np.multiply.reduceat(np.where(is_stop_S, 1.0, 1 - stop_S), self._begins_R)
         reached_R, ends_R = goes_on_R[self.response_S[last_R]], stop_S[last_R]
         return Stops(
             where_it_should=float((reached_R * ends_R).mean()),
@@ -167,14 +161,18 @@ class Breakdown:
     def _tables(self, nll_S: np.ndarray) -> dict[str, list[Group]]:
         """The tables, all intervals from the same draws."""
         values = (self._weight_S * nll_S, self._weight_S, np.ones(len(nll_S)), self.found.scores["correct"])
-        sums = [[self._sums(grouping, each) for each in values] for grouping in self._groupings.values()]
+        values_R = [np.add.reduceat(each, self._begins_R, dtype=np.float64) for each in values]
+        dialogue_R = self._dialogue_S[self._begins_R]
+        groupings = {**self._of_responses, "position": self._by_position}
+        sums = [self._sums(grouping, dialogue_R, values_R) for grouping in self._of_responses.values()]
+        sums.append(self._sums(self._by_position, self._dialogue_S, values))
         nll_DxG, weight_DxG, tokens_DxG, correct_DxG = (np.concatenate(each, 1) for each in zip(*sums))
         tokens_G = tokens_DxG.sum(0)
         there_G = tokens_G > 0
         bounds = np.full((2, len(there_G)), np.nan)
         bounds[:, there_G] = mean_intervals(nll_DxG[:, there_G], weight_DxG[:, there_G], self._seed)
         tables, g = {}, 0
-        for name, grouping in self._groupings.items():
+        for name, grouping in groupings.items():
             tables[name] = []
             for label in grouping.labels:
                 if there_G[g]:
@@ -190,10 +188,23 @@ class Breakdown:
                 g += 1
         return tables
 
-    def _sums(self, grouping: Grouping, values_S: np.ndarray) -> np.ndarray:
-        """The sums of values of tokens by dialogue and group, float64 (D, G)."""
+    def _sums(self, grouping: Grouping, dialogues: np.ndarray, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The sums of each of the values by dialogue and group, float64 (D, G)."""
         D, G = self._count, len(grouping.labels)
-        return np.bincount(self._dialogue_S * G + grouping.keys_S, values_S, D * G).reshape(D, G)
+        cells = dialogues * G + grouping.keys
+        return [np.bincount(cells, each, D * G).reshape(D, G) for each in values]
+
+
+def _positions(columns: TreeColumns, starts_T: np.ndarray, found: TokenScores) -> np.ndarray:
+    """How many tokens stand before each on its path, (S,): in a chain, its place."""
+    expected_N = np.arange(len(columns.parents_N)) - np.repeat(starts_T, columns.lengths) - 1
+    branching_T = np.unique(np.repeat(np.arange(len(starts_T)), columns.lengths)[columns.parents_N != expected_N])
+    positions_S = found.place_S.copy()
+    for tree in branching_T.tolist():
+        depths_N = positions(columns.parents_N[starts_T[tree] :][: columns.lengths[tree]])
+        of_tree = found.tree_S == tree
+        positions_S[of_tree] = depths_N[found.place_S[of_tree]]
+    return positions_S
 
 
 def _by_powers(numbers: np.ndarray) -> Grouping:

@@ -37,10 +37,8 @@ def label_responses(store: Store, form: RecordFormat, fields: Sequence[str]) -> 
         InputError: no response has a value of one of them.
     """
     by_source: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for tree in range(len(store)):
-        messages = np.unique(store[tree].response_ids_N[store[tree].response_mask_N != 0])
-        source = int(store.file_of_N[tree]), int(store.lines_N[tree])
-        by_source.setdefault(source, []).extend((tree, message) for message in messages.tolist())
+    for tree, message in _responses(store):
+        by_source.setdefault((int(store.file_of_N[tree]), int(store.lines_N[tree])), []).append((tree, message))
     labels = {name: {each: _NONE for of_one in by_source.values() for each in of_one} for name in (ROLE, *fields)}
     for file, line, dialogue in _dialogues(store, form, by_source):
         for tree, message in by_source[file, line]:
@@ -54,6 +52,16 @@ def label_responses(store: Store, form: RecordFormat, fields: Sequence[str]) -> 
         kept = [value for value, _ in Counter(labels[name].values()).most_common(_MOST)]
         labels[name] = {each: value if value in kept else _OTHERS for each, value in labels[name].items()}
     return labels
+
+
+def _responses(store: Store) -> list[tuple[int, int]]:
+    """(index of the tree, message) of each response; supervised tokens of one stand together."""
+    columns = store.columns
+    supervised = np.flatnonzero(columns.response_mask_N)
+    tree_S = np.repeat(np.arange(len(columns.lengths)), columns.lengths)[supervised]
+    message_S = columns.response_ids_N[supervised]
+    begins_S = np.append(True, (np.diff(tree_S) != 0) | (np.diff(message_S) != 0))[: len(supervised)]
+    return list(zip(tree_S[begins_S].tolist(), message_S[begins_S].tolist()))
 
 
 def _dialogues(

@@ -62,21 +62,30 @@ def score_tokens(evaluate_batch: Callable, params: Any, batches: BatchSource, pu
         batches: of the first epoch.
         put: this process's rows of a batch -> the global batch.
     """
-    epochs = batches.epochs
-    plan, parts = epochs.plan(0), []
-    for step, batch in enumerate(read_ahead(batches, start=0)):
-        scores = jax.device_get(evaluate_batch(params, put(batch)))
-        first = step * batches.batch_size
+    plan, store, scored = batches.epochs.plan(0), batches.epochs.store, []
+    trees, places, values = [], [], []
+
+    def collect(step: int, scores: dict[str, jax.Array]) -> None:
+        slots, first = [], step * batches.batch_size
         for row in range(min(batches.batch_size, batches.max_rows - first)):
-            start = 0
+            start = row * batches.epochs.row_length
             for index in plan.row(first + row):
-                tree = epochs.store[index]
-                place = np.flatnonzero(tree.response_mask_N)
-                values = {name: values_BxL[row, start + place] for name, values_BxL in scores.items()}
-                parts.append((np.full(len(place), index), place, np.full(len(place), len(parts)), values))
-                start += len(tree)
-    *numbers, values = zip(*parts)
+                places.append(np.flatnonzero(store[index].response_mask_N))
+                slots.append(places[-1] + start)
+                trees.append(index)
+                start += int(store.lengths_N[index])
+        slots = np.concatenate(slots)
+        values.append({name: values_BxL.reshape(-1)[slots] for name, values_BxL in jax.device_get(scores).items()})
+
+    for step, batch in enumerate(read_ahead(batches, start=0)):
+        scored.append((step, evaluate_batch(params, put(batch))))
+        if len(scored) > 1:  # the device has work while those before are collected
+            collect(*scored.pop(0))
+    collect(*scored.pop())
+    counts = [len(each) for each in places]
     return TokenScores(
-        *(np.concatenate(each).astype(np.int64) for each in numbers),
+        np.repeat(np.array(trees, np.int64), counts),
+        np.concatenate(places).astype(np.int64),
+        np.repeat(np.arange(len(trees)), counts),
         {name: np.concatenate([each[name] for each in values]) for name in values[0]},
     )

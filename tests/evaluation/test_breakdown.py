@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtsft.encoding.token_tree import TokenTree
+from mtsft.encoding.token_tree import TokenTree, TreeColumns
 from mtsft.evaluation.breakdown import Breakdown
 from mtsft.evaluation.score_table import as_scores, as_table
 from mtsft.evaluation.token_scores import TokenScores
@@ -36,6 +36,7 @@ NLL = [1.0, 2.0, 6.0, 3.0, 5.0, 4.0, 0.0]
 
 class FakeStore(list):
     files = ["a.jsonl", "b.jsonl"]  # noqa: RUF012
+    columns = property(TreeColumns.of)
     file_of_N, lines_N, lengths_N = np.array([0, 0, 1]), np.array([4, 4, 4]), np.array([5, 3, 4])
 
 

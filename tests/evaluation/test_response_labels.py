@@ -7,6 +7,7 @@ import pytest
 from support import chain
 
 from mtsft.dialogue.record_format import PLAIN
+from mtsft.encoding.token_tree import TreeColumns
 from mtsft.errors import InputError
 from mtsft.evaluation.response_labels import label_responses
 
@@ -34,6 +35,7 @@ class FakeStore(list):
     def __init__(self, path, records, responses):
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         super().__init__(chain([1.0] * len(each), turns=[0] * len(each), responses=each) for each in responses)
+        self.columns = TreeColumns.of(self)
         self.files, self.file_of_N, self.lines_N = [path], np.zeros(len(self), int), 1 + np.arange(len(self))
 
 
