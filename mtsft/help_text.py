@@ -10,6 +10,16 @@ from mtsft.config_keys import config_keys
 from mtsft.errors import InputError, did_you_mean, one_line
 
 _COLUMN = 36  # where meanings begin
+# What most people change, with values as they are written on a command line.
+COMMON = (
+    ("data.train=dialogues.jsonl", "data.eval_fraction=0.05"),
+    ("model.init_from=FOLDER", "lora.rank=16"),
+    ("train.learning_rate=1e-4", "train.epochs=2"),
+    ("train.batch_size=16", "train.rows_per_device=2"),
+    ("data.sequence_length=4096", "data.over_length=windows"),
+    ("eval.every=200", "checkpoint.every=200"),
+    ("parallel.mesh=fsdp=-1",),
+)
 
 
 class Entry(NamedTuple):
@@ -26,6 +36,7 @@ def key_entries() -> list[Entry]:
 
 def flag_entry(name: str, default: Any, meaning: str) -> Entry:
     """A flag: its name, its default (None for none) and its meaning."""
+    default = ",".join(map(str, default)) if isinstance(default, list) and default else default
     return Entry(f"--{name}" if default is False else f"--{name}={'...' if default is None else default}", meaning)
 
 
@@ -41,6 +52,10 @@ def help_text(about: str, flags: Iterable[Entry], has_config: bool, width: int =
     lines = [about.strip(), "", "Flags", *_listed(flags, width)]
     if has_config:
         lines += [
+            "",
+            "Overrides that most people want",
+            "",
+            *(f"  {' '.join(f'--config.{override}' for override in overrides)}" for overrides in COMMON),
             "",
             "Config keys and their defaults, set as --config.KEY=VALUE (--help=WORD finds some)",
             *_grouped(key_entries(), width),

@@ -2,9 +2,11 @@
 
 import pytest
 
+from mtsft.config import default, validate
+from mtsft.config_files import with_texts
 from mtsft.config_keys import config_keys
 from mtsft.errors import InputError
-from mtsft.help_text import Entry, flag_entry, found_text, help_text, key_entries
+from mtsft.help_text import COMMON, Entry, flag_entry, found_text, help_text, key_entries
 
 FLAGS = [
     flag_entry("workdir", None, "Where the run is."),
@@ -24,7 +26,11 @@ def test_all_is_there_a_line_each():
         "  --numeric                         Also check.",
     ]
     assert '  data.weigh_per="token"            ' in "\n".join(lines)
-    keys = [line.split("=")[0].strip() for line in lines[8:] if "=" in line]
+    keys = [
+        line.split("=")[0].strip()
+        for line in lines[8:]
+        if "=" in line and line.startswith("  ") and not line.startswith("  --")
+    ]
     assert keys == list(config_keys())
     assert (
         lines.index("lora")
@@ -68,3 +74,17 @@ def test_a_word_that_nothing_has_is_told():
         found_text("zzz", key_entries())
     with pytest.raises(InputError, match=r"; did you mean --help=learning_rate\?$"):
         found_text("lerning_rate", key_entries())
+
+
+def test_the_overrides_that_most_people_want_are_keys_with_values_that_fit():
+    overrides = dict(override.split("=", 1) for line in COMMON for override in line)
+    config = with_texts(default(), overrides)
+    validate(config)
+    assert config.parallel.mesh == "fsdp=-1"
+    text = help_text("A door.", [], has_config=True)
+    assert all(f"--config.{key}={value}" in text for key, value in overrides.items())
+    assert "Overrides" not in help_text("A door.", [], has_config=False)
+
+
+def test_a_flag_that_is_a_list_shows_its_default_as_it_is_written():
+    assert flag_entry("seeds", ["0", "1"], "Seeds.").label == "--seeds=0,1"
