@@ -126,6 +126,9 @@ def default() -> ConfigDict:
     config.objective = objective = ConfigDict()
     objective.loss = "response"  # what is trained: the "response"s; or "all_roles", the context beside them
     objective.context_weight = 1.0  # of a context token under "all_roles"; held-out losses are of responses always
+    # Times the weight of a response's token under "all_roles". Only the ratio to context_weight matters: the weights
+    # are divided by again (normalize), and a factor of both is a matter of train.learning_rate.
+    objective.response_weight = 1.0
     # Of a token: "cross_entropy"; "dft", that times the token's probability; "eaft", times the entropy, see eaft_alpha.
     objective.token_loss = "cross_entropy"
     objective.eaft_alpha = 1.0  # the power of (entropy of the 20 most probable tokens / 3) under "eaft"
