@@ -111,7 +111,7 @@ def test_the_loss_is_the_configs_and_divided_by_its_own_weight(make_run, compile
         make_run(**{"objective.loss": "dpo"})
     with pytest.raises(InputError, match=r"^objective.context_weight=-1.0: must be at least 0$"):
         make_run(**{"objective.loss": "all_roles", "objective.context_weight": -1.0})
-    with pytest.raises(InputError, match="^objective.context_weight and objective.response_weight are both 0"):
+    with pytest.raises(InputError, match=r"^objective.context_weight and objective.response_weight are both 0"):
         make_run(**{"objective.loss": "all_roles", "objective.context_weight": 0.0, "objective.response_weight": 0.0})
 
 
