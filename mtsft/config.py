@@ -48,7 +48,7 @@ class DataConfig:
     reasoning_marks: str = ""  # "OPENING,CLOSING" around a thought in a reply; "" finds them out, else <think>
     added_tokens_in_replies: bool = True  # a reply that writes <tool_call> emits the token, where that is not special
     train_tool_calls: bool = True  # whether responses that call tools are supervised
-    # JSON object of factors of weights: {"earlier_rounds": 0, "replies": {REGEX: 0.1}, "text": {REGEX: 2}, "thinking": 0.5,
+    # JSON object of factors: {"earlier_rounds": 0, "replies": {REGEX: 0.1}, "text": {REGEX: 2}, "thinking": 0.5,
     # "tool_calls": 2}. 0 is context; "replies" weighs the whole reply, "text" the characters that a regex matches.
     weight_rules: str = ""
     weigh_per: str = "token"  # what shares a message's weight: every "token" has it, or those of a "turn", a "dialogue"

@@ -103,7 +103,8 @@ def _factor(value: Any, subject: str) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not (value == 0 or RANGE[0] <= value <= RANGE[1]):
         raise InputError(
-            f"{subject} has a weight that is {one_line(value, 40)}; use 0, or a number from {RANGE[0]:g} to {RANGE[1]:g}"
+            f"{subject} has a weight that is {one_line(value, 40)}; use 0, or a number from {RANGE[0]:g} to "
+            f"{RANGE[1]:g}"
         )
     return float(value)
 

@@ -77,10 +77,6 @@ def test_a_system_prompt_beside_the_messages_has_several_names(key):
 def test_keys_that_choose_what_is_trained_in_other_ways_are_refused(key):
     for record in ({"messages": [USER], key: [1]}, {"messages": [{**USER, key: True}]}):
         assert f"has {key!r}, which says what is trained in a way that is not read here" in refusal(record)
-
-
-def test_spans_beside_the_messages_are_refused():
-    assert "has 'train_detail', which says what is trained" in refusal({"messages": [USER], "train_detail": [1]})
         for value in (None, [], "", False, 0):
             cleared = json.loads(json.dumps(record).replace("[1]", "true").replace("true", json.dumps(value)))
             if value in (None, [], "") or (value is False and key.startswith("train")):
@@ -88,6 +84,10 @@ def test_spans_beside_the_messages_are_refused():
             else:  # of a mask, that nothing is trained, or that all is
                 assert f"has {key!r}, which" in refusal(cleared)
     assert said({"messages": [{**USER, "loss_scale": 1.0}]})[0].content == "u"
+
+
+def test_spans_beside_the_messages_are_refused():
+    assert "has 'train_detail', which says what is trained" in refusal({"messages": [USER], "train_detail": [1]})
 
 
 @pytest.mark.parametrize(
