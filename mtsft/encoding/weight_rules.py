@@ -24,6 +24,7 @@ import numpy as np
 import regex
 
 from mtsft.dialogue.schema import Dialogue, path_from_root
+from mtsft.dialogue.weights import RANGE
 from mtsft.errors import InputError, did_you_mean, one_line
 
 SECONDS = 10.0  # that a regex may take on one reply
@@ -171,8 +172,9 @@ def _text_rules(name: str, value: Any, text: str) -> Iterator[TextRule]:
 
 def _factor(value: Any, name: str, text: str) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= 1e6:
-        raise _wrong(text, f"{one_line(name, 60)!r} has the factor {one_line(value, 40)}; use a number from 0 to 1e+06")
+    if not is_number or not (value == 0 or RANGE[0] <= value <= RANGE[1]):
+        shown = f"use 0, or a number from {RANGE[0]:g} to {RANGE[1]:g}"
+        raise _wrong(text, f"{one_line(name, 60)!r} has the factor {one_line(value, 40)}; {shown}")
     return float(value)
 
 
