@@ -183,7 +183,7 @@ class Encoder:
                     self._leave_out(dialogue, error, stats)
         self._texts.forget()
         columns, responses = chains.columns()
-        stats.count_chains(columns.lengths, responses, np.array(chains.weights), chains.roles)
+        stats.count_chains(columns.lengths, responses, np.array(chains.weights, np.float32), chains.roles)
         if len(chains.lengths) == len(trees_of) and self.config.trees != "responses":
             return list(trees_of), columns, stats
         cut = map(FORMS[self.config.trees], columns.trees())

@@ -172,7 +172,7 @@ class EncodingStats:
         Args:
             lengths: int (T,), tokens of each chain.
             responses: int (R, 3): turn, tokens and depth of the end of each response.
-            weights: float (R,), of each token of the response.
+            weights: float32 (R,), of each token of the response.
             roles: of the messages that are the responses.
         """
         turns, tokens, ends = responses.T
