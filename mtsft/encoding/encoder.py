@@ -222,15 +222,18 @@ class Encoder:
         columns = [_texts_of(dialogue) for dialogue in dialogues]
         spells = self._spelled_controls.are_in
         no_one_spells = not spells([text for texts in columns if texts for text in texts.contents])
+        reads_words = self._rules.read_contents
         plans: list[_Plan | None] = []
         for dialogue, texts in zip(dialogues, columns):
             structure = self._structures.get(texts.roles) if texts else None
-            if structure is None or not (no_one_spells or not spells(texts.contents)) or self._weighs_words(dialogue):
+            is_special = not (no_one_spells or not spells(texts.contents)) if structure else True
+            if is_special or (reads_words and self._weighs_words(dialogue)):
                 plans.append(self._plan(dialogue, texts, stats))
                 continue
             stats.dialogues += 1
             stats.responses += len(structure.weights)
-            stats.weight_rules.update(structure.rules)
+            if structure.rules:
+                stats.weight_rules.update(structure.rules)
             plans.append(self._plan_chain(structure, texts.contents))
         return plans
 
