@@ -48,6 +48,9 @@ class DataConfig:
     reasoning_marks: str = ""  # "OPENING,CLOSING" around a thought in a reply; "" finds them out, else <think>
     added_tokens_in_replies: bool = True  # a reply that writes <tool_call> emits the token, where that is not special
     train_tool_calls: bool = True  # whether responses that call tools are supervised
+    # JSON object of factors: {"earlier_rounds": 0, "replies": {REGEX: 0.1}, "text": {REGEX: 2}, "thinking": 0.5,
+    # "tool_calls": 2}. 0 is context; "replies" weighs the whole reply, "text" the characters that a regex matches.
+    weight_rules: str = ""
     weigh_per: str = "token"  # what shares a message's weight: every "token" has it, or those of a "turn", a "dialogue"
     unfaithful: str = "error"  # turns that the template cannot render as emitted: "error", "skip", "emit" (own words)
     refused: str = "error"  # dialogues that the template will not render, or that are too large: "error" or "skip"
@@ -126,6 +129,9 @@ def default() -> ConfigDict:
     config.objective = objective = ConfigDict()
     objective.loss = "response"  # what is trained: the "response"s; or "all_roles", the context beside them
     objective.context_weight = 1.0  # of a context token under "all_roles"; held-out losses are of responses always
+    # Times the weight of a response's token under "all_roles". Only the ratio to context_weight matters: the weights
+    # are divided by again (normalize), and a factor of both is a matter of train.learning_rate.
+    objective.response_weight = 1.0
     # Of a token: "cross_entropy"; "dft", that times the token's probability; "eaft", times the entropy, see eaft_alpha.
     objective.token_loss = "cross_entropy"
     objective.eaft_alpha = 1.0  # the power of (entropy of the 20 most probable tokens / 3) under "eaft"

@@ -1,5 +1,6 @@
 """data.trees says how a dialogue is laid out, not what is trained: one tree, its paths, or a sequence a response."""
 
+import json
 from functools import cache
 
 import jax
@@ -9,6 +10,7 @@ from chats import chat_of, dialogue
 from support import assert_trees_close, nll_and_gradient, pack, small_model
 
 from mtsft.config import DataConfig
+from mtsft.dialogue.schema import Message
 from mtsft.encoding.encoder import Encoder
 from mtsft.encoding.token_tree import FORMS, is_one_chain, paths
 
@@ -25,6 +27,12 @@ REPLIES = dialogue(
     *(("assistant", "f"), ("user", "gh"), ("assistant", "i")),
     parents=(-1, 0, 1, 2, 0, 4, 5),
 )
+PARTS = dialogue(
+    *(Message("user", "a"), Message("assistant", "b12c", spans=((0, 2, 2.0), (3, 4, 1.0)))),
+    *(Message("user", "d"), Message("assistant", "x3", 2.0, {"reasoning_content": "hm"})),
+    *(Message("tool", "r"), Message("assistant", "y", 0.5)),
+)
+RULES = json.dumps({"thinking": 0.5, "text": {"[0-9]": 3}, "earlier_rounds": 0.25, "replies": {"y": 2}})
 CASES = [("chatml", CHAIN), ("thinking", CHAIN), ("thinking", REASONING), ("chatml", REPLIES), ("thinking", REPLIES)]
 LENGTH = 640
 
@@ -68,11 +76,15 @@ def test_every_response_is_a_chain_of_its_context_and_itself(name, given):
 
 
 @pytest.mark.parametrize("per", ["token", "turn", "dialogue"])
-@pytest.mark.parametrize(("name", "given"), CASES)
-def test_all_forms_have_one_gradient(model, params, name, given, per):
+@pytest.mark.parametrize(
+    ("name", "given", "rules"),
+    [*((*case, "") for case in CASES), ("thinking", PARTS, RULES), ("thinking", REPLIES, RULES)],
+)
+def test_all_forms_have_one_gradient(model, params, name, given, rules, per):
+    """Under every way to weigh: weights of messages, of their spans, of parts of them by rule, and shares of these."""
     sums = {}
     for form in FORMS:
-        trees, _ = pieces(name, given, trees=form, weigh_per=per)
+        trees, _ = pieces(name, given, trees=form, weigh_per=per, weight_rules=rules)
         sums[form] = nll_and_gradient(model, params, pack([trees], LENGTH))
     whole, gradient = sums["tree"]
     for form in ("paths", "responses"):
@@ -89,3 +101,43 @@ def test_only_the_longest_response_must_fit():
     assert [len(chain) for chain in fits] == [len(chain) for chain in chains]
     assert not stats.over_length
     assert pieces("thinking", REASONING, trees="responses", sequence_length=longest - 1, over_length="drop")[0] == []
+
+
+@pytest.mark.parametrize("per", ["token", "turn", "dialogue"])
+def test_weights_of_parts_are_shared_out_as_those_of_messages_are(per):
+    """What a token counts is its message's weight times its factor, over the supervised tokens that share it."""
+    [tree], _ = pieces("thinking", PARTS, weigh_per=per, weight_rules=RULES)
+    [whole], _ = pieces("thinking", PARTS, weight_rules=RULES)
+    supervised = whole.response_mask_N > 0
+    for response in (1, 3, 5):
+        own = supervised & (whole.response_ids_N == response)
+        shared = {"token": 1, "turn": own.sum(), "dialogue": supervised.sum()}[per]
+        np.testing.assert_allclose(tree.response_mask_N[own], whole.response_mask_N[own] / shared, rtol=1e-6)
+    first, last = (whole.response_mask_N[supervised & (whole.response_ids_N == i)].tolist() for i in (1, 5))
+    assert first == [0.5, 1.5, 0.25, 0.25]  # b, 1 (a digit), c, and the stop; an earlier round
+    assert set(last) == {1.0, 0.5}
+
+
+@pytest.mark.parametrize("policy", ["windows", "keep_last", "keep_first"])
+@pytest.mark.parametrize("trees", ["tree", "paths", "responses"])
+def test_pieces_of_a_long_dialogue_weigh_what_the_whole_does(policy, trees):
+    """A rule sees the whole dialogue: a round is earlier wherever the dialogue is cut."""
+    rounds = [(Message("user", "a" * 9), Message("assistant", f"bc{i}d", spans=((1, 4, 2.0),))) for i in range(5)]
+    given = dialogue(*(message for each in rounds for message in each))
+    rules = json.dumps({"earlier_rounds": 0.5, "text": {"[0-9]": 3}})
+    [whole], _ = pieces("chatml", given, weight_rules=rules)
+    keys = dict(weight_rules=rules, trees=trees, over_length=policy, sequence_length=100)
+    cut, stats = pieces("chatml", given, **keys)
+    assert stats.over_length == 1
+    found = {}
+    for piece in cut:
+        for response in np.unique(piece.response_ids_N[piece.response_mask_N > 0]).tolist():
+            assert response not in found
+            own = (piece.response_mask_N > 0) & (piece.response_ids_N == response)
+            found[response] = piece.response_mask_N[own].tolist()
+    assert found
+    for response, weights in found.items():
+        own = (whole.response_mask_N > 0) & (whole.response_ids_N == response)
+        # c, the number, d and the stop; the last round counts as it is, the others half.
+        expected = [factor * (2 if response == 9 else 1) for factor in (1, 3, 1, 1)]
+        assert weights == whole.response_mask_N[own].tolist() == expected

@@ -64,7 +64,7 @@ _TABLES = {
 _CONTENT = ("tokens_N", "parents_N", "response_mask_N", "turn_ids_N", "message_ids_N", "lengths")
 # The folders of the package, and the libraries, whose code decides which tokens a file becomes.
 MAKES_TOKENS = ("corpora", "dialogue", "tokenizer", "template", "encoding")
-_LIBRARIES = ("jinja2", "tokenizers", "sentencepiece")
+_LIBRARIES = ("jinja2", "regex", "tokenizers", "sentencepiece")
 _TREES_AT_A_TIME = 1 << 12
 _INLINE_BYTES = 1 << 22  # files smaller than this are not worth starting processes for
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from mtsft.encoding.spec import EncodingSpec
+from mtsft.encoding.weight_rules import weight_rules
 
 # Words by which a key looks as if it said what is trained, or what the model should read.
 _TELLING = frozenset(
@@ -117,6 +118,11 @@ def _checks(part: Report, spec: EncodingSpec) -> list[_Check]:
          "repair them"),
         ("warning", "", part["without_response"], "dialogues without a response to train", "they are left out"),
         ("warning", "duplicate", part["duplicates"], "dialogues whose words all stood before", "remove them"),
+        *(("warning", "", 1, f"a rule of data.weight_rules that is for nothing here: {name}",
+           "see whether it is meant for other data, or spelled otherwise")
+          for name in weight_rules(config.weight_rules).names if part["kept"] and not part["weight_rules"].get(name)),
+        ("warning", "untrained spans", part["untrained_spans"], "messages with spans that are no response",
+         "name their role in data.responses, or remove the spans"),
         ("note", "", part["not_prefix_preserving"],
          "dialogues in which the template shows an earlier turn otherwise than it was emitted",
          "each response is trained in its true context, as a tree"),

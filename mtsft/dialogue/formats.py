@@ -105,7 +105,7 @@ def _plain(record: Any, where: str, default_id: str, form: RecordFormat, check: 
         role, content = item.get("role"), item.get("content")
         if role not in ROLES or content.__class__ is not str:
             return None
-        messages.append(new_tuple(Message, (role, content, 1.0, None, None, None)))
+        messages.append(new_tuple(Message, (role, content, 1.0, None, None, None, None)))
     if check:
         try:
             name.encode()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from mtsft.dialogue.kinds import kind
 from mtsft.dialogue.schema import ROLES, Message, new_tuple
+from mtsft.dialogue.spans import SPANS, spans_of
 from mtsft.dialogue.weights import MASKS, WEIGHTS, refuse_masks, weight_of, with_weight_of_parts
 from mtsft.errors import InputError, one_line
 
@@ -28,7 +29,7 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 _NOT_OF_MESSAGES = frozenset(("tools", "functions", *MEDIA, *MASKS))
 _NAMES = ("name", "tool_call_id")
 # What makes a message more than text with a weight.
-_MORE = _NOT_OF_MESSAGES.union(("tool_calls", "function_call", *_NAMES, *_REASONING))
+_MORE = _NOT_OF_MESSAGES.union(("tool_calls", "function_call", *_NAMES, *_REASONING, *SPANS))
 # The types of parts, ranked as templates render them: parts in another order would be rendered out of order.
 _PARTS = {
     **dict.fromkeys(("reasoning", "thinking"), (0, "reasoning")),
@@ -123,16 +124,16 @@ class Normalizer:
         content = record.get(content_key)
         is_text = content.__class__ is str and not (calling or self.check)
         if is_text and len(record) == 2:
-            return new_tuple(Message, (role, content, 1.0, None, None, None))
+            return new_tuple(Message, (role, content, 1.0, None, None, None, None))
         others = None  # what nothing reads; nulls say nothing
         if not read.issuperset(record):
             others = {key: value for key, value in record.items() if key not in read and value is not None} or None
         is_text = is_text and _MORE.isdisjoint(record)
         if is_text and WEIGHTS.isdisjoint(record):
-            return new_tuple(Message, (role, content, 1.0, None, None, others))
+            return new_tuple(Message, (role, content, 1.0, None, None, others, None))
         subject = f"{self.where}: message {number} ({role})"
         if is_text:
-            return new_tuple(Message, (role, content, weight_of(record, subject), None, None, others))
+            return new_tuple(Message, (role, content, weight_of(record, subject), None, None, others, None))
         return self._structured(record, role, calling, content_key, others, subject)
 
     def joined(self, messages: list[Message], records: Sequence[object]) -> list[Message]:
@@ -206,7 +207,7 @@ class Normalizer:
         """A message that holds more than text, or may hold half a surrogate pair."""
         if not _NOT_OF_MESSAGES.isdisjoint(record):
             refuse_media(record, subject)
-            refuse_masks(record, subject)
+            refuse_masks(record, subject, SPANS)
             if key := next((key for key in ("tools", "functions") if record.get(key)), None):
                 raise InputError(
                     f"{subject} has '{key}', which a dialogue has as a whole; move them beside its messages"
@@ -242,7 +243,11 @@ class Normalizer:
                 self.refuse_half_pairs(value, f"{subject} has a '{key}' that holds")
         if self.passed_over:
             others, self.passed_over = {**(others or {}), **self.passed_over}, {}
-        return new_tuple(Message, (role, content, weight_of(record, subject), fields or None, parts, others))
+        weight = weight_of(record, subject)
+        spans = spans_of(record, None if calling else record.get(content_key), subject)
+        if spans == ():  # no character is a target
+            weight, spans = 0.0, None
+        return new_tuple(Message, (role, content, weight, fields or None, parts, others, spans))
 
     def _string(self, record: dict, key: str, subject: str) -> str:
         if not isinstance(value := record[key], str):

@@ -20,6 +20,8 @@ class Message(NamedTuple):  # not a frozen dataclass: it is made four times as f
         parts: the typed parts that its content and reasoning were given as, [{"type": "text", "text": ...},
             {"type": "thinking", "thinking": ...}], for templates that read them; None for a plain text.
         others: whatever else the file has of it, of which a template may read some.
+        spans: (start, end, factor of `weight`) of the characters of its content that are targets if it is a response,
+            in order; None for all of it. See spans.py.
     """
 
     role: str
@@ -28,6 +30,7 @@ class Message(NamedTuple):  # not a frozen dataclass: it is made four times as f
     fields: Mapping[str, Any] | None = None
     parts: Sequence[Mapping[str, str]] | None = None
     others: Mapping[str, Any] | None = None
+    spans: tuple[tuple[int, int, float], ...] | None = None
 
     def as_record(self) -> dict[str, Any]:
         """The message as chat templates know it."""

@@ -4,7 +4,7 @@ In every function `subject` is what an error begins with: the file, the line and
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from mtsft.dialogue.kinds import kind
 from mtsft.errors import InputError, one_line
@@ -13,19 +13,24 @@ WEIGHTS = frozenset(("weight", "loss_weight", "train", "training", "loss"))  # t
 # Keys that say what is trained in ways that are not read here: to pass over one would train something else.
 MASKS = ("train_detail", "mask", "loss_mask", "loss_scale", "train_on_input", "train_on_inputs", "train_on_prompt")
 _RARE_WEIGHTS = WEIGHTS - {"weight"}
-_RANGE = (1e-6, 1e6)  # of a weight: least and greatest, 0 apart: sums of them stay exact enough in float32
+RANGE = (1e-6, 1e6)  # of a weight: least and greatest, 0 apart: sums of them stay exact enough in float32
 
 
-def refuse_masks(record: Mapping, subject: str) -> None:
-    """Raises InputError for keys of other trainers that choose what is trained, where they say more than nothing."""
+def refuse_masks(record: Mapping, subject: str, read: Collection[str] = ()) -> None:
+    """Raises InputError for keys of other trainers that choose what is trained, where they say more than nothing.
+
+    read: those that are not refused here.
+    """
     for key in MASKS:
+        if key in read:
+            continue
         value = record.get(key)
         # A mask of 0, or false, says something: to some trainers, that nothing is trained.
         usual = value is False if key.startswith("train") else key == "loss_scale" and _is_one(value)
         if not (usual or value is None or value == "" or value == []):
             raise InputError(
                 f"{subject} has {key!r}, which says what is trained in a way that is not read here; give messages a "
-                "'weight' (0 for context) in its place, or use data.responses"
+                "'weight' (0 for context) or 'spans' in its place, or use data.responses"
             )
 
 
@@ -61,10 +66,10 @@ def weight_of(record: dict, subject: str) -> float:
                 f"{subject} has a {key} that is {kind(weight)} ({one_line(json.dumps(weight, default=str), 40)}); "
                 "write a number, or leave it out"
             )
-        if not (weight == 0 or _RANGE[0] <= weight <= _RANGE[1]):
+        if not (weight == 0 or RANGE[0] <= weight <= RANGE[1]):
             raise InputError(
-                f"{subject} has {key} {one_line(weight, 40)}; use 0, a number from {_RANGE[0]:g} to "
-                f"{_RANGE[1]:g}, or leave it out"
+                f"{subject} has {key} {one_line(weight, 40)}; use 0, a number from {RANGE[0]:g} to "
+                f"{RANGE[1]:g}, or leave it out"
             )
         stated[key] = float(weight)
     trained = {key: record[key] for key in ("train", "training", "loss") if record.get(key) is not None}

@@ -10,7 +10,7 @@ Two ways lead there. response_plan.py takes any dialogue; chain_plan.py takes ma
 tokens make chains, which most are, and gives the same 2.5 to 2.9 times as fast.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -20,7 +20,8 @@ import numpy as np
 from mtsft.config import DataConfig
 from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.chain_plan import ChainBatch, ChainPlan, Reread, as_emitted, compile_chain
-from mtsft.encoding.loss_weights import check_weights, response_weights
+from mtsft.encoding.char_weights import CharRules
+from mtsft.encoding.loss_weights import check_weights, chosen_responses, response_weights
 from mtsft.encoding.over_length import POLICIES, shorten
 from mtsft.encoding.reply_tokens import ReplyTokens
 from mtsft.encoding.response_plan import ResponsePlan, grow_tree, plan_responses, text_keys
@@ -28,6 +29,7 @@ from mtsft.encoding.spelling import SpelledControls
 from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.text_ids import TextIds, TextKey
 from mtsft.encoding.token_tree import FORMS, GrownTree, TokenTree, TreeColumns, longest_piece
+from mtsft.encoding.weight_rules import weight_rules
 from mtsft.errors import InputError
 from mtsft.template.chat_template import ChatTemplate, TemplateRefusal
 from mtsft.template.compile import TemplateCompiler
@@ -39,7 +41,7 @@ _MOST_STRUCTURES = 2000  # that are kept
 
 
 class _Texts(NamedTuple):
-    """A dialogue of nothing but messages in order, column by column; see `Message` for the last four."""
+    """A dialogue of nothing but messages in order, column by column; see `Message` for the last five."""
 
     roles: tuple[str, ...]
     contents: tuple[str, ...]
@@ -47,6 +49,7 @@ class _Texts(NamedTuple):
     fields: tuple
     parts: tuple
     others: tuple
+    spans: tuple
 
 
 class _Structure(NamedTuple):
@@ -54,11 +57,13 @@ class _Structure(NamedTuple):
 
     Attributes:
         weights: of the responses, by message.
+        rules: names of the weight rules that are for them, each once a response.
         roles: of the messages that are responses.
         turn_plan, chain_plan: of all of them.
     """
 
     weights: dict[int, float]
+    rules: tuple[str, ...]
     roles: tuple[str, ...]
     turn_plan: TurnPlan
     chain_plan: ChainPlan
@@ -109,6 +114,7 @@ class Encoder:
             if getattr(config, key) not in allowed:
                 raise InputError(f"data.{key}={getattr(config, key)!r}: use one of {', '.join(allowed)}")
         check_weights(config)
+        self._rules = weight_rules(config.weight_rules)
         controls = self.tokenizer.controls
         stops = parse_stops(config.stops)
         for stop in stops:
@@ -124,6 +130,7 @@ class Encoder:
             config.reasoning_marks,
         )
         ends = {*self._compiler.controls.stops, *self.tokenizer.stops, *self.tokenizer.special_tokens.values()}
+        self._char_rules = CharRules(self._rules, self._compiler.marks, config.train_reasoning)
         replies = ReplyTokens(controls, ends, self._compiler.marks, config.added_tokens_in_replies)
         self._spelled_controls, self._texts = SpelledControls(controls, replies), TextIds(self.tokenizer, replies)
         self._structures: dict[tuple[str, ...], _Structure] = {}  # by the roles of the messages
@@ -167,7 +174,7 @@ class Encoder:
                     trees_of[index] = None
                     continue
                 bindings = self.template.bind(dialogue)
-                plan = self._plan_responses(plan.structure.turn_plan, plan.structure.weights, bindings)
+                plan = self._plan_responses(plan.structure.turn_plan, plan.structure.weights, dialogue, bindings)
                 self._tokenize([plan])
             if plan:
                 try:
@@ -176,7 +183,7 @@ class Encoder:
                     self._leave_out(dialogue, error, stats)
         self._texts.forget()
         columns, responses = chains.columns()
-        stats.count_chains(columns.lengths, responses, np.array(chains.weights), chains.roles)
+        stats.count_chains(columns.lengths, responses, np.array(chains.weights, np.float32), chains.roles)
         if len(chains.lengths) == len(trees_of) and self.config.trees != "responses":
             return list(trees_of), columns, stats
         cut = map(FORMS[self.config.trees], columns.trees())
@@ -192,7 +199,7 @@ class Encoder:
         """The whole tree of a dialogue, of any length, in which these messages are responses of these weights."""
         bindings = self.template.bind(dialogue)
         turn_plan = self._compiler.compile(dialogue, tuple(weights), bindings)
-        responses = self._plan_responses(turn_plan, weights, bindings)
+        responses = self._plan_responses(turn_plan, weights, dialogue, bindings)
         self._tokenize([responses])
         return self._grow(dialogue, responses)
 
@@ -215,14 +222,18 @@ class Encoder:
         columns = [_texts_of(dialogue) for dialogue in dialogues]
         spells = self._spelled_controls.are_in
         no_one_spells = not spells([text for texts in columns if texts for text in texts.contents])
+        reads_words = self._rules.read_contents
         plans: list[_Plan | None] = []
         for dialogue, texts in zip(dialogues, columns):
             structure = self._structures.get(texts.roles) if texts else None
-            if structure is None or not (no_one_spells or not spells(texts.contents)):
+            is_special = not (no_one_spells or not spells(texts.contents)) if structure else True
+            if is_special or (reads_words and self._weighs_words(dialogue)):
                 plans.append(self._plan(dialogue, texts, stats))
                 continue
             stats.dialogues += 1
             stats.responses += len(structure.weights)
+            if structure.rules:
+                stats.weight_rules.update(structure.rules)
             plans.append(self._plan_chain(structure, texts.contents))
         return plans
 
@@ -231,7 +242,10 @@ class Encoder:
         stats.dialogues += 1
         if dialogue.others or any(m.others for m in dialogue.messages):
             stats.count_unread(dialogue, self.template.unread(dialogue))
-        weights = response_weights(dialogue, self.config)
+        chosen = chosen_responses(dialogue, self.config)
+        weights, rules = self._rules.of_replies(dialogue, chosen)
+        stats.weight_rules.update(rules)
+        stats.count_untrained_spans(dialogue, chosen)
         if not weights:
             stats.without_response += 1
             stats.note("without a response", dialogue.source)
@@ -242,16 +256,19 @@ class Encoder:
             turn_plan = self._compiler.compile(dialogue, tuple(weights), bindings)
             spelled = list(self._spelled_controls.messages(dialogue))
             stats.count_turns(dialogue, turn_plan, spelled)
-            chain_plan = None if any(is_token for _, is_token in spelled) else self._chain_plan(turn_plan)
+            weighs_words = self._weighs_words(dialogue)
+            is_special = any(is_token for _, is_token in spelled) or self._weighs_characters(dialogue, weights)
+            chain_plan = None if is_special else self._chain_plan(turn_plan)
             if chain_plan is not None:
                 roles = tuple(dialogue.messages[message].role for message in chain_plan.messages)
-                structure = _Structure(weights, roles, turn_plan, chain_plan)
-                if texts and not turn_plan.guards and turn_plan.is_faithful:
+                structure = _Structure(weights, tuple(rules), roles, turn_plan, chain_plan)
+                if texts and not turn_plan.guards and turn_plan.is_faithful and not weighs_words:
                     if len(self._structures) >= _MOST_STRUCTURES:
                         self._structures.clear()
                     self._structures[texts.roles] = structure
                 return self._plan_chain(structure, [message.content for message in dialogue.messages])
-            responses = self._plan_responses(turn_plan, weights, bindings)
+            responses = self._plan_responses(turn_plan, weights, dialogue, bindings)
+            stats.weight_rules.update(name for plan in responses for name in plan.chars.rules)
         except TemplateRefusal as error:
             self._leave_out(dialogue, error, stats)
             return None
@@ -265,15 +282,30 @@ class Encoder:
 
     def _chain_plan(self, turn_plan: TurnPlan) -> ChainPlan | None:
         """The chain of all dialogues with these turns; None where they take the general path."""
-        if not self.config.train_reasoning or self.config.weigh_per != "token":
+        is_plain = self.config.train_reasoning and self._rules.thinking is None and self.config.weigh_per == "token"
+        if not is_plain:
             return None
         if turn_plan not in self._chain_plans:
             self._chain_plans[turn_plan] = compile_chain(turn_plan, self.tokenizer)
         return self._chain_plans[turn_plan]
 
-    def _plan_responses(self, turn_plan: TurnPlan, weights: dict[int, float], bindings: Bindings) -> list[ResponsePlan]:
-        untrained = None if self.config.train_reasoning else self._compiler.marks
-        return plan_responses(turn_plan, weights, bindings, self._texts, untrained)
+    def _plan_responses(
+        self, turn_plan: TurnPlan, weights: dict[int, float], dialogue: Dialogue, bindings: Bindings
+    ) -> list[ResponsePlan]:
+        return plan_responses(turn_plan, weights, dialogue, bindings, self._texts, self._char_rules)
+
+    def _weighs_words(self, dialogue: Dialogue) -> bool:
+        """Whether a weight rule is for words of a dialogue, so that it has no weights in common with others."""
+        return self._rules.read_contents and self._rules.match_content(
+            dialogue, chosen_responses(dialogue, self.config)
+        )
+
+    def _weighs_characters(self, dialogue: Dialogue, weights: Mapping[int, float]) -> bool:
+        """Whether the characters of a response may differ in weight."""
+        return any(
+            message.spans is not None or self._rules.of_text(message.content or "", dialogue.source)[1]
+            for message in (dialogue.messages[index] for index in weights)
+        )
 
     def _tokenize(self, plans: Iterable[_Plan | None]) -> None:
         """Tokenizes all texts of `plans`."""
@@ -355,5 +387,6 @@ def _texts_of(dialogue: Dialogue) -> _Texts | None:
     texts = _Texts(*zip(*dialogue.messages))
     count = len(texts.roles)
     nothing = (None,) * count
-    is_plain = texts.weights == (1.0,) * count and texts.fields == texts.parts == texts.others == nothing
+    is_plain = texts.weights == (1.0,) * count
+    is_plain = is_plain and texts.fields == texts.parts == texts.others == texts.spans == nothing
     return texts if is_plain and None not in texts.contents else None

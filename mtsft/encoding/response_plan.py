@@ -7,15 +7,18 @@ its segments differ from the last one's, over the tokens that are there already.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 
+from mtsft.dialogue.schema import Dialogue
+from mtsft.encoding.char_weights import CharRules, CharWeights
 from mtsft.encoding.text_ids import Piece, TextIds, TextKey, TextPiece
-from mtsft.encoding.thoughts import with_thoughts
 from mtsft.encoding.token_tree import GrownTree, TokenTree, TreeBuilder
+from mtsft.encoding.token_weights import token_weights
 from mtsft.template.placeholders import Bindings
-from mtsft.template.reasoning import ReasoningMarks
 from mtsft.template.spans import Segment, Turn, TurnPlan
 
 
@@ -24,11 +27,11 @@ class ResponsePlan(NamedTuple):
 
     Attributes:
         turn: the response, its segments still with placeholders.
-        weight: of each of its tokens.
+        weight: of each of its tokens, but for the factors of `chars`.
         shared: how many segments of its context the trained response before it has walked already.
         context: pieces of each segment after those.
         response: pieces of what the model must emit.
-        thought_weight: of each token of its reasoning.
+        chars: the factors of its characters.
     """
 
     turn: Turn
@@ -36,24 +39,29 @@ class ResponsePlan(NamedTuple):
     shared: int
     context: list[list[Piece]]
     response: list[Piece]
-    thought_weight: float
+    chars: CharWeights
 
 
 def plan_responses(
     turn_plan: TurnPlan,
     weights: Mapping[int, float],
+    dialogue: Dialogue,
     bindings: Bindings,
     texts: TextIds,
-    untrained: ReasoningMarks | None = None,
+    rules: CharRules,
 ) -> list[ResponsePlan]:
     """The trained responses of a dialogue, its words in place of the placeholders.
 
     Args:
         turn_plan: the turns of all dialogues of its structure.
         weights: of the responses, by message.
+        dialogue: whose words they are.
         bindings: values of the placeholders in the dialogue.
         texts: makes pieces of segments.
-        untrained: the marks around reasoning, where that is context; None where it is trained.
+        rules: what characters are weighed by. A response of which none counts is context.
+
+    Raises:
+        TemplateRefusal: which characters count cannot be told.
     """
     responses, walked = [], 0
     segments: list[Segment] = []
@@ -61,13 +69,13 @@ def plan_responses(
         segments[turn.keep :] = turn.context
         walked = min(walked, turn.keep)
         if turn.trained:
+            index = turn.message
+            response = texts.pieces(turn.response, bindings)
+            chars = rules.weigh(response, index, dialogue.messages[index], turn.opened, bindings, dialogue.source)
+            if chars.factors is not None and not chars.factors.any():
+                continue
             context = [texts.pieces((segment,), bindings) for segment in segments[walked:]]
-            response, weight = texts.pieces(turn.response, bindings), weights[turn.message]
-            is_reply = bindings.records["messages"][turn.message]["role"] == "assistant"
-            if untrained is not None and is_reply:
-                response = with_thoughts(response, untrained, turn.opened)
-            of_thought = weight if untrained is None else 0.0
-            responses.append(ResponsePlan(turn, weight, walked, context, response, of_thought))
+            responses.append(ResponsePlan(turn, weights[index], walked, context, response, chars))
             walked = len(segments)
     return responses
 
@@ -102,15 +110,25 @@ def grow_tree(responses: Sequence[ResponsePlan], texts: TextIds, source: str, we
                 depth = builder.descend(depth, ids, part.message, turn.number, turn.message)
             depths.append(depth)
         depth, first = depths[-1], len(builder)
+        each = None
+        if plan.chars.factors is not None:
+            each = iter(token_weights(plan.response, plan.weight * plan.chars.factors, texts, source))
         for part, ids in texts.owned(plan.response, source):
-            weight = plan.thought_weight if part.thought else plan.weight
-            depth = builder.descend(depth, ids, part.message, turn.number, turn.message, weight)
+            runs = [(plan.weight, ids)] if each is None else _runs(ids, each)
+            for weight, run in runs:
+                depth = builder.descend(depth, run, part.message, turn.number, turn.message, weight)
         ranges.append((first, len(builder), turn.message))
         altered += not all(texts.is_exact(piece.key) for piece in plan.response if type(piece) is TextPiece)
     tree = builder.build()
     if weigh_per != "token":
         _share_out(tree, ranges, weigh_per)
     return GrownTree(tree, builder.is_chain, ranges, altered)
+
+
+def _runs(ids: list[int], weights: Iterator[float]) -> Iterator[tuple[float, list[int]]]:
+    """Ids of tokens cut where their weights, which come next, change: (weight, ids)."""
+    for weight, run in groupby(zip(ids, weights), key=itemgetter(1)):
+        yield weight, [token for token, _ in run]
 
 
 def _share_out(tree: TokenTree, responses: Sequence[tuple[int, int, int]], per: str) -> None:

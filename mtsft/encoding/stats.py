@@ -1,7 +1,7 @@
 """What became of every dialogue read, as sums, so that nothing disappears uncounted."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -50,6 +50,8 @@ class EncodingStats:
         unfaithful: responses by kind (a key of render_turns.UNFAITHFUL), whatever became of them.
         lost: messages (or tools) whose words no rendering shows, by field.
         unread: dialogues with keys of a file that nothing reads, by key.
+        weight_rules: responses that a rule of data.weight_rules is for, by the name of the rule.
+        untrained_spans: messages with spans that are no response.
         by_role: supervised tokens by the role of the message.
         by_turn: supervised tokens by turn index.
         examples: where the first few problems of every kind were met.
@@ -70,6 +72,7 @@ class EncodingStats:
     reply_tokens: int = 0
     malformed: int = 0
     double_bos: int = 0
+    untrained_spans: int = 0
     over_length: int = 0
     over_length_dropped: int = 0
     over_length_cut: int = 0
@@ -87,6 +90,7 @@ class EncodingStats:
     unfaithful: Counter = field(default_factory=Counter)
     lost: Counter = field(default_factory=Counter)
     unread: Counter = field(default_factory=Counter)
+    weight_rules: Counter = field(default_factory=Counter)
     by_role: Counter = field(default_factory=Counter)
     by_turn: Counter = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -113,7 +117,7 @@ class EncodingStats:
     @classmethod
     def of(cls, record: dict) -> "EncodingStats":
         """From what `as_record` gave, by way of JSON."""
-        counters = {"unfaithful": str, "lost": str, "unread": str, "by_role": str, "by_turn": int}
+        counters = dict.fromkeys(("unfaithful", "lost", "unread", "weight_rules", "by_role"), str) | {"by_turn": int}
         made = {name: Counter({key(k): n for k, n in record[name].items()}) for name, key in counters.items()}
         return cls(**{**record, **made})
 
@@ -149,6 +153,13 @@ class EncodingStats:
                     self.malformed += 1
                     self.note("malformed arguments", f"{dialogue.source}: message {i + 1}")
 
+    def count_untrained_spans(self, dialogue: Dialogue, responses: Collection[int]) -> None:
+        """Counts the messages that have spans and are none of `responses`."""
+        for i, message in enumerate(dialogue.messages):
+            if message.spans is not None and message.weight and i not in responses:
+                self.untrained_spans += 1
+                self.note("untrained spans", f"{dialogue.source}: message {i + 1}")
+
     def count_unread(self, dialogue: Dialogue, keys: Sequence[str]) -> None:
         """Counts the keys of a dialogue that nothing reads."""
         for key in keys:
@@ -161,7 +172,7 @@ class EncodingStats:
         Args:
             lengths: int (T,), tokens of each chain.
             responses: int (R, 3): turn, tokens and depth of the end of each response.
-            weights: float (R,), of each token of the response.
+            weights: float32 (R,), of each token of the response.
             roles: of the messages that are the responses.
         """
         turns, tokens, ends = responses.T

@@ -20,12 +20,16 @@ class TextPart(NamedTuple):
     Attributes:
         text: its own.
         message: whose words they are, -1 for the template's.
-        thought: whether it is reasoning.
+        thought: whether it is the words of a reasoning field.
+        words: the placeholder that it is of; None for the template's.
+        at: where in the value of that it begins.
     """
 
     text: str
     message: int
     thought: bool = False
+    words: Placeholder | None = None
+    at: int = 0
 
 
 class TextPiece(NamedTuple):
@@ -40,13 +44,15 @@ class ControlPiece(NamedTuple):
 
     Attributes:
         id: of the token.
-        text, message, thought: as of TextPart.
+        text, message, thought, words, at: as of TextPart.
     """
 
     id: int
     text: str
     message: int = -1
     thought: bool = False
+    words: Placeholder | None = None
+    at: int = 0
 
 
 Piece = ControlPiece | TextPiece
@@ -94,15 +100,16 @@ class TextIds:
                     run.append(TextPart(part, -1))
                     continue
                 words, thought = part.value(bindings), part.field == "reasoning_content"
-                cut = self._reply_cut(words, part, bindings)
+                cut, at = self._reply_cut(words, part, bindings), 0
                 for i, text in enumerate(cut):
                     if i % 2:
                         control = self.tokenizer.controls[text]
                         _close(pieces, run, edge, lstrip, control.lstrip)
-                        pieces.append(ControlPiece(control.id, text, part.owner, thought))
+                        pieces.append(ControlPiece(control.id, text, part.owner, thought, part, at))
                         run, edge, lstrip = [], AFTER_CONTROL, control.rstrip
                     elif text:
-                        run.append(TextPart(text, part.owner, thought))
+                        run.append(TextPart(text, part.owner, thought, part, at))
+                    at += len(text)
             _close(pieces, run, edge, lstrip, segment.rstrip)
         return pieces
 
@@ -204,8 +211,10 @@ def _close(pieces: list[Piece], run: list[TextPart], edge: int, left: bool, righ
     """Adds a run of parts as one text, without the white space at its ends that a control token eats."""
     for end, strip, eaten in ((0, str.lstrip, left), (-1, str.rstrip, right)):
         while eaten and run:
-            run[end] = run[end]._replace(text=strip(run[end].text, WHITESPACE))
-            if run[end].text:
+            text = strip(run[end].text, WHITESPACE)
+            at = run[end].at + (len(run[end].text) - len(text) if end == 0 else 0)
+            run[end] = run[end]._replace(text=text, at=at)
+            if text:
                 break
             del run[end]
     text = run[0].text if len(run) == 1 else "".join(part.text for part in run)

@@ -1,15 +1,14 @@
-"""Which tokens of a reply are its thought, for runs that train the answer and not the reasoning before it."""
+"""What of a reply is its thought, for runs that weigh the reasoning otherwise than the answer after it."""
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 
-from mtsft.encoding.text_ids import ControlPiece, Piece, TextPart
+from mtsft.encoding.text_ids import ControlPiece, Piece
 from mtsft.template.reasoning import ReasoningMarks, merged
 
 
-def with_thoughts(pieces: Sequence[Piece], marks: ReasoningMarks, opened: str) -> list[Piece]:
-    """A response with all that is thought in it marked as such: words of a reasoning field, and what stands between
-    marks, whether the reply has them in its content or the template put them in, the marks included.
+def thought_spans(pieces: Sequence[Piece], marks: ReasoningMarks, opened: str) -> list[tuple[int, int]]:
+    """Where all that is thought in a response stands, (start, end) in its text: words of a reasoning field, and what
+    stands between marks, whether the reply has them in its content or the template put them in, the marks included.
 
     Args:
         pieces: of the response. The stop, its last piece, is no thought.
@@ -24,26 +23,4 @@ def with_thoughts(pieces: Sequence[Piece], marks: ReasoningMarks, opened: str) -
             spans.append(marks.around(text, at, at + len(part.text)))
         at += len(part.text)
     stop = len(text) - (len(parts[-1].text) if parts and type(parts[-1]) is ControlPiece else 0)
-    spans = merged([(start, min(end, stop)) for start, end in spans])
-    marked, at = [], 0
-    for piece in pieces:
-        if type(piece) is ControlPiece:
-            inside = any(start <= at and at + len(piece.text) <= end for start, end in spans)
-            marked.append(piece._replace(thought=inside))
-            at += len(piece.text)
-            continue
-        cut = []
-        for part in piece.parts:
-            cut += _cut(part, at, spans)
-            at += len(part.text)
-        marked.append(piece._replace(parts=tuple(cut)))
-    return marked
-
-
-def _cut(part: TextPart, at: int, spans: Sequence[tuple[int, int]]) -> Iterator[TextPart]:
-    """A part that begins at text[at], cut where a span begins or ends."""
-    end = at + len(part.text)
-    borders = sorted({at, end, *(border for span in spans for border in span if at < border < end)})
-    for first, last in pairwise(borders):
-        inside = any(start <= first and last <= stop for start, stop in spans)
-        yield TextPart(part.text[first - at : last - at], part.message, inside)
+    return [(start, end) for start, end in merged([(start, min(end, stop)) for start, end in spans]) if start < end]

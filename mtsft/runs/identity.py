@@ -105,6 +105,7 @@ def _loss(config: ConfigDict) -> dict[str, Any]:
     objective, usual = config.objective, asdict(USUAL)
     is_usual = objective.loss == "response"
     found = {name: None if is_usual else objective[name] for name in ("loss", "context_weight")}
+    found["response_weight"] = None if is_usual or objective.response_weight == 1 else objective.response_weight
     found |= {name: None if objective[name] == value else objective[name] for name, value in usual.items()}
     return {f"objective.{name}": value for name, value in found.items()}
 

@@ -232,3 +232,19 @@ def test_a_silent_reply_that_is_not_trained_is_none(examine):
     unweighed = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "weight": 0}]}
     too_long = said("z" * 2 * ROW, "")
     assert examine([GOOD, unweighed, too_long], over_length="drop")["train"]["empty_replies"] == 0
+
+
+# Weights by rule
+
+
+def test_a_rule_that_is_for_nothing_and_spans_that_are_not_trained_are_said(examine):
+    spans = {"messages": [{**GOOD["messages"][0], "spans": [[0, 2]]}, {**GOOD["messages"][1], "spans": [[0, 2]]}]}
+    rules = json.dumps({"text": {"Hi": 2, "never": 3}, "thinking": 0.5})
+    report = examine([spans, TWO_TURNS], weight_rules=rules)
+    assert report["train"]["weight_rules"] == {"text: Hi": 1}
+    assert problems(report) == {
+        ("warning", "a rule of data.weight_rules that is for nothing here: thinking"): (1, []),
+        ("warning", "a rule of data.weight_rules that is for nothing here: text: never"): (1, []),
+        ("warning", "messages with spans that are no response"): (1, ["1: message 1"]),
+    }
+    assert problems(examine([spans], responses="user,assistant")) == {}

@@ -73,7 +73,7 @@ def test_a_system_prompt_beside_the_messages_has_several_names(key):
     assert problem == f"{key!r} and the first message are two different system messages; keep one"
 
 
-@pytest.mark.parametrize("key", ["train_on_input", "mask", "loss_mask", "loss_scale", "train_detail"])
+@pytest.mark.parametrize("key", ["train_on_input", "mask", "loss_mask", "loss_scale"])
 def test_keys_that_choose_what_is_trained_in_other_ways_are_refused(key):
     for record in ({"messages": [USER], key: [1]}, {"messages": [{**USER, key: True}]}):
         assert f"has {key!r}, which says what is trained in a way that is not read here" in refusal(record)
@@ -84,6 +84,10 @@ def test_keys_that_choose_what_is_trained_in_other_ways_are_refused(key):
             else:  # of a mask, that nothing is trained, or that all is
                 assert f"has {key!r}, which" in refusal(cleared)
     assert said({"messages": [{**USER, "loss_scale": 1.0}]})[0].content == "u"
+
+
+def test_spans_beside_the_messages_are_refused():
+    assert "has 'train_detail', which says what is trained" in refusal({"messages": [USER], "train_detail": [1]})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The short ways give what the long ways give: chains laid out together, and prefixes read off one rendering."""
 
 import json
+from dataclasses import replace
 
 import chats
 import pytest
@@ -66,9 +67,9 @@ def encoded(encoder, dialogues):
     return [(i, *(getattr(tree, name).tolist() for name in tree.__slots__)) for i, tree in trees], stats
 
 
-def ways(source, dialogues, monkeypatch):
-    """(both short ways, chains one by one, prefix by prefix), each with what was counted."""
-    spec = EncodingSpec(chat_with(source), LEAVING_OUT)
+def ways(source, dialogues, monkeypatch, **keys):
+    """(both short ways, chains one by one, prefix by prefix), each with what was counted. keys: of the config."""
+    spec = EncodingSpec(chat_with(source), replace(LEAVING_OUT, **keys))
     both = encoded(spec.encoder(), dialogues)
     with monkeypatch.context() as patched:
         patched.setattr("mtsft.encoding.encoder.compile_chain", lambda *args: None)
@@ -87,6 +88,36 @@ def test_the_short_ways_change_nothing(name):
     def check(many):
         with pytest.MonkeyPatch.context() as monkeypatch:
             both, single, prefixes = ways(source, dialogues_of(many), monkeypatch)
+        assert both == single == prefixes
+
+    check()
+
+
+RULES = [
+    {"earlier_rounds": 0},
+    {"earlier_rounds": 0.5, "replies": {"no": 0.1}},
+    {"replies": {"^$": 2, "yes": 0}},
+    {"text": {"y": 3, "é": 0}},
+    {"thinking": 0.5, "tool_calls": 2},
+]
+
+
+@pytest.mark.parametrize("rules", RULES, ids=[",".join(rules) for rules in RULES])
+@pytest.mark.parametrize("trees", ["tree", "responses"])
+def test_weights_by_rule_and_spans_are_not_lost_on_the_short_ways(rules, trees):
+    @settings(max_examples=25, deadline=None)
+    @given(st.lists(TURNS, min_size=1, max_size=4), st.booleans())
+    def check(many, spans):
+        dialogues = dialogues_of(many)
+        if spans:  # of the first character of the last reply that has one
+            last = dialogues[-1].messages
+            at = max((i for i, m in enumerate(last) if m.role == "assistant" and m.content), default=None)
+            if at is not None:
+                marked = last[at]._replace(spans=((0, 1, 0.5),))
+                dialogues[-1] = replace(dialogues[-1], messages=(*last[:at], marked, *last[at + 1 :]))
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            keys = dict(weight_rules=json.dumps(rules), trees=trees)
+            both, single, prefixes = ways(FRONT_TO_BACK["plain"], dialogues, monkeypatch, **keys)
         assert both == single == prefixes
 
     check()

@@ -95,19 +95,24 @@ def test_gradients_are_divided_by_the_mean_weight_of_a_batch_or_by_the_batchs_ow
 
 
 def test_the_loss_is_the_configs_and_divided_by_its_own_weight(make_run, compiled):
-    run = make_run(**{"objective.loss": "all_roles", "objective.context_weight": 0.25})
+    weights = dict(context_weight=0.25, response_weight=0.5)
+    run = make_run(**{"objective.loss": "all_roles"} | {f"objective.{key}": value for key, value in weights.items()})
     compile_step(run)
     assert run.loss == AllRolesLoss(
-        model=run.model, shards=run.partitioner.shards, chunk=run.config.objective.chunk, context_weight=0.25
+        model=run.model, shards=run.partitioner.shards, chunk=run.config.objective.chunk, **weights
     )
     source = run.train_batches()
     whole = sum(float(run.loss.weights(source[step]).sum()) for step in range(run.steps))
-    assert whole > sum(source[step].response_mask.sum() for step in range(run.steps))
+    responses = sum(source[step].response_mask.sum() for step in range(run.steps))
+    context = sum(((b := source[step]).parents >= 0).sum() - (b.response_mask > 0).sum() for step in range(run.steps))
+    assert whole == pytest.approx(0.5 * responses + 0.25 * context)
     assert compiled["weight_per_batch"] == pytest.approx(whole * ROWS / run.dataset.epochs.num_rows(0))
     with pytest.raises(InputError, match=r"^objective.loss='dpo': use one of response, all_roles$"):
         make_run(**{"objective.loss": "dpo"})
     with pytest.raises(InputError, match=r"^objective.context_weight=-1.0: must be at least 0$"):
         make_run(**{"objective.loss": "all_roles", "objective.context_weight": -1.0})
+    with pytest.raises(InputError, match=r"^objective.context_weight and objective.response_weight are both 0"):
+        make_run(**{"objective.loss": "all_roles", "objective.context_weight": 0.0, "objective.response_weight": 0.0})
 
 
 def test_the_kernel_of_attention_is_the_one_chosen_for_the_devices(make_run):
@@ -287,6 +292,7 @@ def test_what_is_trained_may_not_change_within_a_run(make_run):
             {"train.freeze": "mlp"},
             {"train.average_decay": 0.5},
             {"objective.loss": "all_roles"},
+            {"objective.loss": "all_roles", "objective.response_weight": 0.5},
             {"objective.token_loss": "dft", "objective.z_loss": 1e-4},
         )
     )
@@ -297,10 +303,12 @@ def test_what_is_trained_may_not_change_within_a_run(make_run):
         ["train.freeze"],
         ["train.average_decay"],
         ["objective.loss", "objective.context_weight"],
+        ["objective.loss", "objective.context_weight", "objective.response_weight"],
         ["objective.token_loss", "objective.z_loss"],
     ]
     assert {first[f"objective.{name}"] for name in asdict(USUAL)} == {None}
-    assert (first["objective.loss"], first["objective.context_weight"]) == (None, None)  # as before there were others
+    names = ("loss", "context_weight", "response_weight")
+    assert {first[f"objective.{name}"] for name in names} == {None}  # as before there were others
 
 
 def test_muon_is_refused_where_adapters_leave_it_nothing(make_run):
