@@ -86,9 +86,7 @@ def _words(dialogue):
 def test_a_hidden_history_is_the_last_round_alone(tmp_path):
     assert last_round(STORY["messages"]) == STORY["messages"][-2:]
     files = write_files(tmp_path, 3, 4)
-    whole, hidden = (
-        [json.loads(line) for line in Path(files[name]).read_text().splitlines()] for name in ("whole", "hidden")
-    )
+    whole, hidden = (records_of(files[name]).values() for name in ("whole", "hidden"))
     assert [each["messages"][-2:] for each in whole] == [each["messages"] for each in hidden]
     assert len(records_of(files["held_out"])) == 100
 
