@@ -47,7 +47,7 @@ class ContextScorer:
 
     Attributes:
         subject: the model, and what it is evaluated on.
-        row_length: tokens of what is scored, at most.
+        row_length: slots of a row; what is scored has no more tokens, nor more than the model has positions.
     """
 
     def __init__(self, subject: Evaluator):
