@@ -58,11 +58,11 @@ def test_a_script_without_spaces_has_a_word_a_character():
 
 
 def test_calls_of_tools_and_their_results_stay():
-    call = Message("assistant", "", fields={"tool_calls": [{"type": "function"}]})
+    call = Message("assistant", "let me see", fields={"tool_calls": [{"type": "function"}]})
     history = (*told("u:a b").messages, call, *told("t:r s", "a:c d").messages)
     for name in ("words reversed", "words shuffled", "30% of words dropped", "utterances reversed"):
         assert changed(name, history)[1:3] == history[1:3]
-    assert texts(changed("utterances reversed", history)) == ["u:c d", "a:", "t:r s", "a:a b"]
+    assert texts(changed("utterances reversed", history)) == ["u:c d", "a:let me see", "t:r s", "a:a b"]
     assert texts(changed("last utterance alone", history)) == ["a:c d"]
 
 

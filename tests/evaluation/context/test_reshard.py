@@ -48,6 +48,12 @@ def test_of_many_ways_so_many_different_ones_are_drawn():
     assert [texts(way.messages) for way in found] != [texts(way.messages) for way in ways(response, 5, seed=1)]
 
 
+def test_all_but_one_of_the_ways_are_drawn_without_one_twice():
+    response = last_response("u:a. b. c. d. e. f.", "a:x", "u:g. h. i. j. k.", "a:y")  # ten ways
+    for seed in range(10):
+        assert len({tuple(texts(way.messages)) for way in ways(response, 9, seed)}) == 9
+
+
 def test_one_way_alone_is_none():
     assert ways(last_response("u:one", "a:1", "u:two", "a:2")) == []
 
