@@ -4,8 +4,12 @@
 
 Of every seed two small models are trained on the same dialogues: one on all responses in their true contexts, and one
 with the history hidden: on each dialogue's last round alone. Both are diagnosed on whole dialogues that are held out,
-the second one on the responses that it was trained for (data.responses="last"). Of the first is said as well how often
-a corrected value is more probable than the one that it replaced, in the same context.
+the second one on the responses that it was trained for (data.responses="last"). Of the first is said as well
+
+    corrected   how often a corrected value is more probable than the one that it replaced, in the same context
+    needed      what a round, two or more back, takes off the loss of a response that needs it, in nats: where it is the
+                nearest round that says a value of the answer
+    others      what any other round, two or more back, takes off
 """
 
 import argparse
@@ -17,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +31,8 @@ from mtsft.dialogue.schema import Dialogue
 from mtsft.evaluation.context.options import ContextOptions
 from mtsft.evaluation.context.perturb import with_text
 from mtsft.evaluation.context.rounds import responses_of
+from mtsft.evaluation.context.scoring import ScoredResponse
+from mtsft.evaluation.context.variants import TRUE, ladder, of_last
 from mtsft.runs import loop
 from mtsft.runs.context_loss import ContextScorer, diagnose_context
 from mtsft.runs.evaluator import Evaluator
@@ -75,7 +82,7 @@ def train(folder: Path, files: dict[str, str], seed: int, hidden: bool, **keys: 
     config.data.responses = "last" if hidden else "all"
     config.data.cache_dir, config.parallel.compilation_cache = str(folder / "cache"), str(folder / "compiled")
     config.model.update(hidden_size=96, intermediate_size=192, head_dim=48)
-    config.train.update(steps=60 if hidden else 140, warmup_steps=12, seed=seed, log_every=20)
+    config.train.update(steps=60 if hidden else 200, warmup_steps=12, seed=seed, log_every=20)
     config.eval.every = 0
     if hidden:  # the words of rounds that are hidden are tokens, too
         config.data.tokenizer = str(folder / f"whole-{seed}" / "tokenizer")
@@ -94,6 +101,29 @@ def needed_rounds(messages: Sequence[dict[str, str]], asks: Sequence[str]) -> It
         needs = values if ask in recall.DEPENDING else []
         yield {next(d for d, text in enumerate(reversed(rounds), 1) if _says(text, value)) for value in needs}
         rounds.append(f"{user} {reply}")
+
+
+def gains_by_need(responses: Sequence[ScoredResponse], records: dict[str, dict]) -> dict[bool, list[float]]:
+    """By whether an answer needs it: what each round, two or more back, takes off the loss of a response, in nats.
+
+    Only of responses that depend on the history, and of rounds that are told apart. The round before is left out: a
+    model that has seen whole dialogues alone is thrown off where a question comes first, whatever it asks.
+
+    Args:
+        responses: of `ContextScorer.score`.
+        records: of their dialogues, by id.
+    """
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for each in responses:
+        record, steps = records[each.id], ladder(each.rounds)
+        if not each.rounds or record["asks"][each.turn] not in recall.DEPENDING:
+            continue
+        needed = list(needed_rounds(record["messages"], record["asks"]))[each.turn]
+        for nearer, further in pairwise(steps):
+            if nearer >= 1 and further == nearer + 1:
+                with_it = each.nll[TRUE if further == each.rounds else of_last(further)]
+                found[further in needed].append(each.nll[of_last(nearer)] - with_it)
+    return found
 
 
 def _speakers(messages: Sequence[dict[str, str]]) -> tuple[list[str], list[str]]:
@@ -128,9 +158,9 @@ def corrected(dialogue: Dialogue, asks: Sequence[str]) -> Iterator[Corrected]:
             yield Corrected(asks[response.turn], match[1] == new, response.dialogue, wrong)
 
 
-def ranks(scorer: ContextScorer, asks: dict[str, list[str]]) -> dict[bool, list[float]]:
+def ranks(scorer: ContextScorer, records: dict[str, dict]) -> dict[bool, list[float]]:
     """By whether the correction stands before: log(probability of the right value / of the other) of each response."""
-    found = [each for _, dialogue in scorer.dialogues() for each in corrected(dialogue, asks[dialogue.id])]
+    found = [each for _, dialogue in scorer.dialogues() for each in corrected(dialogue, records[dialogue.id]["asks"])]
     right, wrong = (scorer.last_responses([getattr(each, side) for each in found]) for side in ("right", "wrong"))
     margins: dict[bool, list[float]] = {True: [], False: []}
     for each, (_, of_right), (_, of_wrong) in zip(found, right, wrong, strict=True):
@@ -138,10 +168,10 @@ def ranks(scorer: ContextScorer, asks: dict[str, list[str]]) -> dict[bool, list[
     return margins
 
 
-def asks_of(path: str) -> dict[str, list[str]]:
-    """What each dialogue of a file asks, by its id."""
+def records_of(path: str) -> dict[str, dict]:
+    """The records of a file by their id; `asks` says what each response is asked."""
     records = map(json.loads, Path(path).read_text().splitlines())
-    return {record["id"]: record["asks"] for record in records}
+    return {record["id"]: record for record in records}
 
 
 def main() -> None:
@@ -153,22 +183,29 @@ def main() -> None:
     folder = options.folder or Path(tempfile.mkdtemp())
     began, right = time.monotonic(), 0
     head = f"{'seed':>4} {'trained on':>10}  {'verdict':<20} {'p':>8} {'over none':>10} {'over another':>13}"
-    print(f"{head}  corrected first")
+    print(f"{head} {'corrected':>11} {'needed':>7} {'others':>7}")
     for seed in range(options.seeds):
         files = write_files(folder, seed, 3000)
         for hidden in (False, True):
             workdir = train(folder, files, seed, hidden)
-            subject_config = load_config(str(workdir / "config.json"))
-            found = diagnose_context(subject_config, workdir, ContextOptions(0, seed, perturbed=False, reshardings=0))
+            config = load_config(str(workdir / "config.json"))
+            found = diagnose_context(config, workdir, ContextOptions(0, seed, perturbed=False, reshardings=0))
             gains = f"{found['whole']['gain']:>10.4f} {found['whole']['foreign_gain']:>13.4f}"
-            first = ""
-            if not hidden:
-                after = ranks(ContextScorer(Evaluator.of(subject_config, workdir)), asks_of(files["held_out"]))[True]
-                first = f"{sum(margin > 0 for margin in after)} of {len(after)}"
+            more = "" if hidden else _of_values(ContextScorer(Evaluator.of(config, workdir)), files["held_out"])
             name = "last round" if hidden else "all"
-            print(f"{seed:>4} {name:>10}  {found['verdict']:<20} {found['p_value']:>8.4f} {gains}  {first}", flush=True)
+            print(f"{seed:>4} {name:>10}  {found['verdict']:<20} {found['p_value']:>8.4f} {gains} {more}", flush=True)
             right += found["verdict"] == ("ignores its history" if hidden else "uses its history")
     print(f"{right} of {2 * options.seeds} as they were trained; {time.monotonic() - began:.0f} s")
+
+
+def _of_values(scorer: ContextScorer, held_out: str) -> str:
+    """The last three columns."""
+    records = records_of(held_out)
+    after = ranks(scorer, records)[True]
+    gains = gains_by_need(scorer.score(ContextOptions(0, perturbed=False, reshardings=0)).responses, records)
+    first = f"{sum(margin > 0 for margin in after)} of {len(after)}"
+    needed, others = (sum(gains[need]) / len(gains[need]) for need in (True, False))
+    return f"{first:>11} {needed:>7.2f} {others:>7.2f}"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.token_tree import TokenTree
 from mtsft.evaluation.context.donors import Donors
 from mtsft.evaluation.context.options import ContextOptions
-from mtsft.evaluation.context.report import as_record, as_text
+from mtsft.evaluation.context.report import as_record, as_tables
 from mtsft.evaluation.context.scorer import summed_nll
 from mtsft.evaluation.context.scoring import Scored, score_last_responses, score_variants
 from mtsft.evaluation.context.variants import Variation
@@ -40,7 +40,7 @@ class ContextReport(ShownRecord):
     """What `Run.context` found; printed as the tables of `mtsft context`."""
 
     def __str__(self) -> str:
-        return as_text(self)
+        return as_tables(self)
 
 
 class ContextScorer:
@@ -48,7 +48,7 @@ class ContextScorer:
 
     Attributes:
         subject: the model, and what it is evaluated on.
-        row_length: tokens of what is scored, at most.
+        row_length: slots of a row; what is scored has no more tokens, nor more than the model has positions.
     """
 
     def __init__(self, subject: Evaluator):

@@ -104,6 +104,19 @@ def test_the_workdir_alone_is_enough(door):
     assert error.splitlines()[0] == "evaluate: no --config; taking that of the run in work"
 
 
+def test_the_diagnosis_of_context(door):
+    status, out, error = door("context", "--workdir=work", "--format=json", "--reshardings=0", config=None)
+    assert status == 0, error
+    found = json.loads(out)
+    assert found == json.loads((door.folder / "work" / "context.json").read_text())
+    assert found["verdict"] in ("uses its history", "ignores its history", "undecided")
+    assert (found["read"]["dialogues"], found["resharded"]) == (3, None)
+    assert error.splitlines()[-1] == f"context: of {found['checkpoint']}"
+    status, out, error = door("context", "--workdir=work", "--noperturbed", "--least_gain=0", config=None)
+    assert (status, out) == (2, "")
+    assert "least_gain=0.0: must be above 0" in error
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

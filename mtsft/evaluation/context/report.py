@@ -47,8 +47,8 @@ def as_record(scored: Scored, least_gain: float, seed: int, turns: int) -> dict[
         "whole": tables.gains(paired) if paired.responses else None,
         "by_turn": tables.by_turn(responses, paired, turns),
         "by_distance": tables.by_distance(paired),
-        "perturbations": tables.perturbations(responses, seed),
-        "resharded": tables.reshardings(responses, seed),
+        "perturbations": tables.perturbation_table(responses, seed),
+        "resharded": tables.resharding_table(responses, seed),
         "dialogues": tables.as_good_foreign(paired),
         "left_out": [
             {"variant": variant, "why": why, "responses": times, "first": left_out.first[variant, why]}
@@ -67,7 +67,7 @@ def _verdict(paired: tables.Paired, least_gain: float, seed: int) -> Verdict:
     return verdict_of(differences, paired.by_dialogue(paired.tokens_R), least_gain, seed)
 
 
-def as_text(record: Mapping[str, Any]) -> str:
+def as_tables(record: Mapping[str, Any]) -> str:
     """The record as lines.
 
     Args:

@@ -22,7 +22,7 @@ from mtsft.evaluation.context.perturb import with_text
 from mtsft.evaluation.context.rounds import Response
 
 # A sentence, and the white space behind it.
-_SENTENCE = re.compile(r".+?(?:[.!?…]+[\"')\]]*\s+|[\u3002\uff01\uff1f]+|\n+|\Z)", re.DOTALL)
+_SENTENCE = re.compile(r".+?(?:[.!?…]+[\"')\]]*\s+|[\u3002\uff01\uff1f]+\s*|\n+|\Z)", re.DOTALL)
 
 
 def concat(response: Response) -> Dialogue:
@@ -70,7 +70,7 @@ def _users(response: Response) -> list[int]:
 def _sentences(response: Response) -> list[str]:
     """All that the user said, a message in a line of its own."""
     texts = [response.dialogue.messages[i].content or "" for i in _users(response)]
-    return [sentence for text in texts for sentence in _SENTENCE.findall(text.strip() + "\n")]
+    return [sentence for text in texts if text.strip() for sentence in _SENTENCE.findall(text.strip() + "\n")]
 
 
 def _cut(response: Response, sentences: list[str], users: list[int], bounds: tuple[int, ...]) -> Dialogue:

@@ -16,7 +16,7 @@ from mtsft.encoding.token_tree import TokenTree
 from mtsft.evaluation.context.rounds import Response, responses_of
 from mtsft.evaluation.context.variants import TRUE, Variation
 
-REFUSED = "the template, or the tokenizer, refuses it"
+REFUSED = "the template or the tokenizer refuses it, or nothing of it is supervised"
 TOO_LONG = "longer than a row"
 OTHER_TOKENS = "the response has other tokens there"
 _CHUNK_TOKENS = 1 << 19  # that are held at once, or one dialogue
@@ -166,5 +166,6 @@ def _trees(encoder: Encoder, dialogues: Sequence[Dialogue], row_length: int) -> 
     """The tree of each dialogue, or why there is none."""
     found: list[TokenTree | str] = [REFUSED] * len(dialogues)
     for index, tree in encoder.encode(dialogues)[0]:
-        found[index] = tree if len(tree) <= row_length else TOO_LONG
+        if tree.response_mask_N.any():
+            found[index] = tree if len(tree) <= row_length else TOO_LONG
     return found

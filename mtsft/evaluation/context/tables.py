@@ -13,7 +13,7 @@ import numpy as np
 from mtsft.evaluation.bootstrap import mean_intervals, middle, resampled_sums
 from mtsft.evaluation.context.perturb import PERTURBATIONS
 from mtsft.evaluation.context.scoring import ScoredResponse
-from mtsft.evaluation.context.variants import ALONE, CONCAT, FOREIGN, TRUE, ladder, last, resharded
+from mtsft.evaluation.context.variants import ALONE, CONCAT, FOREIGN, TRUE, ladder, of_last, resharded
 
 _WIDEST = 10  # responses that are named
 
@@ -77,7 +77,7 @@ def with_history(responses: Sequence[ScoredResponse], seed: int) -> Paired:
     foreign = {FOREIGN} if any(FOREIGN in each.nll for each in have) else set()
 
     def is_whole(each: ScoredResponse) -> bool:
-        return each.nll.keys() >= {*foreign, *map(last, ladder(each.rounds)[:-1])}
+        return each.nll.keys() >= {*foreign, *map(of_last, ladder(each.rounds)[:-1])}
 
     return Paired(list(filter(is_whole, have)), seed)
 
@@ -134,16 +134,16 @@ def by_distance(paired: Paired) -> list[dict[str, Any]]:
         there = paired.where(lambda each, nearer=nearer: each.rounds > nearer)
         further = [min(step for step in ladder(each.rounds) if step > nearer) for each in there.responses]
         with_it = np.array(
-            [each.nll[TRUE if step == each.rounds else last(step)] for each, step in zip(there.responses, further)]
+            [each.nll[TRUE if step == each.rounds else of_last(step)] for each, step in zip(there.responses, further)]
         )
-        brought_R = there.nll_R(last(nearer)) - with_it
+        brought_R = there.nll_R(of_last(nearer)) - with_it
         gain, interval = there.mean(brought_R)
         row = {"distance": nearer + 1, "up_to": max(further), "gain": gain, "interval": interval}
         rows.append(row | {"part": float(brought_R.sum() / whole)} | there.counts())
     return rows
 
 
-def perturbations(responses: Sequence[ScoredResponse], seed: int) -> list[dict[str, Any]]:
+def perturbation_table(responses: Sequence[ScoredResponse], seed: int) -> list[dict[str, Any]]:
     """What becomes of the perplexity when the history is perturbed.
 
     Returns:
@@ -164,7 +164,7 @@ def perturbations(responses: Sequence[ScoredResponse], seed: int) -> list[dict[s
     return rows
 
 
-def reshardings(responses: Sequence[ScoredResponse], seed: int) -> dict[str, Any] | None:
+def resharding_table(responses: Sequence[ScoredResponse], seed: int) -> dict[str, Any] | None:
     """The user's words over several messages, at once, and cut otherwise; None where no response has all of them.
 
     Returns:

@@ -63,7 +63,7 @@ class Variation:
             return
         at = (number, response.message)
         for rounds in ladder(response.rounds)[:-1]:
-            yield Variant(last(rounds), response.after(response.last_rounds(rounds)))
+            yield Variant(of_last(rounds), response.after(response.last_rounds(rounds)))
         foreign = self.donors.history(path, response, at)
         yield Variant(FOREIGN, None, NO_DONOR) if foreign is None else Variant(FOREIGN, response.after(foreign))
         if self.perturbed:
@@ -88,7 +88,7 @@ def ladder(rounds: int) -> list[int]:
         steps.append(step)
 
 
-def last(rounds: int) -> str:
+def of_last(rounds: int) -> str:
     """The name of the variant with so many of the last rounds."""
     return f"last {rounds}"
 
