@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from mtsft.config import default, flat_values
 from mtsft.errors import InputError, one_line
-from mtsft.training.metrics import JsonLines, read_json_lines
+from mtsft.files import read_json_lines
+from mtsft.training.metrics import JsonLines
 
 LEGS = "legs.jsonl"  # of a workdir: {"step", "began", "steps", "config"} of every leg
 # What changes the objective of the steps that are left, or bends the schedule in the middle.
