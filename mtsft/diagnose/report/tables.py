@@ -1,0 +1,86 @@
+"""Tables of a report."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mtsft.diagnose.html_parts import escaped
+from mtsft.diagnose.report.numbers import number_text
+
+NOTHING = "-"  # in a cell of what is not there
+
+
+def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]], id: str = "") -> str:
+    """A table with a caption, that can be scrolled where it is wider than the page.
+
+    Args:
+        caption: what it is of.
+        head: names of the columns.
+        rows: of cells: the first heads its row; numbers stand to the right; None for what is not there.
+        id: to link to; "" for none.
+    """
+    named = f' id="{id}"' if id else ""
+    heads = "".join(f'<th scope="col">{escaped(name)}</th>' for name in head)
+    body = "".join(f'<tr><th scope="row">{_text(row[0])}</th>{"".join(map(_cell, row[1:]))}</tr>\n' for row in rows)
+    return (
+        f'<div class="scroll" role="region" aria-label="{escaped(caption)}" tabindex="0"><table{named}>'
+        f"<caption>{escaped(caption)}</caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>\n"
+    )
+
+
+def folded(summary: str, inside: str, is_open: bool = False) -> str:
+    """What is shown when somebody asks for it. inside: HTML."""
+    return f"<details{' open' if is_open else ''}><summary>{escaped(summary)}</summary>\n{inside}</details>\n"
+
+
+def paragraph(text: str) -> str:
+    """A paragraph of plain text."""
+    return f"<p>{escaped(text)}</p>\n"
+
+
+def tables_of(record: Mapping[str, Any], passed_over: Sequence[str] = ()) -> str:
+    """All that a JSON object holds: what is single in one table, then a table for each list of objects or object.
+
+    Args:
+        record: the object.
+        passed_over: names in it that are shown elsewhere.
+    """
+    shown = {name: value for name, value in record.items() if name not in passed_over}
+    single = [(name, value) for name, value in shown.items() if not _is_table(value)]
+    parts = [table("Single values", ["name", "value"], single)] if single else []
+    for name, value in shown.items():
+        if isinstance(value, list) and _is_table(value):
+            parts.append(table_of_objects(name, value))
+        elif _is_table(value):
+            parts.append(table(name, ["name", "value"], value.items()))
+    return "".join(parts)
+
+
+def table_of_objects(caption: str, objects: Sequence[Mapping[str, Any]]) -> str:
+    """A row an object, a column a name that any of them has."""
+    head = list(dict.fromkeys(name for each in objects for name in each))
+    return table(caption, head, ([each.get(name) for name in head] for each in objects))
+
+
+def _is_table(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(each, dict) for each in value)
+    return isinstance(value, dict)
+
+
+def _cell(value: Any) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"<td{' class=n' if is_number else ''}>{_text(value)}</td>"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return number_text(value)
+    if isinstance(value, list) and value and all(type(each) in (int, float) for each in value):
+        is_interval = len(value) == 2 and {*map(type, value)} == {float}
+        return (" to " if is_interval else ", ").join(map(number_text, value))
+    return escaped(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
