@@ -46,7 +46,8 @@ def _figure(panel: Panel) -> str:
     unit = ", ".join(filter(None, (panel.unit, "logarithmic" if panel.is_logarithmic else "")))
     holes = sum(int(np.isnan(curve.y).sum()) for curve in panel.curves)
     notes = filter(None, (panel.note, f"{holes:,} values are missing or not finite." if holes else ""))
-    link = f' <a href="#{panel.numbers}-0">Numbers</a>' if panel.numbers else ""
+    of = escaped(f"Numbers of {panel.title}")
+    link = f' <a href="#{panel.numbers}-0" aria-label="{of}">Numbers</a>' if panel.numbers else ""
     legend = f'<ul class="keys">{keys}</ul>' if len(panel.curves) > 1 else ""
     said = escaped(" ".join([f"{unit}." if unit else "", *notes]).strip())
     return (

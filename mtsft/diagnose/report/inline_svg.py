@@ -83,7 +83,7 @@ def _put(name: str, value: str, attributes: dict[str, str], classes: list[str]) 
         classes.append(f"{name[0]}-{_CLASSES[value]}")
     elif name in ("fill", "stroke") and value == "none":
         attributes[name] = value
-    elif name == "font":
+    elif name in ("font", "font-size"):  # by the version of matplotlib
         attributes["font-size"] = re.search(r"[\d.]+(?=px)", value)[0]
     elif name in _KEPT:
         attributes[name] = value

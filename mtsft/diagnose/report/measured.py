@@ -1,7 +1,7 @@
-"""What was measured of the model: the last evaluation, how it uses the history, what it says, and what is kept."""
+"""What was measured of the model: the last evaluation, how it uses the history, and what is kept of the run."""
 
 from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any
 
 from mtsft.diagnose.html_parts import escaped
@@ -9,9 +9,6 @@ from mtsft.diagnose.report.curves import figures
 from mtsft.diagnose.report.panels import scores_panels
 from mtsft.diagnose.report.run_files import Record, RunFiles
 from mtsft.diagnose.report.tables import folded, paragraph, table, tables_of
-
-_COUNTED_FROM_1 = "turn"
-_OPEN_SAMPLES = 2
 
 
 def evaluation(runs: Sequence[RunFiles]) -> str:
@@ -23,6 +20,8 @@ def evaluation(runs: Sequence[RunFiles]) -> str:
     parts = [figures(scores_panels(scores))]
     if any(record.get("by_turn") and "interval" in record for _, record in scores):
         parts.append(paragraph("Lines through the points: the middle 95% of what resampled dialogues have."))
+    if len(runs) > 1:
+        parts.append(_side_by_side(told))
     for (name, record), run in zip(told, runs):
         of = f" of {name}" if len(runs) > 1 else ""
         if not record:
@@ -31,6 +30,19 @@ def evaluation(runs: Sequence[RunFiles]) -> str:
         whence = "evaluation.json" if run.evaluation else f"the evaluation after step {record['step']:,}, in eval.jsonl"
         inside = tables_of(record)
         parts.append(folded(f"Numbers{of}: {whence}", inside, is_open=len(runs) == 1 and bool(run.evaluation)))
+    return "".join(parts)
+
+
+def _side_by_side(scores: Sequence[tuple[str, Record]]) -> str:
+    """The losses of tables by_..., a column each run."""
+    parts = []
+    for name in dict.fromkeys(name for _, record in scores for name in record if name.startswith("by_")):
+        kind = name.removeprefix("by_")
+        tables = [{row.get(kind): row.get("loss") for row in record.get(name) or ()} for _, record in scores]
+        keys = dict.fromkeys(key for each in tables for key in each if isinstance(key, int | str))
+        if keys:
+            rows = [[key, *(each.get(key) for each in tables)] for key in keys]
+            parts.append(table(f"Held-out loss by {kind}", [kind, *(run for run, _ in scores)], rows))
     return "".join(parts)
 
 
@@ -54,38 +66,6 @@ def context(runs: Sequence[RunFiles]) -> str:
         record = {name: _turns(value) for name, value in run.context.items()}
         parts.append(folded(f"Numbers{' of ' + run.name if of else ''}: context.json", tables_of(record, ("said",))))
     return "".join(parts)
-
-
-def samples(runs: Sequence[RunFiles]) -> str:
-    """The section "samples", as HTML: what the model said as training went on; "" where no run has any."""
-    parts = []
-    for run in (run for run in runs if run.samples):
-        if len(runs) > 1:
-            parts.append(f"<h3>{escaped(run.name)}</h3>\n")
-        by_context = sorted(run.samples, key=_context_of)  # stable: by step within each
-        for number, (_, records) in enumerate(groupby(by_context, _context_of)):
-            parts.append(_sample(list(records), number < _OPEN_SAMPLES and len(runs) == 1))
-    return "".join(parts)
-
-
-def _context_of(record: Record) -> tuple[str, str, int]:
-    turn = record.get("turn")
-    return str(record.get("source")), str(record.get("id")), turn if isinstance(turn, int) else -1
-
-
-def _sample(records: Sequence[Record], is_open: bool) -> str:
-    first = records[-1]
-    turn = first.get("turn")
-    name = f"{first.get('id') or first.get('source')}, turn {turn + 1 if isinstance(turn, int) else '?'}"
-    right = sum(record.get("same") is True for record in records)
-    rows = [[each["step"], each.get("reply"), each.get("same"), each.get("stopped")] for each in records]
-    return folded(
-        f"{name}: {right} of {len(records)} replies are the dialogue's own",
-        f"<p>The end of what the model is given:</p><pre>{escaped(first.get('prompt'))}</pre>"
-        f"<p>The dialogue goes on:</p><pre>{escaped(first.get('reference'))}</pre>"
-        + table(f"What the model says: {name}", ["step", "reply", "the dialogue's own", "came to an end"], rows),
-        is_open,
-    )
 
 
 def kept(runs: Sequence[RunFiles]) -> str:

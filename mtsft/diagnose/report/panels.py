@@ -154,7 +154,7 @@ def scores_panels(scores: Sequence[tuple[str, Record]]) -> Iterator[Panel]:
         labels = [run if len(scores) > 1 else "held out" for run, _ in scores]
         found = [_scores(label, rows, kind, style) for label, (_, style, rows) in zip(labels, tables) if rows]
         curves = [curve for curve in found if curve]
-        if curves and len({isinstance(curve.x[0], str) for curve in curves}) == 1:
+        if curves and len({type(curve.x[0]) for curve in curves}) == 1 and max(len(curve.x) for curve in curves) > 1:
             title, x_name = f"Held-out loss by {kind.replace('_', ' ')}", _X_NAMES.get(kind, kind.replace("_", " "))
             x_name = LOSS if isinstance(curves[0].x[0], str) else x_name
             yield Panel(f"by-{kind}", title, LOSS, curves, x_name)

@@ -91,7 +91,6 @@ def draw(panel: Panel, prefix: str) -> str:
         for curve in sorted(panel.curves, key=lambda curve: not curve.faint):
             (_draw_names if named else _draw_curve)(axes, curve, panel)
         axes.set_xlabel(panel.x_name)
-        axes.set_ylabel("" if named else panel.unit)
         if not named and _doubles(panel):
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -138,7 +137,7 @@ def _draw_names(axes: Any, curve: Curve, panel: Panel) -> None:
 def _doubles(panel: Panel) -> bool:
     """Whether x is powers of two, several of them."""
     powers = {float(x) for curve in panel.curves for x in curve.x}
-    return panel.x_name != "step" and len(powers) > 3 and min(powers) > 0 and all(np.log2([*powers]) % 1 == 0)
+    return panel.x_name != "step" and len(powers) > 2 and min(powers) > 0 and all(np.log2([*powers]) % 1 == 0)
 
 
 def _line(style: int, faint: bool) -> dict[str, Any]:

@@ -37,17 +37,19 @@ nav ul { display: flex; gap: 1.1rem; margin: 0; padding: .5rem 0; list-style: no
 .verdict { font-size: 1.05rem; }
 .gap { color: var(--soft); }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1.4rem 2rem; }
-figure { margin: 0; min-width: 0; } figcaption { font-size: .85rem; } figcaption b { font-size: .95rem; }
+figure { margin: 0; min-width: 0; display: flex; flex-direction: column;
+  justify-content: space-between; gap: .3rem; } figcaption { font-size: .85rem; } figcaption b { font-size: .95rem; }
 .keys { display: flex; flex-wrap: wrap; gap: .1rem .9rem; list-style: none; margin: .15rem 0; padding: 0;
   font-size: .85rem; } .keys li { display: flex; align-items: center; gap: .35rem; overflow-wrap: anywhere; }
 .keys svg { flex: none; width: 34px; height: 10px; }
 .scroll { overflow: auto; max-height: 75vh; max-width: 100%; margin: .5rem 0; }
-table { border-collapse: collapse; font-size: .88rem; }
+table { border-collapse: collapse; width: max-content; font-size: .88rem; }
 caption { text-align: left; color: var(--soft); padding: .2rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .2rem 1rem .2rem 0; border-top: 1px solid var(--line);
   overflow-wrap: break-word; max-width: 34rem; } th { font-weight: 600; }
 tbody th { font-weight: 400; font-family: ui-monospace, monospace; font-size: .84rem; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.pairs .n { text-align: left; }
 details { margin: .6rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--wash); padding: .6rem .8rem; margin: .4rem 0;
   font: .84rem/1.45 ui-monospace, monospace; max-width: 60rem; }

@@ -8,6 +8,7 @@ from mtsft.diagnose.html_parts import escaped
 from mtsft.diagnose.report.numbers import number_text
 
 NOTHING = "-"  # in a cell of what is not there
+_NUMBER = " class=n"
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]], id: str = "") -> str:
@@ -19,9 +20,15 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]], id: 
         rows: of cells: the first heads its row; numbers stand to the right; None for what is not there.
         id: to link to; "" for none.
     """
-    named = f' id="{id}"' if id else ""
-    heads = "".join(f'<th scope="col">{escaped(name)}</th>' for name in head)
+    rows = [list(row) for row in rows]
+    kinds = [{_is_number(cell) for cell in cells if cell is not None} == {True} for cells in zip(*rows)]
+    heads = "".join(
+        f'<th scope="col"{_NUMBER if i and is_number else ""}>{escaped(name)}</th>'
+        for i, (name, is_number) in enumerate(zip(head, kinds or [False] * len(head)))
+    )
     body = "".join(f'<tr><th scope="row">{_text(row[0])}</th>{"".join(map(_cell, row[1:]))}</tr>\n' for row in rows)
+    named = f' id="{id}"' if id else ""
+    named += ' class="pairs"' if len(head) == 2 else ""
     return (
         f'<div class="scroll" role="region" aria-label="{escaped(caption)}" tabindex="0"><table{named}>'
         f"<caption>{escaped(caption)}</caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>\n"
@@ -69,8 +76,11 @@ def _is_table(value: Any) -> bool:
 
 
 def _cell(value: Any) -> str:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"<td{' class=n' if is_number else ''}>{_text(value)}</td>"
+    return f"<td{_NUMBER if _is_number(value) else ''}>{_text(value)}</td>"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _text(value: Any) -> str:
@@ -78,7 +88,7 @@ def _text(value: Any) -> str:
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int | float):
+    if _is_number(value):
         return number_text(value)
     if isinstance(value, list) and value and all(type(each) in (int, float) for each in value):
         is_interval = len(value) == 2 and {*map(type, value)} == {float}

@@ -91,8 +91,6 @@ _OF_BAD_STEP = ("reason", "loss", "grad_norm", "learning_rate", "threshold")
 def _dialogues(record: Record) -> str:
     """The dialogues of a step by their loss, the first few."""
     rows = record.get("rows") if isinstance(record.get("rows"), list) else []
-    found = [
-        each for row in rows if isinstance(row, dict) for each in row.get("dialogues") or [] if isinstance(each, dict)
-    ]
+    found = [each for row in rows for each in row.get("dialogues") or []]
     found.sort(key=lambda each: each["loss"] if isinstance(each.get("loss"), float) else float("inf"), reverse=True)
     return "; ".join(f"{each.get('id') or ''} ({each.get('source') or 'unknown source'})" for each in found[:3])

@@ -6,11 +6,12 @@ from pathlib import Path
 from mtsft import __version__
 from mtsft.diagnose.html_parts import content_policy, escaped
 from mtsft.diagnose.report.curves import curves
-from mtsft.diagnose.report.measured import context, evaluation, kept, samples
+from mtsft.diagnose.report.measured import context, evaluation, kept
 from mtsft.diagnose.report.numbers import HOW_ROUNDED
 from mtsft.diagnose.report.overview import overview
 from mtsft.diagnose.report.plots import check_matplotlib
 from mtsft.diagnose.report.run_files import RunFiles, read_runs
+from mtsft.diagnose.report.said import samples
 from mtsft.diagnose.report.style import PAGE_STYLE
 from mtsft.diagnose.report.trained_on import trained_on
 from mtsft.errors import InputError
