@@ -45,7 +45,7 @@ def _figure(panel: Panel) -> str:
     keys = "".join(f"<li>{key(curve.style, curve.faint)}{escaped(curve.label)}</li>" for curve in panel.curves)
     unit = ", ".join(filter(None, (panel.unit, "logarithmic" if panel.is_logarithmic else "")))
     holes = sum(int(np.isnan(curve.y).sum()) for curve in panel.curves)
-    notes = filter(None, (panel.note, f"{holes:,} values are missing or not finite." if holes else ""))
+    notes = filter(None, (panel.note, f"Missing or not finite: {holes:,}." if holes else ""))
     of = escaped(f"Numbers of {panel.title}")
     link = f' <a href="#{panel.numbers}-0" aria-label="{of}">Numbers</a>' if panel.numbers else ""
     legend = f'<ul class="keys">{keys}</ul>' if len(panel.curves) > 1 else ""

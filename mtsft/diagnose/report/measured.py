@@ -8,7 +8,7 @@ from mtsft.diagnose.html_parts import escaped
 from mtsft.diagnose.report.curves import figures
 from mtsft.diagnose.report.panels import scores_panels
 from mtsft.diagnose.report.run_files import Record, RunFiles
-from mtsft.diagnose.report.tables import folded, paragraph, table, tables_of
+from mtsft.diagnose.report.tables import beside, folded, paragraph, table, tables_of
 
 
 def evaluation(runs: Sequence[RunFiles]) -> str:
@@ -43,7 +43,7 @@ def _side_by_side(scores: Sequence[tuple[str, Record]]) -> str:
         if keys:
             rows = [[key, *(each.get(key) for each in tables)] for key in keys]
             parts.append(table(f"Held-out loss by {kind}", [kind, *(run for run, _ in scores)], rows))
-    return "".join(parts)
+    return beside(parts)
 
 
 def _turns(value: Any) -> Any:
@@ -70,7 +70,7 @@ def context(runs: Sequence[RunFiles]) -> str:
 
 def kept(runs: Sequence[RunFiles]) -> str:
     """The section "checkpoints and result", as HTML."""
-    parts = [_checkpoints(runs), _result(runs)]
+    parts = [beside([_checkpoints(runs), _result(runs)])]
     for run in runs:
         counts = [(record["step"], record.get("skipped_steps") or 0) for record in run.metrics]
         rows = [[step, now - before] for (_, before), (step, now) in pairwise([(0, 0), *counts]) if now > before]
@@ -91,7 +91,7 @@ def _checkpoints(runs: Sequence[RunFiles]) -> str:
             rows.append([*([run.name] if several else []), step, losses.get(step), which])
     if not rows:
         return "<p class=gap>There is no checkpoint yet.</p>\n"
-    return table("Checkpoints", [*(["run"] if several else []), "step", "held-out loss", ""], rows)
+    return table("Checkpoints", [*(["run"] if several else []), "step", "held-out loss", "which"], rows)
 
 
 def _result(runs: Sequence[RunFiles]) -> str:

@@ -1,6 +1,7 @@
 """What is drawn of runs: one run in detail, or several over one another."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,7 @@ from mtsft.diagnose.report.run_files import Record, RunFiles
 
 LOSS = "nats per supervised token"
 _TURNS = 6  # whose losses are drawn; the table has all
+_GB = 1e9
 # A panel of training for each: its field in metrics.jsonl, its title, its unit, whether values may be far apart.
 _TRAINING = (
     ("learning_rate", "Learning rate", "", False),
@@ -18,7 +20,7 @@ _TRAINING = (
     ("fill", "Fill of the rows", "share of slots that hold tokens", False),
     ("tokens_per_second", "Throughput", "tokens per second", False),
     ("supervised_tokens_per_second", "Throughput in supervised tokens", "tokens per second", False),
-    ("peak_memory_bytes", "Memory of the fullest device, at its peak", "bytes", False),
+    ("peak_memory_bytes", "Memory of the fullest device, at its peak", "GB", False),
 )
 
 
@@ -27,6 +29,8 @@ def training_panels(runs: Sequence[RunFiles]) -> Iterator[Panel]:
     yield from filter(None, [_loss(runs), _held_out(runs)])
     for name, title, unit, is_spread in _TRAINING:
         if curves := _of_runs(runs, name):
+            if unit == "GB":
+                curves = [replace(curve, y=curve.y / _GB) for curve in curves]
             yield Panel(name, title, unit, curves, marks=_starts(runs), is_spread=is_spread, numbers="train")
         if name == "grad_norm":
             yield from _norms(runs)

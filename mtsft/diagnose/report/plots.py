@@ -19,6 +19,7 @@ _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _MARKED = 5  # points of a long curve that have its marker
 _MOST_WITH_MARKERS = 40  # points of a curve that all have it
+_DENSE = 400  # points of a curve that is drawn as a thin line
 _WIDE = 30  # from its least to its greatest, what is drawn by its logarithm
 
 
@@ -85,7 +86,8 @@ def draw(panel: Panel, prefix: str) -> str:
         named = isinstance(panel.curves[0].x[0], str)
         if panel.is_logarithmic:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
+        if not named:
+            axes.yaxis.set_major_formatter("{x:,g}")
         for step in panel.marks:
             axes.axvline(step, color=INK, linewidth=0.7, linestyle=":")
         for curve in sorted(panel.curves, key=lambda curve: not curve.faint):
@@ -120,7 +122,8 @@ def _draw_curve(axes: Any, curve: Curve, panel: Panel) -> None:
     if len(shown) > _MOST_WITH_MARKERS:  # at places of its own, so that curves do not hide each other's
         at = (np.arange(_MARKED) + (curve.style % 7 + 0.5) / 7) / _MARKED * len(shown)
         every = at.astype(int).tolist()
-    axes.plot(x[shown], y[shown], markevery=every, **_line(curve.style, curve.faint))
+    thin = {"linewidth": 0.7} if len(shown) > _DENSE else {}
+    axes.plot(x[shown], y[shown], markevery=every, **{**_line(curve.style, curve.faint), **thin})
 
 
 def _draw_names(axes: Any, curve: Curve, panel: Panel) -> None:

@@ -53,9 +53,11 @@ class RunFiles:
 
     @property
     def ended(self) -> Record:
-        """The result, unless steps were taken after it: then it is of an earlier end."""
+        """The result, unless the run was started again after it: then it is of an earlier end."""
         logged = max((records[-1]["step"] for records in (self.metrics, self.evaluations) if records), default=0)
-        return self.result if _count(self.result.get("steps")) >= logged else {}
+        begun = self.legs[-1]["step"] if self.legs else -1
+        steps = _count(self.result.get("steps"))
+        return self.result if steps >= logged and steps > begun else {}
 
     @property
     def steps(self) -> int:

@@ -14,9 +14,8 @@ def _variables(colours: tuple[str, ...]) -> str:
 _CURVES = "".join(f".s-{i} {{ stroke: var(--c{i}); }} .f-{i} {{ fill: var(--c{i}); }}\n" for i in range(len(_LIGHT)))
 PAGE_STYLE = (
     f"""{PALETTE}
-:root {{ {_variables(_LIGHT)} --soft: #57606a; --wash: #f3f5f7; --ok: #15803d; --bad: #b3261e; }}
-@media (prefers-color-scheme: dark) {{ :root {{ {_variables(_DARK)} --soft: #aab4be; --wash: #1e2329; --ok: #5fd38a;
-  --bad: #ff8a80; }} }}
+:root {{ {_variables(_LIGHT)} --soft: #57606a; --wash: #f3f5f7; }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(_DARK)} --soft: #aab4be; --wash: #1e2329; }} }}
 {_CURVES}"""
     + """
 .s-ink { stroke: var(--soft); } .f-ink { fill: var(--soft); } .s-grid { stroke: var(--line); }
@@ -42,7 +41,9 @@ figure { margin: 0; min-width: 0; display: flex; flex-direction: column;
 .keys { display: flex; flex-wrap: wrap; gap: .1rem .9rem; list-style: none; margin: .15rem 0; padding: 0;
   font-size: .85rem; } .keys li { display: flex; align-items: center; gap: .35rem; overflow-wrap: anywhere; }
 .keys svg { flex: none; width: 34px; height: 10px; }
-.scroll { overflow: auto; max-height: 75vh; max-width: 100%; margin: .5rem 0; }
+.tables { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 0 3rem; }
+.scroll { overflow: auto; max-width: 100%; margin: .5rem 0; } .long { max-height: 75vh; }
+.long thead th { position: sticky; top: 0; background: var(--paper); }
 table { border-collapse: collapse; width: max-content; font-size: .88rem; }
 caption { text-align: left; color: var(--soft); padding: .2rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .2rem 1rem .2rem 0; border-top: 1px solid var(--line);
@@ -53,7 +54,6 @@ tbody th { font-weight: 400; font-family: ui-monospace, monospace; font-size: .8
 details { margin: .6rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--wash); padding: .6rem .8rem; margin: .4rem 0;
   font: .84rem/1.45 ui-monospace, monospace; max-width: 60rem; }
-.ok { color: var(--ok); } .refused { color: var(--bad); font-weight: 600; } .note { font-weight: 600; }
 :focus-visible { outline: 2px solid var(--c0); outline-offset: 2px; }
 footer { margin-top: 2.5rem; padding-top: .8rem; border-top: 1px solid var(--line); font-size: .88rem;
   color: var(--soft); }
@@ -61,7 +61,8 @@ footer { margin-top: 2.5rem; padding-top: .8rem; border-top: 1px solid var(--lin
   :root { color-scheme: light; } body { max-width: none; padding: 0; font-size: 9.5pt; }
   nav, .skip { display: none; } .panels { grid-template-columns: 1fr 1fr; gap: .8rem 1.2rem; }
   figure, tr { break-inside: avoid; } h2, h3, caption { break-after: avoid; }
-  .scroll { overflow: visible; max-height: none; } details:not([open]) { display: none; }
+  .scroll { overflow: visible; max-height: none; } table { width: auto; font-size: 8pt; }
+  th, td { padding-right: .5rem; overflow-wrap: anywhere; } .n { overflow-wrap: normal; } details:not([open]) { display: none; }
 }
 """
 )

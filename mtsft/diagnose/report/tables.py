@@ -9,6 +9,7 @@ from mtsft.diagnose.report.numbers import number_text
 
 NOTHING = "-"  # in a cell of what is not there
 _NUMBER = " class=n"
+_LONG = 40  # rows of a table that is scrolled by itself
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]], id: str = "") -> str:
@@ -29,8 +30,9 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]], id: 
     body = "".join(f'<tr><th scope="row">{_text(row[0])}</th>{"".join(map(_cell, row[1:]))}</tr>\n' for row in rows)
     named = f' id="{id}"' if id else ""
     named += ' class="pairs"' if len(head) == 2 else ""
+    long = " long" if len(rows) > _LONG else ""
     return (
-        f'<div class="scroll" role="region" aria-label="{escaped(caption)}" tabindex="0"><table{named}>'
+        f'<div class="scroll{long}" role="region" aria-label="{escaped(caption)}" tabindex="0"><table{named}>'
         f"<caption>{escaped(caption)}</caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>\n"
     )
 
@@ -60,7 +62,12 @@ def tables_of(record: Mapping[str, Any], passed_over: Sequence[str] = ()) -> str
             parts.append(table_of_objects(name, value))
         elif _is_table(value):
             parts.append(table(name, ["name", "value"], value.items()))
-    return "".join(parts)
+    return beside(parts)
+
+
+def beside(tables: Sequence[str]) -> str:
+    """Tables beside one another where the page is wide enough; HTML."""
+    return f'<div class="tables">\n{"".join(tables)}</div>\n'
 
 
 def table_of_objects(caption: str, objects: Sequence[Mapping[str, Any]]) -> str:

@@ -34,7 +34,8 @@ def _accounts(runs: Sequence[RunFiles]) -> str:
         if zeros := [name for name in names if name not in told]:
             parts.append(paragraph(f"Nowhere any: {', '.join(name.replace('_', ' ') for name in zeros)}."))
     if missing:
-        parts.append(f"<p class=gap>{escaped(', '.join(missing))}: a run writes these accounts when it ends.</p>\n")
+        of = f"{', '.join(missing)}: " if len(runs) > 1 else ""
+        parts.append(f"<p class=gap>{escaped(of)}What became of every dialogue is written down when a run ends.</p>\n")
     return "".join(parts)
 
 
