@@ -8,7 +8,7 @@ from mtsft.diagnose.html_parts import escaped
 from mtsft.diagnose.report.numbers import column, fields_of, value_of
 from mtsft.diagnose.report.panels import training_panels
 from mtsft.diagnose.report.plots import Panel, draw, key
-from mtsft.diagnose.report.run_files import RunFiles
+from mtsft.diagnose.report.run_files import RunFiles, turns_of
 from mtsft.diagnose.report.tables import folded, paragraph, table
 from mtsft.diagnose.report.thin import COLUMNS, rows_shown
 
@@ -42,7 +42,9 @@ def figures(panels: Iterable[Panel]) -> str:
 
 
 def _figure(panel: Panel) -> str:
-    keys = "".join(f"<li>{key(curve.style, curve.faint)}{escaped(curve.label)}</li>" for curve in panel.curves)
+    keys = "".join(
+        f"<li>{key(curve.style, curve.faint, panel.name)}{escaped(curve.label)}</li>" for curve in panel.curves
+    )
     unit = ", ".join(filter(None, (panel.unit, "logarithmic" if panel.is_logarithmic else "")))
     holes = sum(int(np.isnan(curve.y).sum()) for curve in panel.curves)
     notes = filter(None, (panel.note, f"Missing or not finite: {holes:,}." if holes else ""))
@@ -71,8 +73,8 @@ def _numbers(run: RunFiles, number: int, of: str) -> str:
         names = fields_of(run.evaluations)
         rows = [[value_of(record, name) for name in names] for record in run.evaluations]
         inside = table(f"eval.jsonl{of}", names, rows, f"evaluations-{number}")
-        turns = sorted({each["turn"] for record in run.evaluations for each in record.get("by_turn", ())})
-        by_turn = [{each["turn"]: each for each in record.get("by_turn", ())} for record in run.evaluations]
+        by_turn = [turns_of(record) for record in run.evaluations]
+        turns = sorted({turn for found in by_turn for turn in found})
         rows = [
             [record["step"], *(value_of(found[turn], "loss") if turn in found else None for turn in turns)]
             for record, found in zip(run.evaluations, by_turn)

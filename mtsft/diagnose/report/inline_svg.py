@@ -36,6 +36,9 @@ def inline_svg(drawn: bytes, prefix: str, title: str, description: str) -> str:
         description: the same at length.
     """
     root = ElementTree.fromstring(drawn)
+    for element in root.iter():
+        if f"#{element.get('id')}".encode() not in drawn:  # nothing refers to it
+            element.attrib.pop("id", None)
     box = root.get("viewBox")
     inside = "".join(_element(child, prefix) for child in root)
     if not title:

@@ -7,7 +7,7 @@ from typing import Any
 from mtsft.diagnose.html_parts import escaped
 from mtsft.diagnose.report.curves import figures
 from mtsft.diagnose.report.panels import scores_panels
-from mtsft.diagnose.report.run_files import Record, RunFiles
+from mtsft.diagnose.report.run_files import Record, RunFiles, objects
 from mtsft.diagnose.report.tables import beside, folded, paragraph, table, tables_of
 
 
@@ -18,7 +18,7 @@ def evaluation(runs: Sequence[RunFiles]) -> str:
         return "<p class=gap>Nothing was evaluated on held-out dialogues.</p>\n"
     told = [(name, {**record, **{n: _turns(v) for n, v in record.items()}}) for name, record in scores]
     parts = [figures(scores_panels(scores))]
-    if any(record.get("by_turn") and "interval" in record for _, record in scores):
+    if any(any("interval" in row for row in objects(record.get("by_turn"))) for _, record in scores):
         parts.append(paragraph("Lines through the points: the middle 95% of what resampled dialogues have."))
     if len(runs) > 1:
         parts.append(_side_by_side(told))
@@ -27,8 +27,8 @@ def evaluation(runs: Sequence[RunFiles]) -> str:
         if not record:
             parts.append(paragraph(f"{name}: nothing was evaluated."))
             continue
-        whence = "evaluation.json" if run.evaluation else f"the evaluation after step {record['step']:,}, in eval.jsonl"
-        inside = tables_of(record)
+        whence = "evaluation.json" if run.evaluation else f"eval.jsonl, step {record['step']:,}"
+        inside = tables_of(record, f"{whence}{of}")
         parts.append(folded(f"Numbers{of}: {whence}", inside, is_open=len(runs) == 1 and bool(run.evaluation)))
     return "".join(parts)
 
@@ -38,7 +38,7 @@ def _side_by_side(scores: Sequence[tuple[str, Record]]) -> str:
     parts = []
     for name in dict.fromkeys(name for _, record in scores for name in record if name.startswith("by_")):
         kind = name.removeprefix("by_")
-        tables = [{row.get(kind): row.get("loss") for row in record.get(name) or ()} for _, record in scores]
+        tables = [{row.get(kind): row.get("loss") for row in objects(record.get(name))} for _, record in scores]
         keys = dict.fromkeys(key for each in tables for key in each if isinstance(key, int | str))
         if keys:
             rows = [[key, *(each.get(key) for each in tables)] for key in keys]
@@ -64,7 +64,8 @@ def context(runs: Sequence[RunFiles]) -> str:
         if said := run.context.get("said") or run.context.get("verdict"):
             parts.append(f"<p class=verdict>{escaped(f'{of}{said}')}</p>\n")
         record = {name: _turns(value) for name, value in run.context.items()}
-        parts.append(folded(f"Numbers{' of ' + run.name if of else ''}: context.json", tables_of(record, ("said",))))
+        whence = f"context.json of {run.name}" if of else "context.json"
+        parts.append(folded(f"Numbers: {whence}", tables_of(record, whence, ("said",))))
     return "".join(parts)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mtsft.diagnose.report.numbers import column, fields_of
 from mtsft.diagnose.report.plots import Curve, Panel
-from mtsft.diagnose.report.run_files import Record, RunFiles
+from mtsft.diagnose.report.run_files import Record, RunFiles, objects, turns_of
 
 LOSS = "nats per supervised token"
 _TURNS = 6  # whose losses are drawn; the table has all
@@ -42,9 +42,9 @@ def turn_panels(runs: Sequence[RunFiles]) -> Iterator[Panel]:
     turns = _told_turns(runs)
 
     def of(run: RunFiles, turn: int, label: str, style: int) -> Curve:
-        rows = [(record["step"], entry.get("loss")) for record in run.last_series for entry in _of_turn(record, turn)]
-        x, y = (np.array(each, np.float64) for each in zip(*rows)) if rows else (np.empty(0), np.empty(0))
-        return Curve(label, x, y, style)
+        records = [{"step": r["step"], **turns_of(r)[turn]} for r in run.last_series if turn in turns_of(r)]
+        steps = np.array([record["step"] for record in records])
+        return Curve(label, steps, column(records, "loss", run.path / "eval.jsonl"), style)
 
     if len(runs) == 1:
         curves = [of(runs[0], turn, f"turn {turn + 1}", style) for style, turn in enumerate(turns)]
@@ -65,16 +65,12 @@ def turn_panels(runs: Sequence[RunFiles]) -> Iterator[Panel]:
             yield Panel(panel.name, panel.title, LOSS, curves, is_spread=True, numbers="turns", note=panel.note)
 
 
-def _of_turn(record: Record, turn: int) -> list[Record]:
-    return [entry for entry in record.get("by_turn", ()) if entry.get("turn") == turn]
-
-
 def _told_turns(runs: Sequence[RunFiles]) -> list[int]:
     """The turns with the most supervised tokens, ascending."""
     tokens: dict[int, int] = {}
     for run in runs:
-        for entry in run.last_series[-1].get("by_turn", ()) if run.last_series else ():
-            tokens[entry["turn"]] = tokens.get(entry["turn"], 0) + entry.get("supervised_tokens", 0)
+        for turn, entry in turns_of(run.last_series[-1]).items() if run.last_series else ():
+            tokens[turn] = tokens.get(turn, 0) + (entry.get("supervised_tokens") or 0)
     return sorted(sorted(tokens, key=tokens.get, reverse=True)[:_TURNS])
 
 
@@ -152,16 +148,16 @@ def scores_panels(scores: Sequence[tuple[str, Record]]) -> Iterator[Panel]:
         scores: (name of the run, what evaluation.json holds).
     """
     names = list(dict.fromkeys(name for _, record in scores for name in record if name.startswith("by_")))
-    for name in names:
+    for number, name in enumerate(names):
         kind = name.removeprefix("by_")
-        tables = [(run, style, record.get(name)) for style, (run, record) in enumerate(scores)]
+        tables = [objects(record.get(name)) for _, record in scores]
         labels = [run if len(scores) > 1 else "held out" for run, _ in scores]
-        found = [_scores(label, rows, kind, style) for label, (_, style, rows) in zip(labels, tables) if rows]
+        found = [_scores(label, rows, kind, style) for style, (label, rows) in enumerate(zip(labels, tables)) if rows]
         curves = [curve for curve in found if curve]
         if curves and len({type(curve.x[0]) for curve in curves}) == 1 and max(len(curve.x) for curve in curves) > 1:
             title, x_name = f"Held-out loss by {kind.replace('_', ' ')}", _X_NAMES.get(kind, kind.replace("_", " "))
             x_name = LOSS if isinstance(curves[0].x[0], str) else x_name
-            yield Panel(f"by-{kind}", title, LOSS, curves, x_name)
+            yield Panel(f"scores-{number}", title, LOSS, curves, x_name)
 
 
 _X_NAMES = {"turn": "turn", "length": "tokens of the reply, at least", "position": "tokens before, at least"}

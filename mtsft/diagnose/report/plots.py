@@ -1,6 +1,7 @@
 """Panels of curves, drawn by matplotlib as SVG that stands within a page."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,7 +11,7 @@ import numpy as np
 
 from mtsft.diagnose.report.inline_svg import GRID, INK, colour, inline_svg
 from mtsft.diagnose.report.thin import envelope
-from mtsft.errors import InputError
+from mtsft.errors import InputError, one_line
 
 _WIDTH, _HEIGHT = 360, 214  # pixels of a panel where it is shown at its own size
 _KEY = (34, 10)
@@ -102,15 +103,19 @@ def draw(panel: Panel, prefix: str) -> str:
         return _as_svg(figure, prefix, panel.title, _described(panel))
 
 
+def key(style: int, faint: bool, prefix: str) -> str:
+    """A piece of the line of a style, for a legend. prefix: of its ids, as that of `draw`."""
+    return _key(style, faint).replace("key-", f"{prefix}-key{style}-")
+
+
 @cache
-def key(style: int, faint: bool = False) -> str:
-    """A piece of the line of a style, for a legend."""
+def _key(style: int, faint: bool) -> str:
     with _style():
         figure, axes = _new_figure(*_KEY, axes=(0, 0, 1, 1))
         axes.set(xlim=(0, 2), ylim=(0, 2))
         axes.set_axis_off()
         axes.plot([0, 1, 2], [1, 1, 1], markevery=[1], **_line(style, faint))
-        return _as_svg(figure, f"key{style}{'f' * faint}", "", "")
+        return _as_svg(figure, "key", "", "")
 
 
 def _draw_curve(axes: Any, curve: Curve, panel: Panel) -> None:
@@ -128,7 +133,8 @@ def _draw_curve(axes: Any, curve: Curve, panel: Panel) -> None:
 
 def _draw_names(axes: Any, curve: Curve, panel: Panel) -> None:
     """Points beside names, from top to bottom."""
-    names = [name if len(name) <= 24 else f"{name[:11]}…{name[-11:]}" for name in curve.x]
+    names = [one_line(name, 500) for name in curve.x]
+    names = [name if len(name) <= 24 else f"{name[:11]}…{name[-11:]}" for name in names]
     at = np.arange(len(names)) + 0.12 * panel.curves.index(curve)
     if curve.interval:
         axes.hlines(at, *curve.interval, color=colour(curve.style), linewidth=1.2)
@@ -167,7 +173,9 @@ def _described(panel: Panel) -> str:
 
 def _as_svg(figure: Any, prefix: str, title: str, description: str) -> str:
     file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the reader's browser has its own fonts
+        figure.savefig(file, format="svg", metadata={"Date": None})
     return inline_svg(file.getvalue(), prefix, title, description)
 
 

@@ -79,6 +79,16 @@ class RunFiles:
         return [record for record in self.evaluations if record.get("held_out") == last]
 
 
+def objects(value: Any) -> list[Record]:
+    """The objects of a list; [] for what is none: files that others write may hold anything."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def turns_of(evaluation: Record) -> dict[int, Record]:
+    """What an evaluation found of each turn, by its index."""
+    return {each["turn"]: each for each in objects(evaluation.get("by_turn")) if type(each.get("turn")) is int}
+
+
 def read_runs(workdirs: Sequence[str | Path]) -> list[RunFiles]:
     """The runs of some workdirs. Raises InputError where there is none, or a file of it is damaged."""
     paths = [path_of(workdir) for workdir in workdirs]

@@ -62,7 +62,8 @@ footer { margin-top: 2.5rem; padding-top: .8rem; border-top: 1px solid var(--lin
   nav, .skip { display: none; } .panels { grid-template-columns: 1fr 1fr; gap: .8rem 1.2rem; }
   figure, tr { break-inside: avoid; } h2, h3, caption { break-after: avoid; }
   .scroll { overflow: visible; max-height: none; } table { width: auto; font-size: 8pt; }
-  th, td { padding-right: .5rem; overflow-wrap: anywhere; } .n { overflow-wrap: normal; } details:not([open]) { display: none; }
+  th, td { padding-right: .5rem; overflow-wrap: anywhere; } .n { overflow-wrap: normal; }
+  details:not([open]) { display: none; }
 }
 """
 )

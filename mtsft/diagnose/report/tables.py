@@ -47,21 +47,22 @@ def paragraph(text: str) -> str:
     return f"<p>{escaped(text)}</p>\n"
 
 
-def tables_of(record: Mapping[str, Any], passed_over: Sequence[str] = ()) -> str:
+def tables_of(record: Mapping[str, Any], whence: str, passed_over: Sequence[str] = ()) -> str:
     """All that a JSON object holds: what is single in one table, then a table for each list of objects or object.
 
     Args:
         record: the object.
+        whence: what holds it, for the captions.
         passed_over: names in it that are shown elsewhere.
     """
     shown = {name: value for name, value in record.items() if name not in passed_over}
     single = [(name, value) for name, value in shown.items() if not _is_table(value)]
-    parts = [table("Single values", ["name", "value"], single)] if single else []
+    parts = [table(f"{whence}: single values", ["name", "value"], single)] if single else []
     for name, value in shown.items():
         if isinstance(value, list) and _is_table(value):
-            parts.append(table_of_objects(name, value))
+            parts.append(_table_of_objects(f"{whence}: {name}", value))
         elif _is_table(value):
-            parts.append(table(name, ["name", "value"], value.items()))
+            parts.append(table(f"{whence}: {name}", ["name", "value"], value.items()))
     return beside(parts)
 
 
@@ -70,7 +71,7 @@ def beside(tables: Sequence[str]) -> str:
     return f'<div class="tables">\n{"".join(tables)}</div>\n'
 
 
-def table_of_objects(caption: str, objects: Sequence[Mapping[str, Any]]) -> str:
+def _table_of_objects(caption: str, objects: Sequence[Mapping[str, Any]]) -> str:
     """A row an object, a column a name that any of them has."""
     head = list(dict.fromkeys(name for each in objects for name in each))
     return table(caption, head, ([each.get(name) for name in head] for each in objects))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtsft.diagnose.html_parts import escaped
-from mtsft.diagnose.report.run_files import Record, RunFiles
+from mtsft.diagnose.report.run_files import Record, RunFiles, objects
 from mtsft.diagnose.report.tables import folded, paragraph, table
 
 _SIDES = {"train": "trained on", "eval": "held out"}
@@ -70,7 +70,7 @@ def _examples(run: RunFiles, of: str) -> str:
 
 def _preflight(run: RunFiles, of: str) -> str:
     """What was checked before the first step."""
-    checks = [check for check in run.preflight.get("checks") or [] if isinstance(check, dict)]
+    checks = objects(run.preflight.get("checks"))
     if not checks:
         return ""
     rows = [[check.get("name"), check.get("status"), check.get("said")] for check in checks]
@@ -91,7 +91,6 @@ _OF_BAD_STEP = ("reason", "loss", "grad_norm", "learning_rate", "threshold")
 
 def _dialogues(record: Record) -> str:
     """The dialogues of a step by their loss, the first few."""
-    rows = record.get("rows") if isinstance(record.get("rows"), list) else []
-    found = [each for row in rows for each in row.get("dialogues") or []]
+    found = [each for row in objects(record.get("rows")) for each in objects(row.get("dialogues"))]
     found.sort(key=lambda each: each["loss"] if isinstance(each.get("loss"), float) else float("inf"), reverse=True)
     return "; ".join(f"{each.get('id') or ''} ({each.get('source') or 'unknown source'})" for each in found[:3])
