@@ -8,6 +8,8 @@ from flow_support import ROOT, run, write_config
 
 import mtsft
 
+_SHORT = [f"--config.{key}" for key in ("train.steps=8", "eval.every=4", "eval.samples=2", "eval.sample_tokens=4")]
+
 
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory):
@@ -16,8 +18,7 @@ def workdirs(tmp_path_factory):
     config, runs = write_config(folder), {}
     for rate in (0.01, 0.002):
         runs[rate] = folder / f"rate-{rate}"
-        flags = [f"--config.train.learning_rate={rate}", "--config.eval.samples=2", "--config.eval.sample_tokens=4"]
-        run("train", f"--config={config}", f"--workdir={runs[rate]}", *flags)
+        run("train", f"--config={config}", f"--workdir={runs[rate]}", f"--config.train.learning_rate={rate}", *_SHORT)
     return list(runs.values())
 
 
@@ -27,12 +28,12 @@ def test_a_page_lies_in_the_workdir(workdirs):
     assert (out, error) == (f"{page}\n", "")
     said = page.read_text()
     assert said.endswith("</body></html>\n")
-    assert "Finished: 24 steps." in said
+    assert "Finished: 8 steps." in said
     assert said.count("<figure>") >= 9
     assert '<section id="samples"' in said
     # Nothing of a run minds it: it goes on, and says that nothing is left to do.
     config = workdirs[0].parent / "config.py"
-    out, _ = run("train", f"--config={config}", f"--workdir={workdirs[0]}", "--config.train.learning_rate=0.01")
+    out, _ = run("train", f"--config={config}", f"--workdir={workdirs[0]}", *_SHORT)
     assert "nothing left to do" in out
 
 
@@ -47,7 +48,7 @@ def test_two_runs_side_by_side_are_written_where_the_flag_says(workdirs):
 
 def test_a_notebook_has_it_too(workdirs):
     written = mtsft.Run("quickstart", workdirs[1]).report(workdirs[1].parent / "by-name.html")
-    assert "Finished: 24 steps." in written.read_text()
+    assert "Finished: 8 steps." in written.read_text()
 
 
 @pytest.mark.parametrize(
