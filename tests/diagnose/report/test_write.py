@@ -89,7 +89,7 @@ def test_the_rows_of_a_long_run_are_those_of_its_file_and_no_spike_is_missing(tm
 def test_what_is_there_beside_the_curves_is_shown(workdir):
     scores = {"loss": 0.5, "interval": [0.25, 0.75], "notes": ["a note"], "stops": None}
     scores["by_turn"] = [{"turn": t, "loss": 0.5 + t, "interval": [0.25, 0.75 + t], "dialogues": 3} for t in range(2)]
-    scores["by_mood"] = [{"mood": mood, "loss": 0.125} for mood in ("$glad_", "sad")]
+    scores["by_mood"] = [{"mood": mood, "loss": 0.125} for mood in ("$glad^{$", "sad")]
     (workdir / "evaluation.json").write_text(json.dumps(scores))
     (workdir / "context.json").write_text(
         json.dumps({"said": "It uses it.", "p_value": 0.25, "rows": [{"turn": 0, "gain": 2}]})
@@ -110,7 +110,7 @@ def test_what_is_there_beside_the_curves_is_shown(workdir):
     assert page.tables["evaluation.json: by_turn"] == [
         ["turn", "loss", "interval", "dialogues"], ["1", "0.5", "0.25 to 0.75", "3"], ["2", "1.5", "0.25 to 1.75", "3"]
     ]  # fmt: skip
-    assert page.tables["evaluation.json: by_mood"][1:] == [["$glad_", "0.125"], ["sad", "0.125"]]
+    assert page.tables["evaluation.json: by_mood"][1:] == [["$glad^{$", "0.125"], ["sad", "0.125"]]
     titles = page.text
     assert all(title in titles for title in ("Held-out loss by turn", "Held-out loss by mood", "It uses it."))
     assert page.tables["context.json: rows"] == [["turn", "gain"], ["1", "2"]]
@@ -279,6 +279,17 @@ def test_losses_that_are_not_finite_are_counted_and_named(workdir):
     assert "Missing or not finite: 3." in page.text
 
 
+def test_losses_on_other_dialogues_are_not_compared(workdir):
+    records = records_of(workdir / "eval.jsonl")
+    for record in records[:6]:
+        record |= {"held_out": "of before", "loss": 0.001}
+    write_lines(workdir / "eval.jsonl", records)
+    page = read(workdir)
+    assert "The best held-out loss was 1.0167" in page.text
+    assert "Of the dialogues that are held out now; evaluations on earlier ones are in the table." in page.text
+    assert [same(row[1], each["loss"]) for row, each in zip(page.tables["eval.jsonl"][1:], records)] == [True] * 12
+
+
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
@@ -339,7 +350,7 @@ def test_settings_of_matplotlib_change_nothing(workdir):
     import matplotlib
 
     usual = page_of(workdir)
-    with matplotlib.rc_context({"svg.fonttype": "path", "font.size": 30, "text.usetex": False, "axes.grid": True}):
+    with matplotlib.rc_context({"svg.fonttype": "path", "xtick.labelsize": 30, "ytick.direction": "in"}):
         assert page_of(workdir) == usual
 
 
