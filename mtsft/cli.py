@@ -33,8 +33,10 @@ def define_workdir(required: bool = True) -> flags.FlagHolder:
     return define_folder("workdir", description, "runs/mine", required)
 
 
-def define_folder(name: str, description: str, example: str, required: bool = True) -> flags.FlagHolder:
-    """A flag that names a folder.
+def define_folder(
+    name: str, description: str, example: str, required: bool = True, several: bool = False
+) -> flags.FlagHolder:
+    """A flag that names a folder, or several folders.
 
     It is never empty: --workdir=$DIR is, where the shell knows no DIR.
 
@@ -43,11 +45,12 @@ def define_folder(name: str, description: str, example: str, required: bool = Tr
         description: what --help says of it.
         example: a value, for the error where there is none.
         required: whether it may not be left out.
+        several: whether it may be given again; its value is then a list.
     """
-    holder = flags.DEFINE_string(name, None, description)
+    holder = (flags.DEFINE_multi_string if several else flags.DEFINE_string)(name, None, description)
 
-    def check(value: str | None) -> bool:
-        if value.strip() if value is not None else not required:
+    def check(value: str | list[str] | None) -> bool:
+        if all(map(str.strip, [value] if isinstance(value, str) else value)) if value is not None else not required:
             return True
         # absl would put what it makes of the flag before the words of an error of its own.
         wrong = "missing" if value is None else "empty"

@@ -173,6 +173,8 @@ def default() -> ConfigDict:
     evaluation.every = 500  # steps between evaluations on held-out dialogues, and once at the end; 0 for never
     evaluation.batch_size = 0  # rows; 0 for those of a micro-batch
     evaluation.turns = 32  # turns told apart in the loss by turn; later ones are counted with the last
+    evaluation.samples = 0  # held-out contexts that are replied to at each evaluation, in WORKDIR/samples.jsonl
+    evaluation.sample_tokens = 128  # tokens of such a reply at most
     evaluation.patience = 0  # stop after so many evaluations in a row without a better loss; 0 for never
     evaluation.new_series = False  # let a resumed run hold out other dialogues; earlier losses then count no longer
     evaluation.min_improvement = 0.0  # nats per supervised token by which a loss must be better
@@ -238,6 +240,8 @@ def validate(config: ConfigDict) -> None:
         "eval.every": 0,
         "eval.batch_size": 0,
         "eval.turns": 1,
+        "eval.samples": 0,
+        "eval.sample_tokens": 1,
         "checkpoint.every": 1,
         "checkpoint.keep": 1,
     }

@@ -13,6 +13,16 @@ from typing import Any
 from mtsft import config
 from mtsft.errors import InputError, one_line
 
+# What says where things are and how they are computed, not what is trained.
+NOT_SAID = (
+    "train.may_change",
+    "data.template_date",
+    "data.workers",
+    "data.cache_dir",
+    "data.cache_bytes",
+    "parallel.compilation_cache",
+)
+
 
 @dataclass(frozen=True)
 class ConfigKey:
@@ -45,6 +55,12 @@ def config_keys() -> dict[str, ConfigKey]:
 def changed_keys(values: Mapping[str, Any]) -> list[tuple[ConfigKey, Any]]:
     """The keys that have another value than their default, with that value; values: of a config, by key."""
     return [(key, values[name]) for name, key in config_keys().items() if values.get(name, key.default) != key.default]
+
+
+def changed_values(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys whose values differ in two configs, but for NOT_SAID: (before, now), None where there is no such key."""
+    keys = [key for key in {**now, **before} if key not in NOT_SAID]
+    return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
 def read_meanings(source: str) -> dict[str, str]:

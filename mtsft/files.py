@@ -1,4 +1,4 @@
-"""Paths, JSON files, and atomic writes."""
+"""Paths, JSON files and files of JSON lines, and atomic writes."""
 
 import errno
 import io
@@ -60,6 +60,35 @@ def read_json_file(path: Path, remedy: str = "fetch it anew") -> tuple[bytes, di
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds no JSON object; {remedy}")
     return text, value
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines, each with its step, up to a line that was cut off; [] where there is none.
+
+    Raises:
+        InputError: something else stands in a line, or the file cannot be read.
+    """
+    return [record for _, record in json_lines(path)]
+
+
+def json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of a file with their records, as `read_json_lines` reads them."""
+    read = []
+    try:
+        lines = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error, 100)})") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            if number == len(lines):  # the process or the machine ended within the line
+                break
+            record = None
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            raise InputError(f"{path}:{number}: is no record of a step; move the file away, or restore it from a copy")
+        read.append((line, record))
+    return read
 
 
 def check_writable(path: Path) -> None:

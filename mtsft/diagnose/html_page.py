@@ -1,24 +1,15 @@
-"""Dialogues as one HTML page that needs nothing else: search, the config in its head, keys to go by.
+"""Dialogues as one HTML page that needs nothing else: search, the config in its head, keys to go by."""
 
-What people wrote is data: it is escaped, and the page's own policy lets nothing run and nothing style but what stands
-here, known by its hash (https://www.w3.org/TR/CSP3/).
-"""
-
-import base64
-import hashlib
-import html
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mtsft.config_keys import changed_keys, config_keys
-from mtsft.diagnose.token_view import STYLE, as_fragment, visible
+from mtsft.diagnose.html_parts import PALETTE, content_policy, escaped, value_text
+from mtsft.diagnose.token_view import STYLE, as_fragment
 from mtsft.diagnose.viewed import ViewedDialogue, title_of
 from mtsft.tokenizer.base import Tokenizer
 
 _PAGE_STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --line: #d0d7de; --hit: #ffe28a; --here: #ff9f43; }
-@media (prefers-color-scheme: dark) { :root { --paper: #15181c; --ink: #dde3ea; --line: #3a424c; } }
 body { margin: 0 auto; padding: 0 clamp(.6rem, 3vw, 2.5rem) 3.5rem; max-width: 90rem; background: var(--paper);
   color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.4rem; } h3 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; } a { color: inherit; }
@@ -129,11 +120,10 @@ def html_page(shown: Iterable[ViewedDialogue], tokenizer: Tokenizer, config: Map
         tokenizer: what their tokens are of.
         config: of the run, by key; {} to show none.
     """
-    style = STYLE.removeprefix("<style>").removesuffix("</style>") + _PAGE_STYLE
-    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(_SCRIPT)}; form-action 'none'"
+    style = STYLE.removeprefix("<style>").removesuffix("</style>") + PALETTE + _PAGE_STYLE
     yield (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{content_policy(style, _SCRIPT)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>What is trained on</title>\n'
         f"<style>{style}</style></head><body>\n<h1>What is trained on</h1>\n{_LEGEND}{_config(config)}"
         '<form role="search" hidden><input id="query" type="search" placeholder="Search in words, names and files" '
@@ -141,7 +131,7 @@ def html_page(shown: Iterable[ViewedDialogue], tokenizer: Tokenizer, config: Map
         '<button type="button" id="previous">Previous</button><output id="found"></output></form>\n<main>\n'
     )
     for number, one in enumerate(shown, 1):
-        title = html.escape(title_of(one))
+        title = escaped(title_of(one))
         tree = as_fragment(one.tree, tokenizer).replace("<div", '<div tabindex="0"', 1)
         yield f'<section id="d{number}"><h3>{title}</h3>\n{tree}</section>\n'
     yield f'</main>\n<footer aria-live="polite"></footer>\n<script>{_SCRIPT}</script></body></html>\n'
@@ -152,7 +142,7 @@ def _config(values: Mapping[str, Any]) -> str:
     if not values:
         return ""
     changed = changed_keys(values)
-    rows = [(key.name, value, f"not {_shown(key.default)}: {key.meaning}") for key, value in changed]
+    rows = [(key.name, value, f"not {value_text(key.default)}: {key.meaning}") for key, value in changed]
     every = [(name, values[name], key.meaning) for name, key in config_keys().items() if name in values]
     return (
         f"<details open><summary>Config: {len(changed)} of {len(every)} keys are not the default</summary>"
@@ -161,13 +151,5 @@ def _config(values: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Iterable[tuple[str, Any, str]]) -> str:
-    cells = ("".join(f"<td>{html.escape(visible(cell))}</td>" for cell in (n, _shown(v), m)) for n, v, m in rows)
+    cells = ("".join(f"<td>{escaped(cell)}</td>" for cell in (n, value_text(v), m)) for n, v, m in rows)
     return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

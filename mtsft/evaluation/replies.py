@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mtsft.data.store import Store
 from mtsft.encoding.token_tree import paths, response_ends
 from mtsft.tokenizer.base import Tokenizer
@@ -33,14 +35,45 @@ def replies(
         are those of the reference.
     """
 
+    yield from _replied(generate, _turns(store, limit), store, tokenizer, stop_ids)
+
+
+def replies_to_some(
+    generate: Callable[[list[list[int]], int], list[list[int]]],
+    store: Store,
+    tokenizer: Tokenizer,
+    stop_ids: Sequence[int],
+    count: int,
+    seed: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """As `replies`, of one response each of some dialogues: always the same ones, in order.
+
+    Args:
+        generate: as there.
+        store: as there.
+        tokenizer: as there.
+        stop_ids: as there.
+        count: dialogues; all of them where there are no more.
+        seed: of which dialogues, and which of their responses.
+    """
+    yield from _replied(generate, _drawn_turns(store, count, seed), store, tokenizer, stop_ids)
+
+
+def _replied(
+    generate: Callable[[list[list[int]], int], list[list[int]]],
+    turns: Iterator["_Turn"],
+    store: Store,
+    tokenizer: Tokenizer,
+    stop_ids: Sequence[int],
+) -> Iterator[dict[str, Any]]:
     def text(tokens: list[int]) -> str:
         return tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in stop_ids else tokens)
 
     done = 0
-    for turns in _windows(_turns(store, limit)):
-        given = generate([turn.context for turn in turns], done)
-        done += len(turns)
-        for turn, reply in zip(turns, given, strict=True):
+    for window in _windows(turns):
+        given = generate([turn.context for turn in window], done)
+        done += len(window)
+        for turn, reply in zip(window, given, strict=True):
             path, line = store.source(turn.dialogue)
             yield {
                 "id": store.id(turn.dialogue),
@@ -75,6 +108,14 @@ def _dialogues(store: Store, limit: int) -> range:
 def _turns(store: Store, limit: int) -> Iterator[_Turn]:
     for index in _dialogues(store, limit):
         for turn, context, answer in paths(store[index]):
+            yield _Turn(index, turn, context.tolist(), answer.tolist())
+
+
+def _drawn_turns(store: Store, count: int, seed: int) -> Iterator[_Turn]:
+    rng = np.random.default_rng(seed)
+    for index in np.sort(rng.choice(len(store), min(count, len(store)), replace=False)).tolist():
+        if found := paths(store[index]):
+            turn, context, answer = found[int(rng.integers(len(found)))]
             yield _Turn(index, turn, context.tolist(), answer.tolist())
 
 

@@ -14,20 +14,19 @@ from mtsft.evaluation.replies import count_replies, replies
 from mtsft.evaluation.response_labels import label_responses
 from mtsft.evaluation.score_table import as_scores
 from mtsft.files import path_of
-from mtsft.model.generate import Sampling, generate
+from mtsft.model.generate import Sampling
 from mtsft.model.parameters import Params, join, split
 from mtsft.progress import Progress
 from mtsft.runs.checkpoint_choice import CheckpointChoice
 from mtsft.runs.compiled import compile_token_scores
 from mtsft.runs.evaluation_config import evaluation_config
 from mtsft.runs.identity import held_out_name
+from mtsft.runs.samples import replier
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
 from mtsft.runs.trained_dialogues import count_trained
 from mtsft.runs.trained_model import TrainedModel, WorkdirModel, open_trained
 from mtsft.training.sharding import make_mesh, param_shardings
-
-_BATCH = 32  # contexts that are replied to at a time, or some more to fill all devices
 
 
 def evaluate_workdir(config: ConfigDict, workdir: str | Path | None) -> dict[str, Any]:
@@ -190,27 +189,9 @@ class Evaluator:
             limit: dialogues to reply to; 0 for all.
         """
         setup, stops = self.setup, self.setup.dataset.spec.encoder().stop_ids
-        batch_size = -(-_BATCH // setup.partitioner.num_shards) * setup.partitioner.num_shards
-
-        def say(prompts: list[list[int]], first: int) -> list[list[int]]:
-            most = [setup.model.arch.positions_after(len(prompt), max_new) for prompt in prompts]
-            tokens = generate(
-                setup.model,
-                self.params,
-                prompts,
-                stops,
-                max(most, default=0),
-                sampling,
-                batch_size=batch_size,
-                rows=setup.partitioner.batch_sharding,
-                watch=bar.advance,
-                vocab_size=setup.dataset.tokenizer.vocab_size,
-                first_index=first,
-            )
-            return [reply[:count] for reply, count in zip(tokens, most, strict=True)]
-
         total = count_replies(setup.dataset.eval, limit)
         with Progress("replies", total, "replies", jax.process_index() == 0) as bar:
+            say = replier(setup, self.params, sampling, max_new, bar.advance)
             yield from replies(say, setup.dataset.eval, setup.dataset.tokenizer, stops, limit)
 
 

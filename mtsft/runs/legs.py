@@ -11,8 +11,10 @@ import jax
 from ml_collections import ConfigDict
 
 from mtsft.config import default, flat_values
+from mtsft.config_keys import changed_values
 from mtsft.errors import InputError, one_line
-from mtsft.training.metrics import JsonLines, read_json_lines
+from mtsft.files import read_json_lines
+from mtsft.training.metrics import JsonLines
 
 LEGS = "legs.jsonl"  # of a workdir: {"step", "began", "steps", "config"} of every leg
 # What changes the objective of the steps that are left, or bends the schedule in the middle.
@@ -23,15 +25,6 @@ _SAME_OBJECTIVE = (
     "train.warmup_fraction",
     "train.decay_fraction",
     "train.end_learning_rate",
-)
-# What says where things are and how they are computed, not what is trained.
-NOT_SAID = (
-    "train.may_change",
-    "data.template_date",
-    "data.workers",
-    "data.cache_dir",
-    "data.cache_bytes",
-    "parallel.compilation_cache",
 )
 
 
@@ -75,9 +68,7 @@ def changes(before: Mapping[str, Any], config: ConfigDict) -> dict[str, tuple[An
         before: the config of a leg.
         config: of the run now.
     """
-    now = flat_values(config)
-    keys = [key for key in {**now, **before} if key not in NOT_SAID]
-    return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
+    return changed_values(before, flat_values(config))
 
 
 def check_same_objective(changed: Mapping[str, tuple[Any, Any]], may_change: str, workdir: Path) -> None:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from mtsft.config import flat_values
 from mtsft.data.batches import read_ahead
 from mtsft.errors import InputError
-from mtsft.files import absolute, atomic_write, path_of
+from mtsft.files import absolute, atomic_write, path_of, read_json_lines
 from mtsft.model.parameters import Params, join
 from mtsft.runs import legs
 from mtsft.runs import workdir as workdirs
@@ -23,6 +23,7 @@ from mtsft.runs.hub_commits import hub_notes, with_hub_commits
 from mtsft.runs.identity import check_hosts_agree, check_started_from, held_out_name, identity
 from mtsft.runs.lock import WorkdirLock
 from mtsft.runs.run_length import schedule_notes
+from mtsft.runs.samples import held_out_samples
 from mtsft.runs.schedule import schedule_of
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
@@ -32,7 +33,7 @@ from mtsft.stopping import UNFINISHED, Saving
 from mtsft.training.boards import Board, TensorBoard, WeightsAndBiases, check_wandb
 from mtsft.training.checkpoint import Checkpoints, check_same_run, read_identity
 from mtsft.training.early_stopping import is_best, stops_after
-from mtsft.training.metrics import Log, Meter, finite, held_out_losses, read_json_lines
+from mtsft.training.metrics import Log, Meter, finite, held_out_losses
 from mtsft.training.pace import device_memory
 from mtsft.training.preemption import must_stop
 from mtsft.training.state import TrainState
@@ -202,7 +203,7 @@ def _take_steps(
     train_step, batches = compile_step(setup), read_ahead(setup.train_batches(), start)
     evaluate = compile_evaluation(setup) if setup.dataset.eval is not None else None
     with (
-        Log(workdir, start, _boards(config, workdir, start), active=_is_first()) as log,
+        Log(workdir, start, _boards(config, workdir, start), _is_first(), config.eval.samples > 0) as log,
         TrainingProgress(start, steps, config.eval.every if evaluate else 0, shown=_is_first()) as progress,
         jax.transfer_guard("disallow"),  # an implicit transfer, which the device would wait for, is an error
     ):
@@ -246,6 +247,8 @@ def _take_steps(
                 scores = evaluate(state.eval_params, frozen) if evaluating else None
                 if evaluating:
                     log.evaluation({"step": step, "held_out": held_out_name(setup), **scores})
+                    if config.eval.samples:
+                        log.samples(step, held_out_samples(setup, state.eval_params, frozen))
                     losses.append(scores["loss"])
                     progress.evaluation(step, losses, time.monotonic() - began)
                     stopping |= _no_longer_improves(setup, losses)

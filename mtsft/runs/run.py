@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from mtsft.config_files import as_config
 from mtsft.diagnose.notebook_views import ShownRecord
+from mtsft.diagnose.report.write import write_report
 from mtsft.evaluation.context.options import ContextOptions
 from mtsft.evaluation.score_table import as_table
 from mtsft.runs import context_loss, loop
@@ -95,6 +96,20 @@ class Run:
             InputError: nothing is trained yet, nothing is held out, or an option is wrong.
         """
         return context_loss.diagnose_context(self.config, self.workdir, ContextOptions(**options))
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Writes what `mtsft report` does: one page on the run, finished or not.
+
+        Args:
+            path: of the page; None for report.html in the workdir.
+
+        Returns:
+            The page's path.
+
+        Raises:
+            InputError: nothing was trained yet, a file of the run is damaged, or matplotlib is not installed.
+        """
+        return write_report([self.workdir], path)
 
     def __repr__(self) -> str:
         return f"<run in {self.workdir}>"

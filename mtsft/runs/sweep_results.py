@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
-from mtsft.files import atomic_write
+from mtsft.files import atomic_write, read_json_lines
 from mtsft.runs.sweep_plan import Overrides
 from mtsft.runs.workdir import read_result
-from mtsft.training.metrics import read_json_lines
 
 _DIGITS = {"best_loss": 4, "last_loss": 4, "train_loss": 4, "seconds": 0, "tokens_per_second": 0}
 

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from mtsft.config import flat_values
-from mtsft.config_keys import changed_keys
+from mtsft.config_keys import NOT_SAID, changed_keys
+from mtsft.files import read_json_lines
 from mtsft.interop.model_card import TrainingRecord
-from mtsft.runs.legs import NOT_SAID
 from mtsft.runs.trained_model import WorkdirModel
 from mtsft.runs.workdir import FINGERPRINT, HELD_OUT
 from mtsft.training.checkpoint import read_identity
-from mtsft.training.metrics import read_json_lines
 
 # Keys whose values are paths, which are nobody's business beside their last part.
 _PATHS = ("data.train", "data.eval", "data.tokenizer", "data.template", "model.init_from", "lora.init_from")

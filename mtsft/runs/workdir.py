@@ -17,6 +17,7 @@ from mtsft.interop import config_json
 from mtsft.runs.template_date import CONFIG
 from mtsft.tokenizer.load import read_files
 from mtsft.training.boards import WANDB, WANDB_ID
+from mtsft.training.metrics import SAMPLES
 
 FINGERPRINT = "fingerprint.json"  # what may not change within a run
 # The names in it of the fingerprints of what the run starts from.
@@ -28,7 +29,7 @@ EVALUATION = "evaluation.json"  # the last evaluation of its best checkpoint, on
 CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made
 _TEMPLATE, _TOKENIZER, _PUBLISHED = "template.json", "tokenizer", "published.json"
 _CHECKSUMS = "checksums.json"  # of these
-_LINES = ("legs.jsonl", "metrics.jsonl", "eval.jsonl")
+_LINES = ("legs.jsonl", "metrics.jsonl", "eval.jsonl", SAMPLES)
 _FOLDERS = ("checkpoints", _TOKENIZER, "tensorboard", WANDB)
 _FILES = (FINGERPRINT, CONFIG, RESULT, EVALUATION, _TEMPLATE, _PUBLISHED, _CHECKSUMS, WANDB_ID, *_LINES)
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top

@@ -14,10 +14,10 @@ from types import MappingProxyType
 from typing import Any
 
 from mtsft.buckets import is_bucket
-from mtsft.errors import InputError, one_line
-from mtsft.files import atomic_write, errors_naming
+from mtsft.files import atomic_write, errors_naming, json_lines, read_json_lines
 from mtsft.training.boards import Board
 
+SAMPLES = "samples.jsonl"  # of a workdir: replies at every evaluation, a line each
 _OFTEN = 60.0  # seconds between two writes of a whole file
 
 
@@ -34,7 +34,7 @@ class JsonLines:
 
     def __init__(self, path: Path, after: int):
         self._path = path
-        self._lines = [line + "\n" for line, record in _lines_of(path) if record["step"] <= after]
+        self._lines = [line + "\n" for line, record in json_lines(path) if record["step"] <= after]
         self._appends, self._written = not is_bucket(path), time.monotonic()
         atomic_write(path, "".join(self._lines).encode())
         if self._appends:
@@ -67,35 +67,6 @@ class JsonLines:
             self._file.close()
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines, each with its step, up to a line that was cut off; [] where there is none.
-
-    Raises:
-        InputError: something else stands in a line, or the file cannot be read.
-    """
-    return [record for _, record in _lines_of(path)]
-
-
-def _lines_of(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The lines of a file with their records, as `read_json_lines` reads them."""
-    read = []
-    try:
-        lines = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error, 100)})") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            if number == len(lines):  # the process or the machine ended within the line
-                break
-            record = None
-        if not isinstance(record, dict) or type(record.get("step")) is not int:
-            raise InputError(f"{path}:{number}: is no record of a step; move the file away, or restore it from a copy")
-        read.append((line, record))
-    return read
-
-
 def held_out_losses(path: Path, until: int, held_out: str) -> list[float]:
     """The losses of the evaluations in an eval.jsonl, up to a step; nan for one that was not finite.
 
@@ -112,29 +83,31 @@ def held_out_losses(path: Path, until: int, held_out: str) -> list[float]:
 
 
 class Log:
-    """metrics.jsonl and eval.jsonl of a workdir, and the boards that they are drawn on.
+    """metrics.jsonl, eval.jsonl and samples.jsonl of a workdir, and the boards that the first two are drawn on.
 
     Args:
         workdir: of the run.
         start: the step that training starts after.
         boards: what draws; closed with the log.
         active: False on all processes but one, which then write nothing and have no boards.
+        samples: whether replies will be written; where not, there is a file of them only if there was one.
     """
 
-    def __init__(self, workdir: Path, start: int, boards: Sequence[Board], active: bool):
-        self._metrics = self._evaluations = None
+    def __init__(self, workdir: Path, start: int, boards: Sequence[Board], active: bool, samples: bool = False):
+        self._metrics = self._evaluations = self._samples = None
         self._boards = boards
         if active:
             self._metrics = JsonLines(workdir / "metrics.jsonl", after=start)
             self._evaluations = JsonLines(workdir / "eval.jsonl", after=start)
+            if samples or (workdir / SAMPLES).exists():
+                self._samples = JsonLines(workdir / SAMPLES, after=start)
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *_) -> None:
-        if self._metrics:
-            self._metrics.close()
-            self._evaluations.close()
+        for file in self._files:
+            file.close()
         for board in self._boards:
             board.close()
 
@@ -153,11 +126,19 @@ class Log:
             by_turn = {f"assistant_turn_{entry['turn'] + 1:02d}": entry["loss"] for entry in record["by_turn"]}
             self._draw("eval_loss_by_turn", {"step": record["step"], **by_turn})
 
+    def samples(self, step: int, records: Sequence[dict[str, Any]]) -> None:
+        """Writes what the model of a step said in held-out contexts, a line each."""
+        for record in records if self._samples else ():
+            self._samples.write({"step": step, **record})
+
+    @property
+    def _files(self) -> list[JsonLines]:
+        return [file for file in (self._metrics, self._evaluations, self._samples) if file]
+
     def sync(self) -> None:
         """Makes what was written as durable as a checkpoint."""
-        if self._metrics:
-            self._metrics.sync()
-            self._evaluations.sync()
+        for file in self._files:
+            file.sync()
         for board in self._boards:
             board.flush()
 

@@ -14,6 +14,7 @@ def test_two_processes_give_what_one_gives_and_one_checkpoint(tmp_path, mode):
     if mode == "jit":
         flags.append("--config.parallel.mesh=data=2,fsdp=2")
     half = "--config.train.epochs=1", "--config.eval.every=12", "--config.checkpoint.every=12"
+    half += "--config.eval.samples=3", "--config.eval.sample_tokens=4"
     run("train", *flags, *half, f"--workdir={tmp_path / 'one'}", devices=4, xla=QUICKLY_COMPILED)
 
     launcher = [
@@ -40,6 +41,11 @@ def test_two_processes_give_what_one_gives_and_one_checkpoint(tmp_path, mode):
     for ours, theirs in zip(two, one, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
         assert ours["supervised_tokens"] == theirs["supervised_tokens"]
+
+    sampled = [read_lines(tmp_path / name / "samples.jsonl") for name in ("one", "two")]
+    assert [record["step"] for record in sampled[1]] == [12] * 3 + [24] * 3
+    contexts = [[(each["id"], each["turn"], each["prompt"]) for each in records] for records in sampled]
+    assert contexts[0] == contexts[1]
 
     # One process goes on from the checkpoint that two have written.
     out, _ = run("train", *flags, *half, f"--workdir={tmp_path / 'two'}", devices=4, xla=QUICKLY_COMPILED)

@@ -7,9 +7,10 @@ import pytest
 from mtsft.data import epochs
 from mtsft.data.packing import Layout
 from mtsft.errors import InputError
+from mtsft.files import read_json_lines
 from mtsft.runs import legs, loop
 from mtsft.runs.trained_model import open_trained
-from mtsft.training.metrics import held_out_losses, read_json_lines
+from mtsft.training.metrics import held_out_losses
 
 
 @pytest.fixture(scope="module")

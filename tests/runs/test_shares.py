@@ -8,12 +8,12 @@ import pytest
 from small_runs import SIZES, parameters, same
 
 from mtsft.errors import InputError
+from mtsft.files import read_json_lines
 from mtsft.runs import compiled, loop
 from mtsft.runs.evaluator import evaluate_workdir
 from mtsft.runs.identity import held_out_name, identity
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.workdir import ROWS, TRAINED_ON
-from mtsft.training.metrics import read_json_lines
 from mtsft.training.partitioner import Partitioner
 
 
