@@ -9,7 +9,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -122,6 +122,24 @@ def write_output(flag: flags.FlagHolder, data: bytes) -> None:
     """Writes the file that a flag names, by an atomic write. Raises InputError where that fails."""
     with output(flag) as file:
         file.write(data)
+
+
+def show(pieces: Iterable[str], flag: flags.FlagHolder, is_page: bool) -> None:
+    """Writes what a door shows to the file that its flag names, or else to the terminal.
+
+    Args:
+        pieces: of text.
+        flag: of the file, whose value may be None.
+        is_page: whether it is HTML, which says of itself that it is UTF-8.
+    """
+    if flag.value is not None:
+        write_output(flag, "".join(pieces).encode())
+        return
+    if is_page:
+        sys.stdout.reconfigure(encoding="utf-8")
+    for piece in pieces:
+        if not write_out(piece):
+            return
 
 
 @contextmanager

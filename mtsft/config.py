@@ -164,7 +164,13 @@ def default() -> ConfigDict:
     train.neftune_alpha = 0.0  # NEFTune's noise on embeddings, such as 5.0; 0 for none
     train.average_decay = 0.0  # of a moving average of parameters, which is then evaluated and exported; 0 for none
     train.may_change = ""  # keys, by comma, that a resumed run may have otherwise, as "objective.normalize"
-    train.max_bad_steps = 10  # stop after so many steps in a row whose loss or gradient is not finite
+    # Stop after so many steps in a row whose loss or gradient is not finite, or whose loss is half above guessing's.
+    train.max_bad_steps = 10
+    # Before the first step counts, look at data, loss and gradients, written to WORKDIR/preflight.json: "refuse" what
+    # cannot be right; "note" it and go on; or "off".
+    train.preflight = "refuse"
+    train.overfit_one_batch = 0  # steps of the pre-flight on a copy, on one batch, whose loss must fall; 0 for none
+    train.bad_steps_kept = 5  # steps that went wrong, at most, written to WORKDIR/bad_steps; 0 for none
     train.log_every = 10  # steps between lines of metrics.jsonl
     train.tensorboard = True  # draw them as TensorBoard's events, too, in WORKDIR/tensorboard
     train.wandb = ""  # and in this project of Weights & Biases (pip install 'mtsft[wandb]'); "" for none
@@ -230,6 +236,8 @@ def validate(config: ConfigDict) -> None:
         "train.microbatches": 0,
         "train.log_every": 1,
         "train.max_bad_steps": 1,
+        "train.overfit_one_batch": 0,
+        "train.bad_steps_kept": 0,
         "train.clip_norm": 0,
         "train.weight_decay": 0,
         "train.learning_rate": 0,
@@ -277,6 +285,8 @@ def validate(config: ConfigDict) -> None:
         raise InputError("eval.patience is set and eval.every is 0: without evaluations there is nothing to wait for")
     if config.objective.normalize not in ("dataset", "batch"):
         raise InputError(f"objective.normalize={config.objective.normalize!r}: use 'dataset' or 'batch'")
+    if config.train.preflight not in ("refuse", "note", "off"):
+        raise InputError(f"train.preflight={config.train.preflight!r}: use 'refuse', 'note' or 'off'")
     if not config.train.steps and not config.train.epochs:
         raise InputError("train.steps and train.epochs are both 0: nothing to do; set one of them")
     if config.data.corpus and config.data.train:

@@ -97,12 +97,16 @@ class BatchSource:
         """The rows of this process of the batch of `step`, in the order of `rows`."""
         batch = empty_batch(len(self.rows), self.epochs.row_length)
         for i, row in enumerate(self.rows):
-            number = step * self.batch_size + row
-            if self.max_rows and number >= self.max_rows:
-                continue
-            epoch, of_epoch = self.epochs.locate(number)
-            pack_row(batch, i, [self.epochs.store[d] for d in self.epochs.plan(epoch).row(of_epoch)])
+            pack_row(batch, i, [self.epochs.store[d] for d in self.members(step, row)])
         return batch
+
+    def members(self, step: int, row: int) -> list[int]:
+        """The trees in a row of the batch of `step`, in order, by their index in the store; [] behind the last row."""
+        number = step * self.batch_size + row
+        if self.max_rows and number >= self.max_rows:
+            return []
+        epoch, of_epoch = self.epochs.locate(number)
+        return list(self.epochs.plan(epoch).row(of_epoch))
 
     def __repr__(self) -> str:
         return f"BatchSource({self.epochs.store.path.name}, batch_size={self.batch_size})"

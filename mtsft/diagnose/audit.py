@@ -13,6 +13,7 @@ from mtsft.data.packing import Layout
 from mtsft.data.store import Store, open_store
 from mtsft.diagnose.audit_problems import problems_of_all, problems_of_side
 from mtsft.diagnose.row_shapes import ROW_LENGTHS, RowShape, row_shapes, suited
+from mtsft.diagnose.store_counts import count_store, first_of_dialogue, sources
 from mtsft.dialogue import readers
 from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.over_length import POLICIES
@@ -20,11 +21,9 @@ from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.stats import EncodingStats
 from mtsft.encoding.token_tree import FORMS, longest_piece
 from mtsft.progress import Progress
-from mtsft.template.reasoning import KNOWN
 
 # Over-length dialogues that the policies are tried on, and their tokens together; beyond, the cost is scaled up.
 _SAMPLED, _SAMPLED_TOKENS = 200, 1 << 22
-_EXAMPLES = 5
 
 Report = dict[str, Any]
 
@@ -80,7 +79,7 @@ def audit(
             if report[name]
             for problem in problems_of_side(name, report[name], parts[name][1])
         ),
-        *problems_of_all(report, _sources(trained["train"], shared)),
+        *problems_of_all(report, sources(trained["train"], shared)),
     ]
     return report
 
@@ -142,36 +141,19 @@ def _examine(whole: Store, spec: EncodingSpec, epochs: Epochs, progress: bool, b
     members = Epochs(whole, limit, epochs.shares, epochs.seed).members(0)
     longer = np.flatnonzero(_longest_pieces(whole, spec) > limit)
     again = np.setdiff1d(np.arange(len(whole)), np.unique(whole.digests_N, return_index=True)[1])
-    others = np.array(trained.other_authors(), np.int64)
-    responses_Rx3 = trained.responses(_is_blank(spec))
-    empty_Rx3 = responses_Rx3[responses_Rx3[:, 2] == 0]
-    responses_N = np.bincount(responses_Rx3[:, 0], minlength=len(trained))
+    counts, responses_N = count_store(trained, spec)
     slots = batch_size * limit
     shapes = row_shapes(_piece_lengths(whole, members, spec), [*ROW_LENGTHS, limit], slots)
     if layout and layout.num_rows:
         own = RowShape.of(layout, stats.over_length_dropped, slots)
         shapes = [own if shape.row_length == limit else shape for shape in shapes]
-    examples = {
-        "over length": _sources(whole, longer),
-        "duplicate": _sources(whole, again),
-        "other authors": _sources(trained, others),
-        "empty reply": [
-            "{}:{}: message {}".format(*trained.source(tree), message + 1)
-            for tree, message, _ in empty_Rx3[:_EXAMPLES].tolist()
-        ],
-    }
+    examples = {"over length": sources(whole, longer), "duplicate": sources(whole, again)}
     return {
-        **{name: value for name, value in stats.as_record().items() if not name.startswith("over_length")},
-        "responses": len(responses_Rx3),
-        "responses_read": stats.responses,
-        "tokens": int(trained.lengths_N.sum()),
-        "tree_tokens": stats.tokens,
+        **counts,
         "epoch": _epoch(epochs, responses_N, layout),
-        "examples": stats.examples | {kind: lines for kind, lines in examples.items() if lines},
+        "examples": counts["examples"] | {kind: lines for kind, lines in examples.items() if lines},
         "by_source": _by_source(trained, epochs.shares),
-        "empty_replies": len(empty_Rx3),
         "duplicates": len(again),
-        "other_authors": len(others),
         "lengths": {f"p{q}": int(np.percentile(lengths, q)) for q in (0, 5, 25, 50, 75, 95, 99, 100)}
         if len(lengths)
         else {},
@@ -187,27 +169,11 @@ def _examine(whole: Store, spec: EncodingSpec, epochs: Epochs, progress: bool, b
     }
 
 
-def _is_blank(spec: EncodingSpec) -> Callable[[int], bool]:
-    """From a token to whether it is white space, or a mark around a thought."""
-    tokenizer = spec.chat.open()[1]
-    marks = {mark for pair in KNOWN for mark in pair}
-    return lambda token: (text := tokenizer.decode([token]).strip()) == "" or text in marks
-
-
-def _is_first(store: Store) -> np.ndarray:
-    """bool (N,): whether a tree is the first of its dialogue, of which there may be several."""
-    # Those of one dialogue stand together.
-    again = np.ones(max(len(store) - 1, 0), bool)
-    for column in (store.file_of_N, store.lines_N, store.digests_N):
-        again &= column[1:] == column[:-1]
-    return np.append(np.ones(min(len(store), 1), bool), ~again)
-
-
 def _epoch(epochs: Epochs, responses_N: np.ndarray, layout: Layout | None) -> Report:
     """What an epoch has, on average over the epochs, and the rows of the first one. responses_N: of each tree."""
     store, times_N = epochs.store, epochs.times_N()
     counts = {
-        "dialogues": _is_first(store),
+        "dialogues": first_of_dialogue(store),
         "responses": responses_N,
         "tokens": store.lengths_N,
         "supervised_tokens": store.supervised_N,
@@ -236,15 +202,10 @@ def _shared(train: Store, held_out: Store) -> np.ndarray:
     return np.sort(np.intersect1d(train.digests_N, held_out.digests_N, return_indices=True)[1])
 
 
-def _sources(store: Store, indices: np.ndarray) -> list[str]:
-    """The file and line that the first few of some dialogues were read from."""
-    return ["{}:{}".format(*store.source(i)) for i in indices[:_EXAMPLES].tolist()]
-
-
 def _by_source(store: Store, shares: Sequence[float]) -> dict[str, Report]:
     files, count = store.file_of_N, len(store.files)
     columns = {
-        "dialogues": np.bincount(files, _is_first(store), count).astype(np.int64),
+        "dialogues": np.bincount(files, first_of_dialogue(store), count).astype(np.int64),
         "tokens": np.bincount(files, store.lengths_N, count).astype(np.int64),
         "supervised_tokens": np.bincount(files, store.supervised_N, count).astype(np.int64),
     }

@@ -1,9 +1,10 @@
 """Dialogues as one HTML page that needs nothing else: search, the config in its head, keys to go by."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mtsft.config_keys import changed_keys, config_keys
+from mtsft.diagnose import loss_colors
 from mtsft.diagnose.html_parts import PALETTE, content_policy, escaped, value_text
 from mtsft.diagnose.token_view import STYLE, as_fragment
 from mtsft.diagnose.viewed import ViewedDialogue, title_of
@@ -104,36 +105,52 @@ document.addEventListener("keydown", event => {
 });
 document.querySelector("form").hidden = false;
 """
-_LEGEND = """<p>Green is supervised; a small number before it is its weight, where that is not 1. Outlined pieces are
+_LEGEND_OF_PIECES = """Outlined pieces are
 control tokens. A box is a branch: a reply beside another one, or a turn as it was emitted where the history reads
 otherwise. Rest the mouse on a piece, or go to it with the arrow keys, for its token, position, turn and message.
 Keys: / searches, Enter and Shift+Enter go to the next place found and the one before, n and p to the next dialogue and
 the one before, Escape ends a search.</p>
 """
+_WEIGHTS = "a small number before it is its weight, where that is not 1."
+_LEGEND = f"<p>Green is supervised; {_WEIGHTS} {_LEGEND_OF_PIECES}"
+_LEGEND_OF_LOSSES = f"<p>What has a loss is colored; of what is supervised {_WEIGHTS} {_LEGEND_OF_PIECES}"
 
 
-def html_page(shown: Iterable[ViewedDialogue], tokenizer: Tokenizer, config: Mapping[str, Any]) -> Iterator[str]:
+def html_page(
+    shown: Iterable[ViewedDialogue],
+    tokenizer: Tokenizer,
+    config: Mapping[str, Any],
+    title: str = "What is trained on",
+    about: Sequence[str] = (),
+    losses: bool = False,
+) -> Iterator[str]:
     """The page, piece by piece.
 
     Args:
         shown: the dialogues.
         tokenizer: what their tokens are of.
         config: of the run, by key; {} to show none.
+        title: of the page.
+        about: paragraphs of text that stand first.
+        losses: whether dialogues come with the losses of their tokens.
     """
     style = STYLE.removeprefix("<style>").removesuffix("</style>") + PALETTE + _PAGE_STYLE
+    style += loss_colors.STYLE if losses else ""
+    title, legend = escaped(title), (loss_colors.html_legend() + _LEGEND_OF_LOSSES if losses else _LEGEND)
+    paragraphs = "".join(f"<p>{escaped(each)}</p>\n" for each in about)
     yield (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{content_policy(style, _SCRIPT)}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>What is trained on</title>\n'
-        f"<style>{style}</style></head><body>\n<h1>What is trained on</h1>\n{_LEGEND}{_config(config)}"
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>\n'
+        f"<style>{style}</style></head><body>\n<h1>{title}</h1>\n{paragraphs}{legend}{_config(config)}"
         '<form role="search" hidden><input id="query" type="search" placeholder="Search in words, names and files" '
         'aria-label="Search in words, names and files"><button>Next</button>'
         '<button type="button" id="previous">Previous</button><output id="found"></output></form>\n<main>\n'
     )
     for number, one in enumerate(shown, 1):
-        title = escaped(title_of(one))
-        tree = as_fragment(one.tree, tokenizer).replace("<div", '<div tabindex="0"', 1)
-        yield f'<section id="d{number}"><h3>{title}</h3>\n{tree}</section>\n'
+        heading = escaped(title_of(one))
+        tree = as_fragment(one.tree, tokenizer, one.losses or {}).replace("<div", '<div tabindex="0"', 1)
+        yield f'<section id="d{number}"><h3>{heading}</h3>\n{tree}</section>\n'
     yield f'</main>\n<footer aria-live="polite"></footer>\n<script>{_SCRIPT}</script></body></html>\n'
 
 

@@ -6,11 +6,13 @@ Text inside a message is data, written by anyone: what would steer a terminal or
 import html
 from collections.abc import Iterator, Mapping
 from itertools import groupby
+from types import MappingProxyType
 from typing import NamedTuple
 from unicodedata import category
 
 import numpy as np
 
+from mtsft.diagnose import loss_colors
 from mtsft.diagnose.branches import Place, places
 from mtsft.encoding.token_tree import TokenTree, positions
 from mtsft.tokenizer.base import Tokenizer
@@ -51,6 +53,7 @@ class TokenPiece(NamedTuple):
         turn: turn index of its tokens, from 0 on.
         message: index of the one whose words they are, -1 for text of the template.
         weight: theirs, 0 for context.
+        loss: -log Pr of them together, in nats; None where none is shown.
     """
 
     text: str
@@ -64,6 +67,7 @@ class TokenPiece(NamedTuple):
     turn: int
     message: int
     weight: float
+    loss: float | None = None
 
     @property
     def supervised(self) -> bool:
@@ -71,8 +75,16 @@ class TokenPiece(NamedTuple):
         return self.weight > 0
 
 
-def token_pieces(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[TokenPiece]:
-    """The pieces of a tree in its order. Bytes that spell one character together are one piece."""
+def token_pieces(
+    tree: TokenTree, tokenizer: Tokenizer, losses: Mapping[int, float] = MappingProxyType({})
+) -> Iterator[TokenPiece]:
+    """The pieces of a tree in its order. Bytes that spell one character together are one piece.
+
+    Args:
+        tree: what to show.
+        tokenizer: what its tokens are of.
+        losses: -log Pr of tokens in nats, by their index in the tree; of those that are shown with it.
+    """
     depths_N = positions(tree.parents_N)
     markers = {control.id for control in tokenizer.controls.values()}
     follows_N = tree.parents_N == np.arange(-1, len(tree) - 1)
@@ -97,6 +109,7 @@ def token_pieces(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[TokenPiece]:
             turn=int(tree.turn_ids_N[start]),
             message=int(tree.message_ids_N[start]),
             weight=float(tree.response_mask_N[start]),
+            loss=sum(losses[i] for i in range(start, start + count)) if start in losses else None,
         )
         start += count
 
@@ -115,25 +128,38 @@ def _read_piece(tree: TokenTree, tokenizer: Tokenizer, start: int, goes_on_N: np
     return 1, tokenizer.piece(tree.tokens_N[start])
 
 
-def as_text(tree: TokenTree, tokenizer: Tokenizer, color: bool = True, turns: bool = False) -> str:
+def as_text(
+    tree: TokenTree,
+    tokenizer: Tokenizer,
+    color: bool = True,
+    turns: bool = False,
+    losses: Mapping[int, float] = MappingProxyType({}),
+) -> str:
     """A tree for a terminal: context dim, what is supervised bold and green, control tokens underlined.
 
     Without color, what is supervised stands in ⟦ ⟧. A weight that is not 1 stands first; a newline is shown as
-    ⏎; a branch begins on a line of its own, with the depth at which it leaves the path before it.
+    ⏎; a branch begins on a line of its own, with the depth at which it leaves the path before it. A loss is the
+    background of its token; without color it stands after it in braces.
 
     Args:
         tree: what to show.
         tokenizer: what its tokens are of.
         color: whether to color it by escape codes.
         turns: whether to begin everything supervised with its turn, from 1 on, and the position of its first token.
+        losses: as of `token_pieces`.
     """
     lines = []
-    for starts_branch, weight, span in _spans(tree, tokenizer):
+    for starts_branch, weight, span in _spans(tree, tokenizer, losses):
         style = _BOLD_GREEN if weight else _DIM
         words = ""
         for piece in span:
             text = piece.text.replace("\n", f"{_NEWLINE}\n")
-            words += f"{_UNDERLINE}{text}{_RESET}{style}" if piece.marker and color else text
+            text = f"{_UNDERLINE}{text}" if piece.marker and color else text
+            if piece.loss is not None:
+                text = loss_colors.on_terminal(text, piece.loss) + style if color else f"{text}{{{piece.loss:.2f}}}"
+            elif piece.marker and color:
+                text += f"{_RESET}{style}"
+            words += text
         before, after = (style, _RESET) if color else ("⟦", "⟧") if weight else ("", "")
         branch = f"\n{_BRANCH} {span[0].position}: " if starts_branch else ""
         turn = f"[turn {span[0].turn + 1} at {span[0].position}]" if turns and weight else ""
@@ -147,10 +173,16 @@ def as_html(tree: TokenTree, tokenizer: Tokenizer) -> str:
     return f"{STYLE}\n{as_fragment(tree, tokenizer)}"
 
 
-def as_fragment(tree: TokenTree, tokenizer: Tokenizer) -> str:
-    """The same for a page that has STYLE already. Branches are boxes, beside one another and inside one another."""
+def as_fragment(tree: TokenTree, tokenizer: Tokenizer, losses: Mapping[int, float] = MappingProxyType({})) -> str:
+    """The same for a page that has STYLE already. Branches are boxes, beside one another and inside one another.
+
+    Args:
+        tree: what to show.
+        tokenizer: what its tokens are of.
+        losses: as of `token_pieces`; for a page that has `loss_colors.STYLE` as well.
+    """
     parts, level, weight = [], 0, 0.0
-    for piece in token_pieces(tree, tokenizer):
+    for piece in token_pieces(tree, tokenizer, losses):
         place = piece.place
         if place.opens or place.level < level:
             parts.append("</div>" * (level - place.level + place.opens))
@@ -161,6 +193,7 @@ def as_fragment(tree: TokenTree, tokenizer: Tokenizer) -> str:
             parts.append(f"<sup>{_weight(piece.weight)}</sup>")
         weight = piece.weight
         kind = ("supervised" if piece.supervised else "context") + (" marker" if piece.marker else "")
+        kind += f" {loss_colors.css_class(piece.loss)}" if piece.loss is not None else ""
         text = html.escape(piece.text).replace("\n", f"{_NEWLINE}\n")
         parts.append(f'<span class="{kind}" title="{html.escape(piece_title(piece))}">{text}</span>')
     return f'<div class="mtsft-tree">{"".join(parts)}{"</div>" * level}</div>'
@@ -172,7 +205,8 @@ def piece_title(piece: TokenPiece) -> str:
     role = f"weight {piece.weight:g}" if piece.supervised else "context, weight 0"
     branch = f", branch {piece.place.box}" if piece.place.box else ""
     tokens = " ".join(map(str, piece.tokens))
-    return f"token {tokens}, position {piece.position}{branch}, turn {piece.turn + 1}, {whose}, {role}"
+    loss = f", {loss_colors.said(piece.loss)}" if piece.loss is not None else ""
+    return f"token {tokens}, position {piece.position}{branch}, turn {piece.turn + 1}, {whose}, {role}{loss}"
 
 
 def as_columns(fields: Mapping[str, np.ndarray], row: int = 0, start: int = 0, stop: int | None = None) -> str:
@@ -201,9 +235,12 @@ def _name_of(character: str) -> str:
     return chr(0x2400 + code) if code < 0x20 else f"<U+{code:04X}>"
 
 
-def _spans(tree: TokenTree, tokenizer: Tokenizer) -> Iterator[tuple[bool, float, list[TokenPiece]]]:
+def _spans(
+    tree: TokenTree, tokenizer: Tokenizer, losses: Mapping[int, float]
+) -> Iterator[tuple[bool, float, list[TokenPiece]]]:
     """(starts a branch, weight, pieces) of each longest span of one weight on one branch."""
-    for (_, weight), span in groupby(token_pieces(tree, tokenizer), lambda piece: (piece.branch, piece.weight)):
+    pieces_in_order = token_pieces(tree, tokenizer, losses)
+    for (_, weight), span in groupby(pieces_in_order, lambda piece: (piece.branch, piece.weight)):
         pieces = list(span)
         yield pieces[0].starts_branch, weight, pieces
 

@@ -1,12 +1,12 @@
 """Which dialogues are shown, each with the trees that it is trained as."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mtsft.data.store import in_split
+from mtsft.data.store import Store, in_split
 from mtsft.diagnose.token_view import visible
 from mtsft.dialogue import readers
 from mtsft.dialogue.oversized import OversizedDialogue
@@ -28,12 +28,20 @@ class ViewedDialogue(NamedTuple):
         tree: its tokens.
         part: which of the several that a policy makes of one, from 0 on.
         held_out: whether it is held out of training.
+        losses: -log Pr of tokens of the tree in nats, by index; None where no model was asked.
     """
 
     dialogue: Dialogue
     tree: TokenTree
     part: int
     held_out: bool = False
+    losses: Mapping[int, float] | None = None
+
+    @classmethod
+    def of_store(cls, store: Store, index: int, losses: Mapping[int, float] | None = None) -> "ViewedDialogue":
+        """A tree of a store, whose dialogue is told by its name and place alone."""
+        dialogue = Dialogue(id=store.id(index), messages=(), source="{}:{}".format(*store.source(index)))
+        return cls(dialogue, store[index], 0, False, losses)
 
 
 def viewed(files: Sequence[Path], spec: EncodingSpec, held_out: bool = False) -> Iterator[ViewedDialogue]:
@@ -170,4 +178,7 @@ def title_of(one: ViewedDialogue) -> str:
     part = f", part {one.part + 1}" if one.part else ""
     held_out = "held out; " if one.held_out else ""
     name, source = (visible(text).replace("\n", " ") for text in (one.dialogue.id, one.dialogue.source))
-    return f"{name}{part}  ({held_out}{source}; {len(one.tree):,} tokens, {supervised:,} supervised)"
+    loss = ""
+    if one.losses:
+        loss = f"; loss {sum(one.losses.values()) / len(one.losses):.4f} a token"
+    return f"{name}{part}  ({held_out}{source}; {len(one.tree):,} tokens, {supervised:,} supervised{loss})"

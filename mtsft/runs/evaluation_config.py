@@ -79,6 +79,21 @@ def evaluation_config(
     return result, lines
 
 
+def with_own_chat(config: ConfigDict, workdir: Path, told: Collection[str]) -> ConfigDict:
+    """A config whose tokenizer and template are those of a run, but where `told` has their keys.
+
+    Args:
+        config: of the run.
+        workdir: of the run.
+        told: the keys that were set one by one.
+    """
+    config = config.copy_and_resolve_references()
+    for key, name in (("tokenizer", "tokenizer"), ("template", "template.json")):
+        if f"data.{key}" not in told:
+            config.data[key] = str(workdir / name)
+    return config
+
+
 def _at(config: ConfigDict, key: str) -> Any:
     group, _, name = key.partition(".")
     return config[group][name]

@@ -19,7 +19,7 @@ from mtsft.model.parameters import Params, join, split
 from mtsft.progress import Progress
 from mtsft.runs.checkpoint_choice import CheckpointChoice
 from mtsft.runs.compiled import compile_token_scores
-from mtsft.runs.evaluation_config import evaluation_config
+from mtsft.runs.evaluation_config import evaluation_config, with_own_chat
 from mtsft.runs.identity import held_out_name
 from mtsft.runs.samples import replier
 from mtsft.runs.setup import TrainingSetup
@@ -111,11 +111,7 @@ class Evaluator:
         config.parallel.mode = "jit"
         config.model.update({name: type(config.model[name])(value) for name, value in base.fields.items()})
         config.model.init_from = config.model.grow_vocab = config.lora.init_from = ""  # the workdir says all of it
-        # Those of model.init_from may be others.
-        if "data.tokenizer" not in told:
-            config.data.tokenizer = str(workdir / "tokenizer")
-        if "data.template" not in told:
-            config.data.template = str(workdir / "template.json")
+        config = with_own_chat(config, workdir, told)  # those of model.init_from may be others
         if not {"parallel.mesh", "parallel.mode"} & {*told}:
             _fit_devices(config, base)
         setup = TrainingSetup.of(with_template_date(config, workdir), trains=False)

@@ -11,21 +11,23 @@ import jax
 from ml_collections import ConfigDict
 
 from mtsft.config import flat_values
-from mtsft.data.batches import read_ahead
 from mtsft.errors import InputError
 from mtsft.files import absolute, atomic_write, path_of, read_json_lines
 from mtsft.model.parameters import Params, join
 from mtsft.runs import legs
 from mtsft.runs import workdir as workdirs
+from mtsft.runs.bad_steps import BadSteps
 from mtsft.runs.claim import claimed
-from mtsft.runs.compiled import compile_evaluation, compile_step
+from mtsft.runs.compiled import compile_evaluation
 from mtsft.runs.hub_commits import hub_notes, with_hub_commits
 from mtsft.runs.identity import check_hosts_agree, check_started_from, held_out_name, identity
 from mtsft.runs.lock import WorkdirLock
+from mtsft.runs.preflight import preflight
 from mtsft.runs.run_length import schedule_notes
 from mtsft.runs.samples import held_out_samples
 from mtsft.runs.schedule import schedule_of
 from mtsft.runs.setup import TrainingSetup
+from mtsft.runs.stepper import Stepper
 from mtsft.runs.template_date import with_template_date
 from mtsft.runs.trained_dialogues import keep_trained_dialogues
 from mtsft.runs.training_progress import TrainingProgress, end_lines
@@ -200,7 +202,10 @@ def _take_steps(
     if _no_longer_improves(setup, losses):
         return state
     config, steps = setup.config, setup.steps
-    train_step, batches = compile_step(setup), read_ahead(setup.train_batches(), start)
+    meter.restart()
+    run = Stepper(setup, state, frozen, start)
+    _look_first(setup, run, start, workdir)
+    bad_steps = BadSteps(setup, workdir, start)
     evaluate = compile_evaluation(setup) if setup.dataset.eval is not None else None
     with (
         Log(workdir, start, _boards(config, workdir, start), _is_first(), config.eval.samples > 0) as log,
@@ -220,18 +225,24 @@ def _take_steps(
                 progress.record(record)
                 if watch:
                     watch(record)
+            bad_steps.look(step, metrics, run)
             if metrics["skipped_in_a_row"] >= min(config.train.max_bad_steps, steps):
                 raise InputError(
                     f"step {step}: the loss or its gradient was not finite for {metrics['skipped_in_a_row']} steps "
                     f"in a row; {checkpoints.last_good()}; lower train.learning_rate, "
-                    "or look at the data of these steps"
+                    f"or look at the data of these steps{bad_steps.where()}"
+                )
+            if bad_steps.diverged_in_a_row >= config.train.max_bad_steps:
+                raise InputError(
+                    f"step {step}: for {bad_steps.diverged_in_a_row} steps in a row the loss was more than half above "
+                    f"that of guessing, log V = {bad_steps.guessing:.2f}; the run has diverged; "
+                    f"{checkpoints.last_good()}; lower train.learning_rate, or look at the data{bad_steps.where()}"
                 )
             return not metrics["skipped_in_a_row"]
 
-        meter.restart()
         pending = None  # metrics are fetched one step late, so that the device always has work
         for step in range(start + 1, steps + 1):
-            state, metrics = train_step(state, frozen, setup.partitioner.put(next(batches), config.train.batch_size))
+            metrics = run.take()
             if pending:
                 report(*pending)
             pending = (step, metrics)
@@ -244,7 +255,7 @@ def _take_steps(
             good, pending = report(*pending), None
             with jax.transfer_guard("allow"):
                 began = time.monotonic()
-                scores = evaluate(state.eval_params, frozen) if evaluating else None
+                scores = evaluate(run.state.eval_params, frozen) if evaluating else None
                 if evaluating:
                     log.evaluation({"step": step, "held_out": held_out_name(setup), **scores})
                     if config.eval.samples:
@@ -256,12 +267,24 @@ def _take_steps(
                 # The state after a skipped step (whose parameters are the last good ones) is saved only at an end.
                 if due and (good or stopping or step == steps):
                     log.sync()  # what is logged is never older than the checkpoint it led to
-                    whole, loss = setup.partitioner.as_global(state), scores and scores["loss"]
+                    whole, loss = setup.partitioner.as_global(run.state), scores and scores["loss"]
                     checkpoints.save(step, whole, loss, meter.to_keep())
             meter.restart()  # rates are those of training
             if stopping:
                 break
-    return state
+    return run.state
+
+
+def _look_first(setup: TrainingSetup, run: Stepper, start: int, workdir: Path) -> None:
+    """The pre-flight of a run that begins. Raises InputError where it refuses, and the workdir is free again."""
+    if start or setup.config.train.preflight == "off":
+        return
+    try:
+        preflight(setup, run, workdir)
+    except InputError:
+        if _is_first():
+            workdirs.release(workdir)
+        raise
 
 
 def _write_or_check(workdir: Path, setup: TrainingSetup, changed: dict[str, tuple[Any, Any]]) -> None:

@@ -26,12 +26,14 @@ ROWS = "division of the dialogues into rows"
 BASE, ADAPTERS_BEFORE = "model.init_from (parameters)", "lora.init_from (parameters)"
 RESULT = "result.json"  # how it ended
 EVALUATION = "evaluation.json"  # the last evaluation of its best checkpoint, on what it held out
+PREFLIGHT = "preflight.json"  # what was found before the first step
+BAD_STEPS = "bad_steps"  # a folder for each step that went wrong
 CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made
 _TEMPLATE, _TOKENIZER, _PUBLISHED = "template.json", "tokenizer", "published.json"
 _CHECKSUMS = "checksums.json"  # of these
 _LINES = ("legs.jsonl", "metrics.jsonl", "eval.jsonl", SAMPLES)
-_FOLDERS = ("checkpoints", _TOKENIZER, "tensorboard", WANDB)
-_FILES = (FINGERPRINT, CONFIG, RESULT, EVALUATION, _TEMPLATE, _PUBLISHED, _CHECKSUMS, WANDB_ID, *_LINES)
+_FOLDERS = ("checkpoints", _TOKENIZER, "tensorboard", WANDB, BAD_STEPS)
+_FILES = (FINGERPRINT, CONFIG, RESULT, EVALUATION, PREFLIGHT, _TEMPLATE, _PUBLISHED, _CHECKSUMS, WANDB_ID, *_LINES)
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
 
@@ -132,6 +134,12 @@ def make(workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--workdir={workdir}: cannot be made ({one_line(error, 100)}); choose another") from error
+
+
+def release(workdir: Path) -> None:
+    """Makes the folder of a run that was refused before its first step free for another one: nobody's run is in it."""
+    for name in (FINGERPRINT, CONFIG, *_LINES):
+        (workdir / name).unlink(missing_ok=True)
 
 
 def read_run_config(workdir: Path) -> ConfigDict:

@@ -343,13 +343,31 @@ def check_same_run(
     ways_on: Mapping[str, str] = MappingProxyType({}),
     changed: str = "",
 ) -> None:
-    """Writes what may not change between the starts of a run, or checks it against what an earlier start wrote.
+    """Writes what may not change between the starts of a run, or checks it as `check_identity` does.
+
+    Arguments and errors are those of that.
+    """
+    earlier, identity = check_identity(path, identity, ways_on, changed)
+    if earlier != identity and jax.process_index() == 0:
+        atomic_write(path, json.dumps(identity, indent=1).encode())
+
+
+def check_identity(
+    path: Path,
+    identity: dict[str, Any],
+    ways_on: Mapping[str, str] = MappingProxyType({}),
+    changed: str = "",
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Checks what may not change between the starts of a run against what an earlier start wrote.
 
     Args:
         path: of the file.
         identity: values of JSON, by config key or another name.
         ways_on: for names that may change if the user says so, how that is said; "" where it was.
         changed: the config keys that may be why, for the error.
+
+    Returns:
+        (what was written, {} where there is nothing yet; what is to be written).
 
     Raises:
         InputError: naming the first that differs.
@@ -366,8 +384,7 @@ def check_same_run(
             + (f"{changed}; " if changed else "")
             + f"restore it, or {way_on}"
         )
-    if earlier != identity and jax.process_index() == 0:
-        atomic_write(path, json.dumps(identity, indent=1).encode())
+    return earlier, identity
 
 
 @lru_cache(maxsize=1)

@@ -117,6 +117,7 @@ def train_step(
         "grad_norm": gradient_norm,
         "param_norm": optax.tree.norm(next_state.params),
         "grad_norms": grad_norms.norms_by_group(gradient),
+        "parameter_grad_norms": grad_norms.norms_by_parameter(gradient),
         "param_norms": grad_norms.norms_by_group(next_state.params),
         "learning_rate": learning_rate,
         "skipped": next_state.skipped,
