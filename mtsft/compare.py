@@ -49,10 +49,12 @@ def main() -> None:
     """Trains and compares as the flags say, and prints."""
     with stopping.PassedOn() as requests:
         # Imported here, where a signal is noticed already.
-        from mtsft.runs.comparison import Comparison
+        from mtsft.runs.comparison import StrategyComparison
         from mtsft.runs.comparison_table import comparison_text
 
-        comparison = Comparison(path_of(_WORKDIR.value), _CONFIG.value, _STRATEGIES.value, _seeds(), _BUDGET.value)
+        comparison = StrategyComparison(
+            path_of(_WORKDIR.value), _CONFIG.value, _STRATEGIES.value, _seeds(), _BUDGET.value
+        )
         results = comparison.sweep(_say).run(1, requests)
     if requests.interrupts > 1:
         stopping.flush_and_exit(128 + signal.SIGINT)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mtsft.errors import InputError
-from mtsft.evaluation.score_table import LABELS, label_of, tables_of
+from mtsft.evaluation.score_table import LABELS, label_of, groups_by_table
 
 _MARKS = "osD^vP"  # of the models, which are not told apart by colour alone
 _INCH_A_GROUP = 0.45
@@ -27,7 +27,7 @@ def score_figures(scores: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             f"plots need {error.name}, which is not installed; run pip install 'mtsft[notebook]'"
         ) from error
     models = [("this model", scores), *((each["model"], each) for each in scores.get("against", ()))]
-    of_models = [(name, dict(tables_of(each))) for name, each in models]
+    of_models = [(name, dict(groups_by_table(each))) for name, each in models]
     for table, rows in of_models[0][1].items():
         labels = [label_of(table, row) for row in rows]
         figure = Figure(figsize=(max(4.0, 1.5 + _INCH_A_GROUP * len(rows)), 3.2), layout="constrained")

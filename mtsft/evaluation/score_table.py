@@ -60,7 +60,7 @@ def as_table(scores: Mapping[str, Any]) -> str:
         *([f"of {scores['checkpoint']}"] if scores.get("checkpoint") else []),
         *scores.get("notes", ()),
     ]
-    for name, rows in tables_of(scores):
+    for name, rows in groups_by_table(scores):
         cells = [(label_of(name, row), *_cells(row)) for row in rows]
         lines += _aligned((LABELS.get(name, name), "loss", "95% of draws", "right", "supervised tokens"), cells)
     for other in scores.get("against", ()):
@@ -68,7 +68,7 @@ def as_table(scores: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def tables_of(scores: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def groups_by_table(scores: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The tables of a record that say more than its first line, by name."""
     of_fields = scores.get("by_field", {})
     tables = {name.removeprefix("by_"): rows for name, rows in scores.items() if name.startswith("by_")}
@@ -103,7 +103,7 @@ def _compared(scores: Mapping[str, Any]) -> list[str]:
         *_stops(scores["stops"]),
         *scores["notes"],
     ]
-    for name, rows in tables_of(scores):
+    for name, rows in groups_by_table(scores):
         cells = []
         for row in rows:
             between = "{:+.4f} to {:+.4f}".format(*row["difference_interval"])

@@ -44,7 +44,7 @@ from mtsft.training.metrics import finite
 RECORD = "compare.json"
 
 
-class Comparison:
+class StrategyComparison:
     """The runs of a comparison in a folder, which has what `Sweep` keeps of each, and compare.json.
 
     Args:

@@ -7,7 +7,7 @@ from mtsft.diagnose.text_table import lines_of_table
 
 
 def comparison_text(record: Mapping[str, Any]) -> str:
-    """The record of `Comparison.measure` as lines."""
+    """The record of `StrategyComparison.measure` as lines."""
     return "\n".join(_lines(record))
 
 
