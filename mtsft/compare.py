@@ -49,8 +49,8 @@ def main() -> None:
     """Trains and compares as the flags say, and prints."""
     with stopping.PassedOn() as requests:
         # Imported here, where a signal is noticed already.
-        from mtsft.runs.comparison import StrategyComparison
-        from mtsft.runs.comparison_table import comparison_text
+        from mtsft.runs.strategy_comparison import StrategyComparison
+        from mtsft.runs.strategy_table import comparison_text
 
         comparison = StrategyComparison(
             path_of(_WORKDIR.value), _CONFIG.value, _STRATEGIES.value, _seeds(), _BUDGET.value

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mtsft.errors import InputError
-from mtsft.evaluation.score_table import LABELS, label_of, groups_by_table
+from mtsft.evaluation.score_table import LABELS, groups_by_table, label_of
 
 _MARKS = "osD^vP"  # of the models, which are not told apart by colour alone
 _INCH_A_GROUP = 0.45
