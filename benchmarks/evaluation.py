@@ -87,11 +87,10 @@ def of_host(setup: TrainingSetup) -> dict[str, float]:
     part("rows (the loss alone reads them, too)")
     found = score_tokens(lambda params, batch: scores, None, batches, lambda batch: batch)
     part("rows and scores")
-    labels = label_responses(store, setup.dataset.spec.record_format, ())
+    labels = label_responses(store, setup.dataset.spec, ())
     part("labels")
     breakdown = Breakdown(store, found, setup.dataset.spec.encoder().stop_ids, 32)
-    for name, of_responses in labels.items():
-        breakdown.group_by(name, [of_responses[tree, message] for tree, message in breakdown.responses.tolist()])
+    labels.add_to(breakdown)
     part("groups")
     as_scores(breakdown)
     part("tables, intervals, stops")

@@ -148,6 +148,11 @@ class Encoder:
         first = [] if usual is None else [self.tokenizer.controls[usual].id]
         return tuple(dict.fromkeys([*first, *self.stop_ids]))
 
+    @property
+    def reasoning_marks(self) -> tuple[str, ...]:
+        """All that may stand before or after a thought."""
+        return tuple(mark for pair in self._compiler.marks.pairs for mark in pair)
+
     def encode(self, dialogues: Sequence[Dialogue]) -> tuple[list[tuple[int, TokenTree]], EncodingStats]:
         """The trees of dialogues, and what became of every one of them.
 

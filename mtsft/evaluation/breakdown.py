@@ -117,7 +117,7 @@ class Breakdown:
             "file": Grouping(file_R, [str(file) for file in store.files]),
             "length": _by_powers(np.bincount(self.response_S)),
         }
-        self._by_position = _by_powers(_positions(columns, starts_T, found))
+        self._of_tokens = {"position": _by_powers(_positions(columns, starts_T, found))}
 
     @classmethod
     def mean(cls, breakdowns: Sequence["Breakdown"]) -> "Breakdown":
@@ -131,6 +131,10 @@ class Breakdown:
         """Adds a table of that name, by what each response is; its groups are in alphabetical order."""
         labels, keys_R = np.unique(np.asarray(labels_R, object).astype(str), return_inverse=True)
         self._of_responses[name] = Grouping(keys_R, labels.tolist())
+
+    def group_tokens_by(self, name: str, keys_S: np.ndarray, labels: Sequence[str]) -> None:
+        """Adds a table of that name, by what each token is; keys_S: the index of each in `labels`, int."""
+        self._of_tokens[name] = Grouping(keys_S, labels)
 
     def tables(self) -> dict[str, list[Group]]:
         """The groups by the name of their table: "" has one of all tokens; then "turn", "file", "length", "position"
@@ -163,9 +167,9 @@ class Breakdown:
         values = (self._weight_S * nll_S, self._weight_S, np.ones(len(nll_S)), self.found.scores["correct"])
         values_R = [np.add.reduceat(each, self._begins_R, dtype=np.float64) for each in values]
         dialogue_R = self._dialogue_S[self._begins_R]
-        groupings = {**self._of_responses, "position": self._by_position}
+        groupings = {**self._of_responses, **self._of_tokens}
         sums = [self._sums(grouping, dialogue_R, values_R) for grouping in self._of_responses.values()]
-        sums.append(self._sums(self._by_position, self._dialogue_S, values))
+        sums += [self._sums(grouping, self._dialogue_S, values) for grouping in self._of_tokens.values()]
         nll_DxG, weight_DxG, tokens_DxG, correct_DxG = (np.concatenate(each, 1) for each in zip(*sums))
         tokens_G = tokens_DxG.sum(0)
         there_G = tokens_G > 0

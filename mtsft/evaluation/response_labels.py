@@ -1,9 +1,10 @@
-"""What is known of responses beside their tokens: the role that says them, and fields of the dialogue's own record."""
+"""What is known of responses beside their tokens: the role that says them, fields of the dialogue's own record, and
+what of them is a thought or a call."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,15 +12,51 @@ from mtsft.data.store import Store
 from mtsft.dialogue import readers
 from mtsft.dialogue.record_format import RecordFormat
 from mtsft.dialogue.schema import Dialogue
+from mtsft.encoding.span_kinds import KINDS, SpanKinds
+from mtsft.encoding.spec import EncodingSpec
 from mtsft.errors import InputError, one_line
+from mtsft.evaluation.breakdown import Breakdown
 
-ROLE = "role"
-_NONE, _OTHERS = "(none)", "(others)"
+ROLE, KIND = "role", "kind"
+AFTER_TOOL = "answer after a tool"  # text of a response to a tool's message
+_NONE, _OTHERS, _UNKNOWN = "(none)", "(others)", "(unknown)"
 _MOST, _LONGEST = 40, 60  # values told apart, and characters of each
 
 
-def label_responses(store: Store, form: RecordFormat, fields: Sequence[str]) -> dict[str, dict[tuple[int, int], str]]:
-    """The labels of the supervised responses of a store: their role, and each of `fields`.
+class ResponseLabels(NamedTuple):
+    """Labels of the responses of a store, by (index of the tree, message).
+
+    Attributes:
+        by_name: of each table, the label of each.
+        kinds: of those that are not all text, the index in KINDS of each of its tokens, int8.
+        after_tool: those that answer a message of a tool.
+    """
+
+    by_name: dict[str, dict[tuple[int, int], str]]
+    kinds: dict[tuple[int, int], np.ndarray]
+    after_tool: set[tuple[int, int]]
+
+    def add_to(self, breakdown: Breakdown) -> None:
+        """Adds the tables that they make: of the role, of each field, and of the kind of each token."""
+        responses = list(map(tuple, breakdown.responses.tolist()))
+        for name, labels in self.by_name.items():
+            breakdown.group_by(name, [labels[each] for each in responses])
+        counts = np.bincount(breakdown.response_S).tolist()
+        keys = [self._kinds(each, count) for each, count in zip(responses, counts)]
+        breakdown.group_tokens_by(KIND, np.concatenate(keys).astype(np.int64), [*KINDS, AFTER_TOOL, _UNKNOWN])
+
+    def _kinds(self, response: tuple[int, int], count: int) -> np.ndarray:
+        """Of the supervised tokens of a response; of some that are not, it cannot be said which these are."""
+        kinds = self.kinds.get(response, np.zeros(count, np.int8))
+        if len(kinds) != count:
+            kinds = kinds[kinds != KINDS.index("reasoning")]  # which data.train_reasoning leaves out
+        if len(kinds) != count:
+            return np.full(count, len(KINDS) + 1, np.int8)
+        return np.where(kinds == 0, len(KINDS), kinds) if response in self.after_tool else kinds
+
+
+def label_responses(store: Store, spec: EncodingSpec, fields: Sequence[str]) -> ResponseLabels:
+    """The labels of the supervised responses of a store.
 
     A field is a key of the message's own record or else of the dialogue's, such as "topic"; "meta.topic" is a key of
     an object. A list with as many entries as the dialogue has messages of that role has one for each, in order. Values
@@ -27,21 +64,24 @@ def label_responses(store: Store, form: RecordFormat, fields: Sequence[str]) -> 
 
     Args:
         store: of trees; its files are read once more.
-        form: how their records are read.
+        spec: how they became tokens.
         fields: names.
-
-    Returns:
-        By name, the label of (index of the tree, message).
 
     Raises:
         InputError: no response has a value of one of them.
     """
+    kinds, after_tool, span_kinds = {}, set(), SpanKinds(spec.encoder())
     by_source: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for tree, message in _responses(store):
         by_source.setdefault((int(store.file_of_N[tree]), int(store.lines_N[tree])), []).append((tree, message))
     labels = {name: {each: _NONE for of_one in by_source.values() for each in of_one} for name in (ROLE, *fields)}
-    for file, line, dialogue in _dialogues(store, form, by_source):
+    for file, line, dialogue in _dialogues(store, spec.record_format, by_source):
+        of_messages = span_kinds.of(dialogue)
         for tree, message in by_source[file, line]:
+            if of_messages is not None and message in of_messages:
+                kinds[tree, message] = of_messages[message]
+            if _answers_tool(dialogue, message):
+                after_tool.add((tree, message))
             labels[ROLE][tree, message] = dialogue.messages[message].role
             for name in fields:
                 if (value := _value(dialogue, message, name)) is not None:
@@ -51,7 +91,12 @@ def label_responses(store: Store, form: RecordFormat, fields: Sequence[str]) -> 
             raise InputError(f"--by={name}: no dialogue has a field of that name")
         kept = [value for value, _ in Counter(labels[name].values()).most_common(_MOST)]
         labels[name] = {each: value if value in kept else _OTHERS for each, value in labels[name].items()}
-    return labels
+    return ResponseLabels(labels, kinds, after_tool)
+
+
+def _answers_tool(dialogue: Dialogue, message: int) -> bool:
+    before = dialogue.path(message)[:-1]
+    return bool(before) and dialogue.messages[before[-1]].role == "tool"
 
 
 def _responses(store: Store) -> list[tuple[int, int]]:

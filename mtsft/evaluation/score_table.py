@@ -21,11 +21,12 @@ def as_scores(breakdown: Breakdown, fields: Sequence[str] = (), base: Breakdown 
 
     Returns:
         {loss, interval, accuracy, supervised_tokens, dialogues, by_turn: [{turn, ...}], by_file: [{file, ...}],
-        by_length: [{length, ...}], by_position: [{position, ...}], by_role: [{role, ...}], by_field: {name: [{value,
-        ...}]}, stops}, see `Group` and `Stops`: losses in nats per supervised token; turns counted from 0, and the last
-        turn told apart stands for all later ones too; of lengths and positions the least of a range; stops None where
-        no response ends with one. Beside `base` all and each group have {difference, difference_interval}: how much
-        larger the loss is than that of `base`, and the middle 95% of that over draws of dialogues.
+        by_length: [{length, ...}], by_role: [{role, ...}], by_position: [{position, ...}], by_kind: [{kind, ...}] of
+        token, by_field: {name: [{value, ...}]}, stops}, see `Group` and `Stops`: losses in nats per supervised token;
+        turns counted from 0, and the last turn told apart stands for all later ones too; of lengths and positions the
+        least of a range; stops None where no response ends with one. Beside `base` all and each group have
+        {difference, difference_interval}: how much larger the loss is than that of `base`, and the middle 95% of that
+        over draws of dialogues.
     """
     differences = breakdown.differences(base) if base is not None else {}
     more = {

@@ -161,11 +161,10 @@ class Evaluator:
         """
         setup, params = self.setup, split(self.params, self.setup.trains)
         dataset, stop_ids = setup.dataset, tuple(setup.dataset.spec.encoder().stop_ids)
-        labels = label_responses(dataset.eval, dataset.spec.record_format, fields)
+        labels = label_responses(dataset.eval, dataset.spec, fields)
         found = compile_token_scores(setup, stop_ids)(*params)
         breakdown = Breakdown(dataset.eval, found, stop_ids, setup.config.eval.turns)
-        for name, of_responses in labels.items():
-            breakdown.group_by(name, [of_responses[tree, message] for tree, message in breakdown.responses.tolist()])
+        labels.add_to(breakdown)
         step, said = (self.checkpoint.step, str(self.checkpoint)) if self.checkpoint else (None, None)
         known = {
             "dialogues": len(dataset.eval_epochs.members(0)),  # one with a share of 2 is there twice

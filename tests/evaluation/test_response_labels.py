@@ -4,12 +4,17 @@ import json
 
 import numpy as np
 import pytest
+from chats import chat_of
 from support import chain
 
-from mtsft.dialogue.record_format import PLAIN
+from mtsft.config import DataConfig
+from mtsft.data.store import open_store
+from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.token_tree import TreeColumns
 from mtsft.errors import InputError
+from mtsft.evaluation.breakdown import Breakdown
 from mtsft.evaluation.response_labels import label_responses
+from mtsft.evaluation.token_scores import TokenScores
 
 RECORDS = [
     {
@@ -29,6 +34,10 @@ RECORDS = [
 ]
 
 
+def spec(name="chatml", **keys):
+    return EncodingSpec(chat_of(name), DataConfig(sequence_length=4000, **keys))
+
+
 class FakeStore(list):
     """Trees in which these messages are supervised; of lines from the first on."""
 
@@ -41,7 +50,7 @@ class FakeStore(list):
 
 def labels(tmp_path, *fields):
     store = FakeStore(tmp_path / "d.jsonl", RECORDS, [[1, 1, 2, 3], [1]])
-    return {name: [*each.values()] for name, each in label_responses(store, PLAIN, fields).items()}
+    return {name: [*each.values()] for name, each in label_responses(store, spec(), fields).by_name.items()}
 
 
 def test_roles_and_fields_of_messages_and_dialogues(tmp_path):
@@ -66,7 +75,43 @@ def test_beside_the_commonest_values_all_others_are_one(tmp_path):
         return {"number": number, "messages": messages}
 
     store = FakeStore(tmp_path / "d.jsonl", map(record, [*range(50), 7, 49]), [[1]] * 52)
-    found = [*label_responses(store, PLAIN, ["number"])["number"].values()]
+    found = [*label_responses(store, spec(), ["number"]).by_name["number"].values()]
     assert len({*found}) == 41
     assert found.count("(others)") == 10
     assert (found.count("7"), found.count("49")) == (2, 2)
+
+
+def tables(tmp_path, record, **keys):
+    """By table: {label: tokens} of a store of one dialogue, every supervised token of it scored."""
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps(record))
+    of = spec("thinking", **keys)
+    store = open_store([path], of, tmp_path / "stores", workers=1, progress=False)
+    places = np.flatnonzero(store[0].response_mask_N)
+    scores = {name: np.ones(len(places), np.float32) for name in ("nll", "correct", "stop")}
+    breakdown = Breakdown(store, TokenScores(places * 0, places, places * 0, scores), of.encoder().stop_ids, 8)
+    label_responses(store, of, []).add_to(breakdown)
+    return {name: {group.key: group.tokens for group in groups} for name, groups in breakdown.tables().items()}
+
+
+def test_thoughts_calls_and_answers_after_a_tool_are_told_apart(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"k": 1}}}
+    called = {"role": "assistant", "content": "I look.", "reasoning_content": "hm", "tool_calls": [call]}
+    messages = [{"role": "user", "content": "q"}, called, {"role": "tool", "content": "5"}]
+    record = {"messages": [*messages, {"role": "assistant", "content": "Five."}]}
+    # A byte is a token, two newlines are one, and so are controls.
+    calls = len('\n{"name": "f", "arguments": {"k": 1}}\n') + 2
+    thoughts = len("\nhm\n") + 2 + 3
+    text, after = len("I look.") + 2, len("Five.") + 2
+    kinds = {"text": text, "reasoning": thoughts, "tool call": calls, "answer after a tool": after}
+    assert tables(tmp_path, record)["kind"] == kinds
+    del kinds["reasoning"]
+    assert tables(tmp_path, record, train_reasoning=False)["kind"] == kinds
+    assert tables(tmp_path, record, responses="last")["kind"] == {"reasoning": 3, "answer after a tool": after}
+
+
+def test_what_cannot_be_told_is_unknown(tmp_path):
+    """A part of a thought and a part of the words are supervised: which of them, their number does not say."""
+    reply = {"role": "assistant", "content": "I look.", "reasoning_content": "hm", "spans": [[0, 3]]}
+    record = {"messages": [{"role": "user", "content": "q"}, reply]}
+    assert tables(tmp_path, record)["kind"] == {"(unknown)": 3}

@@ -66,7 +66,7 @@ def test_evaluation_agrees_with_that_of_training(door):
     known = {name: scores.pop(name) for name in ("step", "checkpoint", "trained_on", "notes")}
     assert list(scores) == [
         *("loss", "interval", "accuracy", "supervised_tokens", "dialogues"),
-        *("by_turn", "by_file", "by_length", "by_role", "by_position", "by_field", "stops"),
+        *("by_turn", "by_file", "by_length", "by_role", "by_position", "by_kind", "by_field", "stops"),
     ]
     (evaluation,) = [json.loads(line) for line in (door.folder / "work" / "eval.jsonl").read_text().splitlines()]
     assert scores["loss"] == pytest.approx(evaluation["loss"], rel=1e-6)
