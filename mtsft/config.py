@@ -129,8 +129,8 @@ def default() -> ConfigDict:
     config.objective = objective = ConfigDict()
     objective.loss = "response"  # what is trained: the "response"s; or "all_roles", the context beside them
     objective.context_weight = 1.0  # of a context token under "all_roles"; held-out losses are of responses always
-    # Times the weight of a response's token under "all_roles". Only the ratio to context_weight matters: the weights
-    # are divided by again (normalize), and a factor of both is a matter of train.learning_rate.
+    # Times the weight of a response's token under "all_roles". Only the ratio to context_weight matters: "dataset" and
+    # "batch" alike divide by the sum of these weights, so that one factor of both changes no gradient and no loss.
     objective.response_weight = 1.0
     # Of a token: "cross_entropy"; "dft", that times the token's probability; "eaft", times the entropy, see eaft_alpha.
     objective.token_loss = "cross_entropy"

@@ -95,13 +95,13 @@ def test_characters_are_code_points_and_a_token_that_holds_a_part_of_a_target_is
     assert np.count_nonzero(tree.response_mask_N) == 4
 
 
-WORDS = st.text(st.sampled_from("ab é😀\n1,yes"), min_size=1, max_size=14)
+WORDS = st.text(st.sampled_from("ab é語😀\n1,yes"), min_size=1, max_size=14)
 
 
 @pytest.fixture(scope="module")
 def merging():
     """A tokenizer whose tokens hold several characters, across words too."""
-    texts = ["ab ab", "a b, é é1", "yes 1,1", "😀a 😀b\n\n", "b é\nab", "e,s y"] * 3
+    texts = ["ab ab", "a語 b, é é1", "yes 1,1", "😀a 😀b\n\n", "b é\nab", "e,s y"] * 3
     trained = tokenizers.Tokenizer(tokenizers.models.BPE())
     trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trained.decoder = tokenizers.decoders.ByteLevel()

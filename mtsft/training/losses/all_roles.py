@@ -25,8 +25,8 @@ class AllRolesLoss:
     template's own text, and what is not supervised of responses. c = r = 1 is instruction modelling (Shi et al. 2024,
     arXiv:2405.14394, which leaves out the template's text); c = 0 is r times the loss of responses. A grid over c and r
     is weighted instruction tuning (Chatterjee et al. 2025, arXiv:2507.07817), which divides by how many tokens have a
-    weight, where the step here divides by the weights (the dataset's or the batch's): so that one factor of both
-    changes no gradient here, and there what a learning rate would. Each token of a tree is counted once, however many
+    weight, where the step here divides by the weights (the dataset's or the batch's): one factor of both changes no
+    gradient here, and there what a learning rate would. Each token of a tree is counted once, however many
     paths share it. l = -log Pr unless told.
 
     Attributes:
