@@ -27,6 +27,9 @@ def evaluation(runs: Sequence[RunFiles]) -> str:
         if not record:
             parts.append(paragraph(f"{name}: nothing was evaluated."))
             continue
+        if run.evaluation and (step := run.evaluation.get("step")) != run.last_step and type(step) is int:
+            said = f"evaluation.json is of step {step:,}, and the run has come to step {run.last_step:,}."
+            parts.append(paragraph(f"{name}: {said}" if of else said))
         whence = "evaluation.json" if run.evaluation else f"eval.jsonl, step {record['step']:,}"
         inside = tables_of(record, f"{whence}{of}")
         parts.append(folded(f"Numbers{of}: {whence}", inside, is_open=len(runs) == 1 and bool(run.evaluation)))

@@ -8,6 +8,8 @@ from itertools import pairwise
 import pytest
 from workdirs import ReadPage, number, records_of, write_lines, write_workdir
 
+from mtsft.diagnose.report.measured import evaluation
+from mtsft.diagnose.report.overview import verdict
 from mtsft.diagnose.report.run_files import read_runs
 from mtsft.diagnose.report.write import report_page, write_report
 from mtsft.errors import InputError
@@ -120,6 +122,13 @@ def test_what_is_there_beside_the_curves_is_shown(workdir):
     assert ("h2", "Use of the history") in page.headings
 
 
+@pytest.mark.parametrize("step", [55, 60])
+def test_an_evaluation_of_an_earlier_step_is_told_as_such(workdir, step):
+    (workdir / "evaluation.json").write_text(json.dumps({"loss": 0.5, "step": step}))
+    said = "evaluation.json is of step 55, and the run has come to step 60."
+    assert (said in evaluation(read_runs([workdir]))) == (step == 55)
+
+
 def test_samples_are_by_context_and_beside_those_of_other_runs(tmp_path):
     def sample(step, id, reply, same=False):
         told = {"source": "f:1", "turn": 1, "prompt": f"to {id}", "reference": "ref", "stopped": True}
@@ -224,7 +233,7 @@ def test_runs_side_by_side_begin_with_how_their_configs_differ(tmp_path):
 )
 def test_it_is_said_how_a_run_went(workdir, change, says):
     change(workdir)
-    assert says in read(workdir).text
+    assert says in verdict(*read_runs([workdir]))
 
 
 def write_legs(run, *more):
