@@ -64,8 +64,9 @@ def context(runs: Sequence[RunFiles]) -> str:
     parts = []
     for run in (run for run in runs if run.context):
         of = f"{run.name}: " if len(runs) > 1 else ""
-        if said := run.context.get("said") or run.context.get("verdict"):
-            parts.append(f"<p class=verdict>{escaped(f'{of}{said}')}</p>\n")
+        if said := str(run.context.get("said") or run.context.get("verdict") or ""):
+            said = f"{of}{said}" if of else said[0].upper() + said[1:]
+            parts.append(f"<p class=verdict>{escaped(said)}</p>\n")
         record = {name: _turns(value) for name, value in run.context.items()}
         whence = f"context.json of {run.name}" if of else "context.json"
         parts.append(folded(f"Numbers: {whence}", tables_of(record, whence, ("said",))))

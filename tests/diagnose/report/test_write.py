@@ -100,7 +100,10 @@ def test_what_is_there_beside_the_curves_is_shown(workdir):
     (workdir / "preflight.json").write_text(json.dumps({"checks": checks}))
     (workdir / "bad_steps" / "7").mkdir(parents=True)
     rows = [
-        {"row": 0, "dialogues": [{"id": "a", "source": "f:1", "loss": 1.0}, {"id": "b", "source": "f:2", "loss": 8.0}]}
+        {
+            "row": 0,
+            "dialogues": [{"id": "a", "source": "f:1", "loss": 1.0}, {"id": "b", "source": "/a/f:2", "loss": 8.0}],
+        }
     ]
     record = {"step": 7, "reason": "a spike", "loss": 8.5, "grad_norm": None, "rows": rows}
     (workdir / "bad_steps" / "7" / "record.json").write_text(json.dumps(record))
@@ -117,6 +120,7 @@ def test_what_is_there_beside_the_curves_is_shown(workdir):
     assert all(title in titles for title in ("Held-out loss by turn", "Held-out loss by mood", "It uses it."))
     assert page.tables["context.json: rows"] == [["turn", "gain"], ["1", "2"]]
     assert page.tables["Checked before the first step"][1:] == [["loss", "note", "is high"]]
+    assert "What went wrong was written down at 2 steps, first at 7 (a spike)." in page.text
     bad = page.tables["Steps that went wrong"]
     assert bad[1:] == [["7", "a spike", "8.5", "-", "-", "-", "b (f:2); a (f:1)"], ["9", *["-"] * 5, ""]]
     assert ("h2", "Use of the history") in page.headings
