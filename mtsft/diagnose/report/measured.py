@@ -27,6 +27,9 @@ def evaluation(runs: Sequence[RunFiles]) -> str:
         if not record:
             parts.append(paragraph(f"{name}: nothing was evaluated."))
             continue
+        if run.evaluation and (step := run.evaluation.get("step")) != run.last_step and type(step) is int:
+            said = f"evaluation.json is of step {step:,}, and the run has come to step {run.last_step:,}."
+            parts.append(paragraph(f"{name}: {said}" if of else said))
         whence = "evaluation.json" if run.evaluation else f"eval.jsonl, step {record['step']:,}"
         inside = tables_of(record, f"{whence}{of}")
         parts.append(folded(f"Numbers{of}: {whence}", inside, is_open=len(runs) == 1 and bool(run.evaluation)))
@@ -61,8 +64,9 @@ def context(runs: Sequence[RunFiles]) -> str:
     parts = []
     for run in (run for run in runs if run.context):
         of = f"{run.name}: " if len(runs) > 1 else ""
-        if said := run.context.get("said") or run.context.get("verdict"):
-            parts.append(f"<p class=verdict>{escaped(f'{of}{said}')}</p>\n")
+        if said := str(run.context.get("said") or run.context.get("verdict") or ""):
+            said = f"{of}{said}" if of else said[0].upper() + said[1:]
+            parts.append(f"<p class=verdict>{escaped(said)}</p>\n")
         record = {name: _turns(value) for name, value in run.context.items()}
         whence = f"context.json of {run.name}" if of else "context.json"
         parts.append(folded(f"Numbers: {whence}", tables_of(record, whence, ("said",))))

@@ -31,7 +31,7 @@ def _head(run: RunFiles) -> str:
 
 def verdict(run: RunFiles) -> str:
     """How a run went, in some sentences."""
-    return " ".join(filter(None, (_ended(run), _held_out(run), _amount(run), _skipped(run))))
+    return " ".join(filter(None, (_ended(run), _held_out(run), _amount(run), _skipped(run), _went_wrong(run))))
 
 
 def _ended(run: RunFiles) -> str:
@@ -70,6 +70,14 @@ def _amount(run: RunFiles) -> str:
 def _skipped(run: RunFiles) -> str:
     skipped = run.metrics[-1].get("skipped_steps") if run.metrics else 0
     return f"Of its steps {skipped:,} were skipped, as their loss or gradient was not finite." if skipped else ""
+
+
+def _went_wrong(run: RunFiles) -> str:
+    if not run.bad_steps:
+        return ""
+    first, count = run.bad_steps[0], len(run.bad_steps)
+    said = f" ({first['reason']})" if first.get("reason") else ""
+    return f"What went wrong was written down at {count:,} step{'s' * (count > 1)}, first at {first['step']:,}{said}."
 
 
 def _config(runs: Sequence[RunFiles]) -> str:

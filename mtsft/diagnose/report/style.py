@@ -47,7 +47,7 @@ figure { margin: 0; min-width: 0; display: flex; flex-direction: column;
 table { border-collapse: collapse; width: max-content; font-size: .88rem; }
 caption { text-align: left; color: var(--soft); padding: .2rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .2rem 1rem .2rem 0; border-top: 1px solid var(--line);
-  overflow-wrap: break-word; max-width: 34rem; } th { font-weight: 600; }
+  overflow-wrap: break-word; max-width: min(34rem, 65vw); } th { font-weight: 600; }
 tbody th { font-weight: 400; font-family: ui-monospace, monospace; font-size: .84rem; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .pairs .n { text-align: left; }
@@ -62,7 +62,8 @@ footer { margin-top: 2.5rem; padding-top: .8rem; border-top: 1px solid var(--lin
   nav, .skip { display: none; } .panels { grid-template-columns: 1fr 1fr; gap: .8rem 1.2rem; }
   figure, tr { break-inside: avoid; } h2, h3, caption { break-after: avoid; }
   .scroll { overflow: visible; max-height: none; } table { width: auto; font-size: 8pt; }
-  th, td { padding-right: .5rem; overflow-wrap: anywhere; } .n { overflow-wrap: normal; }
+  th, td { padding-right: .5rem; } td { overflow-wrap: anywhere; } .n { overflow-wrap: normal; }
+  tbody th, pre { font-size: 7.5pt; }
   details:not([open]) { display: none; }
 }
 """

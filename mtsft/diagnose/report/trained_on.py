@@ -93,4 +93,5 @@ def _dialogues(record: Record) -> str:
     """The dialogues of a step by their loss, the first few."""
     found = [each for row in objects(record.get("rows")) for each in objects(row.get("dialogues"))]
     found.sort(key=lambda each: each["loss"] if isinstance(each.get("loss"), float) else float("inf"), reverse=True)
-    return "; ".join(f"{each.get('id') or ''} ({each.get('source') or 'unknown source'})" for each in found[:3])
+    sources = (str(each.get("source")).rpartition("/")[2] for each in found)
+    return "; ".join(f"{each.get('id') or ''} ({source})" for each, source in zip(found[:3], sources))

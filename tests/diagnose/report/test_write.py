@@ -8,6 +8,8 @@ from itertools import pairwise
 import pytest
 from workdirs import ReadPage, number, records_of, write_lines, write_workdir
 
+from mtsft.diagnose.report.measured import evaluation
+from mtsft.diagnose.report.overview import verdict
 from mtsft.diagnose.report.run_files import read_runs
 from mtsft.diagnose.report.write import report_page, write_report
 from mtsft.errors import InputError
@@ -98,7 +100,10 @@ def test_what_is_there_beside_the_curves_is_shown(workdir):
     (workdir / "preflight.json").write_text(json.dumps({"checks": checks}))
     (workdir / "bad_steps" / "7").mkdir(parents=True)
     rows = [
-        {"row": 0, "dialogues": [{"id": "a", "source": "f:1", "loss": 1.0}, {"id": "b", "source": "f:2", "loss": 8.0}]}
+        {
+            "row": 0,
+            "dialogues": [{"id": "a", "source": "f:1", "loss": 1.0}, {"id": "b", "source": "/a/f:2", "loss": 8.0}],
+        }
     ]
     record = {"step": 7, "reason": "a spike", "loss": 8.5, "grad_norm": None, "rows": rows}
     (workdir / "bad_steps" / "7" / "record.json").write_text(json.dumps(record))
@@ -115,9 +120,17 @@ def test_what_is_there_beside_the_curves_is_shown(workdir):
     assert all(title in titles for title in ("Held-out loss by turn", "Held-out loss by mood", "It uses it."))
     assert page.tables["context.json: rows"] == [["turn", "gain"], ["1", "2"]]
     assert page.tables["Checked before the first step"][1:] == [["loss", "note", "is high"]]
+    assert "What went wrong was written down at 2 steps, first at 7 (a spike)." in page.text
     bad = page.tables["Steps that went wrong"]
     assert bad[1:] == [["7", "a spike", "8.5", "-", "-", "-", "b (f:2); a (f:1)"], ["9", *["-"] * 5, ""]]
     assert ("h2", "Use of the history") in page.headings
+
+
+@pytest.mark.parametrize("step", [55, 60])
+def test_an_evaluation_of_an_earlier_step_is_told_as_such(workdir, step):
+    (workdir / "evaluation.json").write_text(json.dumps({"loss": 0.5, "step": step}))
+    said = "evaluation.json is of step 55, and the run has come to step 60."
+    assert (said in evaluation(read_runs([workdir]))) == (step == 55)
 
 
 def test_samples_are_by_context_and_beside_those_of_other_runs(tmp_path):
@@ -224,7 +237,7 @@ def test_runs_side_by_side_begin_with_how_their_configs_differ(tmp_path):
 )
 def test_it_is_said_how_a_run_went(workdir, change, says):
     change(workdir)
-    assert says in read(workdir).text
+    assert says in verdict(*read_runs([workdir]))
 
 
 def write_legs(run, *more):
