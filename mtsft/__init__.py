@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mtsft.runs.dataset_face import Dataset
     from mtsft.runs.identity_check import check_identities
     from mtsft.runs.run import Run
-    from mtsft.runs.token_losses import token_losses
+    from mtsft.runs.token_costs import token_losses
 
 __version__ = "0.1.0"
 __all__ = ["ChatModel", "Dataset", "LiveCurve", "Run", "check_identities", "load_config", "token_losses"]
@@ -35,7 +35,7 @@ _MODULES = {
     "Run": "mtsft.runs.run",
     "ChatModel": "mtsft.runs.chat_model",
     "check_identities": "mtsft.runs.identity_check",
-    "token_losses": "mtsft.runs.token_losses",
+    "token_losses": "mtsft.runs.token_costs",
     "LiveCurve": "mtsft.diagnose.live_curve",
 }
 
