@@ -22,16 +22,20 @@ if TYPE_CHECKING:
     from mtsft.diagnose.live_curve import LiveCurve
     from mtsft.runs.chat_model import ChatModel
     from mtsft.runs.dataset_face import Dataset
+    from mtsft.runs.identity_check import check_identities
     from mtsft.runs.run import Run
+    from mtsft.runs.token_costs import token_losses
 
 __version__ = "0.1.0"
-__all__ = ["ChatModel", "Dataset", "LiveCurve", "Run", "load_config"]
+__all__ = ["ChatModel", "Dataset", "LiveCurve", "Run", "check_identities", "load_config", "token_losses"]
 
 _MODULES = {
     "load_config": "mtsft.config_files",
     "Dataset": "mtsft.runs.dataset_face",
     "Run": "mtsft.runs.run",
     "ChatModel": "mtsft.runs.chat_model",
+    "check_identities": "mtsft.runs.identity_check",
+    "token_losses": "mtsft.runs.token_costs",
     "LiveCurve": "mtsft.diagnose.live_curve",
 }
 

@@ -6,18 +6,13 @@ do. It counts turns from 1; in JSON they are indices, counted from 0. The keys o
 """
 
 import json
-from functools import partial
 
 from absl import flags
 
 from mtsft import cli
-from mtsft.config import data_config, validate
-from mtsft.data.data_files import DataFiles
-from mtsft.diagnose.audit import audit
-from mtsft.diagnose.audit_text import report_as_text
 from mtsft.diagnose.row_shapes import RowShape
 from mtsft.errors import InputError
-from mtsft.runs.run_length import run_length
+from mtsft.runs.audited import audited
 
 _CONFIG = cli.define_config()
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "Lines to read, or one JSON object.")
@@ -27,22 +22,15 @@ _MEASURE = flags.DEFINE_bool("measure", False, "Also time training steps on rows
 
 def main() -> None:
     """Audits what the flags name, and prints."""
-    validate(_CONFIG.value)
-    files = DataFiles.find(data_config(_CONFIG.value))
-    train = _CONFIG.value.train
-    report = audit(files, train.seed, length_of_run=partial(run_length, _CONFIG.value), batch_size=train.batch_size)
-    if _NUMERIC.value:
-        # Imported here: processes that tokenise import this file too, and have no use for JAX.
-        from mtsft.runs import identity_check
-
-        report["numeric"] = identity_check.check(_CONFIG.value, files)
+    report = audited(_CONFIG.value, _NUMERIC.value)
     wrong = [problem for problem in report["problems"] if problem["severity"] == "error"]
     if _MEASURE.value and not wrong:
+        # Imported here: processes that tokenise import this file too, and have no use for JAX.
         from mtsft.runs.row_times import row_times
 
         shapes = [RowShape(**shape) for shape in report["train"]["fill"]]
         report["row_times"] = [each.as_record() for each in row_times(_CONFIG.value, shapes)]
-    cli.write_out((json.dumps(report) if _FORMAT.value == "json" else report_as_text(report)) + "\n")
+    cli.write_out((json.dumps(report) if _FORMAT.value == "json" else str(report)) + "\n")
     if wrong:
         named = "; ".join(f"{problem['count']:,} {problem['what']}" for problem in wrong)
         raise InputError(f"training would be wrong: {named}")

@@ -199,6 +199,11 @@ class Breakdown:
         return [np.bincount(cells, each, D * G).reshape(D, G) for each in values]
 
 
+def field_table(name: str) -> str:
+    """The name of the table that is by a field of the dialogues, whatever that is called."""
+    return f"field {name}"
+
+
 def _positions(columns: TreeColumns, starts_T: np.ndarray, found: TokenScores) -> np.ndarray:
     """How many tokens stand before each on its path, (S,): in a chain, its place."""
     expected_N = np.arange(len(columns.parents_N)) - np.repeat(starts_T, columns.lengths) - 1

@@ -15,7 +15,7 @@ from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.span_kinds import KINDS, SpanKinds
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.errors import InputError, one_line
-from mtsft.evaluation.breakdown import Breakdown
+from mtsft.evaluation.breakdown import Breakdown, field_table
 
 ROLE, KIND = "role", "kind"
 AFTER_TOOL = "answer after a tool"  # text of a response to a tool's message
@@ -40,7 +40,7 @@ class ResponseLabels(NamedTuple):
         """Adds the tables that they make: of the role, of each field, and of the kind of each token."""
         responses = list(map(tuple, breakdown.responses.tolist()))
         for name, labels in self.by_name.items():
-            breakdown.group_by(name, [labels[each] for each in responses])
+            breakdown.group_by(name if name == ROLE else field_table(name), [labels[each] for each in responses])
         counts = np.bincount(breakdown.response_S).tolist()
         keys = [self._kinds(each, count) for each, count in zip(responses, counts)]
         breakdown.group_tokens_by(KIND, np.concatenate(keys).astype(np.int64), [*KINDS, AFTER_TOOL, _UNKNOWN])

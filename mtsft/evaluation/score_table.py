@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtsft.evaluation.breakdown import Breakdown
+from mtsft.evaluation.breakdown import Breakdown, field_table
 
 # What the groups of some tables are called.
 LABELS = {"turn": "assistant turn", "length": "reply's tokens", "position": "tokens before"}
@@ -40,7 +40,7 @@ def as_scores(breakdown: Breakdown, fields: Sequence[str] = (), base: Breakdown 
 
     tables, stops = breakdown.tables(), breakdown.stops()
     (whole,) = rows("", tables.pop(""), "")
-    by_field = {name: rows(name, tables.pop(name), "value") for name in fields}
+    by_field = {name: rows(field_table(name), tables.pop(field_table(name)), "value") for name in fields}
     by = {f"by_{name}": rows(name, groups, name) for name, groups in tables.items()}
     return whole | by | {"by_field": by_field, "stops": stops and stops._asdict()}
 

@@ -8,6 +8,7 @@ from mtsft.config import data_config, validate
 from mtsft.config_files import as_config
 from mtsft.data.dataset import TokenizedDataset, open_dataset
 from mtsft.diagnose.notebook_views import EncodedDialogues, ShownBatch
+from mtsft.runs.audited import AuditReport, audited
 from mtsft.runs.template_date import with_template_date
 from mtsft.runs.train_batches import train_batches
 
@@ -41,6 +42,22 @@ class Dataset:
         validate(config)
         config = with_template_date(config)
         return cls(config, open_dataset(data_config(config), config.train.seed, progress))
+
+    @staticmethod
+    def audit(config: ConfigDict | str, numeric: bool = False, progress: bool = True) -> AuditReport:
+        """The dialogues that a config names, checked: what a run would train on, and what is wrong with it.
+
+        What `open` would stop at is counted here, and told with where it stands.
+
+        Args:
+            config: as that of `open`.
+            numeric: whether to compare as well, with the config's model, one pass with K and packed with alone.
+            progress: whether to show progress bars.
+
+        Raises:
+            InputError: something is wrong with the config, or no file is found.
+        """
+        return audited(as_config(config), numeric, progress)
 
     def batch(self, step: int) -> ShownBatch:
         """The batch that the step after `step` steps trains on: all of its rows, over all devices and hosts.

@@ -8,8 +8,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from mtsft.config import data_config, validate
+from mtsft.config_files import as_config
 from mtsft.data.data_files import DataFiles
 from mtsft.data.store import open_store
+from mtsft.diagnose.notebook_views import ShownRecord
 from mtsft.errors import InputError
 from mtsft.evaluation import identities
 from mtsft.model.transformer import Model
@@ -19,6 +22,26 @@ from mtsft.training.losses.forward import response_nll
 
 _SAMPLE = 8  # dialogues
 _LAYERS = 4  # that are enough to check, with all kinds of them among them
+
+
+def check_identities(config: ConfigDict | str) -> ShownRecord:
+    """Compares one pass with K passes, and packed with alone, on a few dialogues of a config and with its model.
+
+    Where a dialogue branches, one pass goes over its tree and K passes over the paths of its replies.
+
+    Args:
+        config: a config, or the name or the path of one, as `mtsft.load_config` takes it.
+
+    Returns:
+        The record of `mtsft.evaluation.identities.compare`: {dialogues, responses, passes: {loss, gradient}, packed:
+        {loss, gradient}}, largest relative differences in float32.
+
+    Raises:
+        InputError: something is wrong with the config or the files, or no dialogue fits into a row.
+    """
+    config = as_config(config)
+    validate(config)
+    return ShownRecord(check(config, DataFiles.find(data_config(config))))
 
 
 def check(config: ConfigDict, files: DataFiles) -> dict[str, Any]:

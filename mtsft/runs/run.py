@@ -7,11 +7,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mtsft.config_files import as_config
-from mtsft.diagnose.notebook_views import ShownRecord
+from mtsft.diagnose.notebook_views import ShownRecord, ShownText
 from mtsft.diagnose.report.write import write_report
 from mtsft.evaluation.context.options import ContextOptions
 from mtsft.evaluation.score_table import as_table
-from mtsft.runs import context_loss, loop
+from mtsft.runs import context_loss, convert, loop
 from mtsft.runs.evaluation_record import keep_evaluation
 from mtsft.runs.evaluator import Evaluator
 from mtsft.runs.final_measures import final_measure
@@ -110,6 +110,23 @@ class Run:
             InputError: nothing was trained yet, a file of the run is damaged, or matplotlib is not installed.
         """
         return write_report([self.workdir], path)
+
+    def export(self, output: str | Path, dtype: str = "", adapter: bool = False, step: int | None = None) -> ShownText:
+        """Writes what was trained as a Hugging Face folder, which transformers and vLLM load.
+
+        Args:
+            output: the folder to write, which is not there yet.
+            dtype: of the parameters written, "float32" or "bfloat16"; "" for that of the run.
+            adapter: whether to write the adapters alone, for PEFT; else they are merged.
+            step: of the checkpoint; None for the best by held-out loss.
+
+        Returns:
+            Which checkpoint it is, and what is in the folder otherwise than one might think.
+
+        Raises:
+            InputError: nothing is trained yet, `output` is there already, or the run has no adapters for PEFT.
+        """
+        return ShownText("\n".join(convert.to_hugging_face(self.workdir, output, dtype, adapter, step)))
 
     def __repr__(self) -> str:
         return f"<run in {self.workdir}>"

@@ -5,8 +5,9 @@ each, float32 (C,). A device may have some columns of the logits alone, so that 
 method of the last.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,12 @@ class TokenObjective:
         if self.z_loss:
             loss_C += self.z_loss * jnp.square(logsumexp_C)
         return loss_C
+
+
+def objective_of(settings: Mapping[str, Any]) -> TokenObjective:
+    """The objective of a token of settings under the names of its attributes, of which others are not looked at."""
+    names = [field.name for field in fields(TokenObjective)]
+    return TokenObjective(**{name: settings[name] for name in names if name in settings})
 
 
 USUAL = TokenObjective()

@@ -1,4 +1,7 @@
 import ast
+import json
+import re
+import time
 from pathlib import Path
 
 import nbformat
@@ -12,13 +15,21 @@ import mtsft
 ROOT = Path(mtsft.__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
-SHORT = """
-STEPS = 4
-DIALOGUES = 30
-HELD_OUT = 3
-WORKDIR = {workdir!r}
-CHANGES = {{"model.hidden_size": 16, "model.num_hidden_layers": 1, "train.optimizer": "adamw", "data.workers": 1}}
-"""
+ALLOWED = {"mtsft", "matplotlib", "json", "math", "os", "pathlib", "subprocess", "sys"}
+PARAMETERS = {  # a line to change, and to what
+    "quickstart": {
+        "STEPS": 4,
+        "DIALOGUES": 30,
+        "HELD_OUT": 3,
+        "CHANGES": {
+            "model.hidden_size": 16,
+            "model.num_hidden_layers": 1,
+            "train.optimizer": "adamw",
+            "data.workers": 1,
+        },
+    },
+    "03_finetune_and_chat": {"CHANGES": {"data.workers": 1}},
+}
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
@@ -45,6 +56,17 @@ def imports(source):
     return [ast.unparse(node) for node in nodes(source) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
+def modules(source):
+    """What a cell imports, by its full name; `from mtsft import runs` is mtsft.runs."""
+    names = []
+    for node in nodes(source):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names]
+    return names
+
+
 def names_of_ours(source):
     """The names that a cell takes from mtsft."""
     return {
@@ -65,7 +87,12 @@ def test_it_imports_and_defines_nothing(notebook):
 
 def test_it_imports_the_package_and_nothing_deeper(notebook):
     assert len(imports("import mtsft.runs\nif True:\n    from mtsft import runs\n    import runpy")) == 3
-    assert [line for cell in code_of(notebook) for line in imports(cell.source)] == ["import mtsft"]
+    assert modules("import mtsft.runs, json\nfrom mtsft import runs\nfrom .a import b") == [
+        *("mtsft.runs", "json", "mtsft.runs", ".a.b"),
+    ]
+    used = {module for cell in code_of(notebook) for module in modules(cell.source)}
+    assert {module.split(".")[0] for module in used} <= ALLOWED
+    assert {module for module in used if module.split(".")[0] == "mtsft"} == {"mtsft"}
     assert names_of_ours("mtsft.Run(config).train(watch=mtsft.LiveCurve())") == {"Run", "LiveCurve"}
     assert {name for cell in code_of(notebook) for name in names_of_ours(cell.source)} <= {*mtsft.__all__}
     assert not any(word in cell.source for cell in code_of(notebook) for word in ("runpy", "importlib", "__import__"))
@@ -77,27 +104,136 @@ def test_it_is_kept_without_outputs(notebook):
     assert {cell.execution_count for cell in code_of(notebook)} == {None}
 
 
+@pytest.fixture(scope="module")
+def seconds(request):
+    """What each notebook took; printed as a table at the end."""
+    taken = {}
+    yield taken
+    write = request.config.pluginmanager.getplugin("terminalreporter").write_line
+    for name, value in (taken | {"all": sum(taken.values())}).items():
+        write(f"{name:<28} {value:6.1f} s")
+
+
 @pytest.mark.slow
-def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
+def test_it_runs_from_top_to_bottom(notebook, request, tmp_path, monkeypatch, seconds):
+    name = request.node.callspec.id
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where data and compiled programs are kept
-    monkeypatch.setenv("XLA_FLAGS", QUICKLY_COMPILED)
+    if name == "quickstart":
+        monkeypatch.setenv("XLA_FLAGS", QUICKLY_COMPILED)
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     (parameters,) = [cell for cell in code_of(notebook) if "parameters" in cell.metadata.get("tags", [])]
-    parameters.source = SHORT.format(workdir=str(tmp_path / "work"))
+    folder = {"WORKDIR" if name == "quickstart" else "FOLDER": str(tmp_path / "work")}
+    for variable, value in (PARAMETERS.get(name, {}) | folder).items():
+        before, found, after = re.split(rf"(?m)(^{variable} = ).*$", parameters.source)
+        parameters.source = f"{before}{found}{value!r}{after}"
     resources = {"metadata": {"path": str(ROOT / "colab")}}
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+    start = time.monotonic()
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    seconds[name] = time.monotonic() - start
     outputs = [output for cell in code_of(notebook) for output in cell.outputs]
     assert "error" not in {output.output_type for output in outputs}
-    shown = [output.data for output in outputs if output.output_type in ("display_data", "execute_result")]
-    assert any('class="supervised"' in data.get("text/html", "") for data in shown)
-    assert any("image/png" in data for data in shown)
-    pages = "".join(data.get("text/html", "") for data in shown)
-    for words in ("response_mask", "supervised_tokens", "context_accuracy", "by_turn", "30 of 30 dialogues"):
-        assert words in pages, words
-    assert sorted(path.name for path in (tmp_path / "work" / "checkpoints").iterdir()) == ["4"]
     assert not list((ROOT / "colab").glob("runs"))
+    CHECKS[name](notebook, tmp_path / "work")
+
+
+def shown(notebook):
+    """What cells show, by kinds of MIME."""
+    outputs = [output for cell in code_of(notebook) for output in cell.outputs]
+    return [output.data for output in outputs if output.output_type in ("display_data", "execute_result")]
+
+
+def pages(notebook):
+    return "".join(data.get("text/html", "") for data in shown(notebook))
+
+
+def of_cell(notebook, words):
+    """The text and the value that the one cell with these words prints and gives."""
+    (cell,) = [cell for cell in code_of(notebook) if words in cell.source]
+    text = "".join(output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout")
+    values = [output.data["text/plain"] for output in cell.outputs if output.output_type == "execute_result"]
+    return text, values[0] if values else ""
+
+
+def check_quickstart(notebook, work):
+    assert 'class="supervised"' in pages(notebook)
+    assert any("image/png" in data for data in shown(notebook))
+    for words in ("response_mask", "supervised_tokens", "context_accuracy", "by_turn", "30 of 30 dialogues"):
+        assert words in pages(notebook), words
+    assert sorted(path.name for path in (work / "checkpoints").iterdir()) == ["4"]
     *replies, conversation = [cell.outputs for cell in code_of(notebook)[-6:]]
     texts = [ast.literal_eval(output.data["text/plain"]) for (output,) in replies]
     assert [*map(type, texts)] == [str] * 5
     assert conversation[0].data["text/html"].count("<b>assistant</b>") == 5
+
+
+def check_data(notebook, work):
+    weights = ast.literal_eval(of_cell(notebook, "response_mask_N")[1])
+    assert {name: weight for name, (_, weight) in weights.items()}["ordinary"] == 6.0
+    assert weights["weighted"][1] % 2 == 0
+    _, columns = of_cell(notebook, "batch.columns")
+    fields = {line.split()[0]: [*map(float, line.split()[1:])] for line in columns.splitlines()}
+    boundary = fields["segment_ids"].index(2.0)
+    assert fields["segment_ids"][boundary - 1] == 1.0
+    assert fields["positions"][boundary] == 0.0
+    assert fields["parents"][boundary] == -1.0
+    assert "1 branching" in of_cell(notebook, "rewritten = ")[1] + pages(notebook)
+    assert "↳" in of_cell(notebook, "rewritten.train[0]")[1]
+    policies, _ = of_cell(notebook, "policies = ")
+    all_supervised = re.search(r"(\d+) of them supervised", pages(notebook))[1]
+    assert re.search(r"windows\n.* (\d+) of them supervised", policies)[1] == all_supervised
+    assert "0 of 4 dialogues" in policies
+    assert "over 32" in of_cell(notebook, "Dataset.audit")[1]
+    assert sum("image/png" in data for data in shown(notebook)) == 1
+
+
+def check_objective(notebook, work):
+    for words, dialogues in (("chains = ", 8), ("trees = ", 2)):
+        record = json.loads(of_cell(notebook, words)[0])
+        assert record["dialogues"] == dialogues
+        assert record["responses"] > dialogues
+        for way in ("passes", "packed"):
+            assert record[way]["loss"] < 1e-5, (words, way, record)
+            assert record[way]["gradient"] < 1e-4, (words, way, record)
+    losses = ast.literal_eval(of_cell(notebook, "values[98]")[1])
+    assert losses["cross_entropy"] == 0.6931
+    assert losses["dft"] == 0.3466
+    assert losses["label_smoothing = 0.1"] == round(0.6931472 + 0.1 * 4.59512 * 0.99, 4)
+    assert float(re.search(r"up to ([\d.]+) times", of_cell(notebook, "up to")[0])[1]) > 1.05
+    assert sum("image/png" in data for data in shown(notebook)) == 3
+
+
+def check_finetune(notebook, work):
+    scores, _ = of_cell(notebook, "scores = run.evaluate()")
+    assert re.search(r"(?m)^turn 2 ", scores)
+    assert ast.literal_eval(of_cell(notebook, 'chat.say("Hello! My name is Ada.")')[1]) == "Ahoy, Ada! Welcome aboard."
+    assert ast.literal_eval(of_cell(notebook, 'chat.say("I live in Rome.")')[1]) == "Arr, Rome be a fine port."
+    assert ast.literal_eval(of_cell(notebook, "said = ")[1]) == ["Ahoy, Ada! Welcome aboard."] * 2
+    files = ast.literal_eval(of_cell(notebook, "merged, adapters = ")[1])
+    assert {"model.safetensors", "adapter_model.safetensors", "config.json", "README.md"} <= {*files}
+    assert sum("image/png" in data for data in shown(notebook)) >= 2
+
+
+def check_pod(notebook, work):
+    text, _ = of_cell(notebook, "largest relative difference")
+    steps = [line for line in text.splitlines() if line.startswith("step ")]
+    assert len(steps) == 8
+    assert float(text.rpartition(" ")[2]) < 1e-5
+    assert "1,107,363,840 parameters" in of_cell(notebook, "attention = width")[1]
+    commands, _ = of_cell(notebook, "--dry-run")
+    assert "tpu-vm create mtsft" in commands
+    assert "tpu-vm delete mtsft" in commands
+    assert {path.name for path in work.iterdir()} == {"one", "eight", "sums.jsonl"}
+
+
+CHECKS = {
+    "quickstart": check_quickstart,
+    "01_data_and_masks": check_data,
+    "02_the_objective": check_objective,
+    "03_finetune_and_chat": check_finetune,
+    "05_a_pod_from_a_notebook": check_pod,
+}
+
+
+def test_each_notebook_is_checked():
+    assert {*CHECKS} == {path.stem for path in NOTEBOOKS}

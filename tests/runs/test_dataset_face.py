@@ -1,10 +1,17 @@
 """A dataset in Python: the dialogues that a run trains on, and the batches that it trains on."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 import mtsft
+from mtsft.config import data_config
+from mtsft.data.data_files import DataFiles
+from mtsft.diagnose.audit import audit
+from mtsft.diagnose.audit_text import report_as_text
 from mtsft.errors import InputError
+from mtsft.runs.run_length import run_length
 from mtsft.runs.setup import TrainingSetup
 
 
@@ -51,3 +58,14 @@ def test_a_config_that_is_wrong_is_refused(make_config):
         mtsft.Dataset.open(make_config(**{"data.sequence_length": 1}))
     with pytest.raises(InputError, match=r"^no_such: no such config"):
         mtsft.Dataset.open("no_such")
+
+
+def test_it_is_audited_as_the_door_does(config):
+    report = mtsft.Dataset.audit(config, progress=False)
+    files = DataFiles.find(data_config(config))
+    assert report == audit(files, 3, False, partial(run_length, config), config.train.batch_size)
+    assert repr(report) == str(report) == report_as_text(report)
+    assert report._repr_html_().startswith("<pre>training: ")
+    assert report["run"]["epochs"] == 2.0
+    with pytest.raises(InputError, match=r"^train\.log_every=0: must be at least 1$"):
+        mtsft.Dataset.audit(mtsft.load_config("quickstart", {"train.log_every": 0}))

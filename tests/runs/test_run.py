@@ -75,3 +75,24 @@ def test_it_is_talked_to(folder, trained):
     assert chat.messages == [("system", "Be kind."), ("user", "3?"), ("assistant", reply)]
     chat.reset()
     assert chat.messages == [("system", "Be kind.")]
+
+
+def test_it_is_exported(folder, config, trained):
+    said = trained[0].export(folder / "in Python, exported", dtype="bfloat16")
+    assert "the best by held-out loss" in said or "checkpoint" in said
+    arrays = (folder / "in Python, exported" / "config.json").read_text()
+    assert json.loads(arrays)["torch_dtype"] == "bfloat16"
+    chat = mtsft.ChatModel.load(folder / "in Python, exported").chat(max_new=2)
+    assert isinstance(chat.say("3?"), str)
+    with pytest.raises(InputError, match="trained without adapters"):
+        trained[0].export(folder / "adapters", adapter=True)
+
+
+def test_the_identities_are_checked(config):
+    record = mtsft.check_identities(config)
+    assert (record["dialogues"], record["responses"]) == (8, 8)
+    for way in ("passes", "packed"):
+        assert record[way]["loss"] < 1e-5
+        assert record[way]["gradient"] < 1e-4
+    assert "<summary>packed</summary>" in record._repr_html_()
+    assert mtsft.Dataset.audit(config, numeric=True, progress=False)["numeric"] == record

@@ -14,7 +14,7 @@ from mtsft.model.transformer import Model, StepRng
 from mtsft.training.losses.all_roles import AllRolesLoss
 from mtsft.training.losses.response import ResponseLoss
 from mtsft.training.objective import LossSums
-from mtsft.training.token_losses import TokenObjective
+from mtsft.training.token_losses import objective_of
 
 
 class ModelLoss(Protocol):
@@ -37,7 +37,8 @@ def build_loss(model: Model, shards: Shards, *, loss: str, **settings: Any) -> M
         model: the decoder.
         shards: of the devices that compute it.
         loss: one of LOSSES.
-        settings: the other keys of config.objective; a loss and its `TokenObjective` take those that are their fields.
+        settings: the other keys of config.objective; a loss and its `TokenObjective` take those that
+            are their fields.
 
     Raises:
         InputError: for another name, or a setting that the loss cannot have.
@@ -45,8 +46,5 @@ def build_loss(model: Model, shards: Shards, *, loss: str, **settings: Any) -> M
     if loss not in LOSSES:
         raise InputError(f"objective.loss={loss!r}: use one of {', '.join(LOSSES)}")
     kind = LOSSES[loss]
-    own, of_tokens = (
-        {field.name: settings[field.name] for field in fields(each) if field.name in settings}
-        for each in (kind, TokenObjective)
-    )
-    return kind(model=model, shards=shards, tokens=TokenObjective(**of_tokens), **own)
+    own = {field.name: settings[field.name] for field in fields(kind) if field.name in settings}
+    return kind(model=model, shards=shards, tokens=objective_of(settings), **own)
