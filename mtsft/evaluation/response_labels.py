@@ -17,7 +17,6 @@ from mtsft.encoding.spec import EncodingSpec
 from mtsft.errors import InputError, one_line
 from mtsft.evaluation.breakdown import Breakdown, field_table
 
-ROLE, KIND = "role", "kind"
 AFTER_TOOL = "answer after a tool"  # text of a response to a tool's message
 _NONE, _OTHERS, _UNKNOWN = "(none)", "(others)", "(unknown)"
 _MOST, _LONGEST = 40, 60  # values told apart, and characters of each
@@ -27,23 +26,26 @@ class ResponseLabels(NamedTuple):
     """Labels of the responses of a store, by (index of the tree, message).
 
     Attributes:
-        by_name: of each table, the label of each.
+        roles: who says each.
+        by_field: of each field, its value.
         kinds: of those that are not all text, the index in KINDS of each of its tokens, int8.
         after_tool: those that answer a message of a tool.
     """
 
-    by_name: dict[str, dict[tuple[int, int], str]]
+    roles: dict[tuple[int, int], str]
+    by_field: dict[str, dict[tuple[int, int], str]]
     kinds: dict[tuple[int, int], np.ndarray]
     after_tool: set[tuple[int, int]]
 
     def add_to(self, breakdown: Breakdown) -> None:
         """Adds the tables that they make: of the role, of each field, and of the kind of each token."""
         responses = list(map(tuple, breakdown.responses.tolist()))
-        for name, labels in self.by_name.items():
-            breakdown.group_by(name if name == ROLE else field_table(name), [labels[each] for each in responses])
+        breakdown.group_by("role", [self.roles[each] for each in responses])
+        for name, labels in self.by_field.items():
+            breakdown.group_by(field_table(name), [labels[each] for each in responses])
         counts = np.bincount(breakdown.response_S).tolist()
         keys = [self._kinds(each, count) for each, count in zip(responses, counts)]
-        breakdown.group_tokens_by(KIND, np.concatenate(keys).astype(np.int64), [*KINDS, AFTER_TOOL, _UNKNOWN])
+        breakdown.group_tokens_by("kind", np.concatenate(keys).astype(np.int64), [*KINDS, AFTER_TOOL, _UNKNOWN])
 
     def _kinds(self, response: tuple[int, int], count: int) -> np.ndarray:
         """Of the supervised tokens of a response; of some that are not, it cannot be said which these are."""
@@ -74,7 +76,8 @@ def label_responses(store: Store, spec: EncodingSpec, fields: Sequence[str]) -> 
     by_source: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for tree, message in _responses(store):
         by_source.setdefault((int(store.file_of_N[tree]), int(store.lines_N[tree])), []).append((tree, message))
-    labels = {name: {each: _NONE for of_one in by_source.values() for each in of_one} for name in (ROLE, *fields)}
+    roles = {each: _NONE for of_one in by_source.values() for each in of_one}
+    labels = {name: dict(roles) for name in fields}
     for file, line, dialogue in _dialogues(store, spec.record_format, by_source):
         of_messages = span_kinds.of(dialogue)
         for tree, message in by_source[file, line]:
@@ -82,7 +85,7 @@ def label_responses(store: Store, spec: EncodingSpec, fields: Sequence[str]) -> 
                 kinds[tree, message] = of_messages[message]
             if _answers_tool(dialogue, message):
                 after_tool.add((tree, message))
-            labels[ROLE][tree, message] = dialogue.messages[message].role
+            roles[tree, message] = dialogue.messages[message].role
             for name in fields:
                 if (value := _value(dialogue, message, name)) is not None:
                     labels[name][tree, message] = value
@@ -91,7 +94,7 @@ def label_responses(store: Store, spec: EncodingSpec, fields: Sequence[str]) -> 
             raise InputError(f"--by={name}: no dialogue has a field of that name")
         kept = [value for value, _ in Counter(labels[name].values()).most_common(_MOST)]
         labels[name] = {each: value if value in kept else _OTHERS for each, value in labels[name].items()}
-    return ResponseLabels(labels, kinds, after_tool)
+    return ResponseLabels(roles, labels, kinds, after_tool)
 
 
 def _answers_tool(dialogue: Dialogue, message: int) -> bool:

@@ -50,12 +50,13 @@ class FakeStore(list):
 
 def labels(tmp_path, *fields):
     store = FakeStore(tmp_path / "d.jsonl", RECORDS, [[1, 1, 2, 3], [1]])
-    return {name: [*each.values()] for name, each in label_responses(store, spec(), fields).by_name.items()}
+    found = label_responses(store, spec(), fields)
+    return {name: [*each.values()] for name, each in {"": found.roles, **found.by_field}.items()}
 
 
 def test_roles_and_fields_of_messages_and_dialogues(tmp_path):
     assert labels(tmp_path, "topic", "meta.level", "asks", "mood", "id") == {
-        "role": ["assistant", "tool", "assistant", "assistant"],
+        "": ["assistant", "tool", "assistant", "assistant"],
         "topic": ["sums", "sums", "sums", "(none)"],
         "meta.level": ["3", "3", "3", "(none)"],
         "asks": ["easy", '["easy", "hard"]', "hard", "(none)"],  # an entry for each message of the assistant
@@ -75,7 +76,7 @@ def test_beside_the_commonest_values_all_others_are_one(tmp_path):
         return {"number": number, "messages": messages}
 
     store = FakeStore(tmp_path / "d.jsonl", map(record, [*range(50), 7, 49]), [[1]] * 52)
-    found = [*label_responses(store, spec(), ["number"]).by_name["number"].values()]
+    found = [*label_responses(store, spec(), ["number"]).by_field["number"].values()]
     assert len({*found}) == 41
     assert found.count("(others)") == 10
     assert (found.count("7"), found.count("49")) == (2, 2)
