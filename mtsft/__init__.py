@@ -24,10 +24,20 @@ if TYPE_CHECKING:
     from mtsft.runs.dataset_face import Dataset
     from mtsft.runs.identity_check import check_identities
     from mtsft.runs.run import Run
+    from mtsft.runs.strategy_face import compare_strategies
     from mtsft.runs.token_costs import token_losses
 
 __version__ = "0.1.0"
-__all__ = ["ChatModel", "Dataset", "LiveCurve", "Run", "check_identities", "load_config", "token_losses"]
+__all__ = [
+    "ChatModel",
+    "Dataset",
+    "LiveCurve",
+    "Run",
+    "check_identities",
+    "compare_strategies",
+    "load_config",
+    "token_losses",
+]
 
 _MODULES = {
     "load_config": "mtsft.config_files",
@@ -37,6 +47,7 @@ _MODULES = {
     "check_identities": "mtsft.runs.identity_check",
     "token_losses": "mtsft.runs.token_costs",
     "LiveCurve": "mtsft.diagnose.live_curve",
+    "compare_strategies": "mtsft.runs.strategy_face",
 }
 
 
