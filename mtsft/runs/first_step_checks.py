@@ -100,7 +100,7 @@ def _base_loss(setup: TrainingSetup, numbers: dict[str, Any], guessing: float) -
         return Check("loss", NOTE, said + ": see whether it is the one that you mean", numbers)
     said += (
         f", although it is sure of itself (it expects {expected:.3f}): the sign of a model that is given ids of another "
-        "tokenizer than it was trained with. Use the tokenizer that belongs to model.init_from (leave data.tokenizer empty)"
+        "tokenizer. Use the one that belongs to model.init_from (leave data.tokenizer empty)"
     )
     return Check("loss", REFUSED, said, numbers)
 

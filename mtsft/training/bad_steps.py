@@ -35,7 +35,8 @@ class StepWatch:
 
     A loss is a spike beyond median + max(8 deviations, 0.5 nats) of the last 100 steps, at least 20; the norm of a
     gradient beyond median + 8 deviations and 4 times the median. A deviation is 1.4826 times the median absolute
-    deviation from the median (Rousseeuw and Croux 1993, J. Am. Stat. Assoc. 88, 1273), which spikes hardly move. With any number of steps a run has diverged where a loss is half above that of guessing, log V.
+    deviation from the median (Rousseeuw and Croux 1993, J. Am. Stat. Assoc. 88, 1273), which spikes hardly move. With
+    any number of steps a run has diverged where a loss is half above that of guessing, log V, or of the first step.
 
     Attributes:
         guessing: the loss of guessing, log V.
