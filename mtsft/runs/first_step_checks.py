@@ -120,8 +120,8 @@ def _base_loss(setup: TrainingSetup, numbers: dict[str, Any], guessing: float, i
     if expected >= numbers["bound"]:
         return Check("loss", NOTE, said + knows_little, numbers)
     said += (
-        f", although it is sure of itself (it expects {expected:.3f}): the sign of a model that is given ids of another "
-        "tokenizer, or of damaged parameters. Use the tokenizer that it was trained with (leave data.tokenizer empty)"
+        f", although it is sure of itself (it expects {expected:.3f}): the sign of a model that is given ids of "
+        "another tokenizer, or of damaged parameters. Use the tokenizer that it was trained with (leave data.tokenizer empty)"
     )
     return Check("loss", REFUSED, said, numbers)
 

@@ -13,6 +13,7 @@ from mtsft.runs import loop
 from mtsft.runs.replay import replay
 
 STEPS = 40
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -25,11 +26,12 @@ def fresh_config(make_config, tmp_path):
             for n in range(400):
                 reply = "as you say, yes."
                 if n < corrupt:
-                    reply = "".join(draw.choice("qxzjkvwbpg7395") for _ in range(24))
+                    reply = "".join(draw.choice("0123456789yesauo") for _ in range(24))
                 said = [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": reply}]
                 file.write(json.dumps({"id": f"d{n}", "messages": said}) + "\n")
         usual = {f"model.{name}": value for name, value in SIZES.items()}
         usual |= {"data.train": str(path), "data.eval_fraction": 0.0, "eval.every": 0, "train.steps": STEPS}
+        usual["data.vocab_size"] = 320
         usual |= {"checkpoint.every": 10, "train.learning_rate": 0.03, "train.schedule": "constant"}
         return make_config(**usual | changes)
 
