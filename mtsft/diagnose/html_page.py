@@ -151,7 +151,7 @@ def html_page(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>\n'
-        f"<style>{style}</style></head><body>\n<h1>{title}</h1>\n{paragraphs}{legend}{_config(config)}"
+        f"<style>{style}</style></head><body>\n<h1>{title}</h1>\n{paragraphs}{legend}{_config(config, not losses)}"
         '<form role="search" hidden><input id="query" type="search" placeholder="Search in words, names and files" '
         'aria-label="Search in words, names and files"><button>Next</button>'
         '<button type="button" id="previous">Previous</button><output id="found"></output></form>\n<main>\n'
@@ -163,15 +163,15 @@ def html_page(
     yield f'</main>\n<footer aria-live="polite"></footer>\n<script>{_SCRIPT}</script></body></html>\n'
 
 
-def _config(values: Mapping[str, Any]) -> str:
-    """Two tables: what is not the default, and all there is."""
+def _config(values: Mapping[str, Any], is_open: bool) -> str:
+    """Two tables: what is not the default, and all there is; is_open: whether the first is seen at once."""
     if not values:
         return ""
     changed = changed_keys(values)
     rows = [(key.name, value, f"not {_shown(key.default)}: {key.meaning}") for key, value in changed]
     every = [(name, values[name], key.meaning) for name, key in config_keys().items() if name in values]
     return (
-        f"<details open><summary>Config: {len(changed)} of {len(every)} keys are not the default</summary>"
+        f"<details{' open' * is_open}><summary>Config: {len(changed)} of {len(every)} keys are not the default</summary>"
         f"{_table(rows)}<details><summary>All keys</summary>{_table(every)}</details></details>\n"
     )
 

@@ -121,7 +121,7 @@ def _base_loss(setup: TrainingSetup, numbers: dict[str, Any], guessing: float, i
         return Check("loss", NOTE, said + knows_little, numbers)
     said += (
         f", although it is sure of itself (it expects {expected:.3f}): the sign of a model that is given ids of "
-        "another tokenizer, or of damaged parameters. Use the tokenizer that it was trained with (leave data.tokenizer empty)"
+        "another tokenizer, or of damaged parameters; use the tokenizer that it was trained with"
     )
     return Check("loss", REFUSED, said, numbers)
 
