@@ -170,8 +170,9 @@ def _config(values: Mapping[str, Any], is_open: bool) -> str:
     changed = changed_keys(values)
     rows = [(key.name, value, f"not {_shown(key.default)}: {key.meaning}") for key, value in changed]
     every = [(name, values[name], key.meaning) for name, key in config_keys().items() if name in values]
+    attribute = " open" if is_open else ""
     return (
-        f"<details{' open' * is_open}><summary>Config: {len(changed)} of {len(every)} keys are not the default</summary>"
+        f"<details{attribute}><summary>Config: {len(changed)} of {len(every)} keys are not the default</summary>"
         f"{_table(rows)}<details><summary>All keys</summary>{_table(every)}</details></details>\n"
     )
 

@@ -2,18 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from mtsft.training.bad_steps import DIVERGED, ENOUGH, WINDOW, StepWatch
+from mtsft.training.bad_steps import DIVERGED, ENOUGH, RECENT, WINDOW, StepWatch
 
 GUESSING = math.log(300)
 
 
 def watched(count, loss=2.0, norm=1.0):
-    """A watch that saw `count` steps, whose losses are off by a hundredth either way."""
+    """A watch that saw `count` steps, all alike."""
     watch = StepWatch(GUESSING)
-    for step in range(count):
-        assert watch.look(loss + 0.01 * (-1) ** step, norm + 0.01 * (-1) ** step, 9, False) is None
+    for _ in range(count):
+        assert watch.look(loss, norm, 9, False) is None
     return watch
 
 
@@ -21,15 +22,28 @@ def test_a_spike_is_beyond_the_median_by_deviations_and_half_a_nat():
     assert watched(ENOUGH).look(2.49, 1.0, 9, False) is None
     bad = watched(ENOUGH).look(2.51, 1.0, 9, False)
     assert (bad.kind, bad.median, bad.threshold) == ("loss spike", 2.0, 2.5)
-    assert bad.reason == (
-        "the loss is 2.51, where that of the last 20 steps has the median 2; beyond 2.5 it is a spike"
-    )
-    for loss, kind in ((4.15, None), (4.25, "loss spike")):  # 3 + 8 x 1.4826 x 0.1 = 4.186
-        noisy = StepWatch(GUESSING)
-        for step in range(ENOUGH):
-            assert noisy.look(3.0 + 0.1 * (-1) ** step, 1.0, 9, False) is None
-        bad = noisy.look(loss, 1.0, 9, False)
+    assert bad.reason == ("the loss is 2.51, where that of the last 7 steps has the median 2; beyond 2.5 it is a spike")
+
+
+def test_noise_is_what_steps_differ_by():
+    losses = np.random.default_rng(0).normal(3.0, 0.2, 90)
+    differences = np.diff(losses)
+    deviation = 1.4826 * np.median(np.abs(differences - np.median(differences)))
+    threshold = np.median(losses[-RECENT:]) + 8 * deviation
+    assert threshold > 4.5
+    for beyond, kind in ((-0.01, None), (0.01, "loss spike")):
+        watch = StepWatch(GUESSING)
+        assert [watch.look(loss, 1.0, 9, False) for loss in losses] == [None] * len(losses)
+        bad = watch.look(threshold + beyond, 1.0, 9, False)
         assert (bad and bad.kind) == kind
+
+
+def test_a_loss_that_falls_hides_no_spike():
+    watch = StepWatch(GUESSING)
+    for step in range(30):
+        assert watch.look(5.0 - 0.1 * step, 1.0, 9, False) is None
+    bad = watch.look(3.3, 1.0, 9, False)  # far below what was usual a while ago
+    assert bad.threshold == pytest.approx(5.0 - 2.6 + 0.5)
 
 
 def test_a_gradient_spikes_at_four_times_its_median():
@@ -44,9 +58,11 @@ def test_few_steps_tell_no_spike():
 
 def test_only_the_last_steps_are_looked_back_on():
     watch = watched(3 * WINDOW, loss=5.0)
+    assert watch.look(1.0, 1.0, 9, False) is None
     for _ in range(WINDOW):
         watch.look(1.0, 1.0, 9, False)
     assert watch.look(1.6, 1.0, 9, False).median == 1.0
+    assert len(watch._losses) == len(watch._norms) == WINDOW
 
 
 @pytest.mark.parametrize(
