@@ -36,10 +36,10 @@ class StepWatch:
     """Looks at the steps of a run, one after the other.
 
     A loss is a spike beyond m + max(8 deviations, 0.5 nats), m the median of the last 7 steps; the norm of a gradient
-    beyond m + 8 deviations and 4 m. A deviation is 1.4826 times the median absolute deviation from the median (Rousseeuw
-    and Croux 1993, J. Am. Stat. Assoc. 88, 1273) of the differences between one step and the next, over the last 100
-    steps and at least 20: spikes hardly move it, and a loss that falls steadily leaves it small. With any number of
-    steps a run has diverged where a loss is half above that of guessing, log V, or of the first step.
+    beyond m + 8 deviations and 4 m. A deviation is 1.4826 times the median absolute deviation from the median
+    (Rousseeuw and Croux 1993, J. Am. Stat. Assoc. 88, 1273) of the differences between one step and the next, over the
+    last 100 steps and at least 20: spikes hardly move it, and a loss that falls steadily leaves it small. With any
+    number of steps a run has diverged where a loss is half above that of guessing, log V, or of the first step.
 
     Attributes:
         guessing: the loss of guessing, log V.
