@@ -15,6 +15,11 @@ from mtsft.dialogue.schema import Dialogue, Message
 
 
 @pytest.fixture
+def tokenizer(chat):
+    return chat.open()[1]
+
+
+@pytest.fixture
 def viewed(encoder):
     messages = (Message("user", "Hello there"), Message("assistant", "I am well."))
     dialogue = Dialogue("d", messages, "d.jsonl:1")
