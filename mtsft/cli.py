@@ -124,7 +124,7 @@ def write_output(flag: flags.FlagHolder, data: bytes) -> None:
         file.write(data)
 
 
-def show(pieces: Iterable[str], flag: flags.FlagHolder, is_page: bool) -> None:
+def show_pieces(pieces: Iterable[str], flag: flags.FlagHolder, is_page: bool) -> None:
     """Writes what a door shows to the file that its flag names, or else to the terminal.
 
     Args:

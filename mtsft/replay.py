@@ -1,4 +1,4 @@
-"""One step of a run again, alone and to the bit: python -m mtsft.replay --workdir=DIR --step=S [--format=text|html|json].
+"""One step of a run again, alone and to the bit: python -m mtsft.replay --workdir=DIR --step=S [--format=html|json].
 
 The nearest checkpoint before it is restored, the steps up to it are taken from the same batches, and the step is shown
 as `view` shows dialogues: every dialogue of its batch with the loss of each token before the update, the loss, the
@@ -35,7 +35,7 @@ def main() -> None:
     replayed = replay(_WORKDIR.value, _STEP.value)
     if is_first:
         color = _OUTPUT.value is None and sys.stdout.isatty()
-        cli.show(FORMATS[_FORMAT.value](replayed, color), _OUTPUT, _FORMAT.value == "html")
+        cli.show_pieces(FORMATS[_FORMAT.value](replayed, color), _OUTPUT, _FORMAT.value == "html")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def main() -> None:
     if _OUTPUT.value is not None:
         cli.check_output(_OUTPUT)
     color = _OUTPUT.value is None and sys.stdout.isatty()
-    cli.show(_pieces(color), _OUTPUT, _FORMAT.value == "html")
+    cli.show_pieces(_pieces(color), _OUTPUT, _FORMAT.value == "html")
 
 
 def _pieces(color: bool) -> Iterator[str]:

@@ -154,15 +154,16 @@ def html_page(
     yield f'</main>\n<footer aria-live="polite"></footer>\n<script>{_SCRIPT}</script></body></html>\n'
 
 
-def _config(values: Mapping[str, Any]) -> str:
-    """Two tables: what is not the default, and all there is."""
+def _config(values: Mapping[str, Any], is_open: bool) -> str:
+    """Two tables: what is not the default, and all there is; is_open: whether the first is seen at once."""
     if not values:
         return ""
     changed = changed_keys(values)
     rows = [(key.name, value, f"not {value_text(key.default)}: {key.meaning}") for key, value in changed]
     every = [(name, values[name], key.meaning) for name, key in config_keys().items() if name in values]
+    attribute = " open" if is_open else ""
     return (
-        f"<details open><summary>Config: {len(changed)} of {len(every)} keys are not the default</summary>"
+        f"<details{attribute}><summary>Config: {len(changed)} of {len(every)} keys are not the default</summary>"
         f"{_table(rows)}<details><summary>All keys</summary>{_table(every)}</details></details>\n"
     )
 

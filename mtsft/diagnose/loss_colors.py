@@ -70,7 +70,7 @@ def _style() -> str:
         dark.append(f".mtsft-tree .loss{index}, .losses .loss{index} {{ background: {level.dark}; color: #f2f2f2; }}")
     shared = (
         ".mtsft-tree span[class*=loss] { opacity: 1; box-shadow: none; }\n"
-        ".losses span { padding: .1em .5em; font: .8rem ui-monospace, monospace; white-space: nowrap; }\n"
+        ".losses span { display: inline-block; padding: .1em .5em; font: .8rem ui-monospace, monospace; }\n"
         ".losses { line-height: 1.9; }"
     )
     return "\n".join([*light, shared, "@media (prefers-color-scheme: dark) {", *dark, "}"])

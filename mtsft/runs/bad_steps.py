@@ -109,10 +109,7 @@ class BadSteps:
             folder.mkdir(parents=True, exist_ok=True)
         shown = shown_trees(self._setup, trees)
         lines = "".join(json.dumps(as_record(one)) + "\n" for one in shown)
-        about = [
-            f"{bad.kind}: {bad.reason}.",
-            losses_said(record["losses_after_steps"], step, record["losses_are_of_the_step"]),
-        ]
+        about = [f"{bad.kind}: {bad.reason}.", losses_said(step, record)]
         about += [f"Step {step:,} again, to the bit: mtsft replay --workdir={self._folder.parent} --step={step}"]
         page = html_page(shown, tokenizer, flat_values(self._setup.config), f"Step {step:,} went wrong", about, True)
         atomic_write(folder / TOKENS, lines.encode())
@@ -145,14 +142,9 @@ def shown_trees(setup: TrainingSetup, trees: list[BatchTree]) -> list[ViewedDial
     return [ViewedDialogue.of_store(setup.dataset.train, tree.index, tree.losses) for tree in trees]
 
 
-def losses_said(at: int, step: int, exact: bool) -> str:
-    """Which parameters the losses of tokens are of, in a sentence.
-
-    Args:
-        at: steps that they are of.
-        step: whose batch it is.
-        exact: whether they are those that the step saw.
-    """
-    if exact:
+def losses_said(step: int, record: Mapping[str, Any]) -> str:
+    """Which parameters the losses of tokens are of, in a sentence; record: of a step that went wrong."""
+    at = record["losses_after_steps"]
+    if record["losses_are_of_the_step"]:
         return f"The losses of tokens are those that step {step:,} saw, before its update."
     return f"The losses of tokens are of the parameters after step {at:,}, those at hand when the step was looked at."

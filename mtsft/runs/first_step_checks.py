@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtsft.runs.batch_losses import BatchLosses, trees_of
+from mtsft.runs.batch_losses import BatchLosses
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.stepper import Stepper
+from mtsft.runs.tokenizer_pairing import pairing, supervised_tokens
+from mtsft.runs.trained_model import TrainedModel
 from mtsft.training.grad_norms import by_layer, each_parameter
-from mtsft.training.initial_loss import CLOSE_TO_GUESSING, fresh_band, unigram_entropy
+from mtsft.training.initial_loss import AT_GUESSING, CLOSE_TO_GUESSING, fresh_band, unigram_entropy
 from mtsft.training.token_losses import USUAL, TokenObjective
 
 OK, NOTE, REFUSED = "ok", "note", "refused"
@@ -42,12 +44,13 @@ class Check(NamedTuple):
         return {"name": self.name, "status": self.status, "said": self.said, **self.numbers}
 
 
-def loss(setup: TrainingSetup, metrics: Metrics) -> Check:
+def loss(setup: TrainingSetup, metrics: Metrics, is_paired: bool) -> Check:
     """The loss before the first step: that of a fresh model is about log V, that of a trained one far below.
 
     Args:
         setup: of the run.
         metrics: of the first step, fetched.
+        is_paired: whether the tokenizer is known to be that of the base.
     """
     vocab_size, tokens = setup.model.arch.vocab_size, int(metrics["supervised_tokens"])
     guessing = math.log(vocab_size)
@@ -62,7 +65,7 @@ def loss(setup: TrainingSetup, metrics: Metrics) -> Check:
         return Check("loss", OK, f"the loss before the first step, {numbers['loss']:.3f}, {said}", numbers)
     if setup.base is None:
         return _fresh_loss(setup, numbers, guessing)
-    return _base_loss(setup, numbers, guessing)
+    return _base_loss(setup, numbers, guessing, is_paired)
 
 
 def _fresh_loss(setup: TrainingSetup, numbers: dict[str, Any], guessing: float) -> Check:
@@ -78,11 +81,28 @@ def _fresh_loss(setup: TrainingSetup, numbers: dict[str, Any], guessing: float) 
     return Check("loss", REFUSED, said, numbers)
 
 
-def _base_loss(setup: TrainingSetup, numbers: dict[str, Any], guessing: float) -> Check:
+def tokenizer(setup: TrainingSetup) -> Check:
+    """Whether the tokens of the dialogues are those that the model was trained with."""
+    if not isinstance(setup.base, TrainedModel):
+        return Check("tokenizer", OK, "the model begins fresh, and any tokenizer will do", {})
+    found = pairing(setup.base, setup.dataset.tokenizer, supervised_tokens(setup.dataset.train))
+    if found is None:
+        return Check("tokenizer", NOTE, f"{setup.base.path} holds no tokenizer to compare that of the run with", {})
+    numbers = {"different": found.share}
+    if not found.is_told:
+        return Check("tokenizer", OK, "its tokens mean the same to the model of model.init_from", numbers)
+    said = (
+        f"{found.share:.1%} of the supervised tokens mean another text to the model of model.init_from: {found.example}"
+    )
+    if not found.is_wrong:
+        return Check("tokenizer", NOTE, said, numbers)
+    said += ". It was trained with another tokenizer; use its own (leave data.tokenizer empty)"
+    return Check("tokenizer", REFUSED, said, numbers)
+
+
+def _base_loss(setup: TrainingSetup, numbers: dict[str, Any], guessing: float, is_paired: bool) -> Check:
     value, vocab_size = numbers["loss"], setup.model.arch.vocab_size
-    store, trees = setup.dataset.train, {tree.index for tree in trees_of(setup, 1)}
-    words = [store[i].tokens_N[store[i].response_mask_N != 0] for i in sorted(trees)]
-    unigram = unigram_entropy(np.concatenate(words))
+    unigram = unigram_entropy(supervised_tokens(setup.dataset.train))
     numbers |= {"unigram_entropy": unigram, "bound": CLOSE_TO_GUESSING * guessing}
     beside = f"log V = {guessing:.3f} for guessing one of {vocab_size:,} tokens"
     said = f"{value:.3f} nats a token before the first step, beside {beside}"
@@ -91,16 +111,17 @@ def _base_loss(setup: TrainingSetup, numbers: dict[str, Any], guessing: float) -
             return Check("loss", OK, said, numbers)
         said += f"; the tokens' own frequencies cost {unigram:.3f}, less than this model: see whether tokenizer and "
         return Check("loss", NOTE, said + "template are its own", numbers)
+    knows_little = "; it knows as little as a fresh model: see whether it is the one that you mean"
+    if is_paired and value < guessing + AT_GUESSING:
+        return Check("loss", NOTE, said + knows_little, numbers)
     # Either it knows nothing, and says so, or it is sure of itself and wrong. The step has moved the parameters.
-    params = setup.create().params
-    expected = BatchLosses(setup).entropy(params, setup.frozen(), 1)
+    expected = BatchLosses(setup).entropy(setup.create().params, setup.frozen(), 1)
     numbers |= {"expected": expected}
     if expected >= numbers["bound"]:
-        said += f"; it expects {expected:.3f} itself, so that it knows as little as a fresh model"
-        return Check("loss", NOTE, said + ": see whether it is the one that you mean", numbers)
+        return Check("loss", NOTE, said + knows_little, numbers)
     said += (
-        f", although it is sure of itself (it expects {expected:.3f}): the sign of a model that is given ids of another "
-        "tokenizer than it was trained with. Use the tokenizer that belongs to model.init_from (leave data.tokenizer empty)"
+        f", although it is sure of itself (it expects {expected:.3f}): the sign of a model that is given ids of "
+        "another tokenizer, or of damaged parameters; use the tokenizer that it was trained with"
     )
     return Check("loss", REFUSED, said, numbers)
 
@@ -112,7 +133,7 @@ def _is_likelihood(setup: TrainingSetup) -> bool:
 
 
 def gradients(setup: TrainingSetup, metrics: Metrics) -> Check:
-    """Whether a gradient reaches everything that is trained; arguments as those of `loss`."""
+    """Whether a gradient reaches everything that is trained; metrics: of the first step, fetched."""
     each, norm = each_parameter(metrics["parameter_grad_norms"]), float(metrics["grad_norm"])
     numbers = {"grad_norm": norm, "grad_norms": by_layer(metrics["parameter_grad_norms"])}
     wild = [name for name, value in each.items() if not math.isfinite(value)]

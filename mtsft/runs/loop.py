@@ -235,8 +235,9 @@ def _take_steps(
             if bad_steps.diverged_in_a_row >= config.train.max_bad_steps:
                 raise InputError(
                     f"step {step}: for {bad_steps.diverged_in_a_row} steps in a row the loss was more than half above "
-                    f"that of guessing, log V = {bad_steps.guessing:.2f}; the run has diverged; "
-                    f"{checkpoints.last_good()}; lower train.learning_rate, or look at the data{bad_steps.where()}"
+                    f"that of guessing, log V = {bad_steps.guessing:.2f}, so that the run has diverged; lower "
+                    f"train.learning_rate, or look at the data{bad_steps.where()}; and choose another --workdir, as "
+                    "checkpoints from there on are of no use"
                 )
             return not metrics["skipped_in_a_row"]
 

@@ -53,12 +53,13 @@ def preflight(setup: TrainingSetup, steps: Stepper, workdir: Path) -> None:
         InputError: something cannot be right, and config.train.preflight is "refuse".
     """
     train = setup.config.train
-    found = [_data(setup), _batch(setup)]
+    found = [_data(setup), _batch(setup), checks.tokenizer(setup)]
+    is_paired = found[-1].status == OK
     if train.preflight == "note" or all(check.status != REFUSED for check in found):
         if train.overfit_one_batch:
             found.append(checks.overfit(setup, steps, train.overfit_one_batch))
         metrics = steps.look_ahead()
-        found += [checks.loss(setup, metrics), checks.gradients(setup, metrics)]
+        found += [checks.loss(setup, metrics, is_paired), checks.gradients(setup, metrics)]
     if jax.process_index() == 0:
         record = {"checks": [finite(check.as_record()) for check in found]}
         atomic_write(workdir / PREFLIGHT, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())

@@ -4,9 +4,11 @@ import math
 import statistics
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
-WINDOW, ENOUGH = 100, 20  # steps that are looked back on, at most, and those needed to tell a spike
+WINDOW, ENOUGH = 100, 20  # steps that say how much a number varies, at most, and those needed to tell a spike
+RECENT = 7  # steps that say what it is
 DEVIATIONS = 8.0
 _NORMAL = 1.4826  # standard deviations of a normal distribution in its median absolute deviation
 LEAST_RISE, LEAST_FACTOR = 0.5, 4.0  # of a loss above the median, in nats; of a gradient's norm, times the median
@@ -33,9 +35,11 @@ class BadStep(NamedTuple):
 class StepWatch:
     """Looks at the steps of a run, one after the other.
 
-    A loss is a spike beyond median + max(8 deviations, 0.5 nats) of the last 100 steps, at least 20; the norm of a
-    gradient beyond median + 8 deviations and 4 times the median. A deviation is 1.4826 times the median absolute
-    deviation from the median (Rousseeuw and Croux 1993, J. Am. Stat. Assoc. 88, 1273), which spikes hardly move. With any number of steps a run has diverged where a loss is half above that of guessing, log V.
+    A loss is a spike beyond m + max(8 deviations, 0.5 nats), m the median of the last 7 steps; the norm of a gradient
+    beyond m + 8 deviations and 4 m. A deviation is 1.4826 times the median absolute deviation from the median
+    (Rousseeuw and Croux 1993, J. Am. Stat. Assoc. 88, 1273) of the differences between one step and the next, over the
+    last 100 steps and at least 20: spikes hardly move it, and a loss that falls steadily leaves it small. With any
+    number of steps a run has diverged where a loss is half above that of guessing, log V, or of the first step.
 
     Attributes:
         guessing: the loss of guessing, log V.
@@ -80,23 +84,25 @@ class StepWatch:
         median, deviation = _robust(self._losses)
         threshold = median + max(DEVIATIONS * deviation, LEAST_RISE)
         if loss > threshold:
-            return BadStep("loss spike", _said("loss", loss, median, threshold, len(self._losses)), median, threshold)
+            return BadStep("loss spike", _said("loss", loss, median, threshold), median, threshold)
         median, deviation = _robust(self._norms)
         threshold = max(median + DEVIATIONS * deviation, LEAST_FACTOR * median)
         if grad_norm > threshold:
-            said = _said("norm of the gradient", grad_norm, median, threshold, len(self._norms))
+            said = _said("norm of the gradient", grad_norm, median, threshold)
             return BadStep("gradient spike", said, median, threshold)
         return None
 
 
 def _robust(values: deque) -> tuple[float, float]:
-    """(the median, the deviation)."""
-    median = statistics.median(values)
-    return median, _NORMAL * statistics.median(abs(value - median) for value in values)
+    """(the median of the last few, the deviation)."""
+    steps = [after - before for before, after in pairwise(values)]
+    usual = statistics.median(steps)
+    deviation = _NORMAL * statistics.median(abs(step - usual) for step in steps)
+    return statistics.median(list(values)[-RECENT:]), deviation
 
 
-def _said(what: str, value: float, median: float, threshold: float, count: int) -> str:
+def _said(what: str, value: float, median: float, threshold: float) -> str:
     return (
-        f"the {what} is {value:.4g}, where that of the last {count} steps has the median {median:.4g}; "
+        f"the {what} is {value:.4g}, where that of the last {RECENT} steps has the median {median:.4g}; "
         f"beyond {threshold:.4g} it is a spike"
     )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 CLOSE_TO_GUESSING = 0.9  # of log V; from here on a base knows no more of the text than nothing
+AT_GUESSING = 0.25  # nats above log V that a model which says evenly that it knows nothing may cost
 _SLACK = 1.0  # nats
 _ENOUGH = 512  # supervised tokens from which on their own frequencies say something
 

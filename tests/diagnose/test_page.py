@@ -108,7 +108,7 @@ def test_it_shows_what_is_trained_in_the_order_of_training(files, spec, tmp_path
 def test_json_says_every_field_of_the_trees(drawn, files, spec):
     lines = drawn("json")
     assert all(line.count("\n") == 1 and line.endswith("\n") for line in lines)
-    for line, (dialogue, tree, part, _) in zip(lines, viewed(files, spec), strict=True):
+    for line, (dialogue, tree, part, *_) in zip(lines, viewed(files, spec), strict=True):
         assert json.loads(line) == {
             "id": dialogue.id,
             "source": dialogue.source,

@@ -95,3 +95,25 @@ def test_a_reader_that_leaves_early_is_no_error(config, limit):
     error = process.stderr.read()
     process.stderr.close()
     assert (process.wait(timeout=60), error) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_run_is_viewed_by_loss_and_its_step_taken_again(tmp_path):
+    config = write_config(tmp_path, **{"train.steps": 6, "checkpoint.every": 3})
+    run("train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    out, error = run("view", f"--workdir={tmp_path / 'run'}", "--format=json", "--limit=2")
+    assert "view: losses of step 6, " in error
+    for line in out.splitlines():
+        record = json.loads(line)
+        assert [loss is not None for loss in record["losses"]] == [weight > 0 for weight in record["response_mask"]]
+    out, _ = run("view", f"--workdir={tmp_path / 'run'}", "--format=json", "--limit=1", "--all_tokens")
+    record = json.loads(out)
+    assert [loss is not None for loss in record["losses"]] == [parent >= 0 for parent in record["parents"]]
+    out, _ = run("replay", f"--workdir={tmp_path / 'run'}", "--step=5", "--format=json")
+    record = json.loads(out)
+    assert (record["step"], record["restored"]) == (5, 3)
+    assert [(one["file"], one["equal"]) for one in record["compared"]] == [("metrics.jsonl", True)]
+    _, error = run("replay", f"--workdir={tmp_path / 'run'}", "--step=7", status=2)
+    assert error == f"replay: --step=7: is no step of the run in {tmp_path / 'run'}; it has 6 steps\n"
+    _, error = run("view", f"--config={config}", "--all_tokens", status=2)
+    assert error == "view: --step and --all_tokens are of --workdir, which is left out\n"

@@ -49,6 +49,11 @@ def test_a_run_of_bad_steps_alone_is_no_run(folder, exported, make_config):
     tensors["model.norm.weight"] *= np.nan
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     config = make_config(**{"model.init_from": str(broken), "train.steps": 3})
+    with pytest.raises(
+        InputError, match=r"^the pre-flight refuses this run, nothing is trained: the loss of the first"
+    ):
+        loop.train(config, folder / "wild")
+    config.train.preflight = "off"
     with pytest.raises(InputError, match=r"^step 3: the loss or its gradient was not finite for 3 steps in a row"):
         loop.train(config, folder / "wild")
 

@@ -6,7 +6,7 @@ import pytest
 from support import small_model
 
 from mtsft.model.parameters import unstack_layers
-from mtsft.training.grad_norms import norms_by_group
+from mtsft.training.grad_norms import by_layer, each_parameter, norms_by_group, norms_by_parameter
 
 # Every kind of parameter, each leaf of a norm that is a power of two.
 LAYER = {
@@ -69,3 +69,22 @@ def test_low_precision_is_added_up_in_float32():
 def test_a_parameter_of_no_group_is_an_error():
     with pytest.raises(ValueError, match="no group of norms fits the parameter layers/router/kernel"):
         norms_by_group({"layers": {"router": {"kernel": jnp.ones(1)}}})
+
+
+def test_norms_of_each_layer_are_those_of_its_own_parameters():
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(small_model().init, jax.random.key(0))
+    stacked = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    apart = unstack_layers(stacked)
+    norms = [{name: np.asarray(norm) for name, norm in norms_by_parameter(tree).items()} for tree in (stacked, apart)]
+    assert norms[0].keys() == norms[1].keys()
+    for name, norm in norms[0].items():
+        np.testing.assert_allclose(norm, norms[1][name], rtol=1e-6)
+    each = each_parameter(norms[0])
+    expected = np.linalg.norm(apart["layers"][1]["mlp"]["up"]["kernel"])
+    assert each["layers/1/mlp/up/kernel"] == pytest.approx(expected, rel=1e-6)
+    layers = by_layer(norms[0])
+    assert [*layers] == ["embed", *(f"layers/{i}" for i in range(len(apart["layers"]))), "norm", "head"]
+    assert layers["layers/1"] == pytest.approx(float(optax.tree.norm(apart["layers"][1])), rel=1e-5)
+    whole = sum(norm**2 for norm in layers.values()) ** 0.5
+    assert whole == pytest.approx(float(optax.tree.norm(stacked)), rel=1e-5)
