@@ -183,7 +183,8 @@ def check_data(notebook, work):
     all_supervised = re.search(r"(\d+) of them supervised", pages(notebook))[1]
     assert re.search(r"windows\n.* (\d+) of them supervised", policies)[1] == all_supervised
     assert "0 of 4 dialogues" in policies
-    assert "over 32" in of_cell(notebook, "Dataset.audit")[1]
+    _, report = of_cell(notebook, "Dataset.audit")
+    assert "WRONG          4 dialogues longer than a row of 32" in report
     assert sum("image/png" in data for data in shown(notebook)) == 1
 
 
@@ -205,10 +206,15 @@ def check_objective(notebook, work):
 
 def check_finetune(notebook, work):
     scores, _ = of_cell(notebook, "scores = run.evaluate()")
-    assert re.search(r"(?m)^turn 2 ", scores)
-    assert ast.literal_eval(of_cell(notebook, 'chat.say("Hello! My name is Ada.")')[1]) == "Ahoy, Ada! Welcome aboard."
-    assert ast.literal_eval(of_cell(notebook, 'chat.say("I live in Rome.")')[1]) == "Arr, Rome be a fine port."
-    assert ast.literal_eval(of_cell(notebook, "said = ")[1]) == ["Ahoy, Ada! Welcome aboard."] * 2
+    assert float(re.search(r"^held-out loss ([\d.]+) ", scores)[1]) < 0.1
+    assert re.search(r"(?m)^ +3 +[\d.]+ ", scores)
+    assert (
+        ast.literal_eval(of_cell(notebook, 'chat.say("Hello! My name is Ada.")')[1])
+        == "Noted, matey: your name is Ada."
+    )
+    assert ast.literal_eval(of_cell(notebook, 'chat.say("I live in Rome.")')[1]) == "Noted, matey: you live in Rome."
+    assert ast.literal_eval(of_cell(notebook, 'chat.say("Who am I?")')[1]) == "Matey, your name is Ada."
+    assert ast.literal_eval(of_cell(notebook, "said = ")[1]) == ["Noted, matey: your name is Ada."] * 2
     files = ast.literal_eval(of_cell(notebook, "merged, adapters = ")[1])
     assert {"model.safetensors", "adapter_model.safetensors", "config.json", "README.md"} <= {*files}
     assert sum("image/png" in data for data in shown(notebook)) >= 2
