@@ -38,7 +38,7 @@ def test_a_dataset_is_opened_and_shown_without_jax(tmp_path):
 
 
 def test_its_names_are_listed_and_there():
-    names = "ChatModel Dataset LiveCurve Run check_identities load_config token_losses"
+    names = "ChatModel Dataset LiveCurve Run check_identities compare_strategies load_config token_losses"
     assert {*mtsft.__all__} == {*names.split()}
     assert {*mtsft.__all__} <= {*dir(mtsft)}
     for name in mtsft.__all__:

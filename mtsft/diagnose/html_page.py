@@ -142,7 +142,7 @@ def html_page(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{content_policy(style, _SCRIPT)}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>\n'
-        f"<style>{style}</style></head><body>\n<h1>{title}</h1>\n{paragraphs}{legend}{_config(config)}"
+        f"<style>{style}</style></head><body>\n<h1>{title}</h1>\n{paragraphs}{legend}{_config(config, not losses)}"
         '<form role="search" hidden><input id="query" type="search" placeholder="Search in words, names and files" '
         'aria-label="Search in words, names and files"><button>Next</button>'
         '<button type="button" id="previous">Previous</button><output id="found"></output></form>\n<main>\n'

@@ -20,7 +20,7 @@ from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.token_tree import TokenTree
 from mtsft.evaluation.context.donors import Donors
 from mtsft.evaluation.context.options import ContextOptions
-from mtsft.evaluation.context.report import as_record, as_tables
+from mtsft.evaluation.context.report import as_tables, context_record
 from mtsft.evaluation.context.scorer import summed_nll
 from mtsft.evaluation.context.scoring import Scored, score_last_responses, score_variants
 from mtsft.evaluation.context.variants import Variation
@@ -89,9 +89,9 @@ class ContextScorer:
 
 
 def context_of(subject: Evaluator, options: ContextOptions) -> dict[str, Any]:
-    """The record of `mtsft.evaluation.context.report.as_record` of a model on its held-out dialogues."""
+    """The record of `mtsft.evaluation.context.report.context_record` of a model on its held-out dialogues."""
     scored, turns = ContextScorer(subject).score(options), subject.setup.config.eval.turns
-    return as_record(scored, options.least_gain, options.seed, turns)
+    return context_record(scored, options.least_gain, options.seed, turns)
 
 
 def diagnose_context(

@@ -15,7 +15,7 @@ from mtsft.evaluation.context.verdict import Verdict, verdict_of
 _SHOWN = 5  # responses that the text names
 
 
-def as_record(scored: Scored, least_gain: float, seed: int, turns: int) -> dict[str, Any]:
+def context_record(scored: Scored, least_gain: float, seed: int, turns: int) -> dict[str, Any]:
     """All that is found, in plain values.
 
     Args:
@@ -71,7 +71,7 @@ def as_tables(record: Mapping[str, Any]) -> str:
     """The record as lines.
 
     Args:
-        record: of `as_record`, also with what is known of the model: {checkpoint: which one it is, notes: sentences}.
+        record: of `context_record`, also with what is known of the model: {checkpoint: which one it is, notes: sentences}.
     """
     return "\n".join(_lines(record))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mtsft.evaluation.context import tables
-from mtsft.evaluation.context.report import as_record, as_tables
+from mtsft.evaluation.context.report import as_tables, context_record
 from mtsft.evaluation.context.scoring import LeftOut, Scored, ScoredResponse
 
 
@@ -133,7 +133,7 @@ def test_where_a_foreign_history_is_as_good_the_worst_first(paired):
 def test_the_text_says_what_the_record_says():
     left_out = LeftOut()
     left_out.add("foreign", "none", "d.jsonl:3\x1b[2J")
-    record = as_record(Scored(RESPONSES, 2, left_out), 0.02, seed=0, turns=8)
+    record = context_record(Scored(RESPONSES, 2, left_out), 0.02, seed=0, turns=8)
     assert record["gain"] == pytest.approx(1.0)
     assert record["verdict"] == "undecided"
     assert record["p_values"] == {"helps": 0.5, "small": 1.0}  # of dialogue 0 the foreign histories cancel out
@@ -151,6 +151,6 @@ def test_the_text_says_what_the_record_says():
 
 def test_nothing_that_could_be_compared():
     for responses in ([], [RESPONSES[0]]):
-        record = as_record(Scored(responses, len(responses), LeftOut()), 0.02, seed=0, turns=8)
+        record = context_record(Scored(responses, len(responses), LeftOut()), 0.02, seed=0, turns=8)
         assert (record["verdict"], record["gain"], record["whole"]) == ("undecided", None, None)
         assert as_tables(record).startswith("undecided: no response could be compared")
