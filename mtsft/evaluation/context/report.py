@@ -71,7 +71,7 @@ def as_tables(record: Mapping[str, Any]) -> str:
     """The record as lines.
 
     Args:
-        record: of `context_record`, also with what is known of the model: {checkpoint: which one it is, notes: sentences}.
+        record: of `context_record`, also with what is known of the model: {checkpoint: which one, notes: sentences}.
     """
     return "\n".join(_lines(record))
 
