@@ -107,6 +107,7 @@ def _read_run(name: str, path: Path) -> RunFiles:
     legs, metrics, evaluations, samples = (_by_step(read_json_lines(path / file)) for file in lines)
     objects = ("result.json", "evaluation.json", "context.json", "preflight.json")
     result, evaluation, context, preflight = (_read_object(path / file) for file in objects)
+    evaluation = _with_fields(evaluation)
     config = _flat(_read_object(path / "config.json"), path / "config.json")
     bad_steps = _by_step([_with_step(folder) for folder in _folders(path / "bad_steps")])
     checkpoints = sorted(int(folder.name) for folder in _folders(path / "checkpoints"))
@@ -125,6 +126,21 @@ def _read_run(name: str, path: Path) -> RunFiles:
         bad_steps,
         checkpoints,
     )
+
+
+def _with_fields(evaluation: Record) -> Record:
+    """An evaluation whose tables by a field of the dialogues are tables like the others."""
+    of_fields = evaluation.get("by_field")
+    if not isinstance(of_fields, dict):
+        return evaluation
+    tables = {
+        f"by_{name}": [{name: row.get("value"), **{key: row[key] for key in row if key != "value"}} for row in rows]
+        for name, rows in of_fields.items()
+        if isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    }
+    return {key: value for key, value in evaluation.items() if key != "by_field"} | {
+        name: table for name, table in tables.items() if name not in evaluation
+    }
 
 
 def _by_step(records: list[Record]) -> list[Record]:

@@ -92,6 +92,7 @@ def test_what_is_there_beside_the_curves_is_shown(workdir):
     scores = {"loss": 0.5, "interval": [0.25, 0.75], "notes": ["a note"], "stops": None}
     scores["by_turn"] = [{"turn": t, "loss": 0.5 + t, "interval": [0.25, 0.75 + t], "dialogues": 3} for t in range(2)]
     scores["by_mood"] = [{"mood": mood, "loss": 0.125} for mood in ("$glad^{$", "sad")]
+    scores["by_field"] = {"topic": [{"value": "sums", "loss": 0.75}, {"value": "art", "loss": 0.5}]}
     (workdir / "evaluation.json").write_text(json.dumps(scores))
     (workdir / "context.json").write_text(
         json.dumps({"said": "It uses it.", "p_value": 0.25, "rows": [{"turn": 0, "gain": 2}]})
@@ -116,8 +117,9 @@ def test_what_is_there_beside_the_curves_is_shown(workdir):
         ["turn", "loss", "interval", "dialogues"], ["1", "0.5", "0.25 to 0.75", "3"], ["2", "1.5", "0.25 to 1.75", "3"]
     ]  # fmt: skip
     assert page.tables["evaluation.json: by_mood"][1:] == [["$glad^{$", "0.125"], ["sad", "0.125"]]
-    titles = page.text
-    assert all(title in titles for title in ("Held-out loss by turn", "Held-out loss by mood", "It uses it."))
+    assert page.tables["evaluation.json: by_topic"] == [["topic", "loss"], ["sums", "0.75"], ["art", "0.5"]]
+    titles = ("Held-out loss by turn", "Held-out loss by mood", "Held-out loss by topic", "It uses it.")
+    assert all(title in page.text for title in titles)
     assert page.tables["context.json: rows"] == [["turn", "gain"], ["1", "2"]]
     assert page.tables["Checked before the first step"][1:] == [["loss", "note", "is high"]]
     assert "What went wrong was written down at 2 steps, first at 7 (a spike)." in page.text
