@@ -260,7 +260,7 @@ def _take_steps(
                 if evaluating:
                     log.evaluation({"step": step, "held_out": held_out_name(setup), **scores})
                     if config.eval.samples:
-                        log.samples(step, held_out_samples(setup, state.eval_params, frozen))
+                        log.samples(step, held_out_samples(setup, run.state.eval_params, frozen))
                     losses.append(scores["loss"])
                     progress.evaluation(step, losses, time.monotonic() - began)
                     stopping |= _no_longer_improves(setup, losses)
