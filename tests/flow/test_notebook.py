@@ -109,9 +109,10 @@ def seconds(request):
     """What each notebook took; printed as a table at the end."""
     taken = {}
     yield taken
-    write = request.config.pluginmanager.getplugin("terminalreporter").write_line
-    for name, value in (taken | {"all": sum(taken.values())}).items():
-        write(f"{name:<28} {value:6.1f} s")
+    plugins = request.config.pluginmanager
+    with plugins.getplugin("capturemanager").global_and_fixture_disabled():
+        for name, value in (taken | {"all": sum(taken.values())}).items() if taken else ():
+            plugins.getplugin("terminalreporter").write_line(f"{name:<28} {value:6.1f} s")
 
 
 @pytest.mark.slow
