@@ -1,4 +1,4 @@
-"""A model of 1.2 billion parameters from scratch, on a TPU v5e-256 slice.
+"""A model of 1.1 billion parameters from scratch, on a TPU v5e-256 slice.
 
     launch/tpu_pod.sh --name=mtsft --zone=us-west4-a --type=v5litepod-256 -- \\
         --config=pod --workdir=gs://BUCKET/runs/pod --config.data.train=/mnt/dialogues/*.jsonl
