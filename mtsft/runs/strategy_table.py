@@ -59,7 +59,7 @@ def _cost(row: Mapping[str, Any]) -> tuple[str, ...]:
         row["strategy"],
         *counts,
         f"{row['tokens'] / row['slots']:.3f}",
-        f"{row['flops'] / 1e15:.4g}",
+        f"{row['flops']:.3g}",
         (f"{row['seconds']:,.1f}"),
     )
 
