@@ -60,3 +60,9 @@ def test_plain_dialogues_are_all_text_from_the_second_on():
     assert not kinds.of(first)[1].any()
     assert kinds.of(second) is None
     assert kinds.of(dialogue(ASKED, Message("assistant", "<think>a</think>b")))[1].any()
+
+
+def test_thoughts_that_a_template_writes_are_found_in_every_plain_dialogue():
+    kinds = SpanKinds(Encoder(*chat_of("thinking").open(), DataConfig(sequence_length=4000)))
+    found = [kinds.of(dialogue(ASKED, Message("assistant", words)))[1] for words in ("one", "two")]
+    assert [each.tolist().count(1) for each in found] == [3, 3]  # the marks, and what is between them
