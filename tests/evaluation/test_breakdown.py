@@ -127,3 +127,20 @@ def test_the_table_says_what_the_record_says():
     assert [line.split()[0] for line in files.splitlines()[1:]] == ["a.jsonl", "b.jsonl"]
     assert [line[:14].strip() for line in lengths.splitlines()[1:]] == ["1", "2 to 3"]
     assert [line[:13].strip() for line in positions.splitlines()[1:]] == ["1", "2 to 3", "4 to 7"]
+
+
+def test_positions_of_a_branching_tree_are_depths_on_the_path():
+    """Two replies of two tokens to a context of three: each has three and four tokens before it, wherever it lies."""
+    count = 7
+    ids = np.array([1, 1, 1, 1, 1, 2, 2], np.int32)
+    parents = np.array([-1, 0, 1, 2, 3, 2, 5], np.int32)
+    mask = np.array([0, 0, 0, 1, 1, 1, 1], np.float32)
+    branching = TokenTree(np.arange(count, dtype=np.int32), parents, mask, ids * 0, ids, ids)
+    trees = FakeStore([TREES[0], branching])
+    trees.file_of_N, trees.lines_N, trees.lengths_N = np.array([0, 0]), np.array([1, 2]), np.array([5, 7])
+    tree_S = np.array([0] * 3 + [1] * 4)
+    places = np.concatenate([np.flatnonzero(TREES[0].response_mask_N), [3, 4, 5, 6]])
+    scores = {name: np.ones(7, np.float32) for name in ("nll", "correct", "stop")}
+    tables = Breakdown(trees, TokenScores(tree_S, places, tree_S, scores), (STOP,), 2).tables()
+    # Of the chain 1, 2 and 4; of the tree 3, 4, 3 and 4.
+    assert [(group.key, group.tokens) for group in tables["position"]] == [(1, 1), (2, 3), (4, 3)]
