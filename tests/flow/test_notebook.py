@@ -223,7 +223,9 @@ def check_finetune(notebook, work):
 
 def check_judging(notebook, work):
     tables, _ = of_cell(notebook, "run.evaluate(by=")
-    losses = {row[0]: float(row[1]) for row in re.findall(r"(?m)^ *(arithmetic|combined|corrected|recall) +([\d.]+) ", tables)}
+    losses = {
+        row[0]: float(row[1]) for row in re.findall(r"(?m)^ *(arithmetic|combined|corrected|recall) +([\d.]+) ", tables)
+    }
     assert losses["recall"] < 0.5 < losses["arithmetic"]
     earlier = re.search(r"(?m)^@70 .*held-out loss [\d.]+, ([+-][\d.]+) \(([+-][\d.]+) to", tables)
     assert 0 < float(earlier[2]) < float(earlier[1])

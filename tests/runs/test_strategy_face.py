@@ -8,7 +8,7 @@ import time
 
 import jax
 import pytest
-from flow_support import read_lines, run, write_config
+from flow_support import run, write_config
 
 import mtsft
 from mtsft.errors import InputError
@@ -55,8 +55,6 @@ def test_it_trains_each_way_and_compares_them(folder, compared):
     ]
     for name in ("one_pass", *STRATEGIES):
         assert "step 3 of 3: loss " in (ways / f"{name}.log").read_text()
-        # No other process had a part in it.
-        assert [leg["pid"] for leg in read_lines(ways / name / "legs.jsonl") if "pid" in leg] in ([], [os.getpid()])
 
 
 def test_what_it_trains_is_not_printed(folder, config, capfd):
@@ -108,11 +106,12 @@ def test_it_is_stopped_as_a_cell_is_and_saves(folder, path):
     ways, before = folder / "stopped", signal.getsignal(signal.SIGINT)
 
     def stop():
-        while not (ways / "one_pass" / "metrics.jsonl").exists():
+        for _ in range(1000):
+            if (ways / "one_pass" / "metrics.jsonl").exists():
+                return os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=stop).start()
+    threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(InputError, match=r"^stopped, and saved; the same call goes on with one_pass, last$"):
         mtsft.compare_strategies(config, ways, ["last"], say=str)
     assert signal.getsignal(signal.SIGINT) is before
