@@ -1,5 +1,5 @@
-"""Runs that differ in some config keys, each in a workdir and a process of its own (but see `Sweep.run_here`), one after
-the other or a few at a time; a sweep that was stopped goes on where it was."""
+"""Runs that differ in some config keys, each in a workdir and a process of its own (but see `Sweep.run_here`), one
+after the other or a few at a time; a sweep that was stopped goes on where it was."""
 
 import os
 import subprocess
