@@ -1,6 +1,8 @@
 """What Python hands out and a notebook shows: dialogues as trained on, batches, records; in a terminal, their text."""
 
+import base64
 import html
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -104,6 +106,21 @@ class ShownRecord(dict):
 
     def _repr_html_(self) -> str:
         return _table(self)
+
+
+class ShownFigures(dict):
+    """matplotlib Figures by name, which a notebook shows one after the other, whatever its backend."""
+
+    def _repr_html_(self) -> str:
+        return "\n".join(_image(name, figure) for name, figure in self.items())
+
+
+def _image(name: str, figure: Any) -> str:
+    """A figure as an element of a page."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=90)
+    source = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return f'<img alt="{html.escape(visible(name))}" src="{source}" style="max-width:100%">'
 
 
 def _table(record: Mapping[str, Any]) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mtsft.config_files import as_config
-from mtsft.diagnose.notebook_views import ShownRecord, ShownText
+from mtsft.diagnose.notebook_views import ShownFigures, ShownRecord, ShownText
 from mtsft.diagnose.report.write import write_report
+from mtsft.errors import InputError
 from mtsft.evaluation.context.options import ContextOptions
+from mtsft.evaluation.score_plots import score_figures
 from mtsft.evaluation.score_table import as_table
 from mtsft.runs import context_loss, convert, loop
 from mtsft.runs.evaluation_record import keep_evaluation
@@ -23,6 +25,25 @@ class HeldOutScores(ShownRecord):
 
     def __str__(self) -> str:
         return as_table(self)
+
+    def figures(self, *tables: str) -> ShownFigures:
+        """Plots of the losses of all models, as `mtsft evaluate --plots` draws them; a notebook shows them.
+
+        Args:
+            tables: their names, "turn", "length", "position", "role", "kind", "file", or a field that they are told by;
+                none for all that have more than one group.
+
+        Returns:
+            A matplotlib Figure for each, by name.
+
+        Raises:
+            InputError: there is no such table of more than one group, or matplotlib is not installed.
+        """
+        drawn = dict(score_figures(self))
+        for table in tables:
+            if table not in drawn:
+                raise InputError(f"no table {table!r} of more than one group; there are {', '.join(drawn)}")
+        return ShownFigures({table: drawn[table] for table in tables or drawn})
 
 
 class Run:

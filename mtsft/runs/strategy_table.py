@@ -59,8 +59,8 @@ def _cost(row: Mapping[str, Any]) -> tuple[str, ...]:
         row["strategy"],
         *counts,
         f"{row['tokens'] / row['slots']:.3f}",
-        f"{row['flops']:.3g}",
-        (f"{row['seconds']:,.1f}"),
+        f"{row['flops']:.3e}",
+        f"{row['seconds']:,.1f}",
     )
 
 

@@ -1,5 +1,5 @@
-"""Runs that differ in some config keys, each in a process and a workdir of its own, one after the other or a few at a
-time; a sweep that was stopped goes on where it was."""
+"""Runs that differ in some config keys, each in a workdir and a process of its own (but see `Sweep.run_here`), one
+after the other or a few at a time; a sweep that was stopped goes on where it was."""
 
 import os
 import subprocess
@@ -7,8 +7,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -52,12 +53,7 @@ class Sweep:
         Raises:
             InputError: the folder cannot be written, or another run holds something else there.
         """
-        self._make_folder()
-        waiting = [name for name in self._runs if not self._is_finished(name)]
-        for name in self._runs:
-            if name not in waiting:
-                self._results[name] = self._read(name, "finished")
-                self._say(f"{name}: finished before")
+        waiting = self._begin()
         running: dict[int, tuple[str, subprocess.Popen]] = {}
         while running or (waiting and not requests.asked):
             for slot in range(jobs):
@@ -68,15 +64,50 @@ class Sweep:
             for slot, (name, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[slot]
-                    self._end(name, process.returncode)
+                    self._end(name, *self._outcome(name, process.returncode))
             time.sleep(_POLL)
         self._write()
         return list(self._results.values())
 
-    def _make_folder(self) -> None:
+    def run_here(self, train: Callable[[ConfigDict, Path], Mapping[str, Any]]) -> list[SweepResult]:
+        """As `run`, in this very process, one after the other: for Python, which may hold the devices already.
+
+        Args:
+            train: trains a config in a workdir, and returns what result.json holds. Where that is not {finished: True}
+                it was asked to stop, and no other run is started. What it prints is in the log.
+
+        Returns:
+            The result of every run.
+
+        Raises:
+            InputError: as `run`; one that `train` raises is the result of its run.
+        """
+        for name in self._begin():
+            self._announce(name)
+            status, error = "unfinished", ""
+            with self._log(name).open("a") as log, redirect_stdout(log), redirect_stderr(log):
+                try:
+                    if train(self._runs[name][1], self._folder / name)["finished"]:
+                        status = "finished"
+                except InputError as wrong:
+                    status, error = "failed", str(wrong)
+            self._end(name, status, error)
+            if status == "unfinished":
+                break
+        self._write()
+        return list(self._results.values())
+
+    def _begin(self) -> list[str]:
+        """Makes the folder; returns which runs are not finished yet."""
         make(self._folder)
         in_bucket = is_bucket(self._folder)  # where nothing can be appended to
         self._logs = Path(tempfile.mkdtemp(prefix="mtsft-sweep-") if in_bucket else self._folder)
+        waiting = [name for name in self._runs if not self._is_finished(name)]
+        for name in self._runs:
+            if name not in waiting:
+                self._results[name] = self._read(name, "finished")
+                self._say(f"{name}: finished before")
+        return waiting
 
     def _is_finished(self, name: str) -> bool:
         """Whether a run is, with the very config that it is to have now."""
@@ -92,9 +123,13 @@ class Sweep:
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
 
-    def _start(self, name: str, slot: int, jobs: int) -> subprocess.Popen:
+    def _announce(self, name: str) -> None:
+        """Writes a run's config, and says that it starts."""
         atomic_write(self._folder / f"{name}.json", self._config(name))
         self._say(f"{name}: starts; what it prints is in {self._log(name)}")
+
+    def _start(self, name: str, slot: int, jobs: int) -> subprocess.Popen:
+        self._announce(name)
         flags = f"--config={self._folder / f'{name}.json'}", f"--workdir={self._folder / name}"
         with self._log(name).open("ab") as log:
             return subprocess.Popen(
@@ -106,11 +141,14 @@ class Sweep:
                 start_new_session=True,
             )
 
-    def _end(self, name: str, code: int) -> None:
+    def _outcome(self, name: str, code: int) -> tuple[str, str]:
+        """The status and the error of a run whose process has ended, by its exit status."""
         status = {0: "finished", UNFINISHED: "unfinished", _INTERRUPTED: "unfinished"}.get(code, "failed")
-        error = ""
-        if status == "failed":
-            error = f"killed by signal {-code}" if code < 0 else _last_line(self._log(name))
+        if status != "failed":
+            return status, ""
+        return status, f"killed by signal {-code}" if code < 0 else _last_line(self._log(name))
+
+    def _end(self, name: str, status: str, error: str) -> None:
         self._results[name] = result = self._read(name, status, error)
         best = "" if result.best_loss is None else f", best held-out loss {result.best_loss:.4f}"
         self._say(f"{name}: {status}{best}" + (f": {error}" if error else ""))

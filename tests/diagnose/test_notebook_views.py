@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from support import chain, pack
 
-from mtsft.diagnose.notebook_views import EncodedDialogue, EncodedDialogues, ShownBatch, ShownRecord, ShownText
+from mtsft.diagnose.notebook_views import (
+    EncodedDialogue,
+    EncodedDialogues,
+    ShownBatch,
+    ShownFigures,
+    ShownRecord,
+    ShownText,
+)
 from mtsft.diagnose.token_view import as_columns, as_html, as_text
 
 HOSTILE = "<script>\x1b[2J"
@@ -96,3 +103,11 @@ def test_a_record_is_shown_as_a_table():
     assert "<details><summary>data</summary><details><summary>train</summary><table>" in shown
     assert "<script>" not in shown
     assert record == dict(record)
+
+
+def test_figures_are_pictures_with_their_names():
+    figure = pytest.importorskip("matplotlib.figure").Figure(figsize=(1, 1))
+    shown = ShownFigures({"turn": figure, HOSTILE: figure})._repr_html_()
+    assert shown.count('src="data:image/png;base64,iVBOR') == 2
+    assert '<img alt="turn" ' in shown
+    assert "<script>" not in shown

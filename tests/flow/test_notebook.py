@@ -15,7 +15,7 @@ import mtsft
 ROOT = Path(mtsft.__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
-ALLOWED = {"mtsft", "matplotlib", "json", "math", "os", "pathlib", "subprocess", "sys"}
+ALLOWED = {"mtsft", "IPython", "matplotlib", "json", "math", "os", "pathlib", "subprocess", "sys"}
 PARAMETERS = {  # a line to change, and to what
     "quickstart": {
         "STEPS": 4,
@@ -29,6 +29,7 @@ PARAMETERS = {  # a line to change, and to what
         },
     },
     "03_finetune_and_chat": {"CHANGES": {"data.workers": 1}},
+    "04_judging_it": {"CHANGES": {"data.workers": 1}},
 }
 
 
@@ -221,6 +222,33 @@ def check_finetune(notebook, work):
     assert sum("image/png" in data for data in shown(notebook)) >= 2
 
 
+def check_judging(notebook, work):
+    tables, _ = of_cell(notebook, "run.evaluate(by=")
+    losses = {
+        row[0]: float(row[1]) for row in re.findall(r"(?m)^ *(arithmetic|combined|corrected|recall) +([\d.]+) ", tables)
+    }
+    assert losses["recall"] < 0.5 < losses["arithmetic"]
+    earlier = re.search(r"(?m)^@70 .*held-out loss [\d.]+, ([+-][\d.]+) \(([+-][\d.]+) to", tables)
+    assert 0 < float(earlier[2]) < float(earlier[1])
+    assert pages(notebook).count('src="data:image/png;base64,') == 2
+    verdict, p_value = ast.literal_eval(of_cell(notebook, 'found["verdict"]')[1])
+    assert verdict == "uses its history"
+    assert p_value < 0.01
+    assert of_cell(notebook, "run.context(")[0].startswith("the model uses its history: after it responses are ")
+    compared, _ = of_cell(notebook, "compare_strategies(")
+    assert [*re.findall(r"(?m)^(\w+): finished$", compared)] == ["one_pass", "per_response", "last"]
+    by_strategy = re.findall(r"(?m)^  (one_pass|per_response|last) +([\d.]+)", compared)
+    one, many, last = (float(loss) for _, loss in by_strategy[:3])
+    assert one < many < last
+    assert float(re.search(r"a response costs [\d.]+ times the time .* ([\d.]+) times the tokens", compared)[1]) > 2
+    dialogues, sequences, difference = ast.literal_eval(of_cell(notebook, 'gradients["dialogues"]')[1])
+    assert dialogues == 4 < sequences
+    assert difference < 1e-5
+    page = work / "run" / "report.html"
+    assert "uses its history" in page.read_text()
+    assert pages(notebook).count(str(page)) == 3  # the link and its words, and the frame
+
+
 def check_pod(notebook, work):
     text, _ = of_cell(notebook, "largest relative difference")
     steps = [line for line in text.splitlines() if line.startswith("step ")]
@@ -238,6 +266,7 @@ CHECKS = {
     "01_data_and_masks": check_data,
     "02_the_objective": check_objective,
     "03_finetune_and_chat": check_finetune,
+    "04_judging_it": check_judging,
     "05_a_pod_from_a_notebook": check_pod,
 }
 

@@ -67,6 +67,17 @@ def test_it_evaluates(folder, config, trained):
         mtsft.Run(config, folder / "nothing").evaluate()
 
 
+def test_its_scores_are_drawn(trained):
+    pytest.importorskip("matplotlib")
+    scores = trained[0].evaluate(against=["@2"])
+    assert "turn" in scores.figures()
+    (axes,) = scores.figures("turn")["turn"].axes
+    assert axes.lines[0].get_ydata() == [row["loss"] for row in scores["by_turn"]]
+    assert len(axes.lines) == 2
+    with pytest.raises(InputError, match=r"^no table 'turns' of more than one group; there are turn"):
+        scores.figures("turns")
+
+
 def test_it_is_talked_to(folder, trained):
     model = mtsft.ChatModel.load(folder / "in Python")
     chat = model.chat("Be kind.", max_new=3)
