@@ -39,6 +39,7 @@ def compared(folder, config):
     return found, said
 
 
+@pytest.mark.slow
 def test_it_trains_each_way_and_compares_them(folder, compared):
     found, said = compared
     ways = folder / "ways"
@@ -57,6 +58,7 @@ def test_it_trains_each_way_and_compares_them(folder, compared):
         assert "step 3 of 3: loss " in (ways / f"{name}.log").read_text()
 
 
+@pytest.mark.slow
 def test_what_it_trains_is_not_printed(folder, config, capfd):
     mtsft.compare_strategies(config, folder / "quiet", ["last"], check=0, context=0)
     out, _ = capfd.readouterr()
@@ -64,6 +66,7 @@ def test_what_it_trains_is_not_printed(folder, config, capfd):
     assert names == ["one_pass", "one_pass", "last", "last"]
 
 
+@pytest.mark.slow
 def test_its_tables_are_those_of_the_door(folder, path, compared):
     found, _ = compared
     flags = f"--config={path}", f"--workdir={folder / 'ways'}", f"--strategies={','.join(STRATEGIES)}", "--context=5"
@@ -77,6 +80,7 @@ def test_its_tables_are_those_of_the_door(folder, path, compared):
     assert found._repr_html_() == f"<pre>{found}</pre>"
 
 
+@pytest.mark.slow
 def test_nothing_is_trained_twice_and_any_thread_may_call_it(folder, config, compared):
     said, found = [], []
 
@@ -105,6 +109,7 @@ def test_a_run_that_fails_is_named_and_stops_no_other(folder, config):
     assert not (ways / "compare.json").exists()
 
 
+@pytest.mark.slow
 def test_it_is_stopped_as_a_cell_is_and_saves(folder, path):
     config = mtsft.load_config(str(path), {"train.steps": 100_000, "checkpoint.every": 100_000})
     ways, before = folder / "stopped", signal.getsignal(signal.SIGINT)
