@@ -49,7 +49,9 @@ class BadSteps:
         self._setup, self._folder = setup, workdir / BAD_STEPS
         self.guessing = math.log(setup.model.arch.vocab_size)
         self._watch, self._losses = StepWatch(self.guessing), BatchLosses(setup)
-        # Later ones come again. All processes must agree, and the folder may look different from each.
+        if jax.process_index() == 0:
+            _forget_after(workdir, start)
+        # All processes must agree, and the folder may look different from each.
         written = sum(step <= start for step in written_steps(workdir))
         if jax.process_count() > 1:
             written = int(multihost_utils.broadcast_one_to_all(np.int32(written)))
@@ -123,6 +125,17 @@ def written_steps(workdir: Path) -> list[int]:
     folder = workdir / BAD_STEPS
     found = folder.iterdir() if folder.exists() else ()
     return sorted(int(path.name) for path in found if path.name.isdecimal() and (path / RECORD).exists())
+
+
+def _forget_after(workdir: Path, step: int) -> None:
+    """Removes what was written of steps that are taken again, and may go otherwise now."""
+    for later in written_steps(workdir):
+        if later > step:
+            folder = workdir / BAD_STEPS / str(later)
+            for name in (RECORD, TOKENS, PAGE):
+                (folder / name).unlink(missing_ok=True)
+            if not is_bucket(folder):
+                folder.rmdir()
 
 
 def numbers_of(metrics: Mapping[str, Any]) -> dict[str, Any]:

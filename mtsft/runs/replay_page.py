@@ -25,7 +25,10 @@ def as_sentences(replayed: ReplayedStep) -> list[str]:
         f"{outcome}",
         f"Taken again from {begun}; the losses of tokens are those before its update.",
         f"Norms of the gradient by layer: {norms}.",
-        *(f"{line[0].upper()}{line[1:]}." for line in written or ["the run wrote no numbers of this step down"]),
+        *(
+            f"{line[0].upper()}{line[1:]}."
+            for line in [*replayed.notes, *(written or ["the run wrote no numbers of this step down"])]
+        ),
     ]
 
 
@@ -51,6 +54,7 @@ def _json(replayed: ReplayedStep, color: bool) -> Iterator[str]:
             {"file": one.file, "numbers": one.numbers, "equal": not one.different, "different": dict(one.different)}
             for one in replayed.comparisons
         ],
+        "notes": list(replayed.notes),
         "rows": rows_record(replayed.setup, replayed.trees),
         "dialogues": [page.as_record(one) for one in shown_trees(replayed.setup, replayed.trees)],
     }
