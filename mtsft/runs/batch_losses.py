@@ -37,7 +37,7 @@ class BatchTree(NamedTuple):
             "id": store.id(self.index),
             "source": source,
             "loss": loss,
-            "supervised_tokens": int(store.supervised_N[self.index]),
+            "supervised_tokens": int(np.count_nonzero(store[self.index].response_mask_N)),
         }
 
 

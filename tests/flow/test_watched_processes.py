@@ -91,7 +91,7 @@ def test_two_processes_refuse_together_and_leave_the_workdir_free(tmp_path):
     # Nothing is learnt at such a rate, so that the one batch is not fitted; found by all processes in turn.
     still = {"train.overfit_one_batch": 1, "train.learning_rate": 1e-30, "train.steps": 1, "eval.every": 0}
     config, workdir = write_config(tmp_path, **still), tmp_path / "run"
-    status, out, error = launch(tmp_path / "logs", f"--config={config}", f"--workdir={workdir}")
+    status, _, error = launch(tmp_path / "logs", f"--config={config}", f"--workdir={workdir}")
     assert status == 2, error
     other = (tmp_path / "logs" / "process-1.log").read_text()
     for said in (error, other):
