@@ -70,21 +70,12 @@ def test_two_processes_look_first_and_write_a_bad_step_once(tmp_path, mode):
     again = replayed(workdir, folder.name, devices=2)
     assert again["restored"] == int(folder.name) - 1
     assert [one["different"] for one in again["compared"]] == [{}, {}]
-    assert [note.split(":")[0] for note in again["notes"]] == [
-        f"what follows step 0 was taken on {was}, and this is {now}"
-        for was, now in [
-            [f"2 cpu device(s) of {count} process(es) under JAX {version()}" for count in (2, 1)],
-        ]
-    ]
+    (note,) = again["notes"]
+    assert note.startswith("what follows step 0 was taken on 2 cpu device(s) of 2 process(es) under JAX")
+    assert "and this is 2 cpu device(s) of 1 process(es) under JAX" in note
     alone = replayed(workdir, folder.name, devices=1)
     assert "this is 1 cpu device(s) of 1 process(es)" in alone["notes"][0]
     assert alone["loss"] == pytest.approx(record["loss"], rel=1e-5)
-
-
-def version():
-    import jax
-
-    return jax.__version__
 
 
 def test_two_processes_refuse_together_and_leave_the_workdir_free(tmp_path):
