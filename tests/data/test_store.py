@@ -408,7 +408,16 @@ def test_an_error_names_its_line_and_leaves_nothing_behind(files, spec, tmp_path
 def test_supervised_words_of_another_message_are_found_in_their_tree(files, spec, open_quietly, small_parts):
     store = open_quietly(files, spec)
     assert store.other_authors() == []
-    whole = store.responses(lambda token: False)
+    # Each response is counted once, whichever part of the trees it is in.
+    whole = store.responses(lambda token: False).tolist()
+    assert [row[:2] for row in whole] == [
+        [tree, message]
+        for tree in range(len(store))
+        for message in np.unique(store[tree].response_ids_N[store[tree].response_mask_N != 0]).tolist()
+    ]
+    for tree, message, words in whole:
+        own = (store[tree].message_ids_N == message) & (store[tree].response_mask_N != 0)
+        assert words == own.sum()
     columns = store.path / "message_ids_N"
     authors = np.fromfile(columns, np.int32)
     starts = np.cumsum([0, *store.lengths_N])
@@ -419,12 +428,3 @@ def test_supervised_words_of_another_message_are_found_in_their_tree(files, spec
     columns.chmod(0o644)
     authors.tofile(columns)
     assert open_quietly(files, spec).other_authors() == [2, 11]
-    # Each response is counted once, whichever part of the trees it is in.
-    assert [row[:2] for row in whole.tolist()] == [
-        [tree, message]
-        for tree in range(len(store))
-        for message in np.unique(store[tree].response_ids_N[store[tree].response_mask_N != 0]).tolist()
-    ]
-    for tree, message, words in whole.tolist():
-        own = (store[tree].message_ids_N == message) & (store[tree].response_mask_N != 0)
-        assert words == own.sum()
