@@ -7,7 +7,7 @@ from mtsft.config import flat_values
 from mtsft.diagnose import page
 from mtsft.diagnose.html_page import html_page
 from mtsft.runs.bad_steps import shown_trees
-from mtsft.runs.batch_losses import rows_record
+from mtsft.runs.batch_losses import rows_record, without_draws
 from mtsft.runs.replay import ReplayedStep
 from mtsft.training.metrics import finite
 
@@ -23,7 +23,7 @@ def as_sentences(replayed: ReplayedStep) -> list[str]:
         f"Step {step:,}: loss {numbers['loss']:.4f} nats a token over {numbers['supervised_tokens']:,} supervised "
         f"tokens, norm of the gradient {numbers['grad_norm']:.4g}, learning rate {numbers['learning_rate']:.4g}."
         f"{outcome}",
-        f"Taken again from {begun}; the losses of tokens are those before its update.",
+        f"Taken again from {begun}; the losses of tokens are those before its update{without_draws(replayed.setup)}.",
         f"Norms of the gradient by layer: {norms}.",
         *(
             f"{line[0].upper()}{line[1:]}."
