@@ -1,6 +1,7 @@
 """What each token of viewed dialogues costs a run's model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -40,7 +41,6 @@ def test_context_is_scored_where_asked_for_and_changes_no_loss(base, held_out):
 
 def test_a_token_that_the_model_does_not_have_is_refused(base, held_out):
     one = held_out[0]
-    wrong = one._replace(tree=one.tree.__class__(*(getattr(one.tree, name) for name in one.tree.__slots__)))
-    wrong.tree.tokens_N = one.tree.tokens_N + 300
+    wrong = one._replace(tree=replace(one.tree, tokens_N=one.tree.tokens_N + 300))
     with pytest.raises(InputError, match=r"has the token \d+, and the model has 300; leave data.tokenizer to the run"):
         list(TokenLosses(base).of([wrong]))
