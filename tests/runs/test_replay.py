@@ -79,6 +79,8 @@ def test_losses_of_a_batch_are_the_same_under_jit_and_pmap(make_config):
         supervised = sum(len(tree.losses) for tree in trees)
         assert supervised == sum(tree.record(setup)["supervised_tokens"] for tree in trees) > 0
         assert np.count_nonzero(found[-1][0]) == supervised
+        total = sum(loss for tree in trees for loss in tree.losses.values())  # each tree has those of its own slots
+        assert total == pytest.approx(found[-1][0].sum(), rel=1e-5)
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
     assert 0.8 * np.log(300) < found[0][1] < np.log(300)

@@ -15,6 +15,7 @@ class Letters:
         self._first, self.vocab_size, self.files = ord(first), vocab_size, {"first": first.encode()}
 
     def decode(self, ids):
+        assert max(ids) < self.vocab_size
         return "".join(chr(self._first + token) for token in ids)
 
 
