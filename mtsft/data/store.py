@@ -127,10 +127,20 @@ class Store:
 
     def other_authors(self) -> list[int]:
         """Trees in which a supervised token is part of another message's words than its response's: never any."""
-        supervised, columns = self._columns["response_mask_N"] != 0, self._columns
-        authors, responses = columns["message_ids_N"], columns["response_ids_N"]
-        tokens = np.flatnonzero(supervised & (authors >= 0) & (authors != responses))
+        found = []
+        for _, starts in self._parts():  # a part's temporary arrays stay in the processor's cache
+            mask, authors, responses = (
+                self._columns[name][starts[0] : starts[-1]]
+                for name in ("response_mask_N", "message_ids_N", "response_ids_N")
+            )
+            found.append(starts[0] + np.flatnonzero((mask != 0) & (authors >= 0) & (authors != responses)))
+        tokens = np.concatenate([np.zeros(0, np.int64), *found])
         return np.unique(np.searchsorted(self._starts, tokens, side="right") - 1).tolist()
+
+    def _parts(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The trees, some at a time: (the first of them, where each begins among all tokens and the last one ends)."""
+        for first in range(0, len(self), _TREES_AT_A_TIME):
+            yield first, self._starts[first : first + _TREES_AT_A_TIME + 1]
 
     def responses(self, is_blank: Callable[[int], bool]) -> np.ndarray:
         """The supervised responses in order, int64 (R, 3): the tree, the message, and how many words it has.
@@ -142,12 +152,9 @@ class Store:
         """
         columns, found = self._columns, []
         blank = np.full(self.highest_token + 1, -1, np.int8)  # -1: not asked yet
-        for first in range(0, len(self), _TREES_AT_A_TIME):
-            starts = self._starts[first : first + _TREES_AT_A_TIME + 1]
-            trees = np.repeat(np.arange(first, first + len(starts) - 1), np.diff(starts))
-            slots = np.arange(starts[0], starts[-1])
-            supervised = columns["response_mask_N"][slots] != 0
-            trees, slots = trees[supervised], slots[supervised]
+        for first, starts in self._parts():
+            slots = starts[0] + np.flatnonzero(columns["response_mask_N"][starts[0] : starts[-1]])
+            trees = first + np.searchsorted(starts, slots, side="right") - 1
             tokens, messages = columns["tokens_N"][slots], columns["response_ids_N"][slots]
             for token in np.flatnonzero((np.bincount(tokens, minlength=len(blank)) > 0) & (blank < 0)).tolist():
                 blank[token] = is_blank(token)

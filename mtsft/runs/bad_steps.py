@@ -25,7 +25,7 @@ from mtsft.diagnose.html_page import html_page
 from mtsft.diagnose.page import as_record
 from mtsft.diagnose.viewed import ViewedDialogue
 from mtsft.files import atomic_write
-from mtsft.runs.batch_losses import BatchLosses, BatchTree, rows_record, trees_of
+from mtsft.runs.batch_losses import BatchLosses, BatchTree, rows_record, trees_of, without_draws
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.stepper import Stepper
 from mtsft.runs.workdir import BAD_STEPS
@@ -49,7 +49,9 @@ class BadSteps:
         self._setup, self._folder = setup, workdir / BAD_STEPS
         self.guessing = math.log(setup.model.arch.vocab_size)
         self._watch, self._losses = StepWatch(self.guessing), BatchLosses(setup)
-        # Later ones come again. All processes must agree, and the folder may look different from each.
+        if jax.process_index() == 0:
+            _forget_after(workdir, start)
+        # All processes must agree, and the folder may look different from each.
         written = sum(step <= start for step in written_steps(workdir))
         if jax.process_count() > 1:
             written = int(multihost_utils.broadcast_one_to_all(np.int32(written)))
@@ -109,7 +111,7 @@ class BadSteps:
             folder.mkdir(parents=True, exist_ok=True)
         shown = shown_trees(self._setup, trees)
         lines = "".join(json.dumps(as_record(one)) + "\n" for one in shown)
-        about = [f"{bad.kind}: {bad.reason}.", losses_said(step, record)]
+        about = [f"{bad.kind}: {bad.reason}.", losses_said(self._setup, step, record)]
         about += [f"Step {step:,} again, to the bit: mtsft replay --workdir={self._folder.parent} --step={step}"]
         page = html_page(shown, tokenizer, flat_values(self._setup.config), f"Step {step:,} went wrong", about, True)
         atomic_write(folder / TOKENS, lines.encode())
@@ -123,6 +125,17 @@ def written_steps(workdir: Path) -> list[int]:
     folder = workdir / BAD_STEPS
     found = folder.iterdir() if folder.exists() else ()
     return sorted(int(path.name) for path in found if path.name.isdecimal() and (path / RECORD).exists())
+
+
+def _forget_after(workdir: Path, step: int) -> None:
+    """Removes what was written of steps that are taken again, and may go otherwise now."""
+    for later in written_steps(workdir):
+        if later > step:
+            folder = workdir / BAD_STEPS / str(later)
+            for name in (RECORD, TOKENS, PAGE):
+                (folder / name).unlink(missing_ok=True)
+            if not is_bucket(folder):
+                folder.rmdir()
 
 
 def numbers_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,9 +155,10 @@ def shown_trees(setup: TrainingSetup, trees: list[BatchTree]) -> list[ViewedDial
     return [ViewedDialogue.of_store(setup.dataset.train, tree.index, tree.losses) for tree in trees]
 
 
-def losses_said(step: int, record: Mapping[str, Any]) -> str:
+def losses_said(setup: TrainingSetup, step: int, record: Mapping[str, Any]) -> str:
     """Which parameters the losses of tokens are of, in a sentence; record: of a step that went wrong."""
-    at = record["losses_after_steps"]
+    at, drawn = record["losses_after_steps"], without_draws(setup)
     if record["losses_are_of_the_step"]:
-        return f"The losses of tokens are those that step {step:,} saw, before its update."
-    return f"The losses of tokens are of the parameters after step {at:,}, those at hand when the step was looked at."
+        return f"The losses of tokens are those that step {step:,} saw, before its update{drawn}."
+    said = f"The losses of tokens are of the parameters after step {at:,}, those at hand when the step was looked at"
+    return f"{said}{drawn}."

@@ -37,7 +37,7 @@ class BatchTree(NamedTuple):
             "id": store.id(self.index),
             "source": source,
             "loss": loss,
-            "supervised_tokens": int(store.supervised_N[self.index]),
+            "supervised_tokens": int(np.count_nonzero(store[self.index].response_mask_N)),
         }
 
 
@@ -70,8 +70,16 @@ def rows_record(setup: TrainingSetup, trees: list[BatchTree]) -> list[dict[str, 
     return [{"row": row, "dialogues": dialogues} for row, dialogues in rows.items()]
 
 
+def without_draws(setup: TrainingSetup) -> str:
+    """The end of a sentence on `BatchLosses`, where training steps see more than they do; "" where nothing is drawn."""
+    draws = setup.config.train.neftune_alpha or (setup.model.lora.rank and setup.model.lora.dropout)
+    return ", without the noise and dropout of training" if draws else ""
+
+
 class BatchLosses:
     """-log Pr of the supervised tokens of a batch, at any parameters; compiled when it is first asked for.
+
+    What a training step draws at random, noise on embeddings and dropout, is left out.
 
     The batch is computed in as many parts as a training step computes it in, so that it needs no more memory. All
     processes take part, and each has the losses of all rows.

@@ -16,7 +16,7 @@ from mtsft.errors import InputError, one_line
 from mtsft.files import read_json_lines
 from mtsft.training.metrics import JsonLines
 
-LEGS = "legs.jsonl"  # of a workdir: {"step", "began", "steps", "config"} of every leg
+LEGS = "legs.jsonl"  # of a workdir: {"step", "began", "steps", "config", "machine"} of every leg
 # What changes the objective of the steps that are left, or bends the schedule in the middle.
 _SAME_OBJECTIVE = (
     "objective.normalize",
@@ -48,8 +48,32 @@ def add_leg(workdir: Path, step: int, steps: int, config: ConfigDict) -> None:
     if jax.process_index() == 0:
         began = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         file = JsonLines(workdir / LEGS, after=steps)
-        file.write({"step": step, "began": began, "steps": steps, "config": flat_values(config)})
+        file.write(
+            {"step": step, "began": began, "steps": steps, "config": flat_values(config), "machine": this_machine()}
+        )
         file.close()
+
+
+def this_machine() -> dict[str, Any]:
+    """What the last digits of a run's numbers depend on: {devices, kind, processes, jax: its version}."""
+    kind, version = jax.devices()[0].device_kind, jax.__version__
+    return {"devices": jax.device_count(), "kind": kind, "processes": jax.process_count(), "jax": version}
+
+
+def taken_elsewhere(leg: Mapping[str, Any]) -> str:
+    """Where a leg was taken, and where this is, in a sentence; "" where these are alike.
+
+    A leg of an earlier version does not say where it was taken; it counts as alike.
+    """
+    was, now = leg.get("machine"), this_machine()
+    if not isinstance(was, dict) or was == now:
+        return ""
+    return f"was taken on {_machine_said(was)}, and this is {_machine_said(now)}: sums may differ in their last digits"
+
+
+def _machine_said(machine: Mapping[str, Any]) -> str:
+    said = (machine.get(name, "?") for name in ("devices", "kind", "processes", "jax"))
+    return one_line("{} {} device(s) of {} process(es) under JAX {}".format(*said), 120)
 
 
 def config_of(leg: Mapping[str, Any]) -> ConfigDict:

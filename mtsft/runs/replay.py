@@ -1,5 +1,6 @@
 """One step of a run again: from the checkpoint before it, through the pure pipeline, to the bit."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from mtsft.runs.stepper import Stepper
 from mtsft.runs.workdir import BAD_STEPS, FINGERPRINT, ROWS, read_run_config
 from mtsft.training.checkpoint import Checkpoints, check_identity, read_identity
 from mtsft.training.metrics import finite, read_json_lines
+from mtsft.training.sharding import make_mesh
 
 _LOGGED = ("supervised_tokens", "tokens", "grad_norm", "learning_rate", "param_norm", "grad_norms", "param_norms")
 
@@ -40,7 +42,9 @@ class Comparison(NamedTuple):
         if not self.different:
             return f"equal to the bit to {self.file}: all {self.numbers} numbers"
         each = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in self.different.items())
-        return f"not equal to {self.file}: {len(self.different)} of {self.numbers} numbers differ: {each}"
+        far = max(map(_apart, self.different.values()))
+        how_far = f", by {far:.1g} of themselves at most" if math.isfinite(far) else ""
+        return f"not equal to {self.file}: {len(self.different)} of {self.numbers} numbers differ{how_far}: {each}"
 
 
 class ReplayedStep(NamedTuple):
@@ -54,6 +58,7 @@ class ReplayedStep(NamedTuple):
         skipped: whether it was not finite, so that it changed nothing.
         trees: of its batch, with the losses of tokens before the update.
         comparisons: with what the run wrote down of it; none where it wrote nothing.
+        notes: sentences on why the numbers may be others; none on devices like those of the run.
     """
 
     setup: TrainingSetup
@@ -63,12 +68,14 @@ class ReplayedStep(NamedTuple):
     skipped: bool
     trees: Sequence[BatchTree]
     comparisons: Sequence[Comparison]
+    notes: Sequence[str]
 
 
 def replay(workdir: str | Path, step: int) -> ReplayedStep:
     """Takes a step of a run again. Nothing in the workdir is changed, and a run may be going on there.
 
-    The numbers are the run's to the bit on devices like its own, under the same version of JAX.
+    The numbers are the run's to the bit on devices like its own, under the same version of JAX; elsewhere a note says
+    what is different. A mesh that these devices cannot make is left away.
 
     Args:
         workdir: of the run.
@@ -86,10 +93,13 @@ def replay(workdir: str | Path, step: int) -> ReplayedStep:
     setup = _setup(workdir, legs.config_of(leg_of(taken, step)))
     with Checkpoints(workdir / "checkpoints", setup.model, keep=0, held_out=held_out_name(setup)) as checkpoints:
         restored = max((saved for saved in checkpoints.steps if saved < step), default=0)
-        at, state, run, last = restored, None, None, None
+        at, state, run, last, notes = restored, None, None, None, []
         while at < step:
             leg = leg_of(taken, at + 1)
-            if leg is not last:  # the steps that are left of an earlier leg are taken under its own config
+            if leg is not last:
+                if note := legs.taken_elsewhere(leg):
+                    notes.append(f"what follows step {leg['step']:,} {note}")
+                # The steps that are left of an earlier leg are taken under its own config.
                 setup = _setup(workdir, legs.config_of(leg))
                 if run is None:
                     state = setup.restore(checkpoints, restored) if restored else setup.create()
@@ -110,6 +120,7 @@ def replay(workdir: str | Path, step: int) -> ReplayedStep:
         skipped=bool(metrics["skipped_in_a_row"]),
         trees=trees_of(setup, step, losses_BxL),
         comparisons=_compare(workdir, step, metrics),
+        notes=notes,
     )
 
 
@@ -119,6 +130,10 @@ def leg_of(taken: Sequence[Mapping[str, Any]], step: int) -> Mapping[str, Any]:
 
 
 def _setup(workdir: Path, config: ConfigDict) -> TrainingSetup:
+    try:
+        make_mesh(config.parallel.mesh)
+    except InputError:  # that of other devices
+        config.parallel.mesh = ""
     setup = TrainingSetup.of(config, progress=False, workdir=workdir)
     earlier = read_identity(workdir / FINGERPRINT)
     check_started_from(setup, earlier)
@@ -145,6 +160,14 @@ def _compared(file: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> Comp
     was, now = _flat(was), _flat(finite(dict(now)))
     different = {name: (was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)}
     return Comparison(file, len(now), different)
+
+
+def _apart(numbers: tuple[Any, Any]) -> float:
+    """How far two numbers lie apart, as a share of the larger one; infinity where one is none."""
+    if not all(isinstance(number, float | int) and math.isfinite(number) for number in numbers):
+        return math.inf
+    was, now = numbers
+    return abs(was - now) / max(abs(was), abs(now), 1e-300)
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:

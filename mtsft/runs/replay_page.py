@@ -7,7 +7,7 @@ from mtsft.config import flat_values
 from mtsft.diagnose import page
 from mtsft.diagnose.html_page import html_page
 from mtsft.runs.bad_steps import shown_trees
-from mtsft.runs.batch_losses import rows_record
+from mtsft.runs.batch_losses import rows_record, without_draws
 from mtsft.runs.replay import ReplayedStep
 from mtsft.training.metrics import finite
 
@@ -23,9 +23,12 @@ def as_sentences(replayed: ReplayedStep) -> list[str]:
         f"Step {step:,}: loss {numbers['loss']:.4f} nats a token over {numbers['supervised_tokens']:,} supervised "
         f"tokens, norm of the gradient {numbers['grad_norm']:.4g}, learning rate {numbers['learning_rate']:.4g}."
         f"{outcome}",
-        f"Taken again from {begun}; the losses of tokens are those before its update.",
+        f"Taken again from {begun}; the losses of tokens are those before its update{without_draws(replayed.setup)}.",
         f"Norms of the gradient by layer: {norms}.",
-        *(f"{line[0].upper()}{line[1:]}." for line in written or ["the run wrote no numbers of this step down"]),
+        *(
+            f"{line[0].upper()}{line[1:]}."
+            for line in [*replayed.notes, *(written or ["the run wrote no numbers of this step down"])]
+        ),
     ]
 
 
@@ -51,6 +54,7 @@ def _json(replayed: ReplayedStep, color: bool) -> Iterator[str]:
             {"file": one.file, "numbers": one.numbers, "equal": not one.different, "different": dict(one.different)}
             for one in replayed.comparisons
         ],
+        "notes": list(replayed.notes),
         "rows": rows_record(replayed.setup, replayed.trees),
         "dialogues": [page.as_record(one) for one in shown_trees(replayed.setup, replayed.trees)],
     }

@@ -56,6 +56,12 @@ def small_pieces(monkeypatch):
     return cut
 
 
+@pytest.fixture
+def small_parts(monkeypatch):
+    """A store looks at three trees at a time."""
+    monkeypatch.setattr(stores, "_TREES_AT_A_TIME", 3)
+
+
 def left_behind(folder):
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
@@ -397,3 +403,28 @@ def test_an_error_names_its_line_and_leaves_nothing_behind(files, spec, tmp_path
     with pytest.raises(InputError, match=rf"^{files[0]}:11: not JSON"):
         open_store(files, spec, tmp_path / "stores", workers, progress=False)
     assert left_behind(tmp_path / "stores") == []
+
+
+def test_supervised_words_of_another_message_are_found_in_their_tree(files, spec, open_quietly, small_parts):
+    store = open_quietly(files, spec)
+    assert store.other_authors() == []
+    # Each response is counted once, whichever part of the trees it is in.
+    whole = store.responses(lambda token: False).tolist()
+    assert [row[:2] for row in whole] == [
+        [tree, message]
+        for tree in range(len(store))
+        for message in np.unique(store[tree].response_ids_N[store[tree].response_mask_N != 0]).tolist()
+    ]
+    for tree, message, words in whole:
+        own = (store[tree].message_ids_N == message) & (store[tree].response_mask_N != 0)
+        assert words == own.sum()
+    columns = store.path / "message_ids_N"
+    authors = np.fromfile(columns, np.int32)
+    starts = np.cumsum([0, *store.lengths_N])
+    for tree in (2, 11):
+        slot = starts[tree] + np.flatnonzero((store[tree].response_mask_N != 0) & (store[tree].message_ids_N >= 0))[0]
+        authors[slot] += 1
+    authors[starts[5] + np.flatnonzero(store[5].response_mask_N == 0)[-1]] = 7  # of context: no matter
+    columns.chmod(0o644)
+    authors.tofile(columns)
+    assert open_quietly(files, spec).other_authors() == [2, 11]

@@ -10,6 +10,7 @@ from small_runs import SIZES
 
 from mtsft.errors import InputError
 from mtsft.runs import first_step_checks, loop
+from mtsft.runs.setup import TrainingSetup
 from mtsft.training.initial_loss import Band
 
 FRESH = {f"model.{name}": value for name, value in SIZES.items()}
@@ -27,7 +28,7 @@ def looked_at(make_config, tmp_path_factory):
     return workdir
 
 
-def test_a_fresh_run_is_found_right(looked_at):
+def test_a_fresh_run_is_found_right(looked_at, make_config):
     found = checks(looked_at)
     assert {name: check["status"] for name, check in found.items()} == dict.fromkeys(
         ("data", "batch", "tokenizer", "overfit", "loss", "gradients"), "ok"
@@ -40,6 +41,9 @@ def test_a_fresh_run_is_found_right(looked_at):
     assert found["overfit"]["first"] == found["loss"]["loss"]
     assert found["overfit"]["least"] < 0.5 * found["overfit"]["first"]
     assert "\u27e6" in found["batch"]["text"]
+    rows = TrainingSetup.of(make_config(**FRESH, **{"train.steps": 1}), progress=False).train_batches()[0]
+    assert found["batch"]["supervised_tokens"] == (rows.response_mask[0] > 0).sum()
+    assert found["batch"]["dialogues"] == rows.segment_ids[0].max()
     assert found["data"]["supervised_tokens"] > 0
 
 
