@@ -25,9 +25,10 @@ def norms_by_group(tree) -> dict[str, jax.Array]:
 
     Each leaf counts in one group: the norms' squares add up to that of the whole. ValueError for a leaf of no group.
     """
+    # By way of the parameters' norms, which a step has as well: compiled together, each leaf is read once.
     squares: dict[str, list[jax.Array]] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        squares.setdefault(_group(name_of(path)), []).append(jnp.sum(jnp.square(leaf.astype(jnp.float32))))
+    for name, norm in norms_by_parameter(tree).items():
+        squares.setdefault(_group(name), []).append(jnp.sum(jnp.square(norm)))
     return {group: jnp.sqrt(sum(squares[group])) for group, _ in GROUPS if group in squares}
 
 
