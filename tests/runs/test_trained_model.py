@@ -12,7 +12,7 @@ from small_runs import SIZES, parameters, same
 
 from mtsft.errors import InputError
 from mtsft.model.generate import GREEDY
-from mtsft.runs import evaluator, loop
+from mtsft.runs import evaluator, loop, samples
 from mtsft.runs.chat_model import ChatModel
 from mtsft.runs.resolve import resolve
 from mtsft.runs.setup import TrainingSetup
@@ -63,7 +63,7 @@ def test_replies_stay_within_the_positions_of_the_model(exported, make_config, m
         asked.append(max_new)
         return [[7] * max_new for _ in prompts]
 
-    monkeypatch.setattr(evaluator, "generate", say)
+    monkeypatch.setattr(samples, "generate", say)
     monkeypatch.setattr(evaluator, "replies", lambda say, *rest: say([[1] * 60, [1] * 64, [1] * 3], 0))
     assert [len(reply) for reply in subject.replies(GREEDY, 20)] == [4, 0, 20]
     assert [len(reply) for reply in subject.replies(GREEDY, 10**9)] == [4, 0, 61]
