@@ -50,17 +50,21 @@ def main() -> None:
     # Imported here: processes that tokenise import this file too, and have no use for JAX.
     import jax
 
+    from mtsft.evaluation.score_plots import check_plots
     from mtsft.evaluation.score_table import as_table
     from mtsft.model.generate import Sampling
     from mtsft.runs import evaluator
     from mtsft.runs.evaluation_record import keep_evaluation
-    from mtsft.runs.rivals import compare_with
+    from mtsft.runs.rivals import check_rivals, compare_with
     from mtsft.training import distributed, metrics
 
     sampling = Sampling(**_SAMPLING())
     distributed.initialize()
     if _GENERATE.value is not None and jax.process_index() == 0:
         cli.check_output(_GENERATE)
+    if _PLOTS.value is not None:
+        check_plots()
+    check_rivals(_AGAINST.value, _WORKDIR.value, _BASE.value)
     subject = evaluator.Evaluator.of(_CONFIG.value, _WORKDIR.value, _STEP.value, cli.told_keys(), _BASE.value)
     if jax.process_index() == 0:
         said = [f"of {subject.checkpoint}"] if subject.checkpoint else []
@@ -77,9 +81,9 @@ def main() -> None:
     if jax.process_index() == 0:
         if _WORKDIR.value is not None and found.is_own and _STEP.value is None:
             keep_evaluation(_WORKDIR.value, scores)
+        print(json.dumps(metrics.finite(scores)) if _FORMAT.value == "json" else as_table(scores), flush=True)
         if _PLOTS.value is not None:
             _draw(scores)
-        print(json.dumps(metrics.finite(scores)) if _FORMAT.value == "json" else as_table(scores), flush=True)
 
 
 def _generate(subject: "Evaluator", sampling: "Sampling") -> None:

@@ -11,6 +11,14 @@ _MARKS = "osD^vP"  # of the models, which are not told apart by colour alone
 _INCH_A_GROUP = 0.45
 
 
+def check_plots() -> None:
+    """Raises InputError where matplotlib is not installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"plots need {error.name}, which is not installed; run pip install 'mtsft[report]'") from error
+
+
 def score_figures(scores: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(the name of a table, a matplotlib Figure of its losses) for each table of more than one group.
 
@@ -20,12 +28,9 @@ def score_figures(scores: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            f"plots need {error.name}, which is not installed; run pip install 'mtsft[notebook]'"
-        ) from error
+    check_plots()
+    from matplotlib.figure import Figure
+
     models = [("this model", scores), *((each["model"], each) for each in scores.get("against", ()))]
     of_models = [(name, dict(groups_by_table(each))) for name, each in models]
     for table, rows in of_models[0][1].items():

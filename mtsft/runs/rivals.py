@@ -13,8 +13,16 @@ from mtsft.interop.hub_files import MODEL_FILES
 from mtsft.runs.evaluator import Evaluation, Evaluator
 from mtsft.runs.hub_model import is_hub_folder
 from mtsft.runs.setup import TrainingSetup
+from mtsft.runs.trained_model import open_trained
 
 _OWN = ("tokenizer", "template", "cache_dir", "workers")  # keys of data that each model has its own of
+
+
+def check_rivals(names: Sequence[str], workdir: str | Path | None, places: Sequence[str | Path] = ()) -> None:
+    """Raises InputError for a model that there is not, before any is evaluated; arguments as of `compare_with`."""
+    for name in names:
+        place, step = _place(name, workdir)
+        open_trained(place, step, places)
 
 
 def compare_with(

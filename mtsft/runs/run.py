@@ -17,7 +17,7 @@ from mtsft.runs import context_loss, convert, loop
 from mtsft.runs.evaluation_record import keep_evaluation
 from mtsft.runs.evaluator import Evaluator
 from mtsft.runs.final_measures import final_measure
-from mtsft.runs.rivals import compare_with
+from mtsft.runs.rivals import check_rivals, compare_with
 
 
 class HeldOutScores(ShownRecord):
@@ -92,6 +92,7 @@ class Run:
         Raises:
             InputError: nothing is trained yet, or nothing is held out, or there is no such field or model.
         """
+        check_rivals([*map(str, against)], self.workdir)
         subject = Evaluator.of(self.config, self.workdir)
         setup, found = subject.setup, subject.score(by)
         del subject  # one model in memory after the other

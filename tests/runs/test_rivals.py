@@ -66,3 +66,10 @@ def test_what_is_evaluated_on_other_dialogues_is_not_kept(adapted, tmp_path):
     assert [row["role"] for row in scores["by_role"]] == ["assistant"]
     assert not (workdir / "evaluation.json").exists()
     assert np.isfinite(scores["loss"])
+
+
+@pytest.mark.parametrize(("name", "says"), [("@7", "holds no checkpoint of step 7"), ("nowhere", "^nowhere holds no")])
+def test_a_model_that_there_is_not_is_said_before_any_is_evaluated(adapted, monkeypatch, name, says):
+    monkeypatch.setattr(Evaluator, "score", lambda *_: pytest.fail("evaluated"))
+    with pytest.raises(InputError, match=says):
+        Run(default(), adapted[0]).evaluate(against=["@2", name])
