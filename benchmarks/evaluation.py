@@ -5,8 +5,9 @@
 The device's part: rows of the built-in corpus by the compiled function of `evaluate` (loss, whether the token is the
 most probable, the probability of a stop) beside that of the loss alone, in turns, medians. The host's part: all that
 `evaluate` does but for the device's function, in whose place stand numbers that are there already: reading rows,
-collecting scores, labels, tables with their intervals, stops. Said is what both come to by the time of a forward pass
-over as many tokens at this device's rate, and at a published rate of a GPU.
+collecting scores, labels, groups, tables with their intervals, stops. All but the tables is done while the device
+works: said is what the tables add to a forward pass over as many tokens, and how much of its time the rest keeps a
+core busy, at this device's rate and at a published rate of a GPU.
 """
 
 import argparse
@@ -26,12 +27,14 @@ from mtsft.evaluation.breakdown import Breakdown
 from mtsft.evaluation.held_out import loss_by_turn
 from mtsft.evaluation.response_labels import label_responses
 from mtsft.evaluation.score_table import as_scores
-from mtsft.evaluation.token_scores import TokenMeasure, score_tokens
+from mtsft.evaluation.token_groups import TokenGroups
+from mtsft.evaluation.token_scores import TokenMeasure, TokenPlaces, score_tokens
 from mtsft.model.parameters import join
 from mtsft.runs.setup import TrainingSetup
 from mtsft.runs.template_date import with_template_date
 from mtsft.training.losses.forward import token_scores
 
+ROWS, TABLES = "rows (the loss alone reads them, too)", "tables, intervals, stops"
 GPU_RATE = 149_000  # training tokens a second at 0.5B on an H100, as published for others; a forward pass is a third
 
 
@@ -84,16 +87,16 @@ def of_host(setup: TrainingSetup) -> dict[str, float]:
 
     for step in range(len(batches)):
         _ = batches[step]
-    part("rows (the loss alone reads them, too)")
+    part(ROWS)
     found = score_tokens(lambda params, batch: scores, None, batches, lambda batch: batch)
     part("rows and scores")
     labels = label_responses(store, setup.dataset.spec, ())
     part("labels")
-    breakdown = Breakdown(store, found, setup.dataset.spec.encoder().stop_ids, 32)
-    labels.add_to(breakdown)
+    groups = TokenGroups(store, TokenPlaces.of(epochs), setup.dataset.spec.encoder().stop_ids, 32)
+    labels.add_to(groups)
     part("groups")
-    as_scores(breakdown)
-    part("tables, intervals, stops")
+    as_scores(Breakdown(groups, found.scores))
+    part(TABLES)
     return seconds
 
 
@@ -113,10 +116,12 @@ def main() -> None:
     seconds = of_host(whole)
     for name, taken in seconds.items():
         print(f"host:   {taken:8.2f} s  {name}")
-    beside = sum(seconds.values()) - 2 * seconds["rows (the loss alone reads them, too)"]
+    after = seconds[TABLES]
+    beside = sum(seconds.values()) - 2 * seconds[ROWS] - after
     for what, per_second in (("this device", rate), ("a GPU at 0.5B", 3 * GPU_RATE)):
-        print(f"beside a forward pass over {tokens:,} tokens by {what} ({tokens / per_second:,.0f} s): ", end="")
-        print(f"{beside / (tokens / per_second):+.2%} for the host's part, {beside:.1f} s")
+        forward = tokens / per_second
+        print(f"a forward pass over {tokens:,} tokens by {what}, {forward:,.1f} s: ", end="")
+        print(f"{after / forward:+.2%} after it, {beside / forward:.2%} of a core while it runs")
 
 
 if __name__ == "__main__":

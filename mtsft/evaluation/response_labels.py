@@ -15,7 +15,7 @@ from mtsft.dialogue.schema import Dialogue
 from mtsft.encoding.span_kinds import KINDS, SpanKinds
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.errors import InputError, one_line
-from mtsft.evaluation.breakdown import Breakdown, field_table
+from mtsft.evaluation.token_groups import TokenGroups, field_table
 
 AFTER_TOOL = "answer after a tool"  # text of a response to a tool's message
 _NONE, _OTHERS, _UNKNOWN = "(none)", "(others)", "(unknown)"
@@ -37,15 +37,15 @@ class ResponseLabels(NamedTuple):
     kinds: dict[tuple[int, int], np.ndarray]
     after_tool: set[tuple[int, int]]
 
-    def add_to(self, breakdown: Breakdown) -> None:
+    def add_to(self, groups: TokenGroups) -> None:
         """Adds the tables that they make: of the role, of each field, and of the kind of each token."""
-        responses = list(map(tuple, breakdown.responses.tolist()))
-        breakdown.group_by("role", [self.roles[each] for each in responses])
+        responses = list(map(tuple, groups.responses.tolist()))
+        groups.group_by("role", [self.roles[each] for each in responses])
         for name, labels in self.by_field.items():
-            breakdown.group_by(field_table(name), [labels[each] for each in responses])
-        counts = np.bincount(breakdown.response_S).tolist()
+            groups.group_by(field_table(name), [labels[each] for each in responses])
+        counts = np.bincount(groups.response_S).tolist()
         keys = [self._kinds(each, count) for each, count in zip(responses, counts)]
-        breakdown.group_tokens_by("kind", np.concatenate(keys).astype(np.int64), [*KINDS, AFTER_TOOL, _UNKNOWN])
+        groups.group_tokens_by("kind", np.concatenate(keys).astype(np.int64), [*KINDS, AFTER_TOOL, _UNKNOWN])
 
     def _kinds(self, response: tuple[int, int], count: int) -> np.ndarray:
         """Of the supervised tokens of a response; of some that are not, it cannot be said which these are."""
@@ -55,6 +55,23 @@ class ResponseLabels(NamedTuple):
         if len(kinds) != count:
             return np.full(count, len(KINDS) + 1, np.int8)
         return np.where(kinds == 0, len(KINDS), kinds) if response in self.after_tool else kinds
+
+
+def check_fields(store: Store, spec: EncodingSpec, fields: Sequence[str]) -> None:
+    """Raises InputError where no supervised response has a value of one of the fields.
+
+    Reads dialogues until each field was there once, so that a wrong name is told before anything is scored.
+    """
+    missing = {*fields}
+    by_source = _responses_by_source(store) if missing else {}
+    for file, line, dialogue in _dialogues(store, spec.record_format, by_source):
+        messages = [message for _, message in by_source[file, line]]
+        missing = {name for name in missing if all(_value(dialogue, each, name) is None for each in messages)}
+        if not missing:
+            return
+    for name in fields:
+        if name in missing:
+            raise InputError(f"--by={name}: no dialogue has a field of that name")
 
 
 def label_responses(store: Store, spec: EncodingSpec, fields: Sequence[str]) -> ResponseLabels:
@@ -67,15 +84,10 @@ def label_responses(store: Store, spec: EncodingSpec, fields: Sequence[str]) -> 
     Args:
         store: of trees; its files are read once more.
         spec: how they became tokens.
-        fields: names.
-
-    Raises:
-        InputError: no response has a value of one of them.
+        fields: names, as of `check_fields`.
     """
     kinds, after_tool, span_kinds = {}, set(), SpanKinds(spec.encoder())
-    by_source: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for tree, message in _responses(store):
-        by_source.setdefault((int(store.file_of_N[tree]), int(store.lines_N[tree])), []).append((tree, message))
+    by_source = _responses_by_source(store)
     roles = {each: _NONE for of_one in by_source.values() for each in of_one}
     labels = {name: dict(roles) for name in fields}
     for file, line, dialogue in _dialogues(store, spec.record_format, by_source):
@@ -90,8 +102,6 @@ def label_responses(store: Store, spec: EncodingSpec, fields: Sequence[str]) -> 
                 if (value := _value(dialogue, message, name)) is not None:
                     labels[name][tree, message] = value
     for name in fields:
-        if {*labels[name].values()} == {_NONE}:
-            raise InputError(f"--by={name}: no dialogue has a field of that name")
         kept = [value for value, _ in Counter(labels[name].values()).most_common(_MOST)]
         labels[name] = {each: value if value in kept else _OTHERS for each, value in labels[name].items()}
     return ResponseLabels(roles, labels, kinds, after_tool)
@@ -100,6 +110,14 @@ def label_responses(store: Store, spec: EncodingSpec, fields: Sequence[str]) -> 
 def _answers_tool(dialogue: Dialogue, message: int) -> bool:
     before = dialogue.path(message)[:-1]
     return bool(before) and dialogue.messages[before[-1]].role == "tool"
+
+
+def _responses_by_source(store: Store) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """(index of the tree, message) of the responses of each dialogue, by the (index of the file, line) of it."""
+    by_source: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for tree, message in _responses(store):
+        by_source.setdefault((int(store.file_of_N[tree]), int(store.lines_N[tree])), []).append((tree, message))
+    return by_source
 
 
 def _responses(store: Store) -> list[tuple[int, int]]:

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtsft.evaluation.breakdown import Breakdown, field_table
+from mtsft.evaluation.breakdown import Breakdown
+from mtsft.evaluation.token_groups import field_table
 
 # What the groups of some tables are called.
 LABELS = {"turn": "assistant turn", "length": "reply's tokens", "position": "tokens before"}

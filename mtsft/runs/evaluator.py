@@ -1,6 +1,7 @@
 """A trained model on held-out dialogues: its loss, and its replies."""
 
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,10 @@ from ml_collections import ConfigDict
 from mtsft.errors import InputError
 from mtsft.evaluation.breakdown import Breakdown
 from mtsft.evaluation.replies import count_replies, replies
-from mtsft.evaluation.response_labels import label_responses
+from mtsft.evaluation.response_labels import check_fields, label_responses
 from mtsft.evaluation.score_table import as_scores
+from mtsft.evaluation.token_groups import TokenGroups
+from mtsft.evaluation.token_scores import TokenPlaces
 from mtsft.files import path_of
 from mtsft.model.generate import Sampling
 from mtsft.model.parameters import Params, join, split
@@ -161,10 +164,11 @@ class Evaluator:
         """
         setup, params = self.setup, split(self.params, self.setup.trains)
         dataset, stop_ids = setup.dataset, tuple(setup.dataset.spec.encoder().stop_ids)
-        labels = label_responses(dataset.eval, dataset.spec, fields)
-        found = compile_token_scores(setup, stop_ids)(*params)
-        breakdown = Breakdown(dataset.eval, found, stop_ids, setup.config.eval.turns)
-        labels.add_to(breakdown)
+        check_fields(dataset.eval, dataset.spec, fields)
+        with ThreadPoolExecutor(1) as beside:  # the host tells tokens apart while the device scores them
+            groups = beside.submit(_groups, setup, stop_ids, fields)
+            found = compile_token_scores(setup, stop_ids)(*params)
+            breakdown = Breakdown(groups.result(), found.scores)
         step, said = (self.checkpoint.step, str(self.checkpoint)) if self.checkpoint else (None, None)
         known = {
             "dialogues": len(dataset.eval_epochs.members(0)),  # one with a share of 2 is there twice
@@ -188,6 +192,14 @@ class Evaluator:
         with Progress("replies", total, "replies", jax.process_index() == 0) as bar:
             say = replier(setup, self.params, sampling, max_new, bar.advance)
             yield from replies(say, setup.dataset.eval, setup.dataset.tokenizer, stops, limit)
+
+
+def _groups(setup: TrainingSetup, stop_ids: Sequence[int], fields: Sequence[str]) -> TokenGroups:
+    """What each held-out token is part of."""
+    dataset = setup.dataset
+    groups = TokenGroups(dataset.eval, TokenPlaces.of(dataset.eval_epochs), stop_ids, setup.config.eval.turns)
+    label_responses(dataset.eval, dataset.spec, fields).add_to(groups)
+    return groups
 
 
 def _check_held_out(setup: TrainingSetup) -> None:

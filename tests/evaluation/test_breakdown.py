@@ -6,7 +6,8 @@ import pytest
 from mtsft.encoding.token_tree import TokenTree, TreeColumns
 from mtsft.evaluation.breakdown import Breakdown
 from mtsft.evaluation.score_table import as_scores, as_table
-from mtsft.evaluation.token_scores import TokenScores
+from mtsft.evaluation.token_groups import TokenGroups
+from mtsft.evaluation.token_scores import TokenPlaces
 
 STOP = 9
 
@@ -40,15 +41,16 @@ class FakeStore(list):
     file_of_N, lines_N, lengths_N = np.array([0, 0, 1]), np.array([4, 4, 4]), np.array([5, 3, 4])
 
 
-def found(nll=NLL, stop=(0.0,) * 7, correct=(1, 0, 0, 1, 0, 1, 1)):
-    places = [(tree, place) for tree, each in enumerate(TREES) for place in np.flatnonzero(each.response_mask_N)]
+def tables_of(store, nll=NLL, stop=(0.0,) * 7, correct=(1, 0, 0, 1, 0, 1, 1), stops=(STOP,)):
+    places = [(tree, place) for tree, each in enumerate(store) for place in np.flatnonzero(each.response_mask_N)]
     tree_S, place_S = (np.array(each) for each in zip(*places))
+    groups = TokenGroups(store, TokenPlaces(tree_S, place_S, tree_S, place_S), stops, most_turns=2)
     scores = {"nll": nll, "correct": correct, "stop": stop}
-    return TokenScores(tree_S, place_S, tree_S, {name: np.array(each, np.float32) for name, each in scores.items()})
+    return Breakdown(groups, {name: np.array(each, np.float32) for name, each in scores.items()})
 
 
 def breakdown(**scores):
-    return Breakdown(FakeStore(TREES), found(**scores), (STOP,), most_turns=2)
+    return tables_of(FakeStore(TREES), **scores)
 
 
 def whole(tables):
@@ -82,7 +84,7 @@ def test_windows_of_a_dialogue_are_drawn_together():
     nll = [4.0] * 4 + [1.0] * 3
     low, high = whole(breakdown(nll=nll)).interval
     assert (low, high) == (1.0, 4.0)
-    alike = whole(Breakdown(FakeStore(TREES), found(nll=[2.0] * 7), (STOP,), 2)).interval
+    alike = whole(breakdown(nll=[2.0] * 7)).interval
     assert alike == (2.0, 2.0)
 
 
@@ -92,9 +94,7 @@ def test_an_interval_is_that_of_the_normal_approximation_where_there_are_many():
     trees = FakeStore(chain([0, 1], [0, 0], [1, 2]) for _ in range(count))
     trees.file_of_N, trees.lines_N = np.zeros(count, int), np.arange(count)
     trees.lengths_N = np.full(count, 2)
-    numbers = np.arange(count)
-    scores = {"nll": nll, "correct": nll * 0, "stop": nll * 0}
-    group = whole(Breakdown(trees, TokenScores(numbers, numbers * 0 + 1, numbers, scores), (STOP,), 2))
+    group = whole(tables_of(trees, nll, nll * 0, nll * 0))
     width = 1.96 * nll.std() / np.sqrt(count)
     np.testing.assert_allclose(group.interval, [nll.mean() - width, nll.mean() + width], atol=0.15 * width)
 
@@ -106,7 +106,7 @@ def test_turns_end_where_they_should_too_early_or_neither():
     assert stops.where_it_should == pytest.approx((0.75 * 0.5 + 1.0 + 0.125) / 3)
     assert stops.too_early == pytest.approx(0.25 / 3)
     assert stops.goes_on == pytest.approx((0.75 * 0.5 + 0.875) / 3)
-    never = Breakdown(FakeStore(TREES), found(), (), 2)
+    never = breakdown(stops=())
     assert never.stops() is None
 
 
@@ -136,11 +136,8 @@ def test_positions_of_a_branching_tree_are_depths_on_the_path():
     parents = np.array([-1, 0, 1, 2, 3, 2, 5], np.int32)
     mask = np.array([0, 0, 0, 1, 1, 1, 1], np.float32)
     branching = TokenTree(np.arange(count, dtype=np.int32), parents, mask, ids * 0, ids, ids)
-    trees = FakeStore([TREES[0], branching])
-    trees.file_of_N, trees.lines_N, trees.lengths_N = np.array([0, 0]), np.array([1, 2]), np.array([5, 7])
-    tree_S = np.array([0] * 3 + [1] * 4)
-    places = np.concatenate([np.flatnonzero(TREES[0].response_mask_N), [3, 4, 5, 6]])
-    scores = {name: np.ones(7, np.float32) for name in ("nll", "correct", "stop")}
-    tables = Breakdown(trees, TokenScores(tree_S, places, tree_S, scores), (STOP,), 2).tables()
-    # Of the chain 1, 2 and 4; of the tree 3, 4, 3 and 4.
-    assert [(group.key, group.tokens) for group in tables["position"]] == [(1, 1), (2, 3), (4, 3)]
+    trees = FakeStore([branching, TREES[0], branching])
+    trees.file_of_N, trees.lines_N, trees.lengths_N = np.array([0, 0, 0]), np.array([1, 2, 3]), np.array([7, 5, 7])
+    tables = tables_of(trees, *[np.ones(11)] * 3).tables()
+    # Of the chain 1, 2 and 4; of each tree 3, 4, 3 and 4.
+    assert [(group.key, group.tokens) for group in tables["position"]] == [(1, 1), (2, 5), (4, 5)]

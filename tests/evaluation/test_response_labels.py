@@ -9,12 +9,14 @@ from support import chain
 
 from mtsft.config import DataConfig
 from mtsft.data.store import open_store
+from mtsft.dialogue import readers
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.token_tree import TreeColumns
 from mtsft.errors import InputError
 from mtsft.evaluation.breakdown import Breakdown
-from mtsft.evaluation.response_labels import label_responses
-from mtsft.evaluation.token_scores import TokenScores
+from mtsft.evaluation.response_labels import check_fields, label_responses
+from mtsft.evaluation.token_groups import TokenGroups
+from mtsft.evaluation.token_scores import TokenPlaces
 
 RECORDS = [
     {
@@ -48,9 +50,12 @@ class FakeStore(list):
         self.files, self.file_of_N, self.lines_N = [path], np.zeros(len(self), int), 1 + np.arange(len(self))
 
 
+def store_of(tmp_path):
+    return FakeStore(tmp_path / "d.jsonl", RECORDS, [[1, 1, 2, 3], [1]])
+
+
 def labels(tmp_path, *fields):
-    store = FakeStore(tmp_path / "d.jsonl", RECORDS, [[1, 1, 2, 3], [1]])
-    found = label_responses(store, spec(), fields)
+    found = label_responses(store_of(tmp_path), spec(), fields)
     return {name: [*each.values()] for name, each in {"": found.roles, **found.by_field}.items()}
 
 
@@ -66,8 +71,23 @@ def test_roles_and_fields_of_messages_and_dialogues(tmp_path):
 
 
 def test_a_field_that_no_dialogue_has_is_refused(tmp_path):
+    check_fields(store_of(tmp_path), spec(), ["topic", "mood"])
     with pytest.raises(InputError, match=r"^--by=subject: no dialogue has a field of that name$"):
-        labels(tmp_path, "topic", "subject")
+        check_fields(store_of(tmp_path), spec(), ["topic", "subject"])
+
+
+def test_fields_are_looked_for_until_each_was_there_once(tmp_path, monkeypatch):
+    """Before a model scores anything, the first line is enough for those that it has."""
+    read, all_of = [], readers.read_dialogues
+
+    def counted(*args, **keys):
+        for line, dialogue in all_of(*args, **keys):
+            read.append(line)
+            yield line, dialogue
+
+    monkeypatch.setattr(readers, "read_dialogues", counted)
+    check_fields(store_of(tmp_path), spec(), ["topic", "mood"])
+    assert read == [1]
 
 
 def test_beside_the_commonest_values_all_others_are_one(tmp_path):
@@ -90,9 +110,10 @@ def tables(tmp_path, record, **keys):
     store = open_store([path], of, tmp_path / "stores", workers=1, progress=False)
     places = np.flatnonzero(store[0].response_mask_N)
     scores = {name: np.ones(len(places), np.float32) for name in ("nll", "correct", "stop")}
-    breakdown = Breakdown(store, TokenScores(places * 0, places, places * 0, scores), of.encoder().stop_ids, 8)
-    label_responses(store, of, []).add_to(breakdown)
-    return {name: {group.key: group.tokens for group in groups} for name, groups in breakdown.tables().items()}
+    groups = TokenGroups(store, TokenPlaces(places * 0, places, places * 0, places), of.encoder().stop_ids, 8)
+    label_responses(store, of, []).add_to(groups)
+    tables = Breakdown(groups, scores).tables()
+    return {name: {group.key: group.tokens for group in table} for name, table in tables.items()}
 
 
 def test_thoughts_calls_and_answers_after_a_tool_are_told_apart(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mtsft.data.epochs import Epochs
-from mtsft.encoding.token_tree import TokenTree
+from mtsft.encoding.token_tree import TokenTree, TreeColumns
 from mtsft.evaluation.token_scores import TokenScores
 
 
@@ -17,12 +17,14 @@ class TreesInMemory(Sequence):
         path, files: that they are of; there is none.
         lengths_N: int64, tokens of each tree.
         file_of_N: int32, 0.
+        columns: of the trees, laid end to end.
     """
 
     def __init__(self, trees: Sequence[TokenTree]):
         self._trees, self.path = trees, Path("memory")
         self.files = [self.path]
-        self.lengths_N = np.array([len(tree) for tree in trees], np.int64)
+        self.columns = TreeColumns.of(trees)
+        self.lengths_N = self.columns.lengths
         self.file_of_N = np.zeros(len(trees), np.int32)
 
     def __len__(self) -> int:
@@ -41,4 +43,4 @@ def summed_nll(scores_of: Callable[[Epochs], TokenScores], trees: Sequence[Token
         row_length: slots of a row.
     """
     found = scores_of(Epochs(TreesInMemory(trees), row_length))
-    return np.bincount(found.tree_S, found.scores["nll"].astype(np.float64), len(trees))
+    return np.bincount(found.places.tree_S, found.scores["nll"].astype(np.float64), len(trees))

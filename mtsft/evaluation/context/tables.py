@@ -5,12 +5,13 @@ response has is left out. Losses are means per token, intervals the middle 95% o
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import count, takewhile
 from typing import Any
 
 import numpy as np
 
-from mtsft.evaluation.bootstrap import mean_intervals, middle, resampled_sums
+from mtsft.evaluation.bootstrap import Draws, middle
 from mtsft.evaluation.context.perturb import PERTURBATIONS
 from mtsft.evaluation.context.scoring import ScoredResponse
 from mtsft.evaluation.context.variants import ALONE, CONCAT, FOREIGN, TRUE, ladder, of_last, resharded
@@ -33,6 +34,10 @@ class Paired:
         self._dialogue_R = np.unique(numbers, return_inverse=True)[1].reshape(-1)
         self.dialogues = int(self._dialogue_R.max(initial=-1)) + 1
 
+    @cached_property
+    def _draws(self) -> Draws:
+        return Draws(self.dialogues, self._seed)
+
     def where(self, keep: Callable[[ScoredResponse], bool]) -> "Paired":
         """Some of the responses."""
         return self.of([each for each in self.responses if keep(each)])
@@ -53,7 +58,7 @@ class Paired:
         """A mean and its interval; weights_R: what the values are sums over, None for tokens."""
         weights_R = self.tokens_R if weights_R is None else weights_R
         columns = (self.by_dialogue(each)[:, None] for each in (values_R, weights_R))
-        return float(values_R.sum() / weights_R.sum()), mean_intervals(*columns, self._seed)[:, 0].tolist()
+        return float(values_R.sum() / weights_R.sum()), self._draws.mean_intervals(*columns)[:, 0].tolist()
 
     def perplexity_rise(self, name: str) -> tuple[float, list[float]]:
         """How much more perplexity responses have after a variant than after the true history, and its interval."""
@@ -62,7 +67,7 @@ class Paired:
         def rise(changed: np.ndarray, true: np.ndarray, tokens: np.ndarray) -> np.ndarray:
             return np.exp(changed / tokens) - np.exp(true / tokens)
 
-        drawn = resampled_sums(np.stack([self.by_dialogue(each) for each in values], 1), self._seed)
+        drawn = self._draws.sums(np.stack([self.by_dialogue(each) for each in values], 1))
         return float(rise(*(each.sum() for each in values))), middle(rise(*drawn.T)).tolist()
 
     def counts(self) -> dict[str, int]:

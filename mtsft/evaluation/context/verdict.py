@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtsft.evaluation.bootstrap import mean_intervals
+from mtsft.evaluation.bootstrap import Draws
 
 USES, IGNORES, UNDECIDED = "uses its history", "ignores its history", "undecided"
 _LEVEL = 0.05
@@ -106,15 +106,18 @@ def verdict_of(differences: Mapping[str, np.ndarray], tokens_D: np.ndarray, leas
     D, nan = len(tokens_D), float("nan")
     if not D:
         return Verdict(UNDECIDED, nan, nan, nan, None, (), least_gain, 0)
-    gains = tuple(_gain(than, each_D, tokens_D, least_gain, seed) for than, each_D in differences.items())
+    draws = Draws(D, seed)
+    gains = tuple(_gain(than, each_D, tokens_D, least_gain, draws, seed) for than, each_D in differences.items())
     helps = max(gain.p_helps for gain in gains)
     small = min(1.0, len(gains) * min(gain.p_small for gain in gains))
     name, p = (IGNORES, small) if small < _LEVEL else (USES, helps) if helps < _LEVEL else (UNDECIDED, helps)
     return Verdict(name, p, helps, small, min(gains, key=lambda gain: gain.mean), gains, least_gain, D)
 
 
-def _gain(than: str, differences_D: np.ndarray, tokens_D: np.ndarray, least_gain: float, seed: int) -> Gain:
-    low, high = mean_intervals(differences_D[:, None], tokens_D[:, None], seed)[:, 0].tolist()
+def _gain(
+    than: str, differences_D: np.ndarray, tokens_D: np.ndarray, least_gain: float, draws: Draws, seed: int
+) -> Gain:
+    low, high = draws.mean_intervals(differences_D[:, None], tokens_D[:, None])[:, 0].tolist()
     mean = float(differences_D.sum() / tokens_D.sum())
     small = sign_flip_p(least_gain * tokens_D - differences_D, seed)
     return Gain(than, mean, (low, high), sign_flip_p(differences_D, seed), small)
