@@ -5,9 +5,11 @@ import shutil
 import signal
 import tempfile
 
+from flow_support import QUICKLY_COMPILED
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiled without optimisation: tests compile much and compute little.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# Compiled quickly: tests compile much and compute little.
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICKLY_COMPILED}"
 # What one test compiled is there for the others: workers, and processes that tests start, inherit the folder's name.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/mtsft-tests-compiled-{os.getpid()}")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

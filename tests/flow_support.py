@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PYTHONPATH = os.pathsep.join([str(ROOT), str(Path(__file__).with_name("without_torch"))])
-QUICKLY_COMPILED = "--xla_backend_optimization_level=0"
+# Without optimisation, and by XLA's older emitters as long as it has them, which compile in half the time.
+_OLDER_EMITTERS = (*map(int, version("jaxlib").split(".")[:2]),) < (0, 11)
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0" + " --xla_cpu_use_fusion_emitters=false" * _OLDER_EMITTERS
 
 CONFIG = """
 from mtsft.config import default
