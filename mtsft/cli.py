@@ -21,7 +21,7 @@ from mtsft.buckets import is_failure
 from mtsft.config_flag import define_config, told_keys, with_config
 from mtsft.config_keys import near_keys
 from mtsft.errors import InputError, did_you_mean, one_line
-from mtsft.files import FULL, atomic_file, check_writable, path_of, reason
+from mtsft.files import FULL, atomic_file, atomic_write, check_folder_writable, check_writable, path_of, reason
 from mtsft.help_text import Entry, flag_entry, found_text, help_text, key_entries
 
 __all__ = ["define_config", "told_keys", "write_out"]
@@ -114,8 +114,23 @@ def max_new_tokens() -> int | None:
 
 def check_output(flag: flags.FlagHolder) -> None:
     """Raises InputError where the file that a flag names could not be written; asked before the work for it."""
-    with _errors_naming(flag):
+    with _errors_naming(flag, "a file"):
         check_writable(path_of(flag.value))
+
+
+def check_output_folder(flag: flags.FlagHolder) -> None:
+    """Raises InputError where nothing could be written into the folder that a flag names."""
+    with _errors_naming(flag, "a folder"):
+        check_folder_writable(path_of(flag.value))
+
+
+def write_into(flag: flags.FlagHolder, name: str, data: bytes) -> Path:
+    """Writes a file of that name into the folder that a flag names. Raises InputError where that fails."""
+    with _errors_naming(flag, "a folder"):
+        folder = path_of(flag.value)
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / name, data)
+        return folder / name
 
 
 def write_output(flag: flags.FlagHolder, data: bytes) -> None:
@@ -145,17 +160,17 @@ def show_pieces(pieces: Iterable[str], flag: flags.FlagHolder, is_page: bool) ->
 @contextmanager
 def output(flag: flags.FlagHolder) -> Iterator[BinaryIO]:
     """The file that a flag names, to write to; it is there when it is whole. Raises InputError where that fails."""
-    with _errors_naming(flag), atomic_file(path_of(flag.value)) as file:
+    with _errors_naming(flag, "a file"), atomic_file(path_of(flag.value)) as file:
         yield file
 
 
 @contextmanager
-def _errors_naming(flag: flags.FlagHolder) -> Iterator[None]:
+def _errors_naming(flag: flags.FlagHolder, what: str) -> Iterator[None]:
     """Raises InputError, which names the flag, in place of an OSError."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"--{flag.name}={flag.value}: {reason(error)}; name a file that can be written") from error
+        raise InputError(f"--{flag.name}={flag.value}: {reason(error)}; name {what} that can be written") from error
 
 
 def run(main: Callable[[], None]) -> None:

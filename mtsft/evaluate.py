@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from mtsft import cli
-from mtsft.files import atomic_write, path_of
 
 if TYPE_CHECKING:
     from mtsft.model.generate import Sampling
@@ -54,8 +53,9 @@ def main() -> None:
     from mtsft.evaluation.score_table import as_table
     from mtsft.model.generate import Sampling
     from mtsft.runs import evaluator
-    from mtsft.runs.evaluation_record import keep_evaluation
+    from mtsft.runs.measured_record import keep_measured
     from mtsft.runs.rivals import check_rivals, compare_with
+    from mtsft.runs.workdir import EVALUATION
     from mtsft.training import distributed, metrics
 
     sampling = Sampling(**_SAMPLING())
@@ -64,6 +64,8 @@ def main() -> None:
         cli.check_output(_GENERATE)
     if _PLOTS.value is not None:
         check_plots()
+        if jax.process_index() == 0:
+            cli.check_output_folder(_PLOTS)
     check_rivals(_AGAINST.value, _WORKDIR.value, _BASE.value)
     subject = evaluator.Evaluator.of(_CONFIG.value, _WORKDIR.value, _STEP.value, cli.told_keys(), _BASE.value)
     if jax.process_index() == 0:
@@ -80,7 +82,7 @@ def main() -> None:
         scores["against"] = list(rivals)
     if jax.process_index() == 0:
         if _WORKDIR.value is not None and found.is_own and _STEP.value is None:
-            keep_evaluation(_WORKDIR.value, scores)
+            keep_measured(_WORKDIR.value, EVALUATION, scores)
         print(json.dumps(metrics.finite(scores)) if _FORMAT.value == "json" else as_table(scores), flush=True)
         if _PLOTS.value is not None:
             _draw(scores)
@@ -107,9 +109,7 @@ def _draw(scores: dict[str, Any]) -> None:
     for name, figure in score_figures(scores):
         content = io.BytesIO()
         figure.savefig(content, format="svg")
-        path = path_of(_PLOTS.value) / f"{name.replace('/', '_')}.svg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, content.getvalue())
+        path = cli.write_into(_PLOTS, f"{name.replace('/', '_')}.svg", content.getvalue())
         print(f"evaluate: drew {path}", file=sys.stderr, flush=True)
 
 

@@ -104,6 +104,12 @@ def check_writable(path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def check_folder_writable(folder: Path) -> None:
+    """Raises OSError where a folder, or the one that it is to be made in, cannot be written to."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    check_writable(there / ".mtsft")
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Writes a file atomically: to a temporary file, which is then renamed; an error leaves no part of it behind.
 

@@ -1,6 +1,5 @@
 """Whether a trained model uses what was said earlier: its held-out responses, scored after other histories."""
 
-import json
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -24,16 +23,14 @@ from mtsft.evaluation.context.report import as_tables, context_record
 from mtsft.evaluation.context.scorer import summed_nll
 from mtsft.evaluation.context.scoring import Scored, score_last_responses, score_variants
 from mtsft.evaluation.context.variants import Variation
-from mtsft.files import atomic_write, path_of
 from mtsft.model.attention.rows import Rows
 from mtsft.model.parameters import split
 from mtsft.progress import Progress
 from mtsft.runs.attention_check import check_attention
 from mtsft.runs.compiled import compile_token_scores
 from mtsft.runs.evaluator import Evaluator
-from mtsft.training.metrics import finite
-
-FILE = "context.json"
+from mtsft.runs.measured_record import keep_measured
+from mtsft.runs.workdir import CONTEXT
 
 
 class ContextReport(ShownRecord):
@@ -109,7 +106,7 @@ def diagnose_context(
         config, workdir, step, told, places: as those of `Evaluator.of`.
 
     Raises:
-        InputError: as `Evaluator.of`; or context.json cannot be written.
+        InputError: as `Evaluator.of`.
     """
     began = time.monotonic()
     subject = Evaluator.of(config, workdir, step, told, places)
@@ -117,6 +114,6 @@ def diagnose_context(
     of_step = {"step": subject.checkpoint.step, "checkpoint": str(subject.checkpoint)} if subject.checkpoint else {}
     seconds = {"seconds": round(time.monotonic() - began, 3)}
     report = ContextReport(found | {"step": None, "checkpoint": None} | of_step | {"notes": [*subject.notes]} | seconds)
-    if workdir is not None and jax.process_index() == 0:
-        atomic_write(path_of(workdir) / FILE, f"{json.dumps(finite(report), ensure_ascii=False)}\n".encode())
+    if workdir is not None:
+        keep_measured(workdir, CONTEXT, report)
     return report

@@ -14,10 +14,11 @@ from mtsft.evaluation.context.options import ContextOptions
 from mtsft.evaluation.score_plots import score_figures
 from mtsft.evaluation.score_table import as_table
 from mtsft.runs import context_loss, convert, loop
-from mtsft.runs.evaluation_record import keep_evaluation
 from mtsft.runs.evaluator import Evaluator
 from mtsft.runs.final_measures import final_measure
+from mtsft.runs.measured_record import keep_measured
 from mtsft.runs.rivals import check_rivals, compare_with
+from mtsft.runs.workdir import EVALUATION
 
 
 class HeldOutScores(ShownRecord):
@@ -100,7 +101,7 @@ class Run:
         if against:
             scores["against"] = list(compare_with(setup, found, [*map(str, against)], self.workdir))
         if found.is_own:
-            keep_evaluation(self.workdir, scores)
+            keep_measured(self.workdir, EVALUATION, scores)
         return HeldOutScores(scores)
 
     def context(self, **options: Any) -> context_loss.ContextReport:

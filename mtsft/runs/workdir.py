@@ -12,7 +12,7 @@ from mtsft.buckets import is_bucket
 from mtsft.config import default
 from mtsft.encoding.spec import ChatFormat
 from mtsft.errors import InputError, one_line
-from mtsft.files import atomic_write, check_writable, read_json_file, reason
+from mtsft.files import atomic_write, check_folder_writable, read_json_file, reason
 from mtsft.interop import config_json
 from mtsft.runs.template_date import CONFIG
 from mtsft.tokenizer.load import read_files
@@ -26,6 +26,7 @@ ROWS = "division of the dialogues into rows"
 BASE, ADAPTERS_BEFORE = "model.init_from (parameters)", "lora.init_from (parameters)"
 RESULT = "result.json"  # how it ended
 EVALUATION = "evaluation.json"  # the last evaluation of its best checkpoint, on what it held out
+CONTEXT = "context.json"  # the last diagnosis of whether it uses the history
 PREFLIGHT = "preflight.json"  # what was found before the first step
 BAD_STEPS = "bad_steps"  # a folder for each step that went wrong
 CONVERTED = "converted from"  # in the fingerprint of a workdir that no run made
@@ -33,7 +34,8 @@ _TEMPLATE, _TOKENIZER, _PUBLISHED = "template.json", "tokenizer", "published.jso
 _CHECKSUMS = "checksums.json"  # of these
 _LINES = ("legs.jsonl", "metrics.jsonl", "eval.jsonl", SAMPLES)
 _FOLDERS = ("checkpoints", _TOKENIZER, "tensorboard", WANDB, BAD_STEPS)
-_FILES = (FINGERPRINT, CONFIG, RESULT, EVALUATION, PREFLIGHT, _TEMPLATE, _PUBLISHED, _CHECKSUMS, WANDB_ID, *_LINES)
+_RECORDS = (RESULT, EVALUATION, CONTEXT, PREFLIGHT)
+_FILES = (FINGERPRINT, CONFIG, *_RECORDS, _TEMPLATE, _PUBLISHED, _CHECKSUMS, WANDB_ID, *_LINES)
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # files that a run never has at its top
 
 
@@ -117,7 +119,7 @@ def check_can_be_written(workdir: Path) -> None:
         if path.is_dir():
             raise InputError(f"{path}: is a folder, where a run keeps a file; move it away")
     try:
-        check_writable(there / FINGERPRINT if there == workdir else there / ".mtsft")
+        check_folder_writable(workdir)
     except OSError as error:
         what = "cannot be written" if there == workdir else f"cannot be made in {there}"
         why = one_line(error.strerror or error, 100)

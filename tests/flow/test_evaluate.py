@@ -39,11 +39,11 @@ def door(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
     (folder / "config.py").write_text(CONFIG)
 
-    def run(verb, *flags, config="config.py"):
+    def run(verb, *flags, config="config.py", path=()):
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder / "home"),
-            "PYTHONPATH": PYTHONPATH,
+            "PYTHONPATH": os.pathsep.join([*map(str, path), PYTHONPATH]),
             "PYTHONDONTWRITEBYTECODE": "1",
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": QUICKLY_COMPILED,
@@ -147,6 +147,19 @@ def test_tables_by_a_field_drawn_beside_another_checkpoint(door):
     assert {"turn.svg", "length.svg", "asks.svg"} <= names
     assert "file.svg" not in names  # there is one
     assert json.loads((door.folder / "work" / "evaluation.json").read_text())["against"][0]["model"] == "@2"
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_scored(door):
+    status, out, error = door("evaluate", "--workdir=work", "--plots=config.py/plots")
+    says = "evaluate: --plots=config.py/plots: Not a directory; name a folder that can be written\n"
+    assert (status, out, error) == (2, "", says)
+
+
+def test_what_draws_is_looked_for_before_anything_is_scored(door, tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError(name='matplotlib')\n")
+    status, out, error = door("evaluate", "--workdir=work", "--plots=plots", path=[tmp_path])
+    says = "evaluate: plots need matplotlib, which is not installed; run pip install 'mtsft[report]'\n"
+    assert (status, out, error) == (2, "", says)
 
 
 def test_a_field_that_there_is_not_is_said(door):

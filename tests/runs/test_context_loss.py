@@ -105,3 +105,18 @@ def test_what_is_left_out_is_said(run):
 def test_wrong_options(run, options, says):
     with pytest.raises(InputError, match=says):
         run.context(**options)
+
+
+@pytest.mark.parametrize("name", ["context.json", "evaluation.json"])
+def test_what_cannot_be_kept_is_told_all_the_same(run, found, scores, monkeypatch, capsys, name):
+    """In a workdir that may only be read."""
+
+    def refused(path, data):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("mtsft.runs.measured_record.atomic_write", refused)
+    if name == "context.json":
+        assert run.context(limit=0, perturbed=False, reshardings=0)["verdict"] == found["verdict"]
+    else:
+        assert run.evaluate()["loss"] == scores["loss"]
+    assert f"{name}: could not be written ([Errno 13] Permission denied" in capsys.readouterr().err
