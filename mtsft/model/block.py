@@ -5,6 +5,7 @@ from functools import partial
 from flax import nnx
 
 from mtsft.model.architecture import ACTIVATIONS, Architecture
+from mtsft.model.init_keys import InitKeys
 from mtsft.model.layers import Linear, RMSNorm
 from mtsft.model.lora import LoRA
 from mtsft.model.rope import rotate
@@ -19,18 +20,18 @@ MATRICES = (
 class Attention(nnx.Module):
     """Grouped-query self-attention with rotary positions."""
 
-    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs):
+    def __init__(self, arch: Architecture, lora: LoRA, keys: InitKeys):
         D, K, H, G = arch.hidden_size, arch.head_dim, arch.num_attention_heads, arch.num_key_value_heads
         linear = partial(Linear, arch, lora)
         self.head_dim = K
-        self.query = linear("layers/attention/query", D, H * K, rngs, bias=arch.attention_bias)
-        self.key = linear("layers/attention/key", D, G * K, rngs, bias=arch.attention_bias)
-        self.value = linear("layers/attention/value", D, G * K, rngs, bias=arch.attention_bias)
+        self.query = linear("layers/attention/query", D, H * K, keys, bias=arch.attention_bias)
+        self.key = linear("layers/attention/key", D, G * K, keys, bias=arch.attention_bias)
+        self.value = linear("layers/attention/value", D, G * K, keys, bias=arch.attention_bias)
         self.output = linear(
             "layers/attention/output",
             H * K,
             D,
-            rngs,
+            keys,
             bias=arch.attention_output_bias,
             deviation=_residual_deviation(arch, H * K),
         )
@@ -62,13 +63,13 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """The gated MLP: down(act(gate x) * up x)."""
 
-    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs):
+    def __init__(self, arch: Architecture, lora: LoRA, keys: InitKeys):
         D, F = arch.hidden_size, arch.intermediate_size
         linear = partial(Linear, arch, lora, bias=arch.mlp_bias)
         self.activation = ACTIVATIONS[arch.hidden_act]
-        self.gate = linear("layers/mlp/gate", D, F, rngs)
-        self.up = linear("layers/mlp/up", D, F, rngs)
-        self.down = linear("layers/mlp/down", F, D, rngs, deviation=_residual_deviation(arch, F))
+        self.gate = linear("layers/mlp/gate", D, F, keys)
+        self.up = linear("layers/mlp/up", D, F, keys)
+        self.down = linear("layers/mlp/down", F, D, keys, deviation=_residual_deviation(arch, F))
 
     def __call__(self, x_BxLxD, keys_B):
         """(B, L, D) to (B, L, D), and the sums of auxiliary losses by name, {} here: a router would have some."""
@@ -78,15 +79,15 @@ class MLP(nnx.Module):
 class Layer(nnx.Module):
     """One pre-norm block; some families also norm what each part adds to the residual stream."""
 
-    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs):
+    def __init__(self, arch: Architecture, lora: LoRA, keys: InitKeys):
         def norm(name):
             return RMSNorm(arch, lora, f"layers/{name}", arch.hidden_size)
 
         self.attention_norm = norm("attention_norm")
-        self.attention = Attention(arch, lora, rngs)
+        self.attention = Attention(arch, lora, keys)
         self.post_attention_norm = norm("post_attention_norm") if arch.post_norms else None
         self.mlp_norm = norm("mlp_norm")
-        self.mlp = MLP(arch, lora, rngs)
+        self.mlp = MLP(arch, lora, keys)
         self.post_mlp_norm = norm("post_mlp_norm") if arch.post_norms else None
 
     def __call__(self, x_BxLxD, cos_sin, attend, keys_B):

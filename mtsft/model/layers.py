@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from mtsft.model.architecture import DTYPES, MATMULS, Architecture
+from mtsft.model.init_keys import InitKeys
 from mtsft.model.kept import named_product
 from mtsft.model.lora import LoRA
 from mtsft.model.matmul import matmul
@@ -23,11 +24,11 @@ class Embedding(nnx.Module):
         token_rows: (N, D) in float32, in place of the rows of lora.embed_tokens; None where there are none.
     """
 
-    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs, padding: int):
+    def __init__(self, arch: Architecture, lora: LoRA, keys: InitKeys, padding: int):
         self.token_ids = lora.embed_tokens
         dtype = DTYPES[lora.param_dtype("embed", arch.param_dtype)]
         init = nnx.initializers.normal(arch.initializer_range)
-        rows_VxD = init(rngs.params(), (arch.vocab_size, arch.hidden_size), dtype)
+        rows_VxD = init(keys.params(), (arch.vocab_size, arch.hidden_size), dtype)
         self.embedding = nnx.Param(jnp.pad(rows_VxD, ((0, padding), (0, 0))))
         self.token_rows = _rows_apart(self.embedding[...], self.token_ids)
 
@@ -53,11 +54,11 @@ class Head(nnx.Module):
         token_rows: (N, D) in float32, in place of the columns of lora.head_tokens; None where there are none.
     """
 
-    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs, padding: int):
+    def __init__(self, arch: Architecture, lora: LoRA, keys: InitKeys, padding: int):
         self.token_ids = lora.head_tokens
         dtype = DTYPES[lora.param_dtype("head", arch.param_dtype)]
         init = nnx.initializers.normal(arch.initializer_range)
-        kernel_DxV = init(rngs.params(), (arch.hidden_size, arch.vocab_size), dtype)
+        kernel_DxV = init(keys.params(), (arch.hidden_size, arch.vocab_size), dtype)
         self.kernel = nnx.Param(jnp.pad(kernel_DxV, ((0, 0), (0, padding))))
         self.token_rows = _rows_apart(self.kernel[...].T, self.token_ids)
 
@@ -84,7 +85,7 @@ class Linear(nnx.Module):
         name: of the matrix, as "layers/mlp/up"; lora.targets is looked for in it.
         fan_in: inputs.
         fan_out: outputs.
-        rngs: streams "params" and, for adapters, "lora".
+        keys: for what is drawn.
         bias: whether there is one.
         deviation: standard deviation of a fresh kernel; None for 1 / sqrt(fan_in).
     """
@@ -96,7 +97,7 @@ class Linear(nnx.Module):
         name: str,
         fan_in: int,
         fan_out: int,
-        rngs: nnx.Rngs,
+        keys: InitKeys,
         *,
         bias: bool = False,
         deviation: float | None = None,
@@ -105,7 +106,7 @@ class Linear(nnx.Module):
         self.dtype, self.lora, self.salt = DTYPES[arch.dtype], lora, zlib.crc32(name.encode())
         self.matmul = MATMULS[arch.matmul]
         init = nnx.initializers.normal(fan_in**-0.5 if deviation is None else deviation)
-        kernel = init(rngs.params(), (fan_in, fan_out), dtype)
+        kernel = init(keys.params(), (fan_in, fan_out), dtype)
         leaves = quantize_kernel(kernel, lora.quantize) if lora.quantize else {"kernel": kernel}
         for leaf, value in leaves.items():
             setattr(self, leaf, nnx.Param(value))
@@ -113,7 +114,7 @@ class Linear(nnx.Module):
         self.adapted = lora.adapts(name)
         if self.adapted:
             bound = fan_in**-0.5
-            self.lora_a = nnx.Param(jax.random.uniform(rngs.lora(), (fan_in, lora.rank), minval=-bound, maxval=bound))
+            self.lora_a = nnx.Param(jax.random.uniform(keys.lora(), (fan_in, lora.rank), minval=-bound, maxval=bound))
             self.lora_b = nnx.Param(jnp.zeros((lora.rank, fan_out)))
 
     def __call__(self, x_BxLxI: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:

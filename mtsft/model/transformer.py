@@ -24,6 +24,7 @@ from mtsft.model.attention.rows import ANY_ROWS, Heads, Rows
 from mtsft.model.attention.scores import Scores
 from mtsft.model.block import MATRICES, Layer
 from mtsft.model.fp8 import fp8_fault
+from mtsft.model.init_keys import InitKeys
 from mtsft.model.kept import named_input
 from mtsft.model.layers import Embedding, Head, RMSNorm
 from mtsft.model.lora import NO_LORA, LoRA
@@ -68,18 +69,18 @@ class Output(NamedTuple):
 class Transformer(nnx.Module):
     """Tokens to hidden states; `Model` is what everything outside this file uses."""
 
-    def __init__(self, arch: Architecture, lora: LoRA, rngs: nnx.Rngs, padding: int = 0):
+    def __init__(self, arch: Architecture, lora: LoRA, keys: InitKeys, padding: int = 0):
         self.arch = arch
-        self.embed = Embedding(arch, lora, rngs, padding)
+        self.embed = Embedding(arch, lora, keys, padding)
 
         def make_layer(key):
-            return Layer(arch, lora, _streams(key))
+            return Layer(arch, lora, InitKeys(key))
 
-        keys = jax.random.split(rngs.params(), arch.num_hidden_layers)
-        self.layers = nnx.vmap(make_layer)(keys) if arch.scan_layers else nnx.List(map(make_layer, keys))
+        of_layers = jax.random.split(keys.params(), arch.num_hidden_layers)
+        self.layers = nnx.vmap(make_layer)(of_layers) if arch.scan_layers else nnx.List(map(make_layer, of_layers))
         self.norm = RMSNorm(arch, lora, "norm", arch.hidden_size)
         if not arch.tie_word_embeddings:
-            self.head = Head(arch, lora, rngs, padding)
+            self.head = Head(arch, lora, keys, padding)
 
     def __call__(
         self, tokens_BxL, positions_BxL, attend, cache=None, constrain=lambda x: x, step_rng: StepRng | None = None
@@ -148,11 +149,6 @@ class Transformer(nnx.Module):
             vocab_size=self.arch.vocab_size,
             softcap=self.arch.final_logit_softcapping,
         )
-
-
-def _streams(key: jax.Array) -> nnx.Rngs:
-    """Random streams, adapters' apart, so that the base is drawn the same with and without adapters."""
-    return nnx.Rngs(params=key, lora=jax.random.fold_in(key, 1))
 
 
 def _of_kind(slides, whole, local, window: int):
@@ -229,7 +225,7 @@ class Model:
         return nnx.to_pure_dict(nnx.state(self._transformer(key), nnx.Param))
 
     def _transformer(self, key: jax.Array) -> Transformer:
-        return Transformer(self.arch, self.lora, _streams(key), self.padding)
+        return Transformer(self.arch, self.lora, InitKeys(key), self.padding)
 
     def _merge(self, params: Params) -> Transformer:
         return nnx.merge(self.graphdef, nnx.State(params))
