@@ -96,7 +96,9 @@ def test_no_gradient_of_the_whole_table_is_formed(batch, tied):
     whole = jax.jit(jax.grad(lambda params: weighted_nll(model, params, batch, batch.response_mask, 16).nll))
     whole = whole.lower(params)
     made, made_of_all = (_table_sized(text) for text in (program, whole.compile().as_text()))
-    assert made_of_all - made >= {"dot", "scatter"}
+    summed = made_of_all - made
+    assert "dot" in summed
+    assert summed & {"scatter", "add"}  # XLA's older emitters write a scatter as a loop that adds
     # Moved and, for a chunk that is skipped, filled with 0: but nothing is summed up in it.
     assert made <= {"broadcast", "parameter", "copy", "transpose", "bitcast", "get-tuple-element", "fusion", "constant"}
 
