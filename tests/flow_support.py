@@ -12,6 +12,7 @@ PYTHONPATH = os.pathsep.join([str(ROOT), str(Path(__file__).with_name("without_t
 # Without optimisation, and by XLA's older emitters as long as it has them, which compile in half the time.
 _OLDER_EMITTERS = (*map(int, version("jaxlib").split(".")[:2]),) < (0, 11)
 QUICKLY_COMPILED = "--xla_backend_optimization_level=0" + " --xla_cpu_use_fusion_emitters=false" * _OLDER_EMITTERS
+AS_A_USER_HAS_IT = ""
 
 CONFIG = """
 from mtsft.config import default
@@ -64,7 +65,8 @@ def write_config(folder, **changes):
     return path
 
 
-def environment(devices=1, xla="", **extra):
+def environment(devices=1, xla=QUICKLY_COMPILED, **extra):
+    """Of a process with so many devices; xla: flags beside, AS_A_USER_HAS_IT for none."""
     flags = f"{xla} --xla_force_host_platform_device_count={devices}"
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": PYTHONPATH, **extra}
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from flow_support import QUICKLY_COMPILED, run, write_config
+from flow_support import run, write_config
 
 RECORDS = [
     {"messages": [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": f"It is {i}."}]}
@@ -42,9 +42,7 @@ def test_the_status_says_that_training_would_be_wrong_and_the_report_stands_all_
 def test_a_policy_allows_it_and_the_model_of_the_config_computes_what_it_should(config):
     policy = "--config.data.over_length=drop"
     smaller = ["--config.model.num_hidden_layers=1", "--config.model.scan_layers=False"]
-    out, error = run(
-        "audit", f"--config={config}", policy, *smaller, "--numeric", "--format=json", xla=QUICKLY_COMPILED
-    )
+    out, error = run("audit", f"--config={config}", policy, *smaller, "--numeric", "--format=json")
     assert error == ""
     report = json.loads(out)
     train, steps = report["train"], report["run"]["steps"]

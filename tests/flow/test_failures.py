@@ -1,19 +1,15 @@
 """What goes wrong on the way, and what is left of a run then: one line, exit status 2, and the last good checkpoint."""
 
-import functools
 import shutil
 import subprocess
 from types import SimpleNamespace
 
-import flow_support
 import pytest
-from flow_support import QUICKLY_COMPILED, read_lines, write_config
+from flow_support import read_lines, run, write_config
 from test_resume import saved_arrays
 
 from mtsft import cli
 from mtsft.errors import InputError
-
-run = functools.partial(flow_support.run, xla=QUICKLY_COMPILED)
 
 DIVERGING = ["--config.train.steps=20", "--config.train.learning_rate=1e38", "--config.train.max_bad_steps=3"]
 

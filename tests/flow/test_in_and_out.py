@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from flow_support import QUICKLY_COMPILED, ROOT, environment, start, write_config
+from flow_support import ROOT, environment, start, write_config
 from flow_support import run as run_door
 from safetensors.numpy import load_file, save_file
 
@@ -17,7 +17,7 @@ from mtsft.runs.setup import TrainingSetup
 
 
 def run(door, *flags, **settings):
-    return run_door(door, *flags, xla=QUICKLY_COMPILED, **settings)
+    return run_door(door, *flags, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_adapters_on_a_folder_over_a_mesh_talk_and_go_out(folder, tmp_path):
         [sys.executable, "-m", "mtsft.chat", work, "--max_new=3", "--system=Add.", "--temperature=0.5"],
         input=f"What is 1 plus 1?\n/save {tmp_path / 'said.jsonl'}\n/reset\n/nonsense\n/quit\n",
         cwd=ROOT,
-        env=environment(xla=QUICKLY_COMPILED),
+        env=environment(),
         capture_output=True,
         text=True,
     )
@@ -93,7 +93,6 @@ def test_two_processes_read_a_folder_and_say_what_one_says(folder, tmp_path):
             "evaluate",
             *flags,
             devices=2,
-            xla=QUICKLY_COMPILED,
             JAX_COORDINATOR_ADDRESS=coordinator,
             JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID=str(i),

@@ -15,7 +15,7 @@ def test_two_processes_give_what_one_gives_and_one_checkpoint(tmp_path, mode):
         flags.append("--config.parallel.mesh=data=2,fsdp=2")
     half = "--config.train.epochs=1", "--config.eval.every=12", "--config.checkpoint.every=12"
     half += "--config.eval.samples=3", "--config.eval.sample_tokens=4"
-    run("train", *flags, *half, f"--workdir={tmp_path / 'one'}", devices=4, xla=QUICKLY_COMPILED)
+    run("train", *flags, *half, f"--workdir={tmp_path / 'one'}", devices=4)
 
     launcher = [
         ROOT / "launch" / "local.sh",
@@ -48,5 +48,5 @@ def test_two_processes_give_what_one_gives_and_one_checkpoint(tmp_path, mode):
     assert contexts[0] == contexts[1]
 
     # One process goes on from the checkpoint that two have written.
-    out, _ = run("train", *flags, *half, f"--workdir={tmp_path / 'two'}", devices=4, xla=QUICKLY_COMPILED)
+    out, _ = run("train", *flags, *half, f"--workdir={tmp_path / 'two'}", devices=4)
     assert "nothing left to do after step 24 of 24" in out

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from flow_support import QUICKLY_COMPILED, read_lines, run, write_config
+from flow_support import read_lines, run, write_config
 
 
 @pytest.mark.slow
@@ -14,7 +14,7 @@ def test_a_run_that_went_on_with_other_devices_and_another_rate_is_taken_again_l
     config, workdir = write_config(tmp_path, **usual), tmp_path / "run"
 
     def door(name, *flags, devices):
-        return run(name, f"--workdir={workdir}", *flags, devices=devices, xla=QUICKLY_COMPILED)[0]
+        return run(name, f"--workdir={workdir}", *flags, devices=devices)[0]
 
     def again(step, devices):
         return json.loads(door("replay", f"--step={step}", "--format=json", devices=devices))

@@ -1,14 +1,19 @@
 """Invariant 6: a run that is killed and started again is the run that was never killed."""
 
+import functools
 import json
 import shutil
 import signal
 
+import flow_support
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from flow_support import read_lines, run, start, write_config
+from flow_support import AS_A_USER_HAS_IT, read_lines, write_config
+
+# To the bit also where it is compiled with all that makes it fast.
+run, start = (functools.partial(each, xla=AS_A_USER_HAS_IT) for each in (flow_support.run, flow_support.start))
 
 
 def saved_arrays(workdir, step):

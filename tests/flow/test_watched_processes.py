@@ -40,7 +40,7 @@ def launch(logs, *flags):
 
 def replayed(workdir, step, devices):
     flags = f"--workdir={workdir}", f"--step={step}", "--format=json"
-    return json.loads(run("replay", *flags, devices=devices, xla=QUICKLY_COMPILED)[0])
+    return json.loads(run("replay", *flags, devices=devices)[0])
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from flow_support import QUICKLY_COMPILED, ROOT, environment
+from flow_support import ROOT, environment
 
 PATIENCE = 60  # seconds
 # Makes standard input the terminal that Ctrl-C comes from, and goes on as another command.
@@ -25,7 +25,7 @@ class Terminal:
     def __init__(self, *flags, out=None):
         self.side, other = pty.openpty()
         self.seen = ""
-        env = environment(xla=QUICKLY_COMPILED, TERM="xterm-256color")
+        env = environment(TERM="xterm-256color")
         command = [sys.executable, "-c", OWN_TERMINAL, sys.executable, "-m", "mtsft.chat", *map(str, flags)]
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=other, stdout=out or other, stderr=other)
         os.close(other)
@@ -109,7 +109,7 @@ def test_a_file_holds_replies_alone(terminals, exported, tmp_path):
         assert chat.ended() == 0
     typed = (tmp_path / "out").read_bytes()
     command = [sys.executable, "-m", "mtsft.chat", f"--workdir={exported}", "--max_new=3"]
-    env = environment(xla=QUICKLY_COMPILED)
+    env = environment()
     piped = subprocess.run(command, cwd=ROOT, env=env, input=b"3?\n", capture_output=True, timeout=PATIENCE)
     assert piped.stderr == b""
     assert typed == piped.stdout
