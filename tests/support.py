@@ -51,6 +51,22 @@ SIZES = dict(
     attention_kernel="auto",
 )
 
+# A run that is far off after its first step, looked at first and written down once.
+DIVERGING = {
+    "train.steps": 4,
+    "train.learning_rate": 3.0,
+    "train.schedule": "constant",
+    "train.clip_norm": 0.0,
+    "train.warmup_steps": 0,
+    "train.max_bad_steps": 50,
+    "train.bad_steps_kept": 1,
+    "train.overfit_one_batch": 2,
+    "train.preflight": "note",
+    "checkpoint.every": 1,
+    "checkpoint.keep": 9,
+    "eval.every": 0,
+}
+
 
 def small_model(lora=None, **changes) -> Model:
     return Model(Architecture(**SIZES | changes), lora or LoRA())

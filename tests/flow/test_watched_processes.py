@@ -6,22 +6,9 @@ import sys
 
 import pytest
 from flow_support import QUICKLY_COMPILED, ROOT, environment, read_lines, run, write_config
+from support import DIVERGING
 
-# Each step is far off after the first one, and the state is saved on the way.
-DIVERGING = {
-    "train.steps": 4,
-    "train.learning_rate": 3.0,
-    "train.clip_norm": 0.0,
-    "train.warmup_steps": 0,
-    "train.max_bad_steps": 50,
-    "train.bad_steps_kept": 1,
-    "train.overfit_one_batch": 2,
-    "train.preflight": "note",
-    "train.microbatches": 2,
-    "checkpoint.every": 1,
-    "checkpoint.keep": 9,
-    "eval.every": 0,
-}
+CHANGES = DIVERGING | {"train.microbatches": 2}
 
 
 def launch(logs, *flags):
@@ -47,7 +34,7 @@ def replayed(workdir, step, devices):
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_two_processes_look_first_and_write_a_bad_step_once(tmp_path, mode):
     mesh = "fsdp=2" if mode == "jit" else ""
-    config = write_config(tmp_path, **DIVERGING, **{"parallel.mode": mode, "parallel.mesh": mesh})
+    config = write_config(tmp_path, **CHANGES, **{"parallel.mode": mode, "parallel.mesh": mesh})
     workdir = tmp_path / "run"
     status, out, error = launch(tmp_path / "logs", f"--config={config}", f"--workdir={workdir}")
     assert status == 0, error

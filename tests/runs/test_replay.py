@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from small_runs import SIZES
+from support import DIVERGING
 
 from mtsft.errors import InputError
 from mtsft.files import read_json_lines
@@ -16,21 +17,6 @@ from mtsft.runs.replay_page import as_sentences
 from mtsft.runs.setup import TrainingSetup
 
 FRESH = {f"model.{name}": value for name, value in SIZES.items()} | {"eval.every": 0}
-# A run that is far off after its first step, looked at first and written down once.
-DIVERGING = {
-    "train.steps": 4,
-    "train.learning_rate": 3.0,
-    "train.schedule": "constant",
-    "train.clip_norm": 0.0,
-    "train.warmup_steps": 0,
-    "train.max_bad_steps": 50,
-    "train.bad_steps_kept": 1,
-    "train.overfit_one_batch": 2,
-    "train.preflight": "note",
-    "checkpoint.every": 1,
-    "checkpoint.keep": 9,
-    "eval.every": 0,
-}
 
 
 def checks(workdir):
