@@ -19,6 +19,7 @@ from mtsft.model.attention.scores import Scores
 FOR_TPU = Path(__file__).parent / "compile_for_tpu.py"
 NO_CHIP = {
     "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "",  # of this XLA, which are not all those of the other one
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
     "TPU_WORKER_HOSTNAMES": "localhost",
