@@ -17,7 +17,7 @@ import mtsft
 from mtsft.config import DataConfig
 from mtsft.data.batches import BatchSource
 from mtsft.data.epochs import Epochs
-from mtsft.data.store import open_store
+from mtsft.data.open_store import open_store
 from mtsft.dialogue.readers import read_dialogues
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.model.attention.layout import AttentionLayout

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mtsft.data.cache_lock import in_cache, note_use
-from mtsft.data.store import code_digest, digest_files, in_split
+from mtsft.data.dialogue_hashes import in_split
+from mtsft.data.store_key import code_digest, digest_files
 from mtsft.dialogue import readers
 from mtsft.dialogue.record_format import RecordFormat
 from mtsft.encoding.spec import ChatFormat, markers_of, parse_date, parse_variables

@@ -8,7 +8,7 @@ from mtsft.config import DataConfig
 from mtsft.corpora import recall
 from mtsft.data.cache_lock import in_cache, note_use
 from mtsft.data.chat_format import open_chat, train_tokenizer
-from mtsft.data.store import code_digest
+from mtsft.data.store_key import code_digest
 from mtsft.dialogue import find_files
 from mtsft.dialogue.find_files import WeightedFile
 from mtsft.dialogue.record_format import RecordFormat

@@ -8,7 +8,8 @@ from pathlib import Path
 from mtsft.config import DataConfig
 from mtsft.data.data_files import DataFiles
 from mtsft.data.epochs import Epochs
-from mtsft.data.store import Store, open_store
+from mtsft.data.open_store import open_store
+from mtsft.data.store import Store
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.errors import InputError
 from mtsft.tokenizer.base import Tokenizer

@@ -9,8 +9,9 @@ import numpy as np
 from mtsft.data.data_files import DataFiles
 from mtsft.data.dataset import TokenizedDataset
 from mtsft.data.epochs import Epochs
+from mtsft.data.open_store import open_store
 from mtsft.data.packing import Layout
-from mtsft.data.store import Store, open_store
+from mtsft.data.store import Store
 from mtsft.diagnose.audit_problems import problems_of_all, problems_of_side
 from mtsft.diagnose.row_shapes import ROW_LENGTHS, RowShape, row_shapes, suited
 from mtsft.diagnose.store_counts import count_store, first_of_dialogue, sources

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtsft.data.store import Store, in_split
+from mtsft.data.dialogue_hashes import in_split
+from mtsft.data.store import Store
 from mtsft.diagnose.token_view import visible
 from mtsft.dialogue import readers
 from mtsft.dialogue.oversized import OversizedDialogue

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mtsft.config import data_config, validate
 from mtsft.config_files import as_config
 from mtsft.data.data_files import DataFiles
-from mtsft.data.store import open_store
+from mtsft.data.open_store import open_store
 from mtsft.diagnose.notebook_views import ShownRecord
 from mtsft.errors import InputError
 from mtsft.evaluation import identities

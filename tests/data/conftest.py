@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 
 from mtsft.config import DataConfig
-from mtsft.data.store import open_store
+from mtsft.data.open_store import open_store
 from mtsft.encoding.spec import EncodingSpec
 
 

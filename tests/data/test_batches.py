@@ -7,7 +7,7 @@ import pytest
 from mtsft.config import DataConfig
 from mtsft.data.batches import BatchSource, PackedBatch, empty_batch, pack_row, read_ahead
 from mtsft.data.epochs import Epochs
-from mtsft.data.store import open_store
+from mtsft.data.open_store import open_store
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.token_tree import TokenTree
 

@@ -15,7 +15,8 @@ import mtsft
 from mtsft.data import store_use
 from mtsft.data.cache import GRACE, cache_entries, make_room, remove_all, remove_entry
 from mtsft.data.cache_lock import locked, locked_at_once, note_use
-from mtsft.data.store import Store, open_store
+from mtsft.data.open_store import open_store
+from mtsft.data.store import Store
 from mtsft.data.store_use import users
 
 HASH = "0123456789abcdef" * 4

@@ -9,7 +9,7 @@ import sentencepiece
 from mtsft.config import DataConfig
 from mtsft.data.data_files import DataFiles
 from mtsft.data.dataset import open_dataset
-from mtsft.data.store import in_split
+from mtsft.data.dialogue_hashes import in_split
 from mtsft.dialogue import readers
 from mtsft.errors import InputError
 

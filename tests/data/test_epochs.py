@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from mtsft.config import DataConfig
 from mtsft.data.batches import BatchSource, empty_batch
 from mtsft.data.epochs import Epochs
+from mtsft.data.open_store import open_store
 from mtsft.data.packing import deal, lay_out
-from mtsft.data.store import open_store
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.errors import InputError
 

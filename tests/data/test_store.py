@@ -16,8 +16,10 @@ from records import line, tokens_of
 
 import mtsft
 from mtsft.config import DataConfig
-from mtsft.data import store as stores
-from mtsft.data.store import open_store
+from mtsft.data import open_store as stores
+from mtsft.data import store, store_key
+from mtsft.data.cache_lock import in_cache
+from mtsft.data.open_store import open_store
 from mtsft.dialogue import readers
 from mtsft.encoding.spec import KEYS_OF_OTHERS, EncodingSpec
 from mtsft.encoding.stats import EncodingStats
@@ -59,7 +61,7 @@ def small_pieces(monkeypatch):
 @pytest.fixture
 def small_parts(monkeypatch):
     """A store looks at three trees at a time."""
-    monkeypatch.setattr(stores, "_TREES_AT_A_TIME", 3)
+    monkeypatch.setattr(store, "_TREES_AT_A_TIME", 3)
 
 
 def left_behind(folder):
@@ -266,15 +268,15 @@ def test_another_spec_is_another_store(files, chat, spec, change):
     other = replace(other, **{change: OPTIONS[change]}) if change in OPTIONS else other
     other = other.with_config(**{change: "another value"}) if change in KEYS else other
     wanted = files[::-1] if change == "order of files" else files
-    same = stores._cache_key(wanted, other) == stores._cache_key(files, spec)
+    same = store_key.store_key(wanted, other) == store_key.store_key(files, spec)
     assert same == (change in KEYS_OF_OTHERS)
-    assert stores._cache_key([*files], spec) == stores._cache_key(files, spec)
+    assert store_key.store_key([*files], spec) == store_key.store_key(files, spec)
 
 
 def test_the_date_matters_to_templates_that_read_the_clock_and_to_no_other(files, chat, spec):
     def cache_key(templates, date):
         dated = replace(chat, templates={"default": templates}, date=date)
-        return stores._cache_key(files, replace(spec, chat=dated))
+        return store_key.store_key(files, replace(spec, chat=dated))
 
     assert cache_key(CHATML, "2026-01-31") == cache_key(CHATML, "2026-02-01")
     assert cache_key(HEADED, "2026-01-31") != cache_key(HEADED, "2026-02-01")
@@ -283,7 +285,7 @@ def test_the_date_matters_to_templates_that_read_the_clock_and_to_no_other(files
 
 def test_changed_code_is_another_store(files, spec, open_quietly, build_calls, monkeypatch):
     before = open_quietly(files, spec)
-    monkeypatch.setattr(stores, "code_digest", lambda: "other")
+    monkeypatch.setattr(store_key, "code_digest", lambda: "other")
     assert open_quietly(files, spec).path != before.path
     assert len(build_calls) == 2
 
@@ -297,16 +299,23 @@ def copied_package(tmp_path, monkeypatch):
     return package
 
 
-@pytest.mark.parametrize("folder", stores.MAKES_TOKENS)
+@pytest.mark.parametrize("folder", store_key.MAKES_TOKENS)
 def test_the_digest_is_of_all_code_that_makes_tokens(copied_package, folder):
-    before = stores.code_digest()
+    before = store_key.code_digest()
     (copied_package / "diagnose" / "more.py").write_text("")
-    assert stores.code_digest() == before  # which makes none
+    assert store_key.code_digest() == before  # which makes none
     (copied_package / folder / "inner").mkdir()
     (copied_package / folder / "inner" / "more.py").write_text("")
-    deeper = stores.code_digest()
+    deeper = store_key.code_digest()
     next((copied_package / folder).glob("*.py")).write_text("changed")
-    assert len({before, deeper, stores.code_digest()}) == 3
+    assert len({before, deeper, store_key.code_digest()}) == 3
+
+
+@pytest.mark.parametrize("name", ["store.py", "open_store.py", "dialogue_hashes.py"])
+def test_the_digest_is_of_what_writes_stores(copied_package, name):
+    before = store_key.code_digest()
+    (copied_package / "data" / name).write_text("changed")
+    assert store_key.code_digest() != before
 
 
 def test_every_folder_that_encoding_imports_makes_tokens():
@@ -317,14 +326,14 @@ def test_every_folder_that_encoding_imports_makes_tokens():
     command = [sys.executable, "-c", script]
     run = subprocess.run(command, cwd=Path(mtsft.__file__).parents[1], capture_output=True, text=True, check=True)
     known = {"buckets", "config", "data", "errors", "files", "hub", "processes", "progress"}
-    assert {*run.stdout.split()} - known == {*stores.MAKES_TOKENS}
+    assert {*run.stdout.split()} - known == {*store_key.MAKES_TOKENS}
 
 
 @pytest.mark.parametrize("library", ["jinja2", "tokenizers", "sentencepiece"])
 def test_the_digest_is_of_the_versions_of_libraries(monkeypatch, library):
-    before, version = stores.code_digest(), importlib.metadata.version
+    before, version = store_key.code_digest(), importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0" if name == library else version(name))
-    assert stores.code_digest() != before
+    assert store_key.code_digest() != before
 
 
 def test_what_a_killed_build_left_is_built_anew(files, spec, open_quietly, tmp_path):
@@ -362,7 +371,7 @@ def test_a_cache_that_another_user_made_is_named(files, spec, open_quietly, monk
 
 
 def test_a_full_disk_is_not_said_to_be_the_wrong_folder(tmp_path):
-    with pytest.raises(OSError, match="No space left on device"), stores.in_cache(tmp_path):
+    with pytest.raises(OSError, match="No space left on device"), in_cache(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 

@@ -21,7 +21,7 @@ from audits import (
     said,
 )
 
-from mtsft.data import store as stores
+from mtsft.data import open_store as stores
 from mtsft.data.packing import lay_out
 from mtsft.diagnose.audit import audit
 from mtsft.diagnose.audit_text import report_as_text

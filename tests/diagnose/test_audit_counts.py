@@ -10,8 +10,9 @@ import pytest
 from audits import GOOD, LONG, ROW, TREE, TWO_TURNS, hugging_face, problems, said
 
 from mtsft.config import default
+from mtsft.data.dialogue_hashes import in_split
+from mtsft.data.open_store import open_store
 from mtsft.data.packing import lay_out
-from mtsft.data.store import in_split, open_store
 from mtsft.diagnose.audit import audit
 from mtsft.diagnose.audit_text import report_as_text
 from mtsft.diagnose.row_shapes import RowShape

@@ -14,7 +14,8 @@ import pytest
 
 from mtsft.config import DataConfig, default, flat_values
 from mtsft.config_keys import config_keys
-from mtsft.data.store import open_store, split_point
+from mtsft.data.dialogue_hashes import split_point
+from mtsft.data.open_store import open_store
 from mtsft.diagnose import page
 from mtsft.diagnose.viewed import Side, find_dialogues, viewed
 from mtsft.encoding.spec import EncodingSpec

@@ -8,7 +8,7 @@ from chats import chat_of
 from support import chain
 
 from mtsft.config import DataConfig
-from mtsft.data.store import open_store
+from mtsft.data.open_store import open_store
 from mtsft.dialogue import readers
 from mtsft.encoding.spec import EncodingSpec
 from mtsft.encoding.token_tree import TreeColumns

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtsft.config import default
-from mtsft.data import store
+from mtsft.data.dialogue_hashes import words_digest
 from mtsft.dialogue.schema import Dialogue, Message
 from mtsft.errors import InputError
 from mtsft.runs import loop
@@ -178,7 +178,7 @@ def test_the_digest_of_a_dialogue_stays_what_runs_have_kept(chatml):
     """Another number here would make every list of training dialogues that runs keep count nothing: see
     runs/trained_dialogues.py, whose file then needs another name."""
     messages = [Message("user", "Hi"), Message("assistant", "Hello\n")]
-    assert store._digest(Dialogue("d", messages), chatml) == 2271866193112155164
+    assert words_digest(Dialogue("d", messages), chatml) == 2271866193112155164
 
 
 def test_the_step_is_the_one_that_is_asked_for(folder, make_config, tmp_path):
