@@ -6,9 +6,11 @@ from typing import Any
 
 from mtsft.diagnose.html_parts import escaped
 from mtsft.diagnose.report.curves import figures
-from mtsft.diagnose.report.panels import scores_panels
+from mtsft.diagnose.report.panels import context_panels, scores_panels
 from mtsft.diagnose.report.run_files import Record, RunFiles, objects
 from mtsft.diagnose.report.tables import beside, folded, paragraph, table, tables_of
+
+_INTERVALS = "Lines through the points: the middle 95% of what resampled dialogues have."
 
 
 def evaluation(runs: Sequence[RunFiles]) -> str:
@@ -19,7 +21,7 @@ def evaluation(runs: Sequence[RunFiles]) -> str:
     told = [(name, {**record, **{n: _turns(v) for n, v in record.items()}}) for name, record in scores]
     parts = [figures(scores_panels(scores))]
     if any(any("interval" in row for row in objects(record.get("by_turn"))) for _, record in scores):
-        parts.append(paragraph("Lines through the points: the middle 95% of what resampled dialogues have."))
+        parts.append(paragraph(_INTERVALS))
     if len(runs) > 1:
         parts.append(_side_by_side(told))
     for (name, record), run in zip(told, runs):
@@ -61,15 +63,19 @@ def _turns(value: Any) -> Any:
 
 def context(runs: Sequence[RunFiles]) -> str:
     """The section "context", as HTML: context.json; "" where no run has it."""
-    parts = []
-    for run in (run for run in runs if run.context):
+    diagnosed = [run for run in runs if run.context]
+    panels, parts = figures(context_panels([(run.name, run.context) for run in diagnosed])), []
+    for run in diagnosed:
         of = f"{run.name}: " if len(runs) > 1 else ""
         if said := str(run.context.get("said") or run.context.get("verdict") or ""):
             said = f"{of}{said}" if of else said[0].upper() + said[1:]
             parts.append(f"<p class=verdict>{escaped(said)}</p>\n")
+    if panels:
+        parts += [panels, paragraph(_INTERVALS)]
+    for run in diagnosed:
         record = {name: _turns(value) for name, value in run.context.items()}
-        whence = f"context.json of {run.name}" if of else "context.json"
-        parts.append(folded(f"Numbers: {whence}", tables_of(record, whence, ("said",))))
+        whence = f"context.json of {run.name}" if len(runs) > 1 else "context.json"
+        parts.append(folded(f"Numbers: {whence}", tables_of(record, whence, ("said",)), is_open=len(runs) == 1))
     return "".join(parts)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -150,29 +151,70 @@ def scores_panels(scores: Sequence[tuple[str, Record]]) -> Iterator[Panel]:
     names = list(dict.fromkeys(name for _, record in scores for name in record if name.startswith("by_")))
     for number, name in enumerate(names):
         kind = name.removeprefix("by_")
-        tables = [objects(record.get(name)) for _, record in scores]
-        labels = [run if len(scores) > 1 else "held out" for run, _ in scores]
-        found = [_scores(label, rows, kind, style) for style, (label, rows) in enumerate(zip(labels, tables)) if rows]
-        curves = [curve for curve in found if curve]
+        title, x_name = f"Held-out loss by {kind.replace('_', ' ')}", _X_NAMES.get(kind, kind.replace("_", " "))
+        drawn = _Drawn(name, kind, "loss", "interval", title, LOSS, x_name)
+        yield from drawn.panels(scores, f"scores-{number}", "held out")
+
+
+def context_panels(found: Sequence[tuple[str, Record]]) -> Iterator[Panel]:
+    """The tables of diagnoses of context, a panel each.
+
+    Args:
+        found: (name of the run, what context.json holds).
+    """
+    for drawn in _CONTEXT:
+        yield from drawn.panels(found, f"context-{drawn.table.replace('_', '-')}", "gain")
+
+
+class _Drawn(NamedTuple):
+    """A table that is drawn.
+
+    Attributes:
+        table: its name in the record.
+        key: the field of a row that says what it is of.
+        value: that is drawn.
+        interval: of the value.
+        title, unit, x_name: as of Panel.
+    """
+
+    table: str
+    key: str
+    value: str
+    interval: str
+    title: str
+    unit: str
+    x_name: str
+
+    def panels(self, records: Sequence[tuple[str, Record]], name: str, label: str) -> Iterator[Panel]:
+        """One, or none where there is too little in the records; name: of the panel. label: of the curve of one run."""
+        curves = [
+            self._curve(run if len(records) > 1 else label, objects(record.get(self.table)), style)
+            for style, (run, record) in enumerate(records)
+        ]
+        curves = [curve for curve in curves if curve]
         if curves and len({type(curve.x[0]) for curve in curves}) == 1 and max(len(curve.x) for curve in curves) > 1:
-            title, x_name = f"Held-out loss by {kind.replace('_', ' ')}", _X_NAMES.get(kind, kind.replace("_", " "))
-            x_name = LOSS if isinstance(curves[0].x[0], str) else x_name
-            yield Panel(f"scores-{number}", title, LOSS, curves, x_name)
+            x_name = self.unit if isinstance(curves[0].x[0], str) else self.x_name
+            yield Panel(name, self.title, self.unit, curves, x_name)
+
+    def _curve(self, label: str, rows: Sequence[Record], style: int) -> Curve | None:
+        """The values with their intervals; None where a row has no key."""
+        rows = [row for row in rows if isinstance(row.get(self.value), int | float)]
+        keys = [row.get(self.key) for row in rows]
+        kinds = {type(each) for each in keys}
+        if kinds not in ({int}, {str}):
+            return None
+        if self.key == "turn" and kinds == {int}:
+            keys = [each + 1 for each in keys]
+        between, interval = [row.get(self.interval) for row in rows], None
+        if all(isinstance(each, list) and len(each) == 2 for each in between):
+            interval = tuple(np.array(bound, np.float64) for bound in zip(*between))
+        return Curve(label, keys, np.array([row[self.value] for row in rows], np.float64), style, interval)
 
 
 _X_NAMES = {"turn": "turn", "length": "tokens of the reply, at least", "position": "tokens before, at least"}
-
-
-def _scores(label: str, rows: Sequence[Record], kind: str, style: int) -> Curve | None:
-    """The losses of a table with their intervals; None where a row has no loss or no key."""
-    keys, losses = ([row.get(field) for row in rows] for field in (kind, "loss"))
-    kinds = {type(each) for each in keys}
-    if kinds not in ({int}, {str}) or not all(isinstance(loss, int | float) for loss in losses):
-        return None
-    if kind == "turn" and kinds == {int}:
-        keys = [each + 1 for each in keys]
-    between = [row.get("interval") for row in rows]
-    interval = None
-    if all(isinstance(each, list) and len(each) == 2 for each in between):
-        interval = tuple(np.array(bound, np.float64) for bound in zip(*between))
-    return Curve(label, keys, np.array(losses, np.float64), style, interval)
+_BRINGS, _BACK = "nats per token over the user's message alone", "rounds back, at least"
+_CONTEXT = (
+    _Drawn("by_turn", "turn", "gain", "gain_interval", "What the history brings, by turn", _BRINGS, "turn"),
+    _Drawn("by_distance", "distance", "gain", "interval", "What a round brings", "nats per token", _BACK),
+    _Drawn("perturbations", "perturbation", "rise", "interval", "History perturbed", "rise in perplexity", ""),
+)

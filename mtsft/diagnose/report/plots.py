@@ -166,7 +166,8 @@ def _described(panel: Panel) -> str:
             continue
         first, last = there[0], there[-1]
         low, high = there[np.argmin(curve.y[there])], there[np.argmax(curve.y[there])]
-        values = [f"{curve.y[i]:.4g} at {panel.x_name} {curve.x[i]}" for i in (first, last, low, high)]
+        of = "" if isinstance(curve.x[0], str) else f"{panel.x_name} "
+        values = [f"{curve.y[i]:.4g} at {of}{curve.x[i]}" for i in (first, last, low, high)]
         said.append("{}: first {}, last {}, least {}, greatest {}.".format(curve.label, *values))
     return " ".join(said)
 

@@ -60,7 +60,7 @@ footer { margin-top: 2.5rem; padding-top: .8rem; border-top: 1px solid var(--lin
 @media print {
   :root { color-scheme: light; } body { max-width: none; padding: 0; font-size: 9.5pt; }
   nav, .skip { display: none; } .panels { grid-template-columns: 1fr 1fr; gap: .8rem 1.2rem; }
-  figure, tr { break-inside: avoid; } h2, h3, caption { break-after: avoid; }
+  figure, tr, caption { break-inside: avoid; } h2, h3, caption, thead, summary { break-after: avoid; }
   .scroll { overflow: visible; max-height: none; } table { width: auto; font-size: 8pt; }
   th, td { padding-right: .5rem; } td { overflow-wrap: anywhere; } .n { overflow-wrap: normal; }
   tbody th, pre { font-size: 7.5pt; }

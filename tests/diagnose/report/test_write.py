@@ -94,9 +94,14 @@ def test_what_is_there_beside_the_curves_is_shown(workdir):
     scores["by_mood"] = [{"mood": mood, "loss": 0.125} for mood in ("$glad^{$", "sad")]
     scores["by_field"] = {"topic": [{"value": "sums", "loss": 0.75}, {"value": "art", "loss": 0.5}]}
     (workdir / "evaluation.json").write_text(json.dumps(scores))
-    (workdir / "context.json").write_text(
-        json.dumps({"said": "It uses it.", "p_value": 0.25, "rows": [{"turn": 0, "gain": 2}]})
-    )
+    context = {"said": "It uses it.", "p_value": 0.25, "rows": [{"turn": 0, "gain": 2}]}
+    gains = [(1, 0.5, [0.25, 0.75]), (2, 1.5, [1.25, 2.5])]
+    context["by_turn"] = [
+        {"turn": 0, "gain": None},  # the first turn has no history
+        *({"turn": turn, "gain": gain, "gain_interval": interval} for turn, gain, interval in gains),
+    ]
+    context["perturbations"] = [{"perturbation": name, "rise": rise} for name, rise in (("none", 0), ("shuffled", 3))]
+    (workdir / "context.json").write_text(json.dumps(context))
     checks = [{"name": "loss", "status": "note", "said": "is high", "loss": 9.0}]
     (workdir / "preflight.json").write_text(json.dumps({"checks": checks}))
     (workdir / "bad_steps" / "7").mkdir(parents=True)
@@ -121,6 +126,12 @@ def test_what_is_there_beside_the_curves_is_shown(workdir):
     titles = ("Held-out loss by turn", "Held-out loss by mood", "Held-out loss by topic", "It uses it.")
     assert all(title in page.text for title in titles)
     assert page.tables["context.json: rows"] == [["turn", "gain"], ["1", "2"]]
+    assert page.tables["context.json: by_turn"][1:] == [
+        ["1", "-", "-"], ["2", "0.5", "0.25 to 0.75"], ["3", "1.5", "1.25 to 2.5"]
+    ]  # fmt: skip
+    assert "What the history brings, by turn" in page.text
+    assert "gain: first 0.5 at turn 2, last 1.5 at turn 3, least 0.5 at turn 2, greatest 1.5 at turn 3." in page.text
+    assert "gain: first 0 at none, last 3 at shuffled, least 0 at none, greatest 3 at shuffled." in page.text
     assert page.tables["Checked before the first step"][1:] == [["loss", "note", "is high"]]
     assert "What went wrong was written down at 2 steps, first at 7 (a spike)." in page.text
     bad = page.tables["Steps that went wrong"]
