@@ -19,21 +19,21 @@ from mtsft.runs import workdir as workdirs
 from mtsft.runs.bad_steps import BadSteps
 from mtsft.runs.claim import claimed
 from mtsft.runs.compiled import compile_evaluation
+from mtsft.runs.first_process import is_first, say
 from mtsft.runs.hub_commits import hub_notes, with_hub_commits
-from mtsft.runs.identity import check_hosts_agree, check_started_from, held_out_name, identity
+from mtsft.runs.identity import check_hosts_agree, held_out_name
 from mtsft.runs.lock import WorkdirLock
 from mtsft.runs.preflight import preflight
 from mtsft.runs.run_length import schedule_notes
 from mtsft.runs.samples import held_out_samples
-from mtsft.runs.schedule import schedule_of
 from mtsft.runs.setup import TrainingSetup
+from mtsft.runs.start_leg import begin_leg, check_leaves_nothing_out, take_workdir
 from mtsft.runs.stepper import Stepper
 from mtsft.runs.template_date import with_template_date
-from mtsft.runs.trained_dialogues import keep_trained_dialogues
 from mtsft.runs.training_progress import TrainingProgress, end_lines
 from mtsft.stopping import UNFINISHED, Saving
 from mtsft.training.boards import Board, TensorBoard, WeightsAndBiases, check_wandb
-from mtsft.training.checkpoint import Checkpoints, check_same_run, read_identity
+from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.early_stopping import is_best, stops_after
 from mtsft.training.metrics import Log, Meter, finite, held_out_losses
 from mtsft.training.pace import device_memory
@@ -69,12 +69,12 @@ def train(
     check_wandb(config.train.wandb)
     workdir = absolute(path_of(workdir))
     workdirs.check_free(workdir)
-    if _is_first():
+    if is_first():
         workdirs.check_can_be_written(workdir)
     config = with_hub_commits(with_template_date(config, workdir), workdir)
-    _say(*hub_notes(config))
-    setup = TrainingSetup.of(config, progress=_is_first(), workdir=workdir)
-    _say(*setup.dataset.summary())
+    say(*hub_notes(config))
+    setup = TrainingSetup.of(config, progress=is_first(), workdir=workdir)
+    say(*setup.dataset.summary())
     check_hosts_agree(setup)
     with claimed(workdir) as lock:
         return _train(setup, workdir, lock, began, watch, measure)
@@ -93,27 +93,25 @@ def _train(
     leg = legs.last_leg(workdir)
     changed = legs.changes(leg["config"], config) if leg else {}
     legs.check_same_objective(changed, config.train.may_change, workdir)
-    _write_or_check(workdir, setup, changed)
+    take_workdir(workdir, setup, changed)
     with Checkpoints(workdir / "checkpoints", setup.model, config.checkpoint.keep, held_out) as checkpoints:
         start, earlier = checkpoints.latest or 0, workdirs.read_result(workdir)
-        _check_leaves_nothing_out(setup, start, earlier, workdir)
+        check_leaves_nothing_out(setup, start, earlier, workdir)
         losses = held_out_losses(workdir / "eval.jsonl", start, held_out)
         if start < setup.steps and not _no_longer_improves(setup, losses):
-            _begin_leg(setup, workdir, start, leg, changed)
+            begin_leg(setup, workdir, start, leg, changed)
         elif changed:
-            _say(f"nothing is left to train, so these changed for nothing: {', '.join(sorted(changed))}")
+            say(f"nothing is left to train, so these changed for nothing: {', '.join(sorted(changed))}")
         if not start and setup.base and setup.base.checkpoint:
-            _say(f"from {setup.base.path}: {setup.base.checkpoint}")
+            say(f"from {setup.base.path}: {setup.base.checkpoint}")
         state = setup.restore(checkpoints, start) if start else setup.create()
         frozen = setup.frozen()
-        _say(*schedule_notes(config, setup.steps))
+        say(*schedule_notes(config, setup.steps))
         doing = "starting at" if not start else "resuming after" if start < setup.steps else "nothing left to do after"
-        _say(f"{doing} step {start:,} of {setup.steps:,}, {_describe(setup)}")
+        say(f"{doing} step {start:,} of {setup.steps:,}, {_describe(setup)}")
         if (parts := setup.microbatches) > 1:
             rows = config.train.batch_size // setup.partitioner.num_shards // parts
-            _say(
-                f"a batch of {config.train.batch_size} rows is computed in {parts} parts, {rows} rows of each a device"
-            )
+            say(f"a batch of {config.train.batch_size} rows is computed in {parts} parts, {rows} rows of each a device")
         meter = Meter(
             config.train.batch_size * config.data.sequence_length,
             began,
@@ -132,12 +130,12 @@ def _train(
                 "best_step": checkpoints.best,
             }
         if stopped_early:
-            _say(
+            say(
                 f"stopped early after step {result['steps']:,}: the held-out loss did not improve{_by(config)} for "
                 f"{config.eval.patience} evaluations; the best checkpoint is that of step {checkpoints.best:,}"
             )
         if not result["finished"]:
-            _say(
+            say(
                 f"stopped after step {result['steps']:,}; "
                 f"the same command goes on from the checkpoint of step {checkpoints.latest or 0:,} "
                 f"(exit status {UNFINISHED})"
@@ -146,22 +144,22 @@ def _train(
     if measure is not None:
         measured, lines = measure(setup, join(state.eval_params, frozen))
         result |= measured
-        _say(*lines)
+        say(*lines)
     times = meter.times()
     if earlier.get("steps") == result["steps"]:  # nothing was trained now
         times = {name: earlier.get(name) for name in times}
     result |= {**times, "rows": setup.num_rows, "attention_kernel": setup.model.arch.attention_kernel}
     result["data"] = setup.dataset.accounts()
-    if _is_first():
+    if is_first():
         atomic_write(workdir / workdirs.RESULT, (json.dumps(finite(result), indent=1) + "\n").encode())
     starts = len(read_json_lines(workdir / legs.LEGS))
-    _say(*end_lines(result, time.monotonic() - began, starts), f"it is in {workdir}")
+    say(*end_lines(result, time.monotonic() - began, starts), f"it is in {workdir}")
     return result
 
 
 def _boards(config: ConfigDict, workdir: Path, start: int) -> list[Board]:
     """What draws the run's scalars: of the first process, and of no other."""
-    if not _is_first():
+    if not is_first():
         return []
     boards: list[Board] = [TensorBoard(workdir, start)] if config.train.tensorboard else []
     project = config.train.wandb
@@ -208,8 +206,8 @@ def _take_steps(
     bad_steps = BadSteps(setup, workdir, start)
     evaluate = compile_evaluation(setup) if setup.dataset.eval is not None else None
     with (
-        Log(workdir, start, _boards(config, workdir, start), _is_first(), config.eval.samples > 0) as log,
-        TrainingProgress(start, steps, config.eval.every if evaluate else 0, shown=_is_first()) as progress,
+        Log(workdir, start, _boards(config, workdir, start), is_first(), config.eval.samples > 0) as log,
+        TrainingProgress(start, steps, config.eval.every if evaluate else 0, shown=is_first()) as progress,
         jax.transfer_guard("disallow"),  # an implicit transfer, which the device would wait for, is an error
     ):
 
@@ -283,59 +281,9 @@ def _look_first(setup: TrainingSetup, run: Stepper, start: int, workdir: Path) -
     try:
         preflight(setup, run, workdir)
     except InputError:
-        if _is_first():
+        if is_first():
             workdirs.release(workdir)
         raise
-
-
-def _write_or_check(workdir: Path, setup: TrainingSetup, changed: dict[str, tuple[Any, Any]]) -> None:
-    """Makes the workdir this run's, or checks that it is; writes the tokenizer there."""
-    told = setup.config.eval.new_series
-    way_on = "" if told else "say eval.new_series=True, after which losses of the others count no longer"
-    other_data = f"train on from it in a new workdir: {legs.continued(workdir, setup.config, changed)}"
-    other_rows = "go on with the version of mtsft that the run was begun with, or begin another --workdir"
-    ways_on = {workdirs.HELD_OUT: way_on, workdirs.TRAINED_ON: other_data, workdirs.ROWS: other_rows}
-    path = workdir / workdirs.FINGERPRINT
-    earlier = read_identity(path) if path.exists() else {}
-    check_started_from(setup, earlier)
-    check_same_run(path, identity(setup, earlier), ways_on, legs.describe_keys(changed))
-    if earlier and workdirs.ROWS not in earlier:
-        _say("begun with an earlier version, whose rows may be others: of this epoch some dialogues may come twice")
-    if _is_first():
-        workdirs.write_run_files(workdir, setup.dataset.spec.chat, setup.base and setup.base.published)
-        keep_trained_dialogues(workdir, setup.dataset.train, setup.config.model.init_from)
-
-
-def _begin_leg(
-    setup: TrainingSetup, workdir: Path, start: int, leg: dict[str, Any], changed: dict[str, tuple[Any, Any]]
-) -> None:
-    """Writes down the config that training goes on with, and says what of it is new since the last leg."""
-    if leg and start:
-        was = schedule_of(legs.config_of(leg), leg["steps"])
-        _say(*legs.describe(changed, start, leg["steps"], setup.schedule, setup.steps, was))
-    if _is_first():
-        workdirs.write_config(workdir, setup.config)
-        legs.add_leg(workdir, start, setup.steps, setup.config)
-
-
-def _check_leaves_nothing_out(setup: TrainingSetup, start: int, earlier: dict[str, Any], workdir: Path) -> None:
-    """Raises InputError where going on after the end of an epoch would never train some rows.
-
-    A run that counts epochs may end with a batch that is not full, and further steps begin with whole batches.
-
-    Args:
-        setup: of the run.
-        start: the step to go on from.
-        earlier: the result.json of the run that ended there.
-        workdir: for the error.
-    """
-    size = setup.config.train.batch_size
-    missing = start * size - earlier.get("rows", 0)
-    if earlier.get("steps") == start and 0 < missing < size and setup.num_rows > earlier["rows"]:
-        raise InputError(
-            f"{workdir}: ended with its last epoch, in a batch of {size - missing} rows; going on from there would "
-            f"leave out {missing} of the next; start another run from it: model.init_from={workdir}"
-        )
 
 
 def _no_longer_improves(setup: TrainingSetup, losses: list[float]) -> bool:
@@ -357,12 +305,3 @@ def _describe(setup: TrainingSetup) -> str:
     counted = f"{trained:,.1f} M" if trained == whole else f"{trained:,.1f} M of {whole:,.1f} M"
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
     return f"{counted} parameters on {devices}, attention: {setup.model.arch.attention_kernel}"
-
-
-def _is_first() -> bool:
-    return jax.process_index() == 0
-
-
-def _say(*lines: str) -> None:
-    if lines and _is_first():
-        print(*lines, sep="\n", flush=True)
