@@ -39,8 +39,8 @@ die() {
   exit 2
 }
 
-# `wait -n -p`, which tells which process was the first to fail, came with bash 5.1.
-((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 501)) || die "needs bash 5.1 or newer, this is $BASH_VERSION"
+# Empty arrays are no error under `set -u` from bash 4.4 on.
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || die "needs bash 4.4 or newer, this is $BASH_VERSION"
 
 processes=2 devices_per_process=1 platform=cpu port='' logs='' dry_run=no
 while (($#)); do
@@ -207,7 +207,7 @@ done
 set +m
 
 status=0
-failed='' unfinished=75
+failed='' unfinished=75 missed_another=69
 # ended PID STATUS: strike it off; the first to fail is the one to report, and the end of the others.
 ended() {
   local id=${id_of[$1]}
@@ -220,20 +220,17 @@ ended() {
   fi
 }
 while ((${#id_of[@]})); do
-  pid='' code=0
-  wait -n -p pid "${!id_of[@]}" 2>/dev/null || code=$?
-  if [[ -n ${pid:-} ]]; then
-    ended "$pid" "$code"
-    continue
-  fi
-  # A signal came and was passed on; or one ended while we were not looking, which `wait -n` does not see but
-  # `wait` remembers.
+  # Looked at in turns: a signal that interrupts `wait` at the moment when a process ends makes bash lose its status.
+  sleep 0.1 || true
+  missed=()
   for pid in "${!id_of[@]}"; do
     kill -0 "$pid" 2>/dev/null && continue
     code=0
     wait "$pid" || code=$?
-    ended "$pid" "$code"
+    if ((code == missed_another)); then missed+=("$pid"); else ended "$pid" "$code"; fi
   done
+  # Of those that ended in one turn, what missed another one ended after it.
+  for pid in "${missed[@]}"; do ended "$pid" "$missed_another"; done
 done
 
 if [[ -n $failed ]]; then

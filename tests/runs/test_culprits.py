@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
+from mtsft import files
 from mtsft.errors import InputError
 from mtsft.runs import loop
-from mtsft.runs import workdir as workdirs
 from mtsft.runs.setup import TrainingSetup
 
 
@@ -69,7 +69,7 @@ def test_a_workdir_that_cannot_be_written_is_told_before_anything_is_read(copied
     def refuse(path):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    monkeypatch.setattr(workdirs, "check_writable", refuse)
+    monkeypatch.setattr(files, "check_writable", refuse)
     monkeypatch.setattr(TrainingSetup, "of", None)
     says = "cannot be written" if where == "there" else f"cannot be made in {tmp_path}"
     with pytest.raises(InputError) as refusal:
