@@ -48,6 +48,8 @@ def test_it_trains_each_way_and_compares_them(folder, compared):
     one, many, last = found["strategies"]
     assert one["slots"] == many["slots"] == last["slots"] == 3 * 8 * 64
     assert last["trained_tokens"] < one["trained_tokens"]
+    assert many["trained_dialogues"] < one["trained_dialogues"]
+    assert found["gradients"]["sequences"] > found["gradients"]["dialogues"]
     assert found["gradients"]["gradient"] < 1e-5
     assert said == [
         line
