@@ -105,10 +105,11 @@ def test_dialogues_alone_in_their_rows_give_the_same(folder, expected, dialogues
 
 def assert_tokens_as(expected, store, evaluation):
     """Each within the rounding of single precision, which is found by what transformers itself is off by."""
-    found, mine, theirs = evaluation.breakdown.found, [], []
+    groups, nll_S = evaluation.breakdown.groups, evaluation.breakdown.scores["nll"]
+    tree_S, mine, theirs = groups.responses[groups.response_S, 0], [], []
     for tree in range(len(store)):
         double, single = expected[store.id(tree)]
-        mine.append(found.scores["nll"][found.tree_S == tree] - double)
+        mine.append(nll_S[tree_S == tree] - double)
         theirs.append(single - double)
     mine, theirs = np.abs(np.concatenate(mine)), np.abs(np.concatenate(theirs))
     print("off by", mine.mean(), mine.max(), "and transformers by", theirs.mean(), theirs.max())
