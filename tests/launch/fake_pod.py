@@ -81,20 +81,23 @@ folder, home = pathlib.Path(os.environ["FAKE_FOLDER"]), pathlib.Path(os.environ[
 plan_file = folder / ("plan." + home.name[-1])
 plan, *later = plan_file.read_text().split()
 plan_file.write_text(" ".join(later))
+def told(number, frame):
+    (folder / ("told." + home.name[-1])).touch()
+    print("preempted: saved", flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, told)
 with open(folder / ("runs." + home.name[-1]), "a") as runs:
     src = home / "mtsft/src"
     files = sorted(str(path.relative_to(src)) for path in src.rglob("*") if path.is_file())
     runs.write(json.dumps(dict(argv=sys.argv[1:], cwd=os.getcwd(), files=files, pid=os.getpid(),
                                distributed=os.environ.get("MTSFT_DISTRIBUTED"))) + "\\n")
 print("training on " + home.name + ": " + plan, flush=True)
-def told(number, frame):
-    (folder / ("told." + home.name[-1])).touch()
-    print("preempted: saved", flush=True)
-    sys.exit(75)
-signal.signal(signal.SIGTERM, told)
-if plan == "vanish":     # the machine goes away with everything on it
-    (folder / "state").write_text("PREEMPTED")
-    (folder / "queue_state").write_text("SUSPENDED")
+if plan == "vanish":     # the machine goes away with everything on it, while all train and the log is being followed
+    while " follow" not in (folder / "calls").read_text() or not all((folder / f"runs.{{n}}").exists() for n in (0, 1)):
+        time.sleep(0.02)
+    for name, state in (("state", "PREEMPTED"), ("queue_state", "SUSPENDED")):
+        (folder / "new_state").write_text(state)
+        (folder / "new_state").replace(folder / name)  # the fake gcloud never reads half of it
     os.killpg(0, signal.SIGKILL)
 if plan == "shutdown":   # preemption with notice: everybody gets TERM, and the trainer saves and exits with 75
     os.killpg(0, signal.SIGTERM)

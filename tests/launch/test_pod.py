@@ -163,7 +163,7 @@ def test_pod_starts_again_after_a_crash_on_a_slice_that_lives(pod):
     pod.plan("wait", "0", worker=1)  # stuck without its peer: ended before the next start
     started = time.monotonic()
     process = pod.start(*POD, "--", *RUN)
-    wait_for(lambda: "result@all" in pod.sequence(), process)
+    wait_for(lambda: "result@all" in pod.sequence() and pod.runs(1), process)
     os.kill(pod.runs(1)[0]["pid"], signal.SIGKILL)
     _, stderr = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 0, stderr
@@ -177,8 +177,8 @@ def test_pod_ends_what_is_left_on_a_worker_before_it_starts_again(pod):
     pod.plan("wait", "0")
     process = pod.start(*POD, "--", *RUN)
     wait_for(lambda: pod.runs(0) and pod.runs(1), process)
+    process.terminate()  # while it follows worker 0, which comes to an end just then
     os.killpg(int((pod.folder / "worker0/mtsft/run.pid").read_text()), signal.SIGKILL)
-    process.terminate()
     process.communicate(timeout=LIMIT_SECONDS)
     left = pod.runs(1)[0]["pid"]
     assert process_exists(left)
