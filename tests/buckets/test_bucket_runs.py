@@ -31,7 +31,7 @@ def folder(stores, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config_file(folder):
-    return write_config(folder)
+    return write_config(folder, **{"train.tensorboard": True})
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 import signal
+import time
 
 import flow_support
 import jax
@@ -22,12 +23,16 @@ def saved_arrays(workdir, step):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
+def wait_for(happened, process):
+    """Until `happened()`, or the process has ended; looking often, and leaving it the processor."""
+    while not happened() and process.poll() is None:
+        time.sleep(0.002)
+
+
 def kill_when(process, happened):
     """kill -9 at the first moment that `happened()`."""
-    while process.poll() is None:
-        if happened():
-            process.send_signal(signal.SIGKILL)
-            break
+    wait_for(happened, process)
+    process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "it ended before the moment came"
 
@@ -90,8 +95,7 @@ def preempted(folder, config):
     """A run that was told to end after six steps or more; nobody goes on with it but in a copy."""
     workdir = folder / "preempted"
     process = start("train", f"--config={config}", f"--workdir={workdir}")
-    while logged_steps(workdir) < 6 and process.poll() is None:
-        pass
+    wait_for(lambda: logged_steps(workdir) >= 6, process)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
