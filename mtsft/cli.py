@@ -78,7 +78,7 @@ def define_step() -> flags.FlagHolder:
 
 def define_base() -> flags.FlagHolder:
     """The flag --base=FOLDER, whose value is a list of folders."""
-    meaning = "Where what the run started from is by now, if it moved; may be given again."
+    meaning = "Where what the run started from is by now, if it moved."
     return flags.DEFINE_multi_string("base", [], meaning)
 
 

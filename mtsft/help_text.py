@@ -35,9 +35,12 @@ def key_entries() -> list[Entry]:
 
 
 def flag_entry(name: str, default: Any, meaning: str) -> Entry:
-    """A flag: its name, its default (None for none) and its meaning."""
-    default = ",".join(map(str, default)) if isinstance(default, list) and default else default
-    return Entry(f"--{name}" if default is False else f"--{name}={'...' if default is None else default}", meaning)
+    """A flag: its name, its default (None or [] for none) and its meaning, as absl has it."""
+    meaning, _, repeated = meaning.partition(";\n")  # after which absl says that the flag may be repeated
+    meaning += " May be given again." if repeated else ""
+    default = ",".join(map(str, default)) if isinstance(default, list) else default
+    shown = "..." if default in (None, "") else default
+    return Entry(f"--{name}" if default is False else f"--{name}={shown}", meaning)
 
 
 def help_text(about: str, flags: Iterable[Entry], has_config: bool, width: int = 0) -> str:

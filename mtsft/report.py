@@ -11,7 +11,7 @@ from absl import flags
 from mtsft import cli
 from mtsft.diagnose.report.write import write_report
 
-_WORKDIRS = cli.define_folder("workdir", "Of a run; again for one to see beside it.", "runs/mine", several=True)
+_WORKDIRS = cli.define_folder("workdir", "Of a run, or of runs to see side by side.", "runs/mine", several=True)
 _OUTPUT = flags.DEFINE_string("output", None, "The file to write, in place of DIR/report.html.")
 
 

@@ -25,7 +25,7 @@ from mtsft.files import path_of
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir()
-_SWEEP = flags.DEFINE_multi_string("sweep", [], "A key and its values, as lora.rank=8,16; for each key once.")
+_SWEEP = flags.DEFINE_multi_string("sweep", [], "A key and its values, as lora.rank=8,16.")
 _LINES = flags.DEFINE_string("sweep_file", None, "A file with a line of KEY=VALUE ... for each run.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "A table to read, or one JSON list.")

@@ -1,6 +1,7 @@
 """What --help says: all of it, what has a word, and how it is laid out."""
 
 import pytest
+from absl import flags
 
 from mtsft.config import default, validate
 from mtsft.config_files import with_texts
@@ -88,3 +89,10 @@ def test_the_overrides_that_most_people_want_are_keys_with_values_that_fit():
 
 def test_a_flag_that_is_a_list_shows_its_default_as_it_is_written():
     assert flag_entry("seeds", ["0", "1"], "Seeds.").label == "--seeds=0,1"
+
+
+def test_a_flag_that_may_be_given_again_says_so_in_a_line():
+    defined = flags.FlagValues()
+    flags.DEFINE_multi_string("base", [], "Where it is.", defined)
+    flag = defined["base"]
+    assert flag_entry("base", flag.default, flag.help) == ("--base=...", "Where it is. May be given again.")
