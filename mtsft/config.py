@@ -164,7 +164,8 @@ def default() -> ConfigDict:
     train.neftune_alpha = 0.0  # NEFTune's noise on embeddings, such as 5.0; 0 for none
     train.average_decay = 0.0  # of a moving average of parameters, which is then evaluated and exported; 0 for none
     train.may_change = ""  # keys, by comma, that a resumed run may have otherwise, as "objective.normalize"
-    # Stop after so many steps in a row whose loss or gradient is not finite, or whose loss is half above guessing's.
+    # Stop after so many steps in a row whose loss or gradient is not finite; or where the loss of most of so many is
+    # above that of guessing, and half above that of the first step.
     train.max_bad_steps = 10
     # Before the first step counts, look at data, loss and gradients, written to WORKDIR/preflight.json: "refuse" what
     # cannot be right; "note" it and go on; or "off".

@@ -34,6 +34,7 @@ from mtsft.training.grad_norms import by_layer
 from mtsft.training.metrics import finite
 
 RECORD, TOKENS, PAGE = "record.json", "tokens.jsonl", "page.html"
+_WATCHED = "watched_steps"
 
 
 class BadSteps:
@@ -43,12 +44,14 @@ class BadSteps:
         setup: of the run.
         workdir: of the run.
         start: steps taken before.
+        kept: what `to_keep` gave at the checkpoint that the run goes on from; {} for a run that begins.
     """
 
-    def __init__(self, setup: TrainingSetup, workdir: Path, start: int):
+    def __init__(self, setup: TrainingSetup, workdir: Path, start: int, kept: Mapping[str, Any]):
         self._setup, self._folder = setup, workdir / BAD_STEPS
-        self.guessing = math.log(setup.model.arch.vocab_size)
-        self._watch, self._losses = StepWatch(self.guessing), BatchLosses(setup)
+        guessing = math.log(setup.model.arch.vocab_size)
+        self._watch = StepWatch(guessing, setup.config.train.max_bad_steps, kept.get(_WATCHED, {}))
+        self._losses = BatchLosses(setup)
         if jax.process_index() == 0:
             _forget_after(workdir, start)
         # All processes must agree, and the folder may look different from each.
@@ -58,9 +61,13 @@ class BadSteps:
         self._left, self._last = setup.config.train.bad_steps_kept - written, 0
 
     @property
-    def diverged_in_a_row(self) -> int:
-        """Steps in a row whose loss was far above that of guessing."""
-        return self._watch.diverged_in_a_row
+    def diverged(self) -> str:
+        """How the run has diverged, in a sentence; "" where it has not."""
+        return self._watch.diverged
+
+    def to_keep(self) -> dict[str, Any]:
+        """What a checkpoint must keep, so that the steps after it are judged as if nothing had happened."""
+        return {_WATCHED: self._watch.to_keep()}
 
     def where(self) -> str:
         """What to look at, for an error; "" where nothing was written."""

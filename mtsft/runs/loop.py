@@ -203,7 +203,7 @@ def _take_steps(
     meter.restart()
     run = Stepper(setup, state, frozen, start)
     _look_first(setup, run, start, workdir)
-    bad_steps = BadSteps(setup, workdir, start)
+    bad_steps = BadSteps(setup, workdir, start, checkpoints.kept(start) if start else {})
     evaluate = compile_evaluation(setup) if setup.dataset.eval is not None else None
     with (
         Log(workdir, start, _boards(config, workdir, start), is_first(), config.eval.samples > 0) as log,
@@ -230,12 +230,10 @@ def _take_steps(
                     f"in a row; {checkpoints.last_good()}; lower train.learning_rate, "
                     f"or look at the data of these steps{bad_steps.where()}"
                 )
-            if bad_steps.diverged_in_a_row >= config.train.max_bad_steps:
+            if bad_steps.diverged:
                 raise InputError(
-                    f"step {step}: for {bad_steps.diverged_in_a_row} steps in a row the loss was more than half above "
-                    f"that of guessing, log V = {bad_steps.guessing:.2f}, so that the run has diverged; lower "
-                    f"train.learning_rate, or look at the data{bad_steps.where()}; and choose another --workdir, as "
-                    "checkpoints from there on are of no use"
+                    f"step {step}: the run has diverged: {bad_steps.diverged}; lower train.learning_rate, or look at "
+                    f"the data{bad_steps.where()}; and choose another --workdir: what this one saves is of no use now"
                 )
             return not metrics["skipped_in_a_row"]
 
@@ -267,7 +265,7 @@ def _take_steps(
                 if due and (good or stopping or step == steps):
                     log.sync()  # what is logged is never older than the checkpoint it led to
                     whole, loss = setup.partitioner.as_global(run.state), scores and scores["loss"]
-                    checkpoints.save(step, whole, loss, meter.to_keep())
+                    checkpoints.save(step, whole, loss, meter.to_keep() | bad_steps.to_keep())
             meter.restart()  # rates are those of training
             if stopping:
                 break

@@ -3,16 +3,17 @@
 import math
 import statistics
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 WINDOW, ENOUGH = 100, 20  # steps that say how much a number varies, at most, and those needed to tell a spike
 RECENT = 7  # steps that say what it is
 DEVIATIONS = 8.0
 _NORMAL = 1.4826  # standard deviations of a normal distribution in its median absolute deviation
 LEAST_RISE, LEAST_FACTOR = 0.5, 4.0  # of a loss above the median, in nats; of a gradient's norm, times the median
-DIVERGED = 1.5  # times the loss of guessing, or that of the first step where it is more
+DIVERGED = 1.5  # times the loss of the first step
 
 
 class BadStep(NamedTuple):
@@ -31,7 +32,6 @@ class BadStep(NamedTuple):
     threshold: float | None = None
 
 
-@dataclass
 class StepWatch:
     """Looks at the steps of a run, one after the other.
 
@@ -39,18 +39,43 @@ class StepWatch:
     beyond m + 8 deviations and 4 m. A deviation is 1.4826 times the median absolute deviation from the median
     (Rousseeuw and Croux 1993, J. Am. Stat. Assoc. 88, 1273) of the differences between one step and the next, over the
     last 100 steps and at least 20: spikes hardly move it, and a loss that falls steadily leaves it small. With any
-    number of steps a run has diverged where a loss is half above that of guessing, log V, or of the first step.
+    number of steps a loss has diverged that is above that of guessing, log V, and half above that of the first step;
+    and the run, once most of its last steps have.
 
-    Attributes:
+    Args:
         guessing: the loss of guessing, log V.
-        diverged_in_a_row: steps since a loss was last below that.
+        patience: the last steps of which most say that the run has diverged.
+        kept: what `to_keep` gave after the steps before; {} for a run that begins.
     """
 
-    guessing: float
-    diverged_in_a_row: int = 0
-    _losses: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
-    _norms: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
-    _first: float | None = None
+    def __init__(self, guessing: float, patience: int = 10, kept: Mapping[str, Any] = MappingProxyType({})):
+        self.guessing, self._patience = guessing, patience
+        self._first = kept.get("first_loss")
+        most = max(WINDOW, patience)
+        self._losses, self._norms = (deque(kept.get(name, ()), most) for name in ("losses", "grad_norms"))
+
+    def to_keep(self) -> dict[str, Any]:
+        """What a checkpoint must keep, so that the steps after it are judged as if nothing had happened."""
+        return {"first_loss": self._first, "losses": [*self._losses], "grad_norms": [*self._norms]}
+
+    @property
+    def bound(self) -> float:
+        """The loss in nats a token beyond which a step has diverged."""
+        return max(self.guessing, DIVERGED * (self._first or 0.0))
+
+    @property
+    def diverged(self) -> str:
+        """How most of the last steps had losses beyond the bound, in a sentence; "" where they had not."""
+        last = list(self._losses)[-self._patience :]
+        far = sum(loss > self.bound for loss in last)
+        if len(last) < self._patience or 2 * far <= len(last):
+            return ""
+        many = f"{far} of the last {len(last)} steps" if len(last) > 1 else "this step"
+        return f"the loss of {many} was above {self.bound:.2f} nats a token, where {self._known}"
+
+    @property
+    def _known(self) -> str:
+        return f"guessing costs {self.guessing:.2f} and the first step cost {self._first:.2f}"
 
     def look(self, loss: float, grad_norm: float, supervised_tokens: int, skipped: bool) -> BadStep | None:
         """What is wrong with the next step; None for nothing.
@@ -70,12 +95,8 @@ class StepWatch:
         bad = self._spike(loss, grad_norm)
         self._losses.append(loss)
         self._norms.append(grad_norm)
-        bound = DIVERGED * max(self.guessing, self._first)
-        self.diverged_in_a_row = self.diverged_in_a_row + 1 if loss > bound else 0
-        if bad is None and self.diverged_in_a_row:
-            known = f"guessing costs {self.guessing:.2f}"
-            known += f", and the first step {self._first:.2f}" if self._first > self.guessing else ""
-            return BadStep("diverged", f"the loss is {loss:.4g} nats a token, where {known}", None, bound)
+        if bad is None and loss > self.bound:
+            return BadStep("diverged", f"the loss is {loss:.4g} nats a token, where {self._known}", None, self.bound)
         return bad
 
     def _spike(self, loss: float, grad_norm: float) -> BadStep | None:
@@ -93,12 +114,13 @@ class StepWatch:
         return None
 
 
-def _robust(values: deque) -> tuple[float, float]:
+def _robust(values: Sequence[float]) -> tuple[float, float]:
     """(the median of the last few, the deviation)."""
+    values = list(values)[-WINDOW:]
     steps = [after - before for before, after in pairwise(values)]
     usual = statistics.median(steps)
     deviation = _NORMAL * statistics.median(abs(step - usual) for step in steps)
-    return statistics.median(list(values)[-RECENT:]), deviation
+    return statistics.median(values[-RECENT:]), deviation
 
 
 def _said(what: str, value: float, median: float, threshold: float) -> str:

@@ -95,8 +95,9 @@ def test_a_batch_without_supervision_is_written_down(fresh_config, tmp_path, mon
 
 
 def test_a_learning_rate_of_ten_is_stopped(fresh_config, tmp_path):
-    config = fresh_config(**{"train.learning_rate": 10.0, "train.bad_steps_kept": 2, "train.clip_norm": 0.0})
-    with pytest.raises(InputError, match=r"^step \d+: for 10 steps in a row the loss was more than half above that of"):
+    changes = {"train.learning_rate": 10.0, "train.bad_steps_kept": 2, "train.clip_norm": 0.0, "checkpoint.every": 9}
+    config = fresh_config(**changes)
+    with pytest.raises(InputError, match=r"^step 10: the run has diverged: the loss of 9 of the last 10 steps was"):
         loop.train(config, tmp_path / "run")
     first, second = records(tmp_path / "run")  # and no more than was asked for
     assert (first["kind"], second["kind"]) == ("diverged", "diverged")
@@ -104,6 +105,9 @@ def test_a_learning_rate_of_ten_is_stopped(fresh_config, tmp_path):
     assert not first["losses_are_of_the_step"]
     again = assert_replayed(tmp_path / "run", first)
     assert again.restored == 0
+    # The same command goes on from step 9, and no further.
+    with pytest.raises(InputError, match=r"^step 10: the run has diverged"):
+        loop.train(config, tmp_path / "run")
 
 
 def test_a_base_of_another_tokenizer_is_refused_and_the_workdir_is_free(make_config, base, exported, tmp_path):
