@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mtsft.dialogue.kinds import kind
-from mtsft.dialogue.normalize import CONTENT, MEDIA, ROLE_OF, VALUE, Normalizer, refuse_media
+from mtsft.dialogue.media import MEDIA, refuse_media
+from mtsft.dialogue.normalize import CONTENT, ROLE_OF, VALUE, Normalizer
 from mtsft.dialogue.record_format import PLAIN, RecordFormat
 from mtsft.dialogue.records import EXAMPLE, Messages, listed
 from mtsft.dialogue.reply_trees import linked, tree
