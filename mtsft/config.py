@@ -173,7 +173,7 @@ def default() -> ConfigDict:
     train.overfit_one_batch = 0  # steps of the pre-flight on a copy, on one batch, whose loss must fall; 0 for none
     train.bad_steps_kept = 5  # steps that went wrong, at most, written to WORKDIR/bad_steps; 0 for none
     train.log_every = 10  # steps between lines of metrics.jsonl
-    train.tensorboard = True  # draw them as TensorBoard's events, too, in WORKDIR/tensorboard
+    train.tensorboard = False  # draw them as TensorBoard's events, too (pip install 'mtsft[tensorboard]'), in WORKDIR
     train.wandb = ""  # and in this project of Weights & Biases (pip install 'mtsft[wandb]'); "" for none
 
     config.eval = evaluation = ConfigDict()

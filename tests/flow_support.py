@@ -36,7 +36,6 @@ def get_config():
     config.train.learning_rate = 0.01
     config.train.warmup_steps = 4
     config.train.log_every = 1
-    config.train.tensorboard = False  # whose writer takes half a second to import, in every process
     config.eval.every = 8
     config.checkpoint.every = 4
     config.parallel.compilation_cache = {compiled!r}

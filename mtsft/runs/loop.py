@@ -32,7 +32,7 @@ from mtsft.runs.stepper import Stepper
 from mtsft.runs.template_date import with_template_date
 from mtsft.runs.training_progress import TrainingProgress, end_lines
 from mtsft.stopping import UNFINISHED, Saving
-from mtsft.training.boards import Board, TensorBoard, WeightsAndBiases, check_wandb
+from mtsft.training.boards import Board, TensorBoard, WeightsAndBiases, check_installed
 from mtsft.training.checkpoint import Checkpoints
 from mtsft.training.early_stopping import is_best, stops_after
 from mtsft.training.metrics import Log, Meter, finite, held_out_losses
@@ -66,7 +66,7 @@ def train(
             for too long.
     """
     began = time.monotonic()
-    check_wandb(config.train.wandb)
+    check_installed(config.train.tensorboard, config.train.wandb)
     workdir = absolute(path_of(workdir))
     workdirs.check_free(workdir)
     if is_first():

@@ -126,7 +126,16 @@ class WeightsAndBiases:
             shutil.rmtree(self._local, ignore_errors=True)
 
 
-def check_wandb(project: str) -> None:
-    """Raises InputError where a project is named and Weights & Biases is not installed."""
-    if project and importlib.util.find_spec("wandb") is None:
-        raise InputError(f"train.wandb={project!r}: Weights & Biases is not installed; pip install 'mtsft[wandb]'")
+def check_installed(tensorboard: bool, project: str) -> None:
+    """Raises InputError where what is to draw is not installed.
+
+    Args:
+        tensorboard: whether TensorBoard's events are written.
+        project: of Weights & Biases; "" for none.
+    """
+    for asked, package, name in (
+        (tensorboard and "train.tensorboard=True", "tensorboardX", "tensorboard"),
+        (project and f"train.wandb={project!r}", "wandb", "wandb"),
+    ):
+        if asked and importlib.util.find_spec(package) is None:
+            raise InputError(f"{asked}: {package} is not installed; pip install 'mtsft[{name}]'")

@@ -46,6 +46,6 @@ def test_the_scalars_of_all_starts_are_in_one_run(tmp_path):
 
 
 def test_neither_is_needed(tmp_path):
-    config, workdir = write_config(tmp_path, **{"train.tensorboard": False}), tmp_path / "run"
+    config, workdir = write_config(tmp_path), tmp_path / "run"
     run("train", f"--config={config}", f"--workdir={workdir}")
     assert not {"tensorboard", "wandb", "wandb_id.txt"} & {path.name for path in workdir.iterdir()}

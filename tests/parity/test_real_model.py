@@ -11,7 +11,7 @@ import pytest
 from mtsft.config import default
 from mtsft.runs.evaluator import Evaluator
 
-pytestmark = [pytest.mark.parity, pytest.mark.slow]
+pytestmark = [pytest.mark.parity, pytest.mark.slow, pytest.mark.exhaustive]
 
 
 @pytest.fixture(scope="module")

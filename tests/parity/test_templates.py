@@ -118,6 +118,7 @@ def test_real_dialogues(name, pairs, real, real_data):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", FAMILIES)
 def test_all_real_dialogues(name, pairs, real, real_data):
     real_data(f"{FILES[0]}.jsonl")

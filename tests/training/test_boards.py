@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from mtsft.errors import InputError
-from mtsft.training.boards import WeightsAndBiases, check_wandb
+from mtsft.training.boards import WeightsAndBiases, check_installed
 from mtsft.training.metrics import Log
 
 
@@ -69,6 +69,8 @@ def test_who_is_not_logged_in_is_told_what_to_do(tmp_path, heard, monkeypatch):
 
 def test_where_it_is_not_installed_the_error_has_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    check_wandb("")
+    check_installed(False, "")
     with pytest.raises(InputError, match=r"^train.wandb='dialogues': .*pip install 'mtsft\[wandb\]'$"):
-        check_wandb("dialogues")
+        check_installed(False, "dialogues")
+    with pytest.raises(InputError, match=r"^train.tensorboard=True: .*pip install 'mtsft\[tensorboard\]'$"):
+        check_installed(True, "")
