@@ -84,7 +84,7 @@ supervise() {
 
 follow() {
   if alive; then
-    tail -n 200 --sleep-interval=0.5 --pid="$pid" -F run.log
+    tail -n 200 --sleep-interval=0.2 --pid="$pid" -F run.log
   else
     tail -n 200 run.log
   fi
